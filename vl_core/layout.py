@@ -1,0 +1,224 @@
+"""What each position of an encoded sequence is: roles, token ids and picture grids.
+
+Z-Image's text encoder reads ``<|im_start|>user\\n{prompt}<|im_end|>\\n<|im_start|>assistant\\n`` (diffusers
+``ZImagePipeline``, ComfyUI ``ZImageTokenizer``). Our vision-language sequence is that very list of token ids with
+the picture block inserted after the user header, so the positions that are not part of a picture carry the same
+tokens as the text sequence and align with it one to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+SYSTEM_TURN = "<|im_start|>system\n{}<|im_end|>\n"
+USER_TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+HEADER_TOKENS = 3  # <|im_start|> user \n
+TAIL_TOKENS = 5  # <|im_end|> \n <|im_start|> assistant \n
+
+
+class TokenRole(IntEnum):
+    """What a position holds. The values are what is stored in files; never renumber."""
+
+    TEMPLATE = 0
+    TEXT = 1
+    MARKER = 2
+    IMAGE = 3
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids of the tokens that carry structure. Defaults are those of every Qwen3 and Qwen3-VL tokenizer."""
+
+    im_start: int = 151644
+    im_end: int = 151645
+    vision_start: int = 151652
+    vision_end: int = 151653
+    image_pad: int = 151655
+
+
+@dataclass(frozen=True, eq=False)
+class TokenLayout:
+    """Roles and ids of the ``L`` positions of one sequence.
+
+    Attributes:
+        roles: uint8 ``(L,)`` of :class:`TokenRole`, on the CPU.
+        token_ids: int64 ``(L,)``, on the CPU; image positions hold the image-pad id.
+        grids: per picture ``(rows, columns)`` of merged image tokens, in sequence order. Their areas sum to the
+            number of IMAGE positions. A picture cut by a mask is a strip: ``(1, kept tokens)``.
+        layer: Hugging Face ``hidden_states`` index counted from the end (-2 is what Z-Image reads); None if unknown.
+        source: which encoder the states came from: ``"qwen3-vl"``, ``"text"``, or ``"blend"`` for a mixture.
+        prompt: the user's words; ``model``: the encoder's name. Both are provenance only.
+
+    Raises:
+        ValueError: if the parts contradict each other.
+    """
+
+    roles: Tensor
+    token_ids: Tensor
+    grids: tuple[tuple[int, int], ...] = ()
+    layer: int | None = None
+    source: str = "qwen3-vl"
+    prompt: str = ""
+    model: str = ""
+
+    def __post_init__(self) -> None:
+        roles = torch.as_tensor(self.roles, dtype=torch.uint8, device="cpu")
+        token_ids = torch.as_tensor(self.token_ids, dtype=torch.int64, device="cpu")
+        grids = tuple((int(rows), int(columns)) for rows, columns in self.grids)
+        if roles.ndim != 1 or roles.shape != token_ids.shape:
+            raise ValueError(
+                f"TokenLayout: expected roles and token_ids of one equal length, got {tuple(roles.shape)} and "
+                f"{tuple(token_ids.shape)}."
+            )
+        if roles.numel() and int(roles.max()) > max(TokenRole):
+            raise ValueError(f"TokenLayout: expected roles 0 to {max(TokenRole):d}, got {int(roles.max())}.")
+        pictured = sum(rows * columns for rows, columns in grids)
+        image_tokens = int((roles == TokenRole.IMAGE).sum())
+        if pictured != image_tokens:
+            raise ValueError(f"TokenLayout: grids {grids} hold {pictured} image tokens, roles count {image_tokens}.")
+        object.__setattr__(self, "roles", roles)
+        object.__setattr__(self, "token_ids", token_ids)
+        object.__setattr__(self, "grids", grids)
+
+    def __len__(self) -> int:
+        return self.roles.numel()
+
+    def mask(self, *roles: TokenRole) -> Tensor:
+        """Boolean ``(L,)``: positions that have one of ``roles``."""
+        return torch.isin(self.roles, torch.tensor(roles, dtype=torch.uint8))
+
+    def counts(self) -> dict[TokenRole, int]:
+        """Positions per role, roles that do not occur left out."""
+        return {role: int(count) for role in TokenRole if (count := (self.roles == role).sum())}
+
+    def describe(self) -> str:
+        """The counts in words: ``"8 template, 5 text, 2 marker, 64 image (8×8)"``."""
+        parts = [f"{count} {role.name.lower()}" for role, count in self.counts().items()]
+        sizes = ", ".join(f"{rows}×{columns}" for rows, columns in self.grids)
+        return (", ".join(parts) or "no tokens") + (f" ({sizes})" if sizes else "")
+
+    def picture_positions(self) -> list[Tensor]:
+        """Per picture the int64 indices of its IMAGE positions, in raster order."""
+        positions = self.mask(TokenRole.IMAGE).nonzero().flatten()
+        return list(positions.split([rows * columns for rows, columns in self.grids]))
+
+    def select(self, keep: Tensor) -> TokenLayout:
+        """The layout of the positions where boolean ``keep`` ``(L,)`` is true."""
+        keep = keep.to("cpu", torch.bool)
+        grids = []
+        for grid, positions in zip(self.grids, self.picture_positions(), strict=True):
+            kept = int(keep[positions].sum())
+            if kept == positions.numel():
+                grids.append(grid)
+            elif kept:
+                grids.append((1, kept))
+        return replace(self, roles=self.roles[keep], token_ids=self.token_ids[keep], grids=tuple(grids))
+
+    def with_layer(self, layer: int | None) -> TokenLayout:
+        return replace(self, layer=layer)
+
+
+def concatenate_layouts(layouts: Sequence[TokenLayout], source: str) -> TokenLayout:
+    """One layout after another; layer, prompt and model are the first one's."""
+    return replace(
+        layouts[0],
+        roles=torch.cat([layout.roles for layout in layouts]),
+        token_ids=torch.cat([layout.token_ids for layout in layouts]),
+        grids=sum((layout.grids for layout in layouts), ()),
+        source=source,
+    )
+
+
+def text_layout(
+    token_ids: Sequence[int],
+    *,
+    system_tokens: int = 0,
+    special: SpecialTokens = SpecialTokens(),
+    source: str = "text",
+    **provenance,
+) -> TokenLayout:
+    """Layout of a Z-Image text sequence: user header, words, assistant header.
+
+    Args:
+        token_ids: ids of the filled template, a leading system turn included.
+        system_tokens: how many of them are the system turn.
+        special: ids that carry structure.
+        provenance: ``layer``, ``prompt`` and ``model`` of the layout.
+
+    Raises:
+        ValueError: if the ids are not this template, or the prompt contains an image placeholder.
+    """
+    ids = torch.as_tensor(list(token_ids), dtype=torch.int64)
+    length, start = ids.numel(), system_tokens
+    head_fits = length >= start + HEADER_TOKENS + TAIL_TOKENS and int(ids[start]) == special.im_start
+    if not head_fits or int(ids[-TAIL_TOKENS]) != special.im_end or int(ids[2 - TAIL_TOKENS]) != special.im_start:
+        raise ValueError(
+            f"Expected the token ids of Z-Image's chat template ({USER_TURN!r}), got {length} ids that are not: "
+            "the tokenizer belongs to another model family."
+        )
+    reserved = {special.image_pad: "<|image_pad|>", special.vision_start: "<|vision_start|>",
+                special.vision_end: "<|vision_end|>"}
+    for token, name in reserved.items():
+        if (ids == token).any():
+            raise ValueError(f"prompt: contains {name}, a token reserved for pictures. Remove it from the prompt.")
+    roles = torch.full((length,), TokenRole.TEMPLATE, dtype=torch.uint8)
+    roles[start + HEADER_TOKENS : length - TAIL_TOKENS] = TokenRole.TEXT
+    return TokenLayout(roles, ids, source=source, **provenance)
+
+
+def picture_insertion_point(layout: TokenLayout, special: SpecialTokens = SpecialTokens()) -> int:
+    """Index in a text layout where the picture block goes: right after the user header."""
+    starts = ((layout.token_ids == special.im_start) & (layout.roles == TokenRole.TEMPLATE)).nonzero().flatten()
+    return int(starts[-2]) + HEADER_TOKENS  # the last start belongs to the assistant, the one before to the user
+
+
+def insert_pictures(
+    layout: TokenLayout, grids: Sequence[tuple[int, int]], special: SpecialTokens = SpecialTokens(), source="qwen3-vl"
+) -> TokenLayout:
+    """The vision-language sequence of a text layout: per picture a start marker, its image tokens, an end marker.
+
+    Args:
+        layout: what :func:`text_layout` gave.
+        grids: merged ``(rows, columns)`` per picture; none leaves the text alone.
+    """
+    at = picture_insertion_point(layout, special)
+    roles, ids = [layout.roles[:at]], [layout.token_ids[:at]]
+    for rows, columns in grids:
+        count = rows * columns
+        roles.append(torch.tensor([TokenRole.MARKER, *[TokenRole.IMAGE] * count, TokenRole.MARKER], dtype=torch.uint8))
+        ids.append(torch.tensor([special.vision_start, *[special.image_pad] * count, special.vision_end]))
+    return replace(
+        layout,
+        roles=torch.cat([*roles, layout.roles[at:]]),
+        token_ids=torch.cat([*ids, layout.token_ids[at:]]),
+        grids=tuple(grids),
+        source=source,
+    )
+
+
+def mrope_positions(layout: TokenLayout) -> Tensor:
+    """Qwen3-VL's rotary positions (time, row, column), int64 ``(3, L)``.
+
+    Words count up on all three axes; a picture that starts at ``s`` has time ``s``, rows ``s + r`` and columns
+    ``s + c``, and the words after it go on at ``s + max(rows, columns)`` (Qwen2-VL, arXiv 2409.12191, section 2.1).
+    """
+    positions = torch.empty(3, len(layout), dtype=torch.int64)
+    spans = {int(span[0]): grid for span, grid in zip(layout.picture_positions(), layout.grids, strict=True)}
+    index, position = 0, 0
+    while index < len(layout):
+        if index not in spans:
+            positions[:, index] = position
+            index, position = index + 1, position + 1
+            continue
+        rows, columns = spans[index]
+        block = slice(index, index + rows * columns)
+        positions[0, block] = position
+        positions[1, block] = position + torch.arange(rows).repeat_interleave(columns)
+        positions[2, block] = position + torch.arange(columns).repeat(rows)
+        index, position = block.stop, position + max(rows, columns)
+    return positions

@@ -1,0 +1,289 @@
+"""Attention sinks, streaming per-dimension statistics, and the reference that VL states are brought onto.
+
+A sink is a token that attention parks on: its state is hundreds of times larger than any other's in a few dimensions
+("massive activations", arXiv 2402.17762). One sink among 22 tokens holds 98 % of the variance of Qwen3-4B's states at
+layer -2, so statistics that include it describe that one token. Here sinks are found and counted apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .storage import read_tensors, take, write_tensors
+
+Sinks = Literal["exclude", "include"]
+
+SINK_FACTOR = 8.0  # a sink's RMS exceeds this many medians; ordinary tokens stay within about 3
+PUBLISHED_TARGET_STD = 61.0  # the research note's global std of Qwen3-4B at layer -2
+PUBLISHED_CLIP = 3.0  # the note clips per-dimension z-scores here
+EPSILON = 1e-6  # floor of a std, as in the note
+ENCODER_LAYER = -2  # the hidden state Z-Image reads
+
+
+def token_rms(embeddings: Tensor) -> Tensor:
+    """Root mean square of each token: ``(…, L, D)`` -> float32 ``(…, L)``."""
+    return embeddings.float().square().mean(-1).sqrt()
+
+
+def median(values: Tensor) -> Tensor:
+    """Median over the last axis, the mean of the middle two for an even count (``torch.median`` takes the lower)."""
+    ordered = values.sort(-1).values
+    count = ordered.shape[-1]
+    return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
+
+
+def find_sinks(embeddings: Tensor) -> Tensor:
+    """Which tokens are attention sinks: RMS > 8 × the sequence's median token RMS.
+
+    Args:
+        embeddings: ``(L, D)`` or ``(B, L, D)``, any float dtype.
+
+    Returns:
+        boolean ``(L,)`` or ``(B, L)`` on the same device. Sequences of fewer than 3 tokens have no sinks: with two
+        tokens neither is the ordinary one.
+    """
+    rms = token_rms(embeddings)
+    if rms.shape[-1] < 3:
+        return torch.zeros_like(rms, dtype=torch.bool)
+    return rms > SINK_FACTOR * median(rms).unsqueeze(-1)
+
+
+def counted_tokens(embeddings: Tensor, sinks: Sinks) -> Tensor:
+    """Which tokens statistics run over: boolean ``(L,)`` or ``(B, L)``, all or all but the sinks.
+
+    Raises:
+        ValueError: if ``sinks`` is neither "exclude" nor "include".
+    """
+    if sinks not in ("exclude", "include"):
+        raise ValueError(f"sinks: expected 'exclude' or 'include', got {sinks!r}.")
+    if sinks == "include":
+        return torch.ones(embeddings.shape[:-1], dtype=torch.bool, device=embeddings.device)
+    return ~find_sinks(embeddings)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Count, mean and summed squared deviations per dimension, in float64, merged exactly.
+
+    The update is Chan, Golub and LeVeque's pairwise formula (Stanford STAN-CS-79-773), so the result does not depend
+    on how tokens are grouped beyond rounding, and large means cost no precision.
+    """
+
+    count: int
+    mean: Tensor  # float64 (D,)
+    squares: Tensor  # float64 (D,): sum of (x - mean)^2
+
+    @classmethod
+    def empty(cls, width: int) -> Moments:
+        return cls(0, torch.zeros(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, tokens: Tensor) -> Moments:
+        """Of ``(N, D)`` tokens, N may be 0."""
+        if not len(tokens):
+            return cls.empty(tokens.shape[-1])
+        tokens = tokens.detach().to("cpu", torch.float64)
+        mean = tokens.mean(0)
+        return cls(len(tokens), mean, (tokens - mean).square().sum(0))
+
+    def merge(self, other: Moments) -> Moments:
+        count = self.count + other.count
+        if not count:
+            return self
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / count)
+        squares = self.squares + other.squares + delta.square() * (self.count * other.count / count)
+        return Moments(count, mean, squares)
+
+    @property
+    def std(self) -> Tensor:
+        """Unbiased std per dimension, float64 ``(D,)``; NaN for fewer than 2 tokens, as in torch."""
+        return (self.squares / (self.count - 1 if self.count > 1 else float("nan"))).sqrt()
+
+    @property
+    def global_mean(self) -> float:
+        return float(self.mean.mean())
+
+    @property
+    def global_std(self) -> float:
+        """Unbiased std over all ``count × D`` elements."""
+        elements = self.count * self.mean.numel()
+        between = self.count * (self.mean - self.mean.mean()).square().sum()
+        return float(((self.squares.sum() + between) / (elements - 1)).sqrt()) if elements > 1 else float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceStatistics:
+    """What the states of Z-Image's own text encoder look like: the target that VL states are brought onto.
+
+    Ordinary tokens and sinks are kept apart; ``"include"`` merges them, which reproduces published statistics.
+
+    Attributes:
+        ordinary, sinks: moments of the two groups over the width ``D``.
+        rms: float32 ``(ordinary.count,)``, each ordinary token's RMS (kept, so that the median survives merging).
+        encoder: identity of the encoder that was measured; ``layer`` its hidden-state index from the end.
+        prompts: how many texts were read.
+    """
+
+    ordinary: Moments
+    sinks: Moments
+    rms: Tensor
+    encoder: str = ""
+    layer: int | None = None
+    prompts: int = 0
+
+    @classmethod
+    def empty(cls, width: int, encoder: str = "", layer: int | None = None) -> ReferenceStatistics:
+        return cls(Moments.empty(width), Moments.empty(width), torch.zeros(0), encoder, layer, 0)
+
+    @classmethod
+    def of(cls, embeddings: Tensor, encoder: str = "", layer: int | None = None) -> ReferenceStatistics:
+        """Of one text's states ``(L, D)`` or ``(1, L, D)``.
+
+        Raises:
+            ValueError: if the shape is another, or a value is not finite.
+        """
+        if embeddings.ndim == 3 and embeddings.shape[0] == 1:
+            embeddings = embeddings[0]
+        if embeddings.ndim != 2:
+            raise ValueError(f"embeddings: expected shape (tokens, width), got {tuple(embeddings.shape)}.")
+        if not embeddings.isfinite().all():
+            raise ValueError("embeddings: expected finite values, got NaN or infinity; the encoder overflowed.")
+        is_sink = find_sinks(embeddings)
+        ordinary = embeddings[~is_sink]
+        return cls(
+            Moments.of(ordinary), Moments.of(embeddings[is_sink]), token_rms(ordinary).cpu(), encoder, layer, prompts=1
+        )
+
+    @classmethod
+    def from_published(
+        cls, mean: Tensor, std: Tensor, count: int, encoder: str = "", layer: int | None = None
+    ) -> ReferenceStatistics:
+        """From per-dimension mean and std ``(D,)`` that somebody measured over ``count`` tokens, sinks mixed in.
+
+        Nothing can take the sinks out again: both ``"exclude"`` and ``"include"`` give these numbers, and the median
+        token RMS is unknown.
+        """
+        mean, std = mean.double(), std.double()
+        ordinary = Moments(count, mean, std.square() * (count - 1))
+        return cls(ordinary, Moments.empty(mean.numel()), torch.zeros(0), encoder, layer, 0)
+
+    @property
+    def width(self) -> int:
+        return self.ordinary.mean.numel()
+
+    def moments(self, sinks: Sinks = "exclude") -> Moments:
+        """Of the ordinary tokens, or of all."""
+        return self.ordinary if sinks == "exclude" else self.ordinary.merge(self.sinks)
+
+    @property
+    def median_rms(self) -> float:
+        """Median RMS of the ordinary tokens; NaN if unknown."""
+        return float(median(self.rms)) if len(self.rms) else float("nan")
+
+    def merge(self, other: ReferenceStatistics) -> ReferenceStatistics:
+        """Statistics of both sets of tokens.
+
+        Raises:
+            ValueError: if they come from different encoders, layers or widths.
+        """
+        ours, theirs = (self.encoder, self.layer, self.width), (other.encoder, other.layer, other.width)
+        if ours != theirs:
+            raise ValueError(f"Expected statistics of one (encoder, layer, width) to merge, got {ours} and {theirs}.")
+        return ReferenceStatistics(
+            self.ordinary.merge(other.ordinary), self.sinks.merge(other.sinks), torch.cat([self.rms, other.rms]),
+            self.encoder, self.layer, self.prompts + other.prompts,
+        )
+
+    def check_width(self, width: int) -> None:
+        """Raise ValueError unless embeddings of ``width`` can be compared with this reference."""
+        if width != self.width:
+            raise ValueError(
+                f"reference: expected statistics of width {width}, got {self.width}. The reference was measured on "
+                "another encoder; measure it on the text encoder of this workflow."
+            )
+
+    def describe(self) -> str:
+        """Two lines for people: what was measured and what came out."""
+        return (
+            f"{self.prompts} prompts, {self.ordinary.count} tokens and {self.sinks.count} sinks, width {self.width}, "
+            f"layer {self.layer}\n"
+            f"median token RMS {self.median_rms:.2f}, std {self.moments().global_std:.2f} without sinks, "
+            f"{self.moments('include').global_std:.2f} with them"
+        )
+
+    def save(self, path: str | os.PathLike) -> Path:
+        """Write to a safetensors file."""
+        tensors = {"rms": self.rms}
+        for name, moments in (("ordinary", self.ordinary), ("sinks", self.sinks)):
+            tensors |= {f"{name}.mean": moments.mean, f"{name}.squares": moments.squares}
+        header = {
+            "encoder": self.encoder, "layer": self.layer, "prompts": self.prompts,
+            "counts": [self.ordinary.count, self.sinks.count],
+        }
+        return write_tensors(path, "reference", tensors, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> ReferenceStatistics:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError, ValueError: see :func:`~.storage.read_tensors`; also for shapes that disagree.
+        """
+        tensors, header = read_tensors(path, "reference")
+        try:
+            groups = [
+                Moments(count, take(tensors, f"{name}.mean", path, 1), take(tensors, f"{name}.squares", path, 1))
+                for name, count in zip(("ordinary", "sinks"), header["counts"], strict=True)
+            ]
+            reference = cls(
+                *groups, take(tensors, "rms", path, 1), header["encoder"], header["layer"], header["prompts"]
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{Path(path).name}: the header lacks or garbles {error}.") from error
+        widths = {part.numel() for group in groups for part in (group.mean, group.squares)}
+        if len(widths) != 1:
+            raise ValueError(f"{Path(path).name}: expected one width throughout, got {sorted(widths)}.")
+        return reference
+
+
+def calibration_prompts() -> list[str]:
+    """The built-in texts a reference is measured on: diverse in subject, length and language."""
+    text = resources.files(__package__).joinpath("calibration_prompts.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def calibrate(
+    encode: Callable[[str], Tensor],
+    prompts: Iterable[str] | None = None,
+    *,
+    encoder: str = "",
+    layer: int | None = ENCODER_LAYER,
+    progress: Callable[[], None] = lambda: None,
+) -> ReferenceStatistics:
+    """Measure a text encoder.
+
+    Args:
+        encode: text -> its states ``(L, D)`` or ``(1, L, D)`` as Z-Image would get them.
+        prompts: texts to read; the built-in ones by default.
+        progress: called after each text; may raise to interrupt.
+
+    Raises:
+        ValueError: if there are no prompts, or the encoder gives values that are not finite.
+    """
+    total = None
+    for prompt in calibration_prompts() if prompts is None else prompts:
+        part = ReferenceStatistics.of(encode(prompt), encoder, layer)
+        total = part if total is None else total.merge(part)
+        progress()
+    if total is None:
+        raise ValueError("prompts: expected at least one text to measure the encoder on, got none.")
+    return total
