@@ -67,7 +67,7 @@ class TokenLayout:
     model: str = ""
 
     def __post_init__(self) -> None:
-        roles = torch.as_tensor(self.roles, dtype=torch.uint8, device="cpu")
+        roles = torch.as_tensor(self.roles, device="cpu")
         token_ids = torch.as_tensor(self.token_ids, dtype=torch.int64, device="cpu")
         grids = tuple((int(rows), int(columns)) for rows, columns in self.grids)
         if roles.ndim != 1 or roles.shape != token_ids.shape:
@@ -75,13 +75,16 @@ class TokenLayout:
                 f"TokenLayout: expected roles and token_ids of one equal length, got {tuple(roles.shape)} and "
                 f"{tuple(token_ids.shape)}."
             )
-        if roles.numel() and int(roles.max()) > max(TokenRole):
-            raise ValueError(f"TokenLayout: expected roles 0 to {max(TokenRole):d}, got {int(roles.max())}.")
+        if roles.numel() and not 0 <= int(roles.min()) <= int(roles.max()) <= max(TokenRole):
+            found = sorted(set(roles.tolist()))
+            raise ValueError(f"TokenLayout: expected roles 0 to {max(TokenRole):d}, got {found}.")
+        if any(rows < 1 or columns < 1 for rows, columns in grids):
+            raise ValueError(f"TokenLayout: expected grids of at least 1×1, got {grids}.")
         pictured = sum(rows * columns for rows, columns in grids)
         image_tokens = int((roles == TokenRole.IMAGE).sum())
         if pictured != image_tokens:
             raise ValueError(f"TokenLayout: grids {grids} hold {pictured} image tokens, roles count {image_tokens}.")
-        object.__setattr__(self, "roles", roles)
+        object.__setattr__(self, "roles", roles.to(torch.uint8))
         object.__setattr__(self, "token_ids", token_ids)
         object.__setattr__(self, "grids", grids)
 
@@ -108,8 +111,14 @@ class TokenLayout:
         return list(positions.split([rows * columns for rows, columns in self.grids]))
 
     def select(self, keep: Tensor) -> TokenLayout:
-        """The layout of the positions where boolean ``keep`` ``(L,)`` is true."""
+        """The layout of the positions where boolean ``keep`` ``(L,)`` is true.
+
+        Raises:
+            ValueError: if ``keep`` is of another length.
+        """
         keep = keep.to("cpu", torch.bool)
+        if keep.shape != self.roles.shape:
+            raise ValueError(f"keep: expected shape ({len(self)},), one per position, got {tuple(keep.shape)}.")
         grids = []
         for grid, positions in zip(self.grids, self.picture_positions(), strict=True):
             kept = int(keep[positions].sum())
@@ -172,8 +181,14 @@ def text_layout(
 
 
 def picture_insertion_point(layout: TokenLayout, special: SpecialTokens = SpecialTokens()) -> int:
-    """Index in a text layout where the picture block goes: right after the user header."""
+    """Index in a text layout where the picture block goes: right after the user header.
+
+    Raises:
+        ValueError: if the layout has pictures already, or lacks the user and assistant headers.
+    """
     starts = ((layout.token_ids == special.im_start) & (layout.roles == TokenRole.TEMPLATE)).nonzero().flatten()
+    if layout.grids or len(starts) < 2:
+        raise ValueError(f"layout: expected a whole text sequence without pictures, got {layout.describe()}.")
     return int(starts[-2]) + HEADER_TOKENS  # the last start belongs to the assistant, the one before to the user
 
 

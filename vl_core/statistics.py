@@ -56,14 +56,19 @@ def find_sinks(embeddings: Tensor) -> Tensor:
     return rms > SINK_FACTOR * median(rms).unsqueeze(-1)
 
 
+def check_sinks(sinks: str) -> None:
+    """Raise ValueError unless ``sinks`` is "exclude" or "include"."""
+    if sinks not in ("exclude", "include"):
+        raise ValueError(f"sinks: expected 'exclude' or 'include', got {sinks!r}.")
+
+
 def counted_tokens(embeddings: Tensor, sinks: Sinks) -> Tensor:
     """Which tokens statistics run over: boolean ``(L,)`` or ``(B, L)``, all or all but the sinks.
 
     Raises:
         ValueError: if ``sinks`` is neither "exclude" nor "include".
     """
-    if sinks not in ("exclude", "include"):
-        raise ValueError(f"sinks: expected 'exclude' or 'include', got {sinks!r}.")
+    check_sinks(sinks)
     if sinks == "include":
         return torch.ones(embeddings.shape[:-1], dtype=torch.bool, device=embeddings.device)
     return ~find_sinks(embeddings)
@@ -181,7 +186,12 @@ class ReferenceStatistics:
         return self.ordinary.mean.numel()
 
     def moments(self, sinks: Sinks = "exclude") -> Moments:
-        """Of the ordinary tokens, or of all."""
+        """Of the ordinary tokens, or of all.
+
+        Raises:
+            ValueError: if ``sinks`` is neither "exclude" nor "include".
+        """
+        check_sinks(sinks)
         return self.ordinary if sinks == "exclude" else self.ordinary.merge(self.sinks)
 
     @property

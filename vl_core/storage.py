@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -29,13 +29,15 @@ def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tens
     metadata = {HEADER_KEY: json.dumps({**header, "kind": kind, "version": FORMAT_VERSION}, ensure_ascii=False)}
     # save_file refuses tensors that share memory, so every one is written from its own.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.part")
     try:
+        partial.touch()
+        ordinary = partial.stat().st_mode
         save_file(own, partial, metadata=metadata)
+        partial.chmod(ordinary)  # safetensors makes files that only their owner can read
         os.replace(partial, path)
     finally:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     return path
 
 
@@ -60,15 +62,20 @@ def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
                 raise ValueError(
                     f"{path.name}: expected a file saved by zimage-vl, got a safetensors file of another program."
                 )
-            header = json.loads(header)
-            if header.get("version", 0) > FORMAT_VERSION:
+            try:
+                header = dict(json.loads(header))
+                version = int(header.get("version", 0))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{path.name}: expected a zimage-vl header, got a damaged one ({error}).") from error
+            if version > FORMAT_VERSION:
                 raise ValueError(
-                    f"{path.name}: written in format {header['version']}, this version reads up to {FORMAT_VERSION}. "
+                    f"{path.name}: written in format {version}, this version reads up to {FORMAT_VERSION}. "
                     "Update zimage-vl."
                 )
             if header.get("kind") != kind:
                 raise ValueError(f"{path.name}: expected saved {kind}, got saved {header.get('kind')}.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dict
+            # Cloned off the memory map, which would keep Windows from replacing the file while a tensor lives.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(
             f"{path.name}: expected a safetensors file, got one that is cut short or damaged ({error})."

@@ -1,0 +1,39 @@
+"""The nodes. Each file is one stage: a schema and the few lines that hand CONDITIONING to vl_core and back."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .blend import ZImageVLBlend
+from .condition import ZImageVLCondition
+from .encode import ZImageVLEncode
+from .files import ZImageVLLoadSaved, ZImageVLSave
+from .inspect import ZImageVLInspect
+from .loader import ZImageVLLoader
+from .normalize import ZImageVLNormalize
+from .outliers import ZImageVLMaskOutliers
+from .reference import ZImageVLReference
+from .select import ZImageVLSelectTokens
+
+NODES: list[type[io.ComfyNode]] = [
+    ZImageVLCondition,
+    ZImageVLLoader,
+    ZImageVLEncode,
+    ZImageVLSelectTokens,
+    ZImageVLMaskOutliers,
+    ZImageVLNormalize,
+    ZImageVLBlend,
+    ZImageVLReference,
+    ZImageVLInspect,
+    ZImageVLSave,
+    ZImageVLLoadSaved,
+]
+
+
+class ZImageVLExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> ZImageVLExtension:
+    return ZImageVLExtension()

@@ -1,0 +1,127 @@
+"""Mix what the VL model saw into Z-Image's own text conditioning."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..vl_core import alpha_curve, blend
+from .common import CATEGORY, report, sinks_input
+from .conditioning import check_conditioning, layout_of, repack, timed
+
+
+def _alpha() -> io.Float.Input:
+    return io.Float.Input(
+        "alpha", default=0.5, min=0.0, max=1.0, step=0.01,
+        tooltip="How much of the picture's reading goes in: 0 is the text alone, 1 the VL states alone. Higher follows "
+        "the picture more and your words less.",
+    )
+
+
+def _alpha_end() -> list:
+    return [
+        io.Combo.Input(
+            "curve", options=["flat", "linear", "ease_in", "ease_out"], default="flat",
+            tooltip="flat: one alpha for every token. The others go from alpha at the first token to alpha_end at the "
+            "last: steadily, late, or early.",
+        ),
+        io.Float.Input(
+            "alpha_end", default=0.5, min=0.0, max=1.0, step=0.01,
+            tooltip="Alpha of the last token when the curve is not flat.",
+        ),
+    ]
+
+
+def _space() -> io.Combo.Input:
+    return io.Combo.Input(
+        "space", options=["dit", "raw", "slerp"], default="dit",
+        tooltip="dit: mix as Z-Image sees the tokens, each brought to unit size first, so alpha means what it says. "
+        "raw: plain mixture, in which large tokens win. slerp: along the arc between both.",
+    )
+
+
+def _antialias() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "antialias", default=True, tooltip="Average over all tokens when shortening; off skips some, as the note did."
+    )
+
+
+class ZImageVLBlend(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        mixing = [_alpha(), *_alpha_end(), _space()]
+        return io.Schema(
+            node_id="ZImageVLBlend",
+            display_name="Blend VL with Text",
+            category=CATEGORY,
+            description="Mix VL conditioning into Z-Image's text conditioning, token by token, or append it.",
+            search_aliases=["alpha blend", "mix conditioning", "adain", "reference strength"],
+            inputs=[
+                io.Conditioning.Input("text", tooltip="Z-Image's own encoding of the prompt, from CLIP Text Encode."),
+                io.Conditioning.Input("vl", tooltip="VL states of the same prompt with the picture."),
+                io.DynamicCombo.Input(
+                    "method",
+                    options=[
+                        io.DynamicCombo.Option("aligned", mixing),
+                        io.DynamicCombo.Option("resample", [*mixing, _antialias()]),
+                        io.DynamicCombo.Option("truncate", mixing),
+                        io.DynamicCombo.Option(
+                            "append",
+                            [
+                                io.Int.Input(
+                                    "downsample", default=2, min=1, max=32,
+                                    tooltip="Average image tokens n × n first. This is the strength here: fewer tokens "
+                                    "pull less, while their size is invisible to Z-Image.",
+                                )
+                            ],
+                        ),
+                        io.DynamicCombo.Option("adain", [_alpha(), _antialias()]),
+                        io.DynamicCombo.Option("adain_per_dim", [_alpha()]),
+                        io.DynamicCombo.Option("style_dims", [_alpha(), _antialias()]),
+                    ],
+                    tooltip="aligned: same word with same word (same prompt on both sides). resample: stretch VL "
+                    "tokens over the text. truncate: cut both to the shorter. append: words first, then VL tokens. "
+                    "adain, adain_per_dim: take over the VL's mean and spread. style_dims: mix the upper third of "
+                    "the dimensions.",
+                ),
+                io.Float.Input(
+                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True,
+                    tooltip="When the picture starts to act, as a share of the steps. Text alone before.",
+                ),
+                io.Float.Input(
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True,
+                    tooltip="When the picture stops acting. 0.5 lets it set the layout and leaves the details to the "
+                    "words.",
+                ),
+                sinks_input(),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, text, vl, method: dict | str, start_percent: float = 0.0, end_percent: float = 1.0, sinks: str = "exclude"
+    ) -> io.NodeOutput:
+        check_conditioning(text, "text")
+        check_conditioning(vl, "vl")
+        if len(vl) not in (1, len(text)):
+            raise ValueError(
+                f"vl: expected one entry, or as many as text has ({len(text)}), got {len(vl)}. Combine after blending."
+            )
+        if not start_percent < end_percent:
+            raise ValueError(f"start_percent: expected less than end_percent ({end_percent}), got {start_percent}.")
+        options = dict(method) if isinstance(method, dict) else {"method": method}
+        chosen, alpha = options.pop("method"), options.pop("alpha", 1.0)
+        curve, alpha_end = options.pop("curve", "flat"), options.pop("alpha_end", alpha)
+        options = {"append_downsample" if name == "downsample" else name: value for name, value in options.items()}
+        if chosen == "append":
+            alpha = 1.0  # every VL token goes in whole; how many there are is the strength
+        entries, lines = [], []
+        for entry, seen in zip(text, vl * len(text) if len(vl) == 1 else vl, strict=True):
+            steps = alpha if curve == "flat" else alpha_curve(entry[0].shape[1], alpha, alpha_end, curve)
+            mixed, info = blend(
+                entry[0], seen[0], steps, chosen, text_layout=layout_of(entry), vl_layout=layout_of(seen), sinks=sinks,
+                **options,
+            )
+            entries += timed(entry, repack(entry, mixed, info.layout), start_percent, end_percent)
+            lines.append(info.describe())
+        return io.NodeOutput(entries, ui=report(lines))

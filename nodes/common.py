@@ -1,0 +1,75 @@
+"""What every node shares: the category, our two wire types, inputs that recur, and the report on the node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from comfy_api.latest import io, ui
+
+CATEGORY = "conditioning/z-image vl"
+
+Qwen3VL = io.Custom("QWEN3VL")
+Reference = io.Custom("VL_REFERENCE")
+
+SCOPES = ["image tokens", "all tokens"]
+
+
+def encoder_input(id: str = "encoder") -> io.MultiType.Input:
+    return io.MultiType.Input(
+        id, [Qwen3VL, io.Clip], display_name=id.replace("_", " "),
+        tooltip="What looks at the picture: Load Qwen3-VL, or Load CLIP (type lumina2) with a Qwen3-VL-4B file.",
+    )
+
+
+def pictures_input() -> io.Autogrow.Input:
+    return io.Autogrow.Input(
+        "images",
+        template=io.Autogrow.TemplatePrefix(
+            io.Image.Input("image", tooltip="A reference picture. A batch counts as several."), "image", min=0, max=16
+        ),
+        tooltip="Reference pictures. Connect one and a further socket appears; with none the prompt is read alone.",
+    )
+
+
+def prompt_input() -> io.String.Input:
+    return io.String.Input(
+        "prompt", multiline=True, dynamic_prompts=True,
+        tooltip="What to paint. The picture is read together with these words.",
+    )
+
+
+def layer_input(default: int) -> io.Int.Input:
+    return io.Int.Input(
+        "layer", default=default, min=-37, max=-1, advanced=True,
+        tooltip="Which hidden state to take, counted from the end. -2 is what Z-Image was trained on; -6 and -8 are "
+        "more abstract and looked cleaner in the research note.",
+    )
+
+
+def budget_input() -> io.Int.Input:
+    return io.Int.Input(
+        "image_tokens", default=1024, min=1, max=16384, advanced=True,
+        tooltip="Most tokens a picture may take (32 × 32 pixels each). Larger pictures are scaled down; fewer tokens "
+        "encode faster and carry less detail.",
+    )
+
+
+def system_prompt_input() -> io.String.Input:
+    return io.String.Input(
+        "system_prompt", default="", multiline=True, optional=True, advanced=True,
+        tooltip="Tells Qwen3-VL what to look for, e.g. 'Attend to the lighting.' Empty is Z-Image's own template.",
+    )
+
+
+def sinks_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "sinks", options=["exclude", "include"], default="exclude", advanced=True,
+        tooltip="exclude: attention sinks (tokens hundreds of times larger than the rest) are left as they are and "
+        "kept out of the statistics. include: treat them like any token, as the research note did.",
+    )
+
+
+def report(*parts: str | Iterable[str]) -> ui.PreviewText:
+    """Lines shown on the node after it ran."""
+    lines = [part if isinstance(part, str) else "\n".join(part) for part in parts]
+    return ui.PreviewText("\n".join(line for line in lines if line))

@@ -1,0 +1,111 @@
+"""Unpack CONDITIONING for vl_core and pack it again: entries in, entries out, nothing modified in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..vl_core import TokenLayout, TokenRole
+from ..vl_core.states import LAYOUT_KEY
+
+Entry = list  # [tensor (B, L, D), dict]
+
+
+def check_conditioning(conditioning: list[Entry], name: str = "conditioning") -> None:
+    """Refuse what the sampler would choke on or paint black with.
+
+    Raises:
+        ValueError: no entries, no tokens, NaN or infinite values.
+    """
+    if not conditioning:
+        raise ValueError(f"{name}: expected at least one entry, got an empty CONDITIONING.")
+    for index, (states, _) in enumerate(conditioning):
+        if states.ndim != 3 or not states.shape[1]:
+            raise ValueError(
+                f"{name}: expected states of shape (batch, tokens, width), got {tuple(states.shape)} in entry {index}."
+            )
+        if not states.isfinite().all():
+            broken = int((~states.isfinite()).sum())
+            raise ValueError(
+                f"{name}: entry {index} holds {broken} NaN or infinite values. The encoder that made it overflowed: "
+                "load it in bf16 or fp32."
+            )
+
+
+def layout_of(entry: Entry) -> TokenLayout | None:
+    """The entry's layout, or None for text from core nodes.
+
+    Raises:
+        ValueError: if the layout is of another length, because a node in between changed the tokens.
+    """
+    layout = entry[1].get(LAYOUT_KEY)
+    if layout is not None and len(layout) != entry[0].shape[1]:
+        raise ValueError(
+            f"conditioning: has {entry[0].shape[1]} tokens but its layout describes {len(layout)}: a node between ours "
+            "changed the tokens. Place it after the last Z-Image VL node."
+        )
+    return layout
+
+
+def require_layout(entry: Entry, purpose: str) -> TokenLayout:
+    layout = layout_of(entry)
+    if layout is None:
+        raise ValueError(
+            f"conditioning: {purpose} needs to know what each token is, but this conditioning does not say. "
+            "Connect the output of Qwen3-VL Encode (or of a Z-Image VL node after it)."
+        )
+    return layout
+
+
+def scope_positions(entry: Entry, scope: str) -> Tensor | None:
+    """Positions a stage is limited to: None for all, or the boolean ``(L,)`` of image tokens.
+
+    Raises:
+        ValueError: if it is to be limited to image tokens and there are none.
+    """
+    if scope == "all tokens":
+        return None
+    positions = require_layout(entry, f"scope = {scope}").mask(TokenRole.IMAGE)
+    if not positions.any():
+        raise ValueError(f"scope: {scope} needs image tokens, but this conditioning has none. Choose all tokens.")
+    return positions
+
+
+def pack_states(states: Tensor, layout: TokenLayout) -> list[Entry]:
+    """One fresh CONDITIONING entry."""
+    return [[states, {LAYOUT_KEY: layout}]]
+
+
+def repack(entry: Entry, states: Tensor, layout: TokenLayout | None) -> Entry:
+    """A new entry with other states; every option stays, but an attention mask of another length would be stale."""
+    options: dict[str, Any] = dict(entry[1])
+    if states.shape[1] != entry[0].shape[1]:
+        options.pop("attention_mask", None)
+    options.pop(LAYOUT_KEY, None)
+    if layout is not None:
+        options[LAYOUT_KEY] = layout
+    return [states, options]
+
+
+def map_entries(conditioning: list[Entry], stage: Callable[[Entry], tuple[Entry, str]]) -> tuple[list[Entry], str]:
+    """Run a stage over every entry; the reports of several entries are numbered."""
+    check_conditioning(conditioning)
+    entries, reports = zip(*(stage(entry) for entry in conditioning), strict=True)
+    if len(reports) == 1:
+        return list(entries), reports[0]
+    return list(entries), "\n".join(f"[{index}] {report}" for index, report in enumerate(reports, 1))
+
+
+def timed(text: Entry, mixed: Entry, start: float, end: float) -> list[Entry]:
+    """The mixture from ``start`` to ``end`` (shares of the schedule) and the text outside of it, never both at once.
+
+    Ranges the text already had are kept: each part is cut to them, and empty parts are left out.
+    """
+    first, last = text[1].get("start_percent", 0.0), text[1].get("end_percent", 1.0)
+    parts = [(text, first, min(last, start)), (mixed, max(first, start), min(last, end)), (text, max(first, end), last)]
+    ranged = [(entry, begin, stop) for entry, begin, stop in parts if begin < stop]
+    if len(ranged) == 1 and ranged[0][0] is mixed:
+        return [mixed]  # acts all the time the text does: its options stay as they were
+    return [[entry[0], {**entry[1], "start_percent": begin, "end_percent": stop}] for entry, begin, stop in ranged]

@@ -1,0 +1,83 @@
+"""Save conditioning with its layout, and load it again."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..vl_core import load_conditioning, save_conditioning
+from . import host
+from .common import CATEGORY, report
+from .conditioning import check_conditioning, layout_of
+
+
+class ZImageVLSave(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ZImageVLSave",
+            display_name="Save VL Embeddings",
+            category=CATEGORY,
+            description="Keep conditioning as a safetensors file that Load VL Embeddings lists.",
+            search_aliases=["save conditioning", "export embeddings"],
+            is_output_node=True,
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="What to keep; every entry and its options are saved."),
+                io.String.Input(
+                    "filename_prefix", default="reference",
+                    tooltip="Name of the file in output/vl_embeddings; a number is added, nothing is overwritten.",
+                ),
+            ],
+            outputs=[],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, filename_prefix: str = "reference") -> io.NodeOutput:
+        check_conditioning(conditioning)
+        path = host.next_save_path(filename_prefix)
+        left_out = save_conditioning(path, conditioning)
+        missing = f"Not saved, no file can hold them: {', '.join(left_out)}." if left_out else ""
+        size = path.stat().st_size / 2**20
+        return io.NodeOutput(ui=report(f"{path.relative_to(host.embeddings_folder())}, {size:.1f} MiB", missing))
+
+
+class ZImageVLLoadSaved(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ZImageVLLoadSaved",
+            display_name="Load VL Embeddings",
+            category=CATEGORY,
+            description="Conditioning that Save VL Embeddings kept; no encoder needed.",
+            search_aliases=["load conditioning", "import embeddings"],
+            inputs=[
+                io.Combo.Input(
+                    "file", options=list(host.saved_embeddings()),
+                    tooltip="A file in output/vl_embeddings or models/vl_embeddings. Press R to see new ones.",
+                )
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        try:
+            host.find_saved(file)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str) -> str:
+        path = host.find_saved(file)
+        return f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}"
+
+    @classmethod
+    def execute(cls, file: str) -> io.NodeOutput:
+        conditioning = load_conditioning(host.find_saved(file))
+        lines = []
+        for entry in conditioning:
+            layout = layout_of(entry)
+            lines.append(layout.describe() if layout else f"{entry[0].shape[1]} tokens without a layout")
+            if layout and layout.prompt:
+                lines.append(f"prompt: {layout.prompt}")
+        return io.NodeOutput(conditioning, ui=report(lines))

@@ -1,0 +1,404 @@
+"""Everything that touches ComfyUI itself: folders, memory, progress, and its own Qwen3-VL and Qwen3 encoders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.utils
+import folder_paths
+import torch
+from comfy.text_encoders import qwen3vl, z_image
+
+from ..vl_core import ReferenceStatistics, TokenLayout, VLStates, calibrate, calibration_prompts
+from ..vl_core.encoder import Qwen3VLEncoder
+from ..vl_core.layout import (
+    SYSTEM_TURN,
+    USER_TURN,
+    SpecialTokens,
+    insert_pictures,
+    picture_insertion_point,
+    text_layout,
+)
+from ..vl_core.pictures import DEFAULT_BUDGET, prepare_picture, split_batch, to_float
+from ..vl_core.states import LAYOUT_KEY, resolve_layer
+from ..vl_core.statistics import ENCODER_LAYER
+
+log = logging.getLogger(__name__)
+
+EMBEDDINGS = "vl_embeddings"  # folder of saved conditioning, below output/ and models/
+ENCODER_SUBFOLDERS = ("LLM", "VLM", "Qwen")  # where other packs keep Hugging Face folders, below models/
+ZIMAGE_WIDTH = 2560
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class LoadedEncoder:
+    """A transformers Qwen3-VL under ComfyUI's memory management: what travels on a QWEN3VL wire."""
+
+    def __init__(self, encoder: Qwen3VLEncoder):
+        self.encoder = encoder
+        # Looked up at call time: main.py swaps the class when dynamic VRAM is on.
+        self.patcher = comfy.model_patcher.CoreModelPatcher(
+            encoder.model,
+            load_device=comfy.model_management.text_encoder_device(),
+            offload_device=comfy.model_management.text_encoder_offload_device(),
+            size=comfy.model_management.module_size(encoder.model),
+        )
+
+    def encode(self, images, prompt, layers, system_prompt, budget, notes) -> VLStates:
+        # Plain torch layers cannot be streamed in parts, so the model is loaded whole.
+        comfy.model_management.load_models_gpu(
+            [self.patcher], memory_required=_activation_bytes(self.encoder.width, budget * max(1, len(images))),
+            force_full_load=True,
+        )
+        return self.encoder.encode(
+            images, prompt, layers, system_prompt, budget=budget, notes=notes, check=check_interrupted
+        )
+
+
+    def describe(self) -> str:
+        encoder, loaded = self.encoder, len(self.encoder.model.language_model.layers)
+        dtype = str(encoder.dtype).removeprefix("torch.")
+        size = comfy.model_management.module_size(encoder.model) / 2**30
+        return (
+            f"{encoder.name}: {encoder.variant}, {dtype}, {loaded} of {encoder.num_layers} blocks, {size:.2f} GiB"
+        )
+
+
+def _activation_bytes(width: int, tokens: int) -> int:
+    """Room the forward needs over its weights: about 64 float32 rows of ``width`` per token covers every layer."""
+    return 256 * width * tokens
+
+
+def check_interrupted() -> None:
+    """Raise if the user pressed Stop."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def progress_bar(total: int) -> Callable[[], None]:
+    """A bar on the running node; each call is one step and a chance to stop."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def step() -> None:
+        check_interrupted()
+        bar.update(1)
+
+    return step
+
+
+# --- Qwen3-VL as a Hugging Face folder ------------------------------------------------------------------------------
+
+
+def encoder_folders() -> dict[str, Path]:
+    """Qwen3-VL folders by the name shown in the loader."""
+    found: dict[str, Path] = {}
+    for root in encoder_roots():
+        for config in sorted([*root.glob("*/config.json"), *root.glob("*/*/config.json")]):
+            try:
+                model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+            except (OSError, ValueError):
+                continue  # somebody else's broken folder is not ours to report
+            if model_type == "qwen3_vl":
+                found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+    return found
+
+
+def encoder_roots() -> list[Path]:
+    """Folders that are searched for Qwen3-VL."""
+    below_models = [str(Path(folder_paths.models_dir) / name) for name in ENCODER_SUBFOLDERS]
+    return [Path(root) for root in dict.fromkeys([*folder_paths.get_folder_paths("text_encoders"), *below_models])]
+
+
+def load_encoder(folder: str, dtype: str, deepest_layer: int) -> LoadedEncoder:
+    """Load a Qwen3-VL folder by the name the loader shows.
+
+    Raises:
+        ValueError: if there is no such folder; the message lists where it looked.
+    """
+    folders = encoder_folders()
+    if folder not in folders:
+        looked = "\n".join(f"  {root}" for root in encoder_roots())
+        raise ValueError(
+            f"folder: found no Qwen3-VL folder {folder!r}. Put the Hugging Face folder of Qwen3-VL-4B (config.json, "
+            f"tokenizer and safetensors files) in one of:\n{looked}\nthen press R to refresh the list."
+        )
+    encoder = Qwen3VLEncoder.from_pretrained(
+        folders[folder], device=comfy.model_management.text_encoder_offload_device(), dtype=_pick_dtype(dtype),
+        deepest_layer=deepest_layer,
+    )
+    return LoadedEncoder(encoder)
+
+
+def _pick_dtype(name: str) -> torch.dtype:
+    if name in DTYPES:
+        return DTYPES[name]
+    device = comfy.model_management.text_encoder_device()
+    if comfy.model_management.is_device_cpu(device):
+        return torch.float32
+    return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float16
+
+
+# --- any encoder ----------------------------------------------------------------------------------------------------
+
+
+def encode_vision(
+    encoder: Any,
+    images: dict[str, torch.Tensor] | None,
+    prompt: str,
+    layers: Sequence[int],
+    *,
+    system_prompt: str = "",
+    budget: int = DEFAULT_BUDGET,
+    name: str = "encoder",
+) -> tuple[VLStates, list[str]]:
+    """Read pictures and a prompt with whatever hangs on the socket.
+
+    Args:
+        encoder: a QWEN3VL, or a CLIP that holds Qwen3-VL-4B.
+        images: name -> IMAGE ``(B, H, W, C)``, as an Autogrow input gives them; each of a batch is a picture.
+        layers: Hugging Face numbering.
+
+    Returns:
+        the states, and remarks for the node about what was changed on the way in.
+
+    Raises:
+        ValueError: see :func:`check_vision_clip` and :meth:`Qwen3VLEncoder.encode`.
+    """
+    pictures = [one for image in (images or {}).values() if image is not None for one in split_batch(image)]
+    prompt, notes = as_host_reads(prompt), []
+    if isinstance(encoder, LoadedEncoder):
+        return encoder.encode(pictures, prompt, layers, system_prompt or None, budget, notes), notes
+    check_vision_clip(encoder, name)
+    return _encode_native(encoder, pictures, prompt, layers, system_prompt, budget, notes), notes
+
+
+def as_host_reads(prompt: str) -> str:
+    """The prompt as ComfyUI's tokenizers see it: they drop the backslash of an escaped parenthesis."""
+    return prompt.replace("\\)", ")").replace("\\(", "(")
+
+
+def states_to_host(states: torch.Tensor) -> torch.Tensor:
+    """States ``(L, D)`` as a CONDITIONING tensor ``(1, L, D)``: float32 on the intermediate device."""
+    return states.to(comfy.model_management.intermediate_device(), torch.float32, copy=True).unsqueeze(0)
+
+
+def width_note(states: torch.Tensor) -> str:
+    """A remark if these states cannot go to Z-Image as they are."""
+    width = states.shape[-1]
+    return "" if width == ZIMAGE_WIDTH else f"Width {width}: Z-Image takes {ZIMAGE_WIDTH}, which Qwen3-VL-4B gives."
+
+
+# --- Qwen3-VL as ComfyUI loads it ------------------------------------------------------------------------------------
+
+NATIVE_NAME = "qwen3vl_4b"
+LOAD_NATIVE = "Load Qwen3-VL-4B with Load CLIP, type lumina2 (ComfyUI 0.28 or newer), or use Load Qwen3-VL."
+
+
+def check_vision_clip(clip: Any, name: str = "encoder") -> None:
+    """Refuse a CLIP that cannot look at pictures the way we need.
+
+    Raises:
+        ValueError: for every other kind, saying which it is and what to load instead.
+    """
+    model = getattr(clip, "cond_stage_model", None)
+    if model is None:
+        raise ValueError(f"{name}: expected a Qwen3-VL encoder, got {type(clip).__name__}. {LOAD_NATIVE}")
+    kind, clip_name = type(model).__name__, getattr(model, "clip_name", "?")
+    if isinstance(model, qwen3vl.Qwen3VLTEModel):
+        if clip_name == NATIVE_NAME:
+            return
+        raise ValueError(f"{name}: got {clip_name}, but Z-Image needs the 4B (width 2560). {LOAD_NATIVE}")
+    if isinstance(model, z_image.ZImageTEModel):
+        raise ValueError(
+            f"{name}: got the text-only Qwen3-4B, which cannot see pictures (a Qwen3-VL file without its vision "
+            f"weights loads as that too). {LOAD_NATIVE}"
+        )
+    if clip_name == NATIVE_NAME or NATIVE_NAME in kind.lower() or kind.startswith(("Krea2", "Mage")):
+        raise ValueError(
+            f"{name}: got Qwen3-VL-4B wrapped for another image model ({kind}), which changes its template and "
+            f"layers. {LOAD_NATIVE}"
+        )
+    raise ValueError(f"{name}: expected Qwen3-VL-4B, got {kind} ({clip_name}). {LOAD_NATIVE}")
+
+
+def _encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes) -> VLStates:
+    check_interrupted()
+    num_layers = getattr(clip.cond_stage_model, NATIVE_NAME).num_layers
+    wanted = sorted({resolve_layer(layer, num_layers) for layer in layers})
+    prepared = []
+    for index, picture in enumerate(pictures, 1):
+        ready, remarks = prepare_picture(picture, budget, f"image {index}")
+        prepared.append(ready)
+        notes += remarks
+    layout, tokens = _native_tokens(clip, prompt, system_prompt, prepared)
+    capturing = clip.clone()
+    # A list makes the host capture Hugging Face's hidden_states[k] for every k in it, in one forward.
+    capturing.clip_layer(wanted)
+    states = capturing.encode_from_tokens(tokens, return_dict=True)["cond"]
+    if tuple(states.shape[:3]) != (1, len(wanted), len(layout)):
+        raise RuntimeError(
+            f"This ComfyUI gives Qwen3-VL states of shape {tuple(states.shape)} where (1, {len(wanted)}, "
+            f"{len(layout)}, width) was expected. Update ComfyUI to 0.28 or newer, or use Load Qwen3-VL."
+        )
+    return VLStates(states[0], tuple(wanted), num_layers, layout, prompt, system_prompt, NATIVE_NAME)
+
+
+def _native_tokens(clip, prompt, system_prompt, prepared) -> tuple[TokenLayout, dict]:
+    """Token ids of Z-Image's template, with picture entries put after the user header."""
+    # Text that starts with <|im_start|> is taken as it stands: no template, no think block.
+    system = SYSTEM_TURN.format(system_prompt) if system_prompt else ""
+    pairs = clip.tokenize(system + USER_TURN.format(prompt))[NATIVE_NAME][0]
+    system_tokens = len(clip.tokenize(system)[NATIVE_NAME][0]) if system else 0
+    ids = [pair[0] for pair in pairs]
+    if not all(isinstance(token, int) for token in ids):
+        raise ValueError("prompt: contains an embedding: file; Qwen3-VL has none. Remove it from the prompt.")
+    text = text_layout(ids, system_tokens=system_tokens, prompt=prompt, model=NATIVE_NAME)
+    special, at = SpecialTokens(), picture_insertion_point(text)
+    blocks = []
+    for picture in prepared:
+        image = {"type": "image", "data": to_float(picture), "original_type": "image"}
+        blocks += [(special.vision_start, 1.0), (image, 1.0), (special.vision_end, 1.0)]
+    layout = insert_pictures(text, [picture.grid for picture in prepared])
+    return layout, {NATIVE_NAME: [pairs[:at] + blocks + pairs[at:]]}
+
+
+# --- Z-Image's text encoder -----------------------------------------------------------------------------------------
+
+TEXT_NAME = "qwen3_4b"
+LOAD_TEXT = "Load qwen_3_4b.safetensors with Load CLIP, type lumina2."
+
+
+def check_text_clip(clip: Any, name: str = "clip") -> None:
+    """Refuse a CLIP that is not Z-Image's text encoder.
+
+    Raises:
+        ValueError: for every other kind, saying which it is and what to load instead.
+    """
+    model = getattr(clip, "cond_stage_model", None)
+    if not isinstance(model, z_image.ZImageTEModel):
+        kind = type(clip if model is None else model).__name__
+        hint = " (that goes to the vision input)" if isinstance(model, qwen3vl.Qwen3VLTEModel) else ""
+        raise ValueError(f"{name}: expected Z-Image's text encoder Qwen3-4B, got {kind}{hint}. {LOAD_TEXT}")
+
+
+def encode_text(clip: Any, prompt: str) -> list[list]:
+    """Z-Image's own encoding of the prompt, as CLIP Text Encode gives it, with a layout on every entry.
+
+    Raises:
+        ValueError: see :func:`check_text_clip`.
+    """
+    check_text_clip(clip)
+    tokens = clip.tokenize(prompt)
+    ids = [pair[0] for pair in tokens[TEXT_NAME][0]]
+    layout = None
+    if all(isinstance(token, int) for token in ids):
+        layer = ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx
+        layout = text_layout(ids, layer=layer, prompt=as_host_reads(prompt), model=TEXT_NAME)
+    entries = clip.encode_from_tokens_scheduled(tokens)
+    return [[states, {**options, LAYOUT_KEY: layout} if layout else options] for states, options in entries]
+
+
+def measure_reference(clip: Any) -> tuple[ReferenceStatistics, str]:
+    """Statistics of a text encoder over the built-in prompts, from the cache on disk if it was measured before.
+
+    Returns:
+        the statistics, and where they came from.
+    """
+    check_text_clip(clip, "source")
+    layer = ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx
+    identity = clip_identity(clip)
+    folder = Path(folder_paths.get_user_directory()) / "zimage_vl"
+    cached = folder / f"reference_{identity[:16]}_layer{layer}.safetensors"
+    if cached.is_file():
+        try:
+            reference = ReferenceStatistics.load(cached)
+        except ValueError as error:
+            log.warning("Measuring again, because the cached reference cannot be read: %s", error)
+        else:
+            if reference.encoder == identity and reference.layer == layer:
+                return reference, f"from the cache: {cached.name}"
+    prompts = calibration_prompts()
+    reference = calibrate(
+        lambda prompt: clip.encode_from_tokens(clip.tokenize(prompt)).cpu(), prompts,
+        encoder=identity, layer=layer, progress=progress_bar(len(prompts)),
+    )
+    reference.save(cached)
+    return reference, f"measured now, kept as {cached.name}"
+
+
+def clip_identity(clip: Any) -> str:
+    """A fingerprint of an encoder's weights and patches, and of the built-in prompts, that survives a restart.
+
+    Names, shapes, types and 64 spread-out values of every parameter, so a fine-tune, another quantisation or a LoRA is
+    another encoder; cheap enough to take each time.
+    """
+    digest = hashlib.sha256("\n".join(calibration_prompts()).encode())
+    for name, parameter in sorted(clip.cond_stage_model.named_parameters()):
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(_sample(parameter))
+    for key in sorted(clip.patcher.patches, key=str):
+        for strength, patch, strength_model, *_ in clip.patcher.patches[key]:
+            digest.update(f"{key} {strength} {strength_model}".encode())
+            weights = getattr(patch, "weights", patch)
+            for part in weights if isinstance(weights, (tuple, list)) else (weights,):
+                digest.update(_sample(part) if isinstance(part, torch.Tensor) else repr(part).encode())
+    return digest.hexdigest()
+
+
+def _sample(tensor: torch.Tensor) -> bytes:
+    values = tensor.detach().reshape(-1)
+    return values[:: max(1, values.numel() // 64)].to("cpu", torch.float32).numpy().tobytes()
+
+
+# --- saved conditioning ---------------------------------------------------------------------------------------------
+
+
+def embeddings_folder() -> Path:
+    """Where Save VL Embeddings writes and Load VL Embeddings looks first."""
+    return Path(folder_paths.get_output_directory()) / EMBEDDINGS
+
+
+def saved_embeddings() -> dict[str, Path]:
+    """Saved files by the name shown in the loader."""
+    found: dict[str, Path] = {}
+    for root in (embeddings_folder(), Path(folder_paths.models_dir) / EMBEDDINGS):
+        for path in sorted(root.rglob("*.safetensors")):
+            found.setdefault(path.relative_to(root).as_posix(), path)
+    return found
+
+
+def find_saved(name: str) -> Path:
+    """Path of a saved file.
+
+    Raises:
+        ValueError: if there is none; the message lists where it looked.
+    """
+    found = saved_embeddings()
+    if name not in found:
+        looked = f"{embeddings_folder()} and {Path(folder_paths.models_dir) / EMBEDDINGS}"
+        raise ValueError(
+            f"file: found no saved embeddings {name!r} in {looked}. Save some with Save VL Embeddings, then press R."
+        )
+    return found[name]
+
+
+def next_save_path(prefix: str) -> Path:
+    """A file name that is not taken yet: ``<prefix>_00001.safetensors``; ComfyUI's %date% tokens work.
+
+    Raises:
+        ValueError: if the prefix leads out of the folder.
+    """
+    root = embeddings_folder()
+    root.mkdir(parents=True, exist_ok=True)
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    path = Path(folder) / f"{name}_{counter:05}.safetensors"
+    while path.exists():  # the host's counter only knows names that end in an underscore
+        counter += 1
+        path = Path(folder) / f"{name}_{counter:05}.safetensors"
+    return path

@@ -1,0 +1,50 @@
+"""Load Qwen3-VL from a Hugging Face folder."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import host
+from .common import CATEGORY, Qwen3VL, report
+
+
+class ZImageVLLoader(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ZImageVLLoader",
+            display_name="Load Qwen3-VL",
+            category=CATEGORY,
+            description="Load Qwen3-VL-4B from a Hugging Face folder. For a single file use Load CLIP, type lumina2.",
+            search_aliases=["qwen3vl loader", "vision encoder", "vlm", "ip adapter"],
+            inputs=[
+                io.Combo.Input(
+                    "folder", options=list(host.encoder_folders()),
+                    tooltip="A Qwen3-VL folder (config.json, tokenizer, safetensors) below models/text_encoders, "
+                    "models/LLM, models/VLM or models/Qwen.",
+                ),
+                io.Combo.Input(
+                    "dtype", options=["auto", *host.DTYPES], default="auto", advanced=True,
+                    tooltip="Number format of the weights. auto: bf16 where the GPU has it, fp32 on the CPU. fp16 can "
+                    "overflow.",
+                ),
+                io.Int.Input(
+                    "deepest_layer", default=-2, min=-37, max=-1, advanced=True,
+                    tooltip="Deepest hidden state you will ask for. Blocks after it are never read from disk: -6 saves "
+                    "about 1 GB against -1.",
+                ),
+            ],
+            outputs=[Qwen3VL.Output(display_name="qwen3-vl")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str) -> bool | str:
+        if folder in host.encoder_folders():
+            return True
+        looked = ", ".join(str(root) for root in host.encoder_roots())
+        return f"folder: found no Qwen3-VL folder {folder!r}. Looked in {looked}."
+
+    @classmethod
+    def execute(cls, folder: str, dtype: str = "auto", deepest_layer: int = -2) -> io.NodeOutput:
+        loaded = host.load_encoder(folder, dtype, deepest_layer)
+        return io.NodeOutput(loaded, ui=report(loaded.describe()))

@@ -1,0 +1,85 @@
+"""Bring the scale of VL states to what Z-Image's encoder gives."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..vl_core import normalize
+from .common import CATEGORY, SCOPES, Reference, report, sinks_input
+from .conditioning import layout_of, map_entries, repack, scope_positions
+
+
+def _clip() -> io.Float.Input:
+    return io.Float.Input(
+        "clip", default=3.0, min=0.5, max=100.0, step=0.5,
+        tooltip="Values further than this many standard deviations from their dimension's mean are cut.",
+    )
+
+
+class ZImageVLNormalize(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ZImageVLNormalize",
+            display_name="Normalize VL Embeddings",
+            category=CATEGORY,
+            description="Give VL states the scale of Z-Image's own text states, overall or dimension by dimension.",
+            search_aliases=["scale embeddings", "match statistics", "standardize conditioning"],
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="What to rescale: VL or plain text conditioning."),
+                io.DynamicCombo.Input(
+                    "mode",
+                    options=[
+                        io.DynamicCombo.Option("per_dim", [_clip()]),
+                        io.DynamicCombo.Option(
+                            "global",
+                            [
+                                io.Float.Input(
+                                    "target_std", default=0.0, min=0.0, max=1000.0, step=0.1,
+                                    tooltip="Overall spread to reach; 0 takes it from the reference. The research note "
+                                    "used 61, which counts the attention sink in.",
+                                )
+                            ],
+                        ),
+                        io.DynamicCombo.Option(
+                            "hybrid",
+                            [
+                                io.Float.Input(
+                                    "weight", default=0.5, min=0.0, max=1.0, step=0.05,
+                                    tooltip="How much of per_dim is in the mixture; the rest is global.",
+                                ),
+                                _clip(),
+                            ],
+                        ),
+                        io.DynamicCombo.Option("rms", []),
+                        io.DynamicCombo.Option("none", []),
+                    ],
+                    tooltip="per_dim: every dimension gets the reference's mean and spread; cleanest for image tokens. "
+                    "global: one factor for all. hybrid: a mixture of both. rms: every token gets the same size.",
+                ),
+                Reference.Input("reference", optional=True, tooltip="The target. From Reference Statistics."),
+                io.Combo.Input(
+                    "scope", options=SCOPES, default="all tokens", advanced=True,
+                    tooltip="Which tokens are measured and changed.",
+                ),
+                sinks_input(),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, conditioning, mode: dict | str, reference=None, scope: str = "all tokens", sinks: str = "exclude"
+    ) -> io.NodeOutput:
+        options = dict(mode) if isinstance(mode, dict) else {"mode": mode}
+        chosen, target = options.pop("mode"), options.pop("target_std", 0.0)
+
+        def stage(entry):
+            states, info = normalize(
+                entry[0], chosen, reference, target_std=target or None, sinks=sinks,
+                positions=scope_positions(entry, scope), **options,
+            )
+            return repack(entry, states, layout_of(entry)), info.describe()
+
+        scaled, lines = map_entries(conditioning, stage)
+        return io.NodeOutput(scaled, ui=report(lines))

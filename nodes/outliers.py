@@ -1,0 +1,77 @@
+"""Tame dimensions whose spread is far from what Z-Image's encoder gives."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..vl_core import mask_outlier_dimensions
+from .common import CATEGORY, SCOPES, Reference, report, sinks_input
+from .conditioning import layout_of, map_entries, repack, scope_positions
+
+
+class ZImageVLMaskOutliers(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ZImageVLMaskOutliers",
+            display_name="Mask Outlier Dimensions",
+            category=CATEGORY,
+            description="Find dimensions that spread far more or less than in Z-Image's own encoder, and tame them.",
+            search_aliases=["outlier masking", "clamp embeddings", "massive activations"],
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="What to clean: VL or plain text conditioning."),
+                Reference.Input("reference", tooltip="What is normal. From Reference Statistics."),
+                io.DynamicCombo.Input(
+                    "mode",
+                    options=[
+                        io.DynamicCombo.Option("clamp", []),
+                        io.DynamicCombo.Option("zero", []),
+                        io.DynamicCombo.Option(
+                            "scale",
+                            [
+                                io.Float.Input(
+                                    "gamma", default=0.5, min=0.01, max=1.0, step=0.01,
+                                    tooltip="How far outliers are pulled back: 1 is all the way, as clamp does.",
+                                )
+                            ],
+                        ),
+                        io.DynamicCombo.Option("none", []),
+                    ],
+                    tooltip="clamp: shrink (or grow) an outlier to the threshold. zero: remove it, to test whether it "
+                    "makes the artifacts. scale: pull it back part of the way. none: only report.",
+                ),
+                io.Float.Input(
+                    "threshold", default=10.0, min=1.0, max=1000.0, step=0.5,
+                    tooltip="A dimension is an outlier if its spread differs by more than this factor. Lower catches "
+                    "more and changes the picture more.",
+                ),
+                io.Combo.Input(
+                    "direction", options=["both", "over", "under"], default="both", advanced=True,
+                    tooltip="over: spreads more than the reference. under: spreads less. The famous 617× of the "
+                    "research note is an 'under', which its own code could not find.",
+                ),
+                io.Combo.Input(
+                    "scope", options=SCOPES, default="image tokens",
+                    tooltip="Which tokens are measured and changed. Image tokens are the ones with outliers.",
+                ),
+                sinks_input(),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(
+        cls, conditioning, reference, mode: dict | str, threshold: float = 10.0, direction: str = "both",
+        scope: str = "image tokens", sinks: str = "exclude",
+    ) -> io.NodeOutput:
+        chosen = mode if isinstance(mode, dict) else {"mode": mode}
+
+        def stage(entry):
+            masked, info = mask_outlier_dimensions(
+                entry[0], threshold, chosen["mode"], reference=reference, direction=direction,
+                gamma=chosen.get("gamma", 0.5), sinks=sinks, positions=scope_positions(entry, scope),
+            )
+            return repack(entry, masked, layout_of(entry)), info.describe()
+
+        cleaned, lines = map_entries(conditioning, stage)
+        return io.NodeOutput(cleaned, ui=report(lines))

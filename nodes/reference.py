@@ -1,0 +1,45 @@
+"""Measure what Z-Image's own text encoder gives, as the target for VL states."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..vl_core import ReferenceStatistics
+from . import host
+from .common import CATEGORY, Reference, report
+from .conditioning import check_conditioning, layout_of
+
+
+class ZImageVLReference(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ZImageVLReference",
+            display_name="Reference Statistics",
+            category=CATEGORY,
+            description="Measure Z-Image's text encoder once, over built-in prompts; kept on disk for the next time.",
+            search_aliases=["calibrate", "encoder statistics"],
+            inputs=[
+                io.MultiType.Input(
+                    "source", [io.Clip, io.Conditioning],
+                    tooltip="Z-Image's text encoder (Load CLIP, type lumina2), measured over the built-in prompts; or "
+                    "any text conditioning, measured over its own tokens.",
+                )
+            ],
+            outputs=[Reference.Output(display_name="reference")],
+        )
+
+    @classmethod
+    def execute(cls, source) -> io.NodeOutput:
+        if not isinstance(source, list):
+            reference, origin = host.measure_reference(source)
+            return io.NodeOutput(reference, ui=report(reference.describe(), origin))
+        check_conditioning(source, "source")
+        reference = None
+        for entry in source:
+            layout = layout_of(entry)
+            for states in entry[0]:
+                part = ReferenceStatistics.of(states, "conditioning", layout.layer if layout else None)
+                reference = part if reference is None else reference.merge(part)
+        few = "" if reference.ordinary.count >= 100 else "Few tokens: the spread per dimension is a rough guess."
+        return io.NodeOutput(reference, ui=report(reference.describe(), "from the connected conditioning", few))

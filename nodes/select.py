@@ -1,0 +1,48 @@
+"""Cut a sequence to the tokens we want."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..vl_core.select import SELECTIONS, select_tokens
+from .common import CATEGORY, report
+from .conditioning import map_entries, repack, require_layout
+
+
+class ZImageVLSelectTokens(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ZImageVLSelectTokens",
+            display_name="Select VL Tokens",
+            category=CATEGORY,
+            description="Keep only some tokens of a Qwen3-VL encode: the words, the picture, or a part of the picture.",
+            search_aliases=["crop tokens", "token filter", "downsample image tokens"],
+            inputs=[
+                io.Conditioning.Input("conditioning", tooltip="From Qwen3-VL Encode."),
+                io.Combo.Input(
+                    "tokens", options=list(SELECTIONS), default="text",
+                    tooltip="text: template and words, which line up with Z-Image's own encoding. prompt: words only. "
+                    "image: the picture with its start and end markers.",
+                ),
+                io.Int.Input(
+                    "downsample", default=1, min=1, max=32, advanced=True,
+                    tooltip="Average image tokens n × n. A picture of fewer tokens pulls less; 2 or 3 is a mild hint.",
+                ),
+                io.Mask.Input(
+                    "mask", optional=True,
+                    tooltip="Keep only image tokens under the white part. Laid over every picture.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, tokens: str = "text", downsample: int = 1, mask=None) -> io.NodeOutput:
+        def stage(entry):
+            layout = require_layout(entry, "selecting tokens")
+            states, kept = select_tokens(entry[0], layout, tokens, downsample=downsample, mask=mask)
+            return repack(entry, states, kept), f"kept {len(kept)} of {len(layout)} tokens: {kept.describe()}"
+
+        selected, lines = map_entries(conditioning, stage)
+        return io.NodeOutput(selected, ui=report(lines))

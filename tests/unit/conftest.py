@@ -1,0 +1,34 @@
+"""Fixtures of the unit tests. The tests are imported by path, so shared modules come as fixtures."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def tiny_models():
+    """The module ``tiny_models.py`` beside this file."""
+    path = Path(__file__).with_name("tiny_models.py")
+    spec = importlib.util.spec_from_file_location("tiny_models", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3vl(tiny_models, tmp_path_factory):
+    """``(folder, model)``: a tiny Qwen3-VL on disk and the transformers model it holds, in float32."""
+    pytest.importorskip("transformers", minversion="4.57", reason="the tiny Qwen3-VL needs transformers 4.57")
+    folder = tmp_path_factory.mktemp("tiny") / "Qwen3-VL-Tiny-Instruct"
+    return folder, tiny_models.write_folder(folder)
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """Two photographs, uint8 ``(H, W, 3)``: 512 × 512 and 300 × 451."""
+    data = pytest.importorskip("skimage.data", reason="the photographs come with scikit-image")
+    return torch.from_numpy(data.astronaut().copy()), torch.from_numpy(data.chelsea().copy())

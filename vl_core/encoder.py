@@ -1,0 +1,496 @@
+"""Qwen3-VL through transformers: pictures and a prompt in, the hidden states we ask for out.
+
+Only what those states need is loaded and run: the vision tower, the first blocks of the language model, no lm_head.
+The block loop is ours, so one implementation serves transformers 4.57 and 5; ``tests/unit/test_encoder.py`` holds it
+to transformers' own ``output_hidden_states``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .layout import SYSTEM_TURN, USER_TURN, SpecialTokens, TokenLayout, insert_pictures, mrope_positions, text_layout
+from .pictures import DEFAULT_BUDGET, Picture, patchify, prepare_picture, split_batch
+from .states import VLStates, resolve_layer
+
+if TYPE_CHECKING:
+    import os
+
+log = logging.getLogger(__name__)
+
+MODEL_TYPE = "qwen3_vl"
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".safetensors")
+PREFIX = "model."  # what published keys start with; a bare Qwen3VLModel is saved without it
+# Name in SpecialTokens, the token, and what config.json calls its id.
+SPECIAL_TOKENS = (
+    ("im_start", "<|im_start|>", None),
+    ("im_end", "<|im_end|>", None),
+    ("vision_start", "<|vision_start|>", "vision_start_token_id"),
+    ("vision_end", "<|vision_end|>", "vision_end_token_id"),
+    ("image_pad", "<|image_pad|>", "image_token_id"),
+)
+
+
+class Qwen3VLEncoder:
+    """A loaded Qwen3-VL without its lm_head.
+
+    The module's device is looked up at every encode, so whoever owns ``model`` may move it.
+
+    Attributes:
+        model: transformers' ``Qwen3VLModel``, perhaps with fewer language blocks than the file.
+        tokenizer: its tokenizer.
+        num_layers: blocks of the whole model, those not loaded included: what negative layers count from.
+        loaded_layers: blocks of it that are loaded; the deepest ``hidden_states`` index that can be asked for.
+        width: size of a hidden state.
+        name: what the model is called; ``variant``: "Instruct" or "Thinking".
+        special: ids of the tokens that carry structure.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, num_layers: int, name: str = "qwen3-vl", variant: str = "Instruct"
+    ) -> None:
+        """Wrap a module that is already there.
+
+        Raises:
+            ValueError: if the tokenizer is not the model's, or its attention needs a mask to be causal.
+        """
+        if model.language_model.config._attn_implementation == "eager":
+            raise ValueError(
+                f"{name}: expected sdpa or flash attention, got eager. Load it with attn_implementation='sdpa'."
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.num_layers = num_layers
+        self.width = model.config.text_config.hidden_size
+        self.name = name
+        self.variant = variant
+        self.special = _special_tokens(tokenizer, model.config, name)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.bfloat16,
+        deepest_layer: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Qwen3VLEncoder:
+        """Load a Hugging Face folder of Qwen3-VL, Instruct or Thinking, without network access.
+
+        Args:
+            path: folder with config.json, safetensors (one file, or shards and their index) and the tokenizer.
+            device: where every weight is read to.
+            dtype: what every weight is cast to: bfloat16, float16 or float32.
+            deepest_layer: deepest ``hidden_states`` index that will be asked for (-6 of 36 blocks loads 31); None
+                loads all.
+            progress: called with (tensors read, tensors to read).
+
+        Raises:
+            FileNotFoundError: if the folder, config.json, the weights, a shard or the tokenizer is missing.
+            ValueError: for another architecture, quantised or damaged weights, missing tensors, wrong shapes, a
+                tokenizer of another model, another dtype, or a layer the model does not have.
+            ImportError: if transformers is older than 4.57.
+        """
+        folder = Path(path)
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: expected bfloat16, float16 or float32, got {dtype}.")
+        config = _read_config(folder)
+        num_layers = config.text_config.num_hidden_layers
+        blocks = num_layers if deepest_layer is None else resolve_layer(deepest_layer, num_layers)
+        tokenizer = _load_tokenizer(folder)
+        _special_tokens(tokenizer, config, folder.name)  # before gigabytes are read
+        model = _empty_model(config, blocks)
+        model.load_state_dict(_read_weights(folder, model, device, dtype, progress), assign=True)
+        _rebuild_rotary_buffers(model, device)
+        model.eval().requires_grad_(False)
+        log.info("Loaded %s: %d of %d blocks in %s.", folder.name, blocks, num_layers, dtype)
+        return cls(model, tokenizer, num_layers, folder.resolve().name, _variant(folder, tokenizer))
+
+    @property
+    def loaded_layers(self) -> int:
+        return len(self.model.language_model.layers)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.language_model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.language_model.embed_tokens.weight.dtype
+
+    def tokenize(self, prompt: str, system_prompt: str | None = None) -> TokenLayout:
+        """Z-Image's template filled with ``prompt``, tokenised as one string.
+
+        Args:
+            prompt: the user's words, as they are: braces, newlines and an empty string included.
+            system_prompt: put into a system turn before; None or "" means no such turn, as Z-Image has it.
+
+        Raises:
+            TypeError: if a prompt is not a string.
+            ValueError: if a prompt contains a token reserved for pictures.
+        """
+        _require_string(prompt, "prompt")
+        system = ""
+        if system_prompt is not None:
+            _require_string(system_prompt, "system_prompt")
+            system = SYSTEM_TURN.format(system_prompt) if system_prompt else ""
+        return text_layout(
+            self._ids(system + USER_TURN.format(prompt)),
+            system_tokens=len(self._ids(system)) if system else 0,
+            special=self.special,
+            prompt=prompt,
+            model=self.name,
+        )
+
+    def encode(
+        self,
+        images: Sequence[Tensor],
+        prompt: str,
+        layers: int | Sequence[int] = (-6,),
+        system_prompt: str | None = None,
+        *,
+        budget: int = DEFAULT_BUDGET,
+        mute: bool = False,
+        check: Callable[[], None] = lambda: None,
+        notes: list[str] | None = None,
+    ) -> VLStates:
+        """Hidden states of pictures and prompt in Z-Image's template, pictures before the words.
+
+        State ``k`` is what transformers 5 gives as ``hidden_states[k]``: 0 the input embeddings with the pictures in
+        place, ``k`` the output of block ``k - 1`` before that block's deepstack features are added, ``num_layers``
+        after the final norm. (transformers 4.57 adds them in place, so its own 1 … 3 contain them at image
+        positions; ComfyUI's loader does the same.)
+
+        Args:
+            images: pictures as :func:`~.pictures.check_picture` takes them or batches of them, float in [0, 1] or
+                uint8, ``(B, H, W, C)``; may be empty.
+            prompt: the user's words.
+            layers: one ``hidden_states`` index or several, negative from the end.
+            system_prompt: see :meth:`tokenize`.
+            budget: most image tokens per picture.
+            mute: zero the pictures' embeddings and deepstack features; every position keeps its place.
+            check: called between pictures and blocks; whatever it raises ends the encode.
+            notes: gets one line for everything that was changed in a picture.
+
+        Returns:
+            states ``(K, L, D)`` in the model's dtype on its device.
+
+        Raises:
+            TypeError: if a prompt is not a string or a picture not a tensor.
+            ValueError: for a layer that does not exist or was not loaded, a picture or prompt that cannot be
+                encoded, a sequence longer than the model's context, or states that overflowed.
+        """
+        wanted = self._resolve_layers(layers)
+        text = self.tokenize(prompt, system_prompt)
+        pictures = []
+        for number, image in enumerate(split_batch(images), 1):
+            picture, changes = prepare_picture(image, budget, f"image {number}")
+            pictures.append(picture)
+            if notes is not None:
+                notes += changes
+        layout = insert_pictures(text, [picture.grid for picture in pictures], self.special)
+        limit = self.model.config.text_config.max_position_embeddings
+        if len(layout) > limit:
+            raise ValueError(
+                f"prompt and images: expected at most {limit} tokens, got {len(layout)}. Use fewer pictures, a "
+                "smaller token budget or a shorter prompt."
+            )
+        with torch.inference_mode():
+            embeddings, deepstack = self._see(pictures, mute, check)
+            captured = self._run_blocks(layout, embeddings, deepstack, wanted, check)
+        states = torch.cat(captured)  # out here it is an ordinary tensor, which a caller may change in place
+        if not torch.isfinite(states).all():
+            raise ValueError(f"{self.name}: the states overflowed in {self.dtype}. Load the model as bf16 or fp32.")
+        return VLStates(states, wanted, self.num_layers, layout, prompt, system_prompt or "", self.name)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def _resolve_layers(self, layers: int | Sequence[int]) -> tuple[int, ...]:
+        """Ascending ``hidden_states`` indices, each one that what is loaded can give."""
+        asked = [layers] if isinstance(layers, int) else list(layers)
+        if not asked:
+            raise ValueError("layers: expected at least one layer, got none.")
+        indices = {resolve_layer(layer, self.num_layers): layer for layer in asked}
+        deepest = max(indices)
+        if deepest > self.loaded_layers:
+            raise ValueError(
+                f"layers: {indices[deepest]} was not loaded, the deepest layer of this {self.name} is "
+                f"{self.loaded_layers - self.num_layers - 1}. Reload it with a deeper `deepest layer`."
+            )
+        return tuple(sorted(indices))
+
+    def _see(
+        self, pictures: Sequence[Picture], mute: bool, check: Callable[[], None]
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """All pictures' embeddings ``(n, D)`` and deepstack features, one ``(n, D)`` per level.
+
+        None and no levels without pictures; muted pictures need no vision tower, their embeddings are zero.
+        """
+        if not pictures:
+            return None, []
+        if mute:
+            return torch.zeros(sum(picture.tokens for picture in pictures), self.width), []
+        seen = []
+        for picture in pictures:
+            check()
+            pixel_values, grid_thw = patchify(picture)
+            output = self.model.visual(pixel_values.to(self.device, self.dtype), grid_thw=grid_thw.to(self.device))
+            # transformers 4.57 returns (embeddings, deepstack), 5 an object.
+            is_tuple = isinstance(output, tuple)
+            seen.append(output[-2:] if is_tuple else (output.pooler_output, output.deepstack_features))
+        embeddings, features = zip(*seen, strict=True)
+        return torch.cat(embeddings), [torch.cat(level) for level in zip(*features, strict=True)]
+
+    def _run_blocks(
+        self,
+        layout: TokenLayout,
+        embeddings: Tensor | None,
+        deepstack: list[Tensor],
+        wanted: tuple[int, ...],
+        check: Callable[[], None],
+    ) -> list[Tensor]:
+        """States ``(1, L, D)`` at the ``wanted`` indices, running no block beyond the last."""
+        language = self.model.language_model
+        device = self.device
+        hidden = language.embed_tokens(layout.token_ids.to(device))[None]
+        at_pictures = torch.cat([*layout.picture_positions(), torch.empty(0, dtype=torch.int64)]).to(device)
+        if embeddings is not None:
+            hidden[0, at_pictures] = embeddings.to(hidden)
+        rotary = language.rotary_emb(hidden, mrope_positions(layout)[:, None].to(device))
+        captured = [hidden] if 0 in wanted else []
+        for index in range(wanted[-1]):
+            check()
+            # Without a mask sdpa is causal, and a sequence of its own needs nothing else.
+            hidden = language.layers[index](hidden, position_embeddings=rotary, attention_mask=None, position_ids=None)
+            if isinstance(hidden, tuple):
+                hidden = hidden[0]
+            if index + 1 in wanted:
+                captured.append(language.norm(hidden) if index + 1 == self.num_layers else hidden)
+            if index < len(deepstack):
+                hidden = hidden.clone()  # what was captured stays as the block left it
+                hidden[0, at_pictures] += deepstack[index].to(hidden)
+        return captured
+
+
+def _require_string(text: object, name: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{name}: expected a string, got {type(text).__name__}.")
+
+
+def _special_tokens(tokenizer: Any, config: Any, name: str) -> SpecialTokens:
+    """Ids from the tokenizer, checked against the model's config."""
+    ids = {}
+    for field, token, config_name in SPECIAL_TOKENS:
+        found = tokenizer.convert_tokens_to_ids(token)
+        expected = getattr(config, config_name) if config_name else found
+        if found is None or found == tokenizer.unk_token_id or found != expected:
+            raise ValueError(
+                f"{name}: expected a tokenizer with {token}{f' as {expected}' if config_name else ''}, got {found}. "
+                "The tokenizer belongs to another model; download the folder's tokenizer files again."
+            )
+        ids[field] = found
+    return SpecialTokens(**ids)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: expected JSON, got a damaged file ({error}). Download it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name}: expected a JSON object, got {type(content).__name__}. Download it again.")
+    return content
+
+
+def _read_config(folder: Path) -> Any:
+    """The folder's Qwen3VLConfig, after checking that it is one we can run."""
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise FileNotFoundError(
+            f"Expected a folder with a Qwen3-VL in Hugging Face's layout at {folder}, found {found}. Download one, for "
+            "example Qwen/Qwen3-VL-4B-Instruct, and give its folder."
+        )
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"No config.json in {folder}. Give the folder of a complete Hugging Face download.")
+    content = _read_json(path)
+    model_type = content.get("model_type")
+    if model_type != MODEL_TYPE:
+        raise ValueError(
+            f"{folder.name}: expected a Qwen3-VL (model_type {MODEL_TYPE!r}), got {model_type!r}. Use for example "
+            "Qwen/Qwen3-VL-4B-Instruct."
+        )
+    quantization = content.get("quantization_config") or (content.get("text_config") or {}).get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown method")
+        raise ValueError(
+            f"{folder.name}: expected bf16, fp16 or fp32 weights, got quantised ones ({method}). Use the unquantised "
+            "folder, or a quantised single file with ComfyUI's Load CLIP."
+        )
+    try:
+        from transformers.models.qwen3_vl import Qwen3VLConfig
+    except ImportError as error:
+        raise ImportError("Qwen3-VL needs transformers 4.57 or newer: pip install -U transformers") from error
+    return Qwen3VLConfig.from_pretrained(folder, local_files_only=True)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    complete = (folder / "tokenizer.json").is_file() or all(
+        (folder / name).is_file() for name in ("vocab.json", "merges.txt")
+    )
+    if not complete or not (folder / "tokenizer_config.json").is_file():
+        raise FileNotFoundError(
+            f"No tokenizer in {folder}: expected tokenizer_config.json and tokenizer.json (or vocab.json and "
+            "merges.txt). Download them from the model's page."
+        )
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _empty_model(config: Any, blocks: int) -> nn.Module:
+    """Qwen3VLModel with the first ``blocks`` language blocks, all on the meta device."""
+    from transformers import AutoModel
+
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, attn_implementation="sdpa")
+    language = model.language_model
+    language.layers = language.layers[:blocks]
+    language.config.num_hidden_layers = blocks
+    model.config.text_config.num_hidden_layers = blocks
+    return model
+
+
+def _weight_files(folder: Path) -> dict[str, list[str] | None]:
+    """The safetensors files of a folder and the keys the index puts there; None if there is no index."""
+    if (folder / SINGLE).is_file():
+        return {SINGLE: None}
+    if (folder / INDEX).is_file():
+        files: dict[str, list[str] | None] = {}
+        for key, file in _read_json(folder / INDEX).get("weight_map", {}).items():
+            files.setdefault(file, []).append(key)
+        return files
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS)
+    found = f"only {', '.join(others[:4])}" if others else "no weights"
+    raise FileNotFoundError(
+        f"Expected {SINGLE}, or {INDEX} and its shards, in {folder}, found {found}. Only safetensors are read; "
+        "download those of the model."
+    )
+
+
+def _open(folder: Path, file: str, device: str | torch.device) -> Any:
+    if not (folder / file).is_file():
+        raise FileNotFoundError(f"{file} is missing from {folder}, its index needs it. Download it again.")
+    try:
+        return safe_open(str(folder / file), framework="pt", device=str(device))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{file}: expected a safetensors file, got one that is cut short or damaged ({error}). Download it again."
+        ) from error
+
+
+def _locate(files: dict[str, Any], needed: dict[str, Tensor], folder: Path) -> dict[str, tuple[str, str]]:
+    """Per needed name the file and key that hold it, checked for shape before anything is read."""
+    holders = {key: file for file, handle in files.items() for key in handle.keys()}  # noqa: SIM118 (not a dict)
+    prefix = PREFIX if any(PREFIX + name in holders for name in needed) else ""
+    missing = [name for name in needed if prefix + name not in holders]
+    if missing:
+        raise ValueError(
+            f"{folder.name}: {len(missing)} of {len(needed)} tensors are missing, first {', '.join(missing[:3])}. The "
+            "files do not belong to this config.json; download the folder again."
+        )
+    for name, expected in needed.items():
+        key = prefix + name
+        shape = tuple(files[holders[key]].get_slice(key).get_shape())
+        if shape != tuple(expected.shape):
+            raise ValueError(
+                f"{holders[key]}: expected {key} of shape {tuple(expected.shape)}, got {shape}. The files do not "
+                "belong to this config.json, or are quantised; download the folder again."
+            )
+    return {name: (holders[prefix + name], prefix + name) for name in needed}
+
+
+def _needed_files(folder: Path, needed: dict[str, Tensor]) -> Iterator[str]:
+    for file, keys in _weight_files(folder).items():
+        if keys is None or any(key in needed or key.removeprefix(PREFIX) in needed for key in keys):
+            yield file
+
+
+def _read_weights(
+    folder: Path,
+    model: nn.Module,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Tensor]:
+    """Every tensor of ``model``'s state dict, read one by one to ``device`` in ``dtype``."""
+    needed = model.state_dict()
+    with ExitStack() as stack:
+        files = {file: stack.enter_context(_open(folder, file, device)) for file in _needed_files(folder, needed)}
+        weights = {}
+        for name, (file, key) in _locate(files, needed, folder).items():
+            tensor = files[file].get_tensor(key)
+            if not tensor.is_floating_point() or tensor.itemsize < 2:
+                raise ValueError(
+                    f"{file}: expected {key} as bf16, fp16 or fp32, got {tensor.dtype}. Use the unquantised folder, or "
+                    "a quantised single file with ComfyUI's Load CLIP."
+                )
+            weights[name] = tensor.to(dtype)
+            if progress is not None:
+                progress(len(weights), len(needed))
+    return weights
+
+
+def _rebuild_rotary_buffers(model: nn.Module, device: str | torch.device) -> None:
+    """Give the rotary frequencies values, in float32: no file holds them, and on the meta device they had none."""
+    for path, module in list(model.named_modules()):
+        if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            continue
+        # transformers 4.57 builds the vision rotary from the number of dimensions, everything else from a config.
+        argument = getattr(module, "config", None) or 2 * module.inv_freq.numel()
+        parent, _, child = path.rpartition(".")
+        setattr(model.get_submodule(parent), child, type(module)(argument).to(device))
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The folder's chat template, from whichever of the three files it is in."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for file in ("chat_template.json", "tokenizer_config.json"):
+        template = _read_json(folder / file).get("chat_template") if (folder / file).is_file() else None
+        if isinstance(template, list):  # several named ones
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        if template:
+            return template
+    return None
+
+
+def _variant(folder: Path, tokenizer: Any) -> str:
+    """Thinking, if the chat template has the assistant begin inside a think block, else Instruct."""
+    template = _chat_template(folder)
+    if template is None:
+        return "Instruct"
+    from jinja2 import TemplateError
+
+    message = [{"role": "user", "content": ""}]
+    try:
+        opening = tokenizer.apply_chat_template(
+            message, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+    except (TemplateError, TypeError, ValueError):
+        log.warning("%s: its chat template cannot be filled, taken for an Instruct model.", folder.name)
+        return "Instruct"
+    return "Thinking" if opening.rstrip().endswith("<think>") else "Instruct"

@@ -1,0 +1,183 @@
+"""One call from picture and prompt to cleaned embeddings: encode, select, mask outliers, normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .layout import TokenLayout, TokenRole
+from .normalize import NormalizeMode, normalize
+from .outliers import Direction, MaskMode, check_choice, mask_outlier_dimensions
+from .pictures import DEFAULT_BUDGET
+from .select import SELECTIONS, TokenSelection, select_tokens
+from .statistics import ReferenceStatistics, Sinks
+
+if TYPE_CHECKING:
+    from .encoder import Qwen3VLEncoder
+
+DEFAULT_LAYER = -6  # the research note's choice
+PICTURE_MODES = ("L", "LA", "RGB", "RGBA")  # what numpy gets from PIL as 8-bit channels
+
+
+@dataclass(frozen=True, eq=False)
+class VLExtraction:
+    """What :func:`extract` gave.
+
+    Attributes:
+        embeddings: float32 ``(L, D)`` on the encoder's device.
+        layout: of the ``L`` positions.
+        masked_dimensions: outlier dimensions found, largest ratio first; ``masked_dim_ratios`` their std ratios.
+        original_std, scaled_std: over all counted elements before and after normalising.
+        notes: one line for everything worth telling: picture sizes, what was masked and scaled.
+    """
+
+    embeddings: Tensor
+    layout: TokenLayout
+    masked_dimensions: tuple[int, ...]
+    masked_dim_ratios: tuple[float, ...]
+    original_std: float
+    scaled_std: float
+    notes: tuple[str, ...]
+
+
+def extract(
+    encoder: Qwen3VLEncoder,
+    image: Any,
+    text: str,
+    hidden_layer: int = DEFAULT_LAYER,
+    token_selection: TokenSelection = "text",
+    normalization_mode: NormalizeMode = "none",
+    outlier_masking: MaskMode = "none",
+    outlier_threshold: float = 10.0,
+    reference: ReferenceStatistics | None = None,
+    sinks: Sinks = "exclude",
+    direction: Direction = "both",
+    system_prompt: str | None = None,
+    budget: int = DEFAULT_BUDGET,
+    target_std: float | None = None,
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> VLExtraction:
+    """Encode pictures and a prompt, keep some tokens, tame outlier dimensions and bring them onto a scale.
+
+    Args:
+        encoder: a loaded Qwen3-VL.
+        image: a picture, a list of them, or None. Pictures are tensors ``(H, W, C)`` or ``(B, H, W, C)``, float in
+            [0, 1] or uint8, or PIL images.
+        text: the prompt.
+        hidden_layer: Hugging Face ``hidden_states`` index, negative from the end.
+        token_selection: see :func:`~.select.select_tokens`.
+        normalization_mode, target_std: see :func:`~.normalize.normalize`.
+        outlier_masking, outlier_threshold, direction: see :func:`~.outliers.mask_outlier_dimensions`. Measured on and
+            applied to image tokens only, if any are selected; to all tokens otherwise.
+        reference: the text encoder's statistics: needed for outliers and every normalisation but "global" with a
+            ``target_std``.
+        sinks: whether attention sinks count, in both stages.
+        system_prompt, budget, check: see :meth:`~.encoder.Qwen3VLEncoder.encode`.
+
+    Raises:
+        TypeError: if a picture is neither tensor nor PIL image.
+        ValueError: for options that do not fit together (before the encoder runs); also from the stages.
+    """
+    pictures = as_pictures(image)
+    check_options(
+        len(pictures), token_selection, normalization_mode, outlier_masking, outlier_threshold, reference, sinks,
+        direction, target_std,
+    )
+    notes: list[str] = []
+    seen = encoder.encode(pictures, text, (hidden_layer,), system_prompt, budget=budget, check=check, notes=notes)
+    embeddings, layout = select_tokens(*seen.at(hidden_layer), token_selection)
+    embeddings = embeddings.float()  # once, so that no stage rounds
+    masked_dimensions, ratios = (), ()
+    if outlier_masking != "none":
+        at_pictures = layout.mask(TokenRole.IMAGE)
+        embeddings, masking = mask_outlier_dimensions(
+            embeddings, outlier_threshold, outlier_masking, reference=reference, direction=direction, sinks=sinks,
+            positions=at_pictures if at_pictures.any() else None,
+        )
+        masked_dimensions, ratios = masking.masked_dimensions, masking.ratios
+        notes.append(masking.describe())
+    embeddings, scaling = normalize(embeddings, normalization_mode, reference, target_std=target_std, sinks=sinks)
+    notes.append(scaling.describe())
+    return VLExtraction(
+        embeddings, layout, tuple(masked_dimensions), tuple(ratios), scaling.original_std, scaling.scaled_std,
+        tuple(notes),
+    )
+
+
+def check_options(
+    pictures: int,
+    token_selection: str,
+    normalization_mode: str,
+    outlier_masking: str,
+    outlier_threshold: float,
+    reference: ReferenceStatistics | None,
+    sinks: str,
+    direction: str,
+    target_std: float | None,
+) -> None:
+    """Refuse options of :func:`extract` that cannot work, before an encoder is loaded or run.
+
+    Args:
+        pictures: how many there are; the rest as in :func:`extract`.
+
+    Raises:
+        ValueError: naming the input, what was expected and how to mend it.
+    """
+    if token_selection not in SELECTIONS:
+        raise ValueError(f"tokens: expected one of {', '.join(SELECTIONS)}, got {token_selection!r}.")
+    check_choice("normalization", normalization_mode, NormalizeMode)
+    check_choice("outlier masking", outlier_masking, MaskMode)
+    check_choice("sinks", sinks, Sinks)
+    check_choice("direction", direction, Direction)
+    if token_selection.startswith("image") and not pictures:
+        raise ValueError(f"tokens: {token_selection!r} needs at least one picture, got none. Give one, or select text.")
+    if not outlier_threshold >= 1:
+        raise ValueError(f"outlier threshold: expected a ratio of at least 1, got {outlier_threshold}.")
+    if target_std is not None and not 0 < target_std < float("inf"):
+        raise ValueError(f"target std: expected a finite number above 0, got {target_std}.")
+    if reference is None:
+        needs = []
+        if outlier_masking != "none":
+            needs.append(f"outlier masking {outlier_masking!r}")
+        if normalization_mode != "none" and not (normalization_mode == "global" and target_std is not None):
+            needs.append(f"normalization {normalization_mode!r}")
+        if needs:
+            raise ValueError(
+                f"reference: {' and '.join(needs)} compare with the text encoder's statistics, got none. Measure them "
+                "with `calibrate` and give the result."
+            )
+
+
+def as_pictures(image: Any) -> list[Tensor]:
+    """Pictures as the encoder takes them: one or several tensors or PIL images, or None.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if image is None:
+        return []
+    return [as_tensor(one) for one in image] if isinstance(image, Sequence) else [as_tensor(image)]
+
+
+def as_tensor(image: Any) -> Tensor:
+    """A tensor as it is; a PIL image as uint8 ``(H, W, C)``, or float in [0, 1] if it has 16 bits.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if isinstance(image, Tensor):
+        return image
+    if not hasattr(image, "convert"):
+        raise TypeError(f"image: expected a torch tensor or a PIL image, got {type(image).__name__}.")
+    if image.mode.startswith("I"):  # 16 bits: PIL's own conversion would clip at 255
+        return torch.from_numpy(np.asarray(image, dtype=np.float32) / 65535)[..., None]
+    if image.mode not in PICTURE_MODES:
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    pixels = torch.from_numpy(np.array(image))
+    return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -1,0 +1,260 @@
+"""Bring the scale of VL states onto that of Z-Image's own text states.
+
+Z-Image RMS-normalises every caption token first, so scale is invisible at alpha = 1; below 1 it is a mixing weight
+(see :mod:`~.blend`, whose dit space is independent of it). Scale per dimension is visible always.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .outliers import as_batch, check_choice, check_embeddings, reference_moments, to_dtype, tokens_in_scope
+from .statistics import EPSILON, PUBLISHED_CLIP, Moments, ReferenceStatistics, Sinks, median, token_rms
+
+NormalizeMode = Literal["none", "global", "per_dim", "hybrid", "rms"]
+
+NOT_VARYING = "The tokens do not vary in any dimension ({} counted): normalised by their global std instead."
+NO_SPREAD = "The values do not vary (std 0): left unchanged."
+ZERO_TOKENS = "{} tokens are all zero and have no RMS: left unchanged."
+
+Change = Callable[[Tensor], tuple[Tensor, str]]  # counted tokens (N, D) float32 -> the new ones, and a note or ""
+
+
+@dataclass(frozen=True)
+class NormalizeInfo:
+    """What was measured and done.
+
+    Attributes:
+        original_std, scaled_std: unbiased std over all elements of the counted tokens, before and after; 0 where there
+            are fewer than 2 elements.
+        original_rms, scaled_rms: median RMS of the counted tokens, before and after; 0 where there are none.
+        sinks: attention sinks left alone.
+    """
+
+    mode: NormalizeMode
+    original_std: float
+    scaled_std: float
+    original_rms: float
+    scaled_rms: float
+    sinks: int
+    notes: tuple[str, ...]
+
+    def describe(self) -> str:
+        """One plain line, then the notes."""
+        left = f", {self.sinks} sinks left alone" if self.sinks else ""
+        line = (
+            f"{self.mode}: std {self.original_std:.2f} -> {self.scaled_std:.2f}, median token RMS "
+            f"{self.original_rms:.2f} -> {self.scaled_rms:.2f}{left}."
+        )
+        return "\n".join([line, *self.notes])
+
+
+def scale_embeddings(x: Tensor, target_std: float, *, sinks: Sinks = "exclude") -> Tensor:
+    """``x · target_std / std(x)``, std over all elements (the note's global scaling, with 61.0 and sinks "include").
+
+    Args:
+        x: ``(L, D)`` or ``(B, L, D)``; ``sinks``: "exclude" neither measures nor changes attention sinks.
+
+    Returns:
+        same shape and dtype, computed in float32. Values that do not vary come back unchanged.
+
+    Raises:
+        ValueError: for a bad shape or target, or values that are not finite.
+    """
+    return normalize(x, "global", target_std=target_std, sinks=sinks)[0]
+
+
+def normalize_per_dimension(
+    x: Tensor, reference: ReferenceStatistics, *, clip: float = PUBLISHED_CLIP, sinks: Sinks = "exclude"
+) -> Tensor:
+    """``clip((x − mean)/std, ±clip) · std_ref + mean_ref`` per dimension, stds at least 1e-6 (the note's per_dim).
+
+    Arguments and errors are those of :func:`normalize`. A dimension that is constant becomes the reference's mean; if
+    none varies (one token, or equal ones) the global std is used instead.
+    """
+    return normalize(x, "per_dim", reference, clip=clip, sinks=sinks)[0]
+
+
+def normalize_hybrid(
+    x: Tensor,
+    reference: ReferenceStatistics,
+    *,
+    weight: float = 0.5,
+    target_std: float | None = None,
+    clip: float = PUBLISHED_CLIP,
+    sinks: Sinks = "exclude",
+) -> Tensor:
+    """``weight · per_dim + (1 − weight) · global`` (the note's hybrid). See :func:`normalize`."""
+    return normalize(x, "hybrid", reference, target_std=target_std, weight=weight, clip=clip, sinks=sinks)[0]
+
+
+def normalize_rms(x: Tensor, target_rms: float, *, sinks: Sinks = "exclude") -> Tensor:
+    """Each token scaled to RMS ``target_rms``; tokens that are all zero stay.
+
+    Args:
+        x: ``(L, D)`` or ``(B, L, D)``; ``sinks``: "exclude" leaves attention sinks at their own RMS.
+
+    Raises:
+        ValueError: for a bad shape or target, or values that are not finite.
+    """
+    check_embeddings(x)
+    _check_positive("target_rms", target_rms)
+    scope, _ = tokens_in_scope(x, sinks, None)
+    return _rewrite(x, scope, lambda tokens: _scale_tokens(tokens, target_rms))[0]
+
+
+def normalize(
+    x: Tensor,
+    mode: NormalizeMode,
+    reference: ReferenceStatistics | None = None,
+    *,
+    target_std: float | None = None,
+    weight: float = 0.5,
+    clip: float = PUBLISHED_CLIP,
+    sinks: Sinks = "exclude",
+    positions: Tensor | None = None,
+) -> tuple[Tensor, NormalizeInfo]:
+    """Normalise in one of the modes and report.
+
+    ========  =========================================================================================
+    none      x
+    global    x · target / std(x), std over all elements; target: ``target_std``, else the reference's
+    per_dim   z = clip((x − mean)/std, ±clip) per dimension; z · std_ref + mean_ref, stds at least 1e-6
+    hybrid    weight · per_dim + (1 − weight) · global
+    rms       each token scaled to the reference's median token RMS
+    ========  =========================================================================================
+
+    Args:
+        x: ``(L, D)`` or ``(B, L, D)``, any float dtype; every sequence of a batch is normalised for itself.
+        reference: needed by per_dim, hybrid and rms, and by global unless ``target_std`` is given.
+        target_std: in the units of the states (published: 61.0, which is one attention sink among 22 tokens).
+        weight: share of per_dim in hybrid, 0 to 1. ``clip``: in stds, above 0; infinity turns clipping off.
+        sinks: "exclude" neither measures nor changes attention sinks, here and in the reference.
+        positions: optional boolean ``(L,)``: measure and change only there; sinks are found on the whole sequence.
+
+    Returns:
+        a new tensor of the same shape and dtype (computed in float32), and what was done. Std 0 leaves the tokens
+        unchanged; tokens that vary in no dimension (a single one) take global in place of per_dim. Notes say so.
+
+    Raises:
+        ValueError: for a missing or unfit reference, a bad option or shape, or values that are not finite.
+    """
+    check_choice("mode", mode, NormalizeMode)
+    check_embeddings(x)
+    if target_std is not None:
+        _check_positive("target_std", target_std)
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight: expected 0 (global) to 1 (per_dim), got {weight}.")
+    if not clip > 0:
+        raise ValueError(f"clip: expected a number of stds above 0, got {clip}.")
+    scope, left_out = tokens_in_scope(x, sinks, positions)
+    change = _change(mode, reference, x.shape[-1], target_std, weight, clip, sinks)
+    scaled, notes = _rewrite(x, scope, change)
+    before, after = as_batch(x)[scope].float(), as_batch(scaled)[scope].float()
+    info = NormalizeInfo(
+        mode, _global_std(before), _global_std(after), _median_rms(before), _median_rms(after), left_out, notes
+    )
+    return scaled, info
+
+
+def _change(
+    mode: NormalizeMode,
+    reference: ReferenceStatistics | None,
+    width: int,
+    target_std: float | None,
+    weight: float,
+    clip: float,
+    sinks: Sinks,
+) -> Change:
+    """The mode as a function of the counted tokens, its reference checked."""
+    if mode == "none":
+        return lambda tokens: (tokens, "")
+    if mode == "global" and target_std is not None:
+        return lambda tokens: _scale_all(tokens, target_std)
+    if reference is None:
+        instead = "give target_std" if mode == "global" else "choose mode global with a target_std"
+        raise ValueError(
+            f"reference: mode {mode} needs the text encoder's statistics, got none. Connect Reference Statistics or "
+            f"{instead}."
+        )
+    moments = reference_moments(reference, width, sinks)
+    target = moments.global_std if target_std is None else target_std
+    if mode == "global":
+        return lambda tokens: _scale_all(tokens, target)
+    if mode == "rms":
+        if not reference.median_rms > 0:
+            raise ValueError(
+                f"reference: mode rms needs the median token RMS, got {reference.median_rms}. A published mean and std do "
+                "not tell it: measure the text encoder with Reference Statistics, or choose mode global."
+            )
+        return lambda tokens: _scale_tokens(tokens, reference.median_rms)
+    share = weight if mode == "hybrid" else 1.0
+    return lambda tokens: _match_dimensions(tokens, moments, target, share, clip)
+
+
+def _rewrite(x: Tensor, scope: Tensor, change: Change) -> tuple[Tensor, tuple[str, ...]]:
+    """``change`` applied to the tokens in scope ``(B, L)`` of each sequence, all others bit for bit, and the notes."""
+    scaled = as_batch(x).clone()
+    notes = []
+    for sequence, where in zip(scaled, scope, strict=True):
+        tokens = sequence[where].float()
+        if not len(tokens):
+            notes.append("No tokens to normalise: left unchanged.")
+            continue
+        changed, note = change(tokens)
+        notes.append(note)
+        if changed is not tokens:  # unchanged tokens keep their bits, float64 included
+            sequence[where] = to_dtype(changed, x.dtype)
+    return scaled.reshape(x.shape), tuple(note for note in dict.fromkeys(notes) if note)
+
+
+def _scale_all(tokens: Tensor, target_std: float) -> tuple[Tensor, str]:
+    std = _global_std(tokens)
+    if std <= EPSILON:
+        return tokens, NO_SPREAD
+    return tokens * (target_std / std), ""
+
+
+def _scale_tokens(tokens: Tensor, target_rms: float) -> tuple[Tensor, str]:
+    rms = token_rms(tokens)
+    is_zero = rms <= EPSILON
+    factor = torch.where(is_zero, 1.0, target_rms / rms.clamp_min(EPSILON))
+    return tokens * factor.unsqueeze(-1), ZERO_TOKENS.format(int(is_zero.sum())) if is_zero.any() else ""
+
+
+def _match_dimensions(
+    tokens: Tensor, reference: Moments, target_std: float, weight: float, clip: float
+) -> tuple[Tensor, str]:
+    """``weight`` parts per_dim and the rest global."""
+    own = Moments.of(tokens)
+    if own.count < 2 or own.std.max() <= EPSILON:  # equal tokens say as little about a spread as one token does
+        scaled, note = _scale_all(tokens, target_std)
+        return scaled, note or NOT_VARYING.format(own.count)
+
+    def here(values: Tensor) -> Tensor:
+        return values.float().to(tokens.device)
+
+    z = ((tokens - here(own.mean)) / here(own.std.clamp_min(EPSILON))).clamp(-clip, clip)
+    matched = z * here(reference.std.clamp_min(EPSILON)) + here(reference.mean)
+    if weight == 1:
+        return matched, ""
+    return weight * matched + (1 - weight) * _scale_all(tokens, target_std)[0], ""
+
+
+def _global_std(tokens: Tensor) -> float:
+    """Unbiased, over all elements; 0 for fewer than 2."""
+    return Moments.of(tokens).global_std if tokens.numel() > 1 else 0.0
+
+
+def _median_rms(tokens: Tensor) -> float:
+    return float(median(token_rms(tokens))) if len(tokens) else 0.0
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name}: expected a finite number above 0, got {value}.")

@@ -1,0 +1,267 @@
+"""Dimensions whose spread differs wildly from the reference's: found, reported and tamed.
+
+The published "617× outlier" (dimension 396 of Qwen3-4B at layer -2) is reference ÷ picture, not picture ÷ reference:
+picture tokens contain no attention sink, the reference did. So both directions are looked at unless told otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .statistics import EPSILON, Moments, ReferenceStatistics, Sinks, counted_tokens
+
+Direction = Literal["over", "under", "both"]
+MaskMode = Literal["none", "zero", "clamp", "scale"]
+
+WORST_SHOWN = 5  # dimensions named in a report; the rest are counted
+DONE = {"none": "left unchanged", "zero": "set to zero", "clamp": "clamped to the threshold", "scale": "scaled down"}
+
+
+def check_choice(name: str, value: str, choices: type) -> None:
+    """Raise ValueError unless ``value`` is one of the strings of the ``Literal`` type ``choices``."""
+    if value not in get_args(choices):
+        raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}.")
+
+
+def check_embeddings(embeddings: Tensor, name: str = "embeddings") -> None:
+    """Raise ValueError unless ``embeddings`` is a finite float tensor ``(L, D)`` or ``(B, L, D)``."""
+    if embeddings.ndim not in (2, 3) or not embeddings.is_floating_point():
+        raise ValueError(
+            f"{name}: expected floats of shape (tokens, width) or (batch, tokens, width), got {embeddings.dtype} of "
+            f"shape {tuple(embeddings.shape)}."
+        )
+    if not embeddings.float().isfinite().all():
+        raise ValueError(f"{name}: expected finite values, got NaN or infinity; the encoder overflowed.")
+
+
+def tokens_in_scope(embeddings: Tensor, sinks: Sinks, positions: Tensor | None) -> tuple[Tensor, int]:
+    """Which tokens a stage measures and changes.
+
+    Args:
+        embeddings: ``(L, D)`` or ``(B, L, D)``. Sinks are found on whole sequences, each for itself.
+        positions: optional boolean ``(L,)``, the same for every sequence of a batch.
+
+    Returns:
+        boolean ``(B, L)`` (B = 1 for a single sequence), and how many sinks were left out at ``positions``.
+
+    Raises:
+        ValueError: if ``positions`` has another shape or type, or ``sinks`` is unknown.
+    """
+    batch = as_batch(embeddings)
+    counted = counted_tokens(batch, sinks)
+    if positions is None:
+        return counted, int((~counted).sum())
+    if positions.dtype != torch.bool or tuple(positions.shape) != (batch.shape[1],):
+        raise ValueError(
+            f"positions: expected booleans of shape ({batch.shape[1]},), one per token, got {positions.dtype} of shape "
+            f"{tuple(positions.shape)}."
+        )
+    positions = positions.to(batch.device)
+    return counted & positions, int((~counted & positions).sum())
+
+
+def as_batch(embeddings: Tensor) -> Tensor:
+    """``(L, D)`` or ``(B, L, D)`` as a view ``(B, L, D)``."""
+    return embeddings.unsqueeze(0) if embeddings.ndim == 2 else embeddings
+
+
+def to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float32 ``values`` in ``dtype``, held at its largest number: float16 ends at 65504, infinity would spread."""
+    if dtype.itemsize < torch.float32.itemsize:
+        limit = torch.finfo(dtype).max
+        values = values.clamp(-limit, limit)
+    return values.to(dtype)
+
+
+def reference_moments(reference: ReferenceStatistics, width: int, sinks: Sinks) -> Moments:
+    """The reference's moments, checked to be usable on embeddings of ``width``.
+
+    Raises:
+        ValueError: if the width is another, or fewer than 2 tokens were measured.
+    """
+    reference.check_width(width)
+    moments = reference.moments(sinks)
+    if moments.count < 2:
+        raise ValueError(
+            f"reference: expected statistics of at least 2 tokens, got {moments.count}. Measure it on more prompts."
+        )
+    return moments
+
+
+@dataclass(frozen=True)
+class OutlierInfo:
+    """What was found and done.
+
+    Attributes:
+        masked_dimensions: the dimensions found, the largest ratio first (mode "none" finds them but changes nothing).
+        ratios: their std ratios, each ≥ 1 on its ``sides`` ("over": wider than the reference, "under": narrower).
+        tokens: how many tokens the statistics ran over; ``sinks`` how many were left out as attention sinks.
+        width: D.
+    """
+
+    mode: MaskMode
+    threshold: float
+    direction: Direction
+    masked_dimensions: tuple[int, ...]
+    ratios: tuple[float, ...]
+    tokens: int
+    notes: tuple[str, ...]
+    sides: tuple[str, ...] = ()
+    width: int = 0
+    sinks: int = 0
+
+    def describe(self) -> str:
+        """One or two plain lines, then the notes."""
+        count = len(self.masked_dimensions)
+        beyond = {"over": "wider than", "under": "narrower than", "both": "off"}[self.direction]
+        done = DONE[self.mode] if count else "nothing to do"
+        left = f" ({self.sinks} sinks left alone)" if self.sinks else ""
+        lines = [
+            f"{count} of {self.width} dimensions more than {self.threshold:g}× {beyond} the reference, measured over "
+            f"{self.tokens} tokens{left}: {done}."
+        ]
+        if count:
+            worst = zip(self.masked_dimensions, self.ratios, self.sides, strict=True)
+            named = [f"{dimension} ({ratio:.4g}× {side})" for dimension, ratio, side in list(worst)[:WORST_SHOWN]]
+            more = f" and {count - len(named)} more" if count > len(named) else ""
+            lines.append(f"Worst: {', '.join(named)}{more}.")
+        return "\n".join([*lines, *self.notes])
+
+
+def get_outlier_dimensions(
+    embeddings: Tensor,
+    threshold: float = 10.0,
+    *,
+    reference: ReferenceStatistics | Tensor,
+    direction: Direction = "both",
+    sinks: Sinks = "exclude",
+    positions: Tensor | None = None,
+) -> list[tuple[int, float]]:
+    """Dimensions whose std is more than ``threshold`` times the reference's, or less than a ``threshold``-th of it.
+
+    Arguments, formula and errors are those of :func:`mask_outlier_dimensions`.
+
+    Returns:
+        ``[(dimension, ratio), …]``, the largest ratio first.
+    """
+    info = mask_outlier_dimensions(
+        embeddings, threshold, "none", reference=reference, direction=direction, sinks=sinks, positions=positions
+    )[1]
+    return list(zip(info.masked_dimensions, info.ratios, strict=True))
+
+
+def mask_outlier_dimensions(
+    embeddings: Tensor,
+    threshold: float = 10.0,
+    mode: MaskMode = "zero",
+    *,
+    reference: ReferenceStatistics | Tensor,
+    direction: Direction = "both",
+    gamma: float = 0.5,
+    sinks: Sinks = "exclude",
+    positions: Tensor | None = None,
+) -> tuple[Tensor, OutlierInfo]:
+    """Find outlier dimensions and tame them.
+
+    With s the std of a dimension over the tokens (unbiased), r the reference's, both at least 1e-6: over = s/r,
+    under = r/s, both = the larger. A dimension is an outlier if its ratio is above ``threshold``. Its column becomes 0
+    (zero), × threshold·r/s if over or × r/(threshold·s) if under (clamp: the ratio is then the threshold), or × that
+    factor to the power ``gamma`` (scale). Columns are scaled about 0, so their means scale along. A column that is
+    constant (s ≤ 1e-6) has no spread to bring to the threshold: clamp and scale leave it and say so.
+
+    Source: the research note's outlier masking (direction "over", sinks "include"; its clamp and scale were one
+    formula, here scale is the gradual one its table describes).
+
+    Args:
+        embeddings: ``(L, D)`` or ``(B, L, D)``, any float dtype. Each sequence of a batch is measured and changed for
+            itself; the report joins them, with the largest ratio of each dimension.
+        threshold: at least 1.
+        reference: statistics of the text encoder, or its std per dimension ``(D,)``.
+        gamma: in (0, 1]; 1 makes "scale" equal to "clamp".
+        sinks: "exclude" neither measures nor changes attention sinks; "include" treats them like any token.
+        positions: optional boolean ``(L,)``: measure and change only there.
+
+    Returns:
+        a new tensor of the same shape and dtype (computed in float32), and what was found. With fewer than 2 tokens
+        in scope there is no std: nothing is changed, and a note says so.
+
+    Raises:
+        ValueError: for a bad option or shape, values that are not finite, or a reference of another width.
+    """
+    check_choice("mode", mode, MaskMode)
+    check_choice("direction", direction, Direction)
+    check_embeddings(embeddings)
+    if not threshold >= 1:
+        raise ValueError(f"threshold: expected a ratio of at least 1, got {threshold}. Below 1 all are outliers.")
+    if not 0 < gamma <= 1:
+        raise ValueError(f"gamma: expected a number above 0 and up to 1 (1 = clamp), got {gamma}.")
+    scope, left_out = tokens_in_scope(embeddings, sinks, positions)
+    spread = _reference_spread(reference, embeddings.shape[-1], sinks)
+
+    masked = as_batch(embeddings).clone()
+    found: dict[int, tuple[float, str]] = {}
+    notes: list[str] = []
+    for sequence, where in zip(masked, scope, strict=True):
+        rows = where.nonzero().flatten()
+        if len(rows) < 2:
+            notes.append(f"Fewer than 2 tokens to measure ({len(rows)}): outliers cannot be found, left unchanged.")
+            continue
+        tokens = sequence[rows].float()
+        own_spread = Moments.of(tokens).std
+        ratio, is_over = _ratios(own_spread, spread, direction)
+        flagged = ratio > threshold
+        for dimension in flagged.nonzero().flatten().tolist():
+            entry = (float(ratio[dimension]), "over" if is_over[dimension] else "under")
+            found[dimension] = max(found.get(dimension, entry), entry)
+        if mode in ("clamp", "scale"):
+            constant = flagged & ~is_over & (own_spread <= EPSILON)
+            if constant.any():
+                notes.append(f"{int(constant.sum())} of them are constant: scaling cannot spread them, left unchanged.")
+            flagged = flagged & ~constant
+        columns = flagged.nonzero().flatten().to(sequence.device)
+        if mode == "none" or not len(columns):
+            continue
+        factor = _factor(ratio, is_over, threshold, mode, gamma)[flagged].float().to(sequence.device)
+        sequence[rows[:, None], columns] = to_dtype(tokens[:, columns] * factor, sequence.dtype)
+
+    order = sorted(found, key=lambda dimension: (-found[dimension][0], dimension))
+    info = OutlierInfo(
+        mode, threshold, direction, tuple(order), tuple(found[dimension][0] for dimension in order), int(scope.sum()),
+        tuple(dict.fromkeys(notes)), tuple(found[dimension][1] for dimension in order), embeddings.shape[-1], left_out,
+    )
+    return masked.reshape(embeddings.shape), info
+
+
+def _reference_spread(reference: ReferenceStatistics | Tensor, width: int, sinks: Sinks) -> Tensor:
+    """Std per dimension, float64 ``(D,)`` on the CPU, at least EPSILON."""
+    if isinstance(reference, ReferenceStatistics):
+        return reference_moments(reference, width, sinks).std.clamp_min(EPSILON)
+    if tuple(reference.shape) != (width,) or not reference.is_floating_point():
+        raise ValueError(
+            f"reference: expected a std per dimension, floats of shape ({width},), got {reference.dtype} of shape "
+            f"{tuple(reference.shape)}. Measure it on the text encoder of this workflow."
+        )
+    spread = reference.detach().to("cpu", torch.float64)
+    if not (spread.isfinite() & (spread >= 0)).all():
+        raise ValueError("reference: expected finite stds of at least 0, got NaN, infinity or a negative one.")
+    return spread.clamp_min(EPSILON)
+
+
+def _ratios(own_spread: Tensor, spread: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
+    """The ratio per dimension on the side asked for, and whether that side is "over"."""
+    over = own_spread.clamp_min(EPSILON) / spread
+    if direction == "both":
+        return torch.maximum(over, 1 / over), over >= 1
+    return (over if direction == "over" else 1 / over), torch.full_like(over, direction == "over", dtype=torch.bool)
+
+
+def _factor(ratio: Tensor, is_over: Tensor, threshold: float, mode: MaskMode, gamma: float) -> Tensor:
+    """What each column is multiplied with, were it an outlier."""
+    if mode == "zero":
+        return torch.zeros_like(ratio)
+    clamp = torch.where(is_over, threshold / ratio, ratio / threshold)
+    return clamp if mode == "clamp" else clamp**gamma

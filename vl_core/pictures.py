@@ -1,0 +1,216 @@
+"""Pictures as Qwen3-VL takes them: 8-bit, sides in multiples of 32, cut into patches as transformers does.
+
+The arithmetic is that of ``Qwen2VLImageProcessor`` in transformers (the torchvision one), which Qwen3-VL uses; both
+encoder backends are fed from here, so they see the same pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+PATCH = 16  # pixels per side of a vision patch
+MERGE = 2  # patches per side of an image token
+FACTOR = PATCH * MERGE
+TEMPORAL_PATCH = 2  # a still picture is two equal frames
+DEFAULT_BUDGET = 1024  # image tokens, that is 1024 × 1024 pixels
+MAX_ASPECT = 200  # smart_resize's own limit
+EXPECTED = "expected a picture (height, width, 3) or (1, height, width, 3), float in [0, 1] or uint8"
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture ready for the encoder.
+
+    Attributes:
+        pixels: uint8 ``(H, W, 3)`` on the CPU, sides in multiples of 32.
+    """
+
+    pixels: Tensor
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Merged ``(rows, columns)``: one image token per 32 × 32 pixels."""
+        return self.pixels.shape[0] // FACTOR, self.pixels.shape[1] // FACTOR
+
+    @property
+    def tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+def split_batch(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """The single pictures of ComfyUI IMAGE batches, each ``(1, H, W, C)``.
+
+    Args:
+        images: ``(B, H, W, C)`` batches or ``(H, W, C)`` pictures, or one of them.
+
+    Raises:
+        TypeError: for anything that is not a tensor.
+        ValueError: for another number of axes or a batch of none.
+    """
+    pictures = []
+    for number, batch in enumerate([images] if isinstance(images, Tensor) else images, 1):
+        _require_tensor(batch, f"image {number}")
+        if batch.ndim not in (3, 4) or not batch.shape[0]:
+            raise ValueError(
+                f"image {number}: expected (batch, height, width, channels) with at least one picture, got shape "
+                f"{tuple(batch.shape)}. Connect an IMAGE."
+            )
+        pictures += (batch if batch.ndim == 4 else batch[None]).split(1)
+    return pictures
+
+
+def check_picture(picture: Tensor, name: str = "image") -> tuple[Tensor, list[str]]:
+    """A picture as 8-bit RGB, and what had to be changed for that.
+
+    ``uint8 = round(255 x)``, which is what a processor gets from the same picture as a file.
+
+    Args:
+        picture: ``(H, W, C)`` or ``(1, H, W, C)``, float in [0, 1] or uint8; C is 3, 4 (alpha is dropped),
+            1 (grey is repeated) or 2 (grey and alpha).
+        name: what errors and notes call it.
+
+    Returns:
+        uint8 ``(H, W, 3)`` on the CPU, and notes.
+
+    Raises:
+        TypeError: if it is not a tensor.
+        ValueError: for other shapes, a batch of several, no pixels, other dtypes, NaN or infinity.
+    """
+    _require_tensor(picture, name)
+    shape = tuple(picture.shape)
+    if picture.ndim == 4 and shape[0] > 1:
+        raise ValueError(f"{name}: expected one picture, got a batch of {shape[0]}. Split it first (split_batch).")
+    if picture.ndim == 4 and shape[0] == 1:
+        picture = picture[0]
+    if picture.ndim != 3:
+        raise ValueError(f"{name}: {EXPECTED}, got shape {shape}. Connect a single IMAGE, channels last.")
+    if not picture.numel():
+        raise ValueError(f"{name}: {EXPECTED}, got shape {shape}, which has no pixels. Connect another picture.")
+    pixels, notes = _three_channels(picture.detach().to("cpu"), name)
+    if pixels.dtype == torch.uint8:
+        return pixels, notes
+    if not pixels.is_floating_point():
+        raise ValueError(f"{name}: {EXPECTED}, got {pixels.dtype}. Convert it to one of those.")
+    pixels = pixels.float()
+    if not torch.isfinite(pixels).all():
+        raise ValueError(
+            f"{name}: {EXPECTED}, got NaN or infinite pixels. Look for the node before this one that made them "
+            "(often a VAE in fp16)."
+        )
+    low, high = pixels.aminmax()
+    if low < 0 or high > 1:
+        notes.append(f"{name}: values from {low:.3g} to {high:.3g} clipped to 0 … 1")
+    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8), notes
+
+
+def fit_size(height: int, width: int, budget: int = DEFAULT_BUDGET, name: str = "image") -> tuple[int, int]:
+    """The size a picture is encoded at: multiples of 32, at least 32, at most ``budget`` image tokens.
+
+    The rule of transformers' ``smart_resize``: sides are rounded to the nearest multiple of 32; if that is more
+    than ``budget`` × 1024 pixels, both are scaled by one factor and rounded down. Two differences: small pictures
+    are never enlarged beyond the rounding, and a strip so long that its short side stops at 32 keeps to the budget.
+
+    Returns:
+        ``(height, width)`` in pixels.
+
+    Raises:
+        ValueError: for an aspect ratio above 200, sides below 1, or a budget below 1.
+    """
+    if budget < 1:
+        raise ValueError(f"budget: expected at least 1 image token, got {budget}.")
+    if min(height, width) < 1:
+        raise ValueError(f"{name}: expected at least 1×1 pixels, got {width}×{height}.")
+    if max(height, width) / min(height, width) > MAX_ASPECT:
+        raise ValueError(
+            f"{name}: expected sides at most {MAX_ASPECT}:1, got {width}×{height}. Crop it or pad it."
+        )
+    rows, columns = (max(1, round(side / FACTOR)) for side in (height, width))
+    if rows * columns > budget:
+        scale = math.sqrt(height * width / (budget * FACTOR**2))
+        rows, columns = (max(1, math.floor(side / scale / FACTOR)) for side in (height, width))
+        rows, columns = min(rows, budget // columns or 1), min(columns, budget // rows or 1)
+    return rows * FACTOR, columns * FACTOR
+
+
+def prepare_picture(
+    picture: Tensor, budget: int = DEFAULT_BUDGET, name: str = "image"
+) -> tuple[Picture, list[str]]:
+    """Check a picture and bring it to the size it is encoded at.
+
+    Args:
+        picture: as :func:`check_picture` takes it.
+        budget: most image tokens it may become; one token is 32 × 32 pixels.
+        name: what errors and notes call it.
+
+    Returns:
+        the picture, and notes on every change beyond rounding the sides to 32.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_picture` and :func:`fit_size`.
+    """
+    pixels, notes = check_picture(picture, name)
+    height, width = pixels.shape[:2]
+    fitted = fit_size(height, width, budget, name)
+    prepared = Picture(_resize(pixels, fitted))
+    rounded = [max(FACTOR, round(side / FACTOR) * FACTOR) for side in (height, width)]
+    size = f"{name} {width}×{height}"
+    if [*fitted] != rounded:
+        notes.append(f"{size} scaled down to {fitted[1]}×{fitted[0]}, {prepared.tokens} image tokens")
+    elif 0 in (round(height / FACTOR), round(width / FACTOR)):
+        notes.append(f"{size} enlarged to {fitted[1]}×{fitted[0]}, {FACTOR} is the smallest side the encoder takes")
+    return prepared, notes
+
+
+def patchify(picture: Picture) -> tuple[Tensor, Tensor]:
+    """What Qwen3-VL's vision tower reads, in the order of transformers' ``Qwen2VLImageProcessor``.
+
+    Patches run through each 2 × 2 group that becomes one token, groups in raster order; within a patch channel,
+    frame (the picture twice), row, column. Values are ``(x / 255 − 0.5) / 0.5``.
+
+    Returns:
+        ``pixel_values`` float32 ``(n_patches, 1536)`` and ``grid_thw`` int64 ``(1, 3)``: frames, patch rows, patch
+        columns.
+    """
+    rows, columns = picture.grid
+    values = (picture.pixels.float() - 127.5) / 127.5
+    patches = values.reshape(rows, MERGE, PATCH, columns, MERGE, PATCH, 3).permute(0, 3, 1, 4, 6, 2, 5)
+    frames = patches.unsqueeze(5).expand(-1, -1, -1, -1, -1, TEMPORAL_PATCH, -1, -1)
+    return frames.reshape(rows * columns * MERGE**2, -1), torch.tensor([[1, rows * MERGE, columns * MERGE]])
+
+
+def to_float(picture: Picture) -> Tensor:
+    """float32 ``(1, H, W, 3)`` in [0, 1], a ComfyUI IMAGE."""
+    return (picture.pixels.float() / 255)[None]
+
+
+def _require_tensor(picture: object, name: str) -> None:
+    if not isinstance(picture, Tensor):
+        raise TypeError(f"{name}: {EXPECTED}, got {type(picture).__name__}. Convert it to a torch tensor.")
+
+
+def _three_channels(picture: Tensor, name: str) -> tuple[Tensor, list[str]]:
+    channels = picture.shape[-1]
+    if channels == 3:
+        return picture, []
+    if channels == 4:
+        return picture[..., :3], [f"{name}: alpha channel dropped"]
+    if channels == 1:
+        return picture.expand(-1, -1, 3), [f"{name}: grey repeated to RGB"]
+    if channels == 2:
+        return picture[..., :1].expand(-1, -1, 3), [f"{name}: grey repeated to RGB, alpha channel dropped"]
+    raise ValueError(f"{name}: {EXPECTED}, got {channels} channels. Connect an IMAGE, channels last.")
+
+
+def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Antialiased bicubic on 8-bit values, the very operation torchvision's resize comes down to on the CPU."""
+    if tuple(pixels.shape[:2]) == size:
+        return pixels
+    # Contiguous channels first, as a processor holds it: other strides may take another kernel.
+    planes = pixels.permute(2, 0, 1).contiguous()[None]
+    return functional.interpolate(planes, size=size, mode="bicubic", antialias=True)[0].permute(1, 2, 0).contiguous()

@@ -1,0 +1,97 @@
+"""Cut a sequence to the tokens we want."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .layout import TokenLayout, TokenRole
+from .resample import downsample_grid
+
+TokenSelection = Literal["all", "text", "prompt", "image", "image_no_markers"]
+
+# "text" is what Z-Image's own encoder reads; "prompt" leaves the chat template out as well.
+SELECTIONS: dict[str, tuple[TokenRole, ...]] = {
+    "all": tuple(TokenRole),
+    "text": (TokenRole.TEMPLATE, TokenRole.TEXT),
+    "prompt": (TokenRole.TEXT,),
+    "image": (TokenRole.MARKER, TokenRole.IMAGE),
+    "image_no_markers": (TokenRole.IMAGE,),
+}
+
+
+def select_tokens(
+    embeddings: Tensor,
+    layout: TokenLayout,
+    tokens: TokenSelection = "all",
+    *,
+    downsample: int = 1,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, TokenLayout]:
+    """Keep the positions of some roles, in order; optionally pool pictures and keep only what a mask covers.
+
+    Args:
+        embeddings: ``(L, D)`` or ``(B, L, D)``, any float dtype.
+        layout: of the ``L`` positions.
+        tokens: which roles stay, see ``SELECTIONS``.
+        downsample: each picture's ``(rows, columns, D)`` grid is area-averaged over n × n tokens.
+        mask: float ``(H, W)`` in [0, 1], laid over every picture; image tokens covered less than half are dropped.
+
+    Returns:
+        the states that stay and their layout.
+
+    Raises:
+        ValueError: for an unknown selection, a layout of another length, or if no token stays.
+    """
+    if tokens not in SELECTIONS:
+        raise ValueError(f"tokens: expected one of {', '.join(SELECTIONS)}, got {tokens!r}.")
+    if embeddings.shape[-2] != len(layout):
+        raise ValueError(f"Expected a layout of {embeddings.shape[-2]} positions, got one of {len(layout)}.")
+    if downsample < 1:
+        raise ValueError(f"downsample: expected 1 or more, got {downsample}.")
+    if not layout.mask(*SELECTIONS[tokens]).any():
+        present = ", ".join(role.name for role in layout.counts())
+        raise ValueError(
+            f"tokens: {tokens!r} leaves nothing, the sequence holds only {present} tokens. "
+            "Choose another selection, or give the encoder a picture or a prompt."
+        )
+    if downsample > 1 or mask is not None:
+        embeddings, layout = _pool_pictures(embeddings, layout, downsample, mask)
+    kept = layout.mask(*SELECTIONS[tokens])
+    if not kept.any():
+        raise ValueError("mask: covers no image token. Paint a larger area, or select text tokens as well.")
+    return embeddings[..., kept.to(embeddings.device), :], layout.select(kept)
+
+
+def _pool_pictures(x: Tensor, layout: TokenLayout, factor: int, mask: Tensor | None) -> tuple[Tensor, TokenLayout]:
+    """Each picture's tokens averaged over factor × factor cells, cells outside the mask dropped, the rest as it was."""
+    batch = x if x.ndim == 3 else x[None]
+    states, roles, ids, grids, done = [], [], [], [], 0
+    for positions, grid in zip(layout.picture_positions(), layout.grids, strict=True):
+        start, stop = int(positions[0]), int(positions[-1]) + 1
+        cover = None if mask is None else _cover(mask, grid)
+        pooled = [downsample_grid(tokens[start:stop], grid, factor, cover) for tokens in batch]
+        _, coarse, keep = pooled[0]
+        kept = int(keep.sum())
+        states += [batch[:, done:start], torch.stack([tokens[keep] for tokens, _, _ in pooled])]
+        roles += [layout.roles[done:start], torch.full((kept,), TokenRole.IMAGE, dtype=torch.uint8)]
+        ids += [layout.token_ids[done:start], layout.token_ids[start].repeat(kept)]
+        grids += [coarse] if kept == keep.numel() else [(1, kept)] if kept else []
+        done = stop
+    tokens = torch.cat([*states, batch[:, done:]], 1)
+    roles, ids = torch.cat([*roles, layout.roles[done:]]), torch.cat([*ids, layout.token_ids[done:]])
+    pooled_layout = replace(layout, roles=roles, token_ids=ids, grids=tuple(grids))
+    return tokens.reshape(*x.shape[:-2], *tokens.shape[1:]), pooled_layout
+
+
+def _cover(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """How much of each token a mask covers: ``(H, W)`` or ``(1, H, W)`` -> float32 ``(rows, columns)``."""
+    if mask.ndim == 3 and mask.shape[0] == 1:
+        mask = mask[0]
+    if mask.ndim != 2 or not mask.numel():
+        raise ValueError(f"mask: expected one mask of shape (height, width), got {tuple(mask.shape)}.")
+    return F.adaptive_avg_pool2d(mask.float()[None, None], grid)[0, 0].clamp(0, 1)
