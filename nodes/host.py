@@ -45,7 +45,7 @@ class LoadedEncoder:
         self.encoder = encoder
         # Looked up at call time: main.py swaps the class when dynamic VRAM is on.
         self.patcher = comfy.model_patcher.CoreModelPatcher(
-            encoder.model,
+            torch.nn.Sequential(encoder.model),  # the patcher sets `device`, which transformers' models do not allow
             load_device=comfy.model_management.text_encoder_device(),
             offload_device=comfy.model_management.text_encoder_offload_device(),
             size=comfy.model_management.module_size(encoder.model),

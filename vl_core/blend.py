@@ -295,8 +295,8 @@ def _append(
     if factor > 1:
         if vl_layout is None:
             raise ValueError(
-                f"append_downsample: {factor} needs to know where the pictures are, but vl has no vl_layout. Encode with "
-                "Qwen3-VL Encode, or set it to 1."
+                f"append_downsample: {factor} needs to know where the pictures are, but vl has no vl_layout. Encode "
+                "with Qwen3-VL Encode, or set it to 1."
             )
         x, vl_layout = select_tokens(x, vl_layout, "all", downsample=factor)
     layout = None
@@ -374,7 +374,7 @@ def _bring(
         try:
             return _align(vl, length, text_layout, vl_layout)
         except ValueError:
-            notes.append("The words of text and VL differ: resampled instead of aligned.")
+            notes.append("The VL does not hold the text's words: resampled instead of aligned.")
     return resample_tokens(vl, length, antialias=antialias)
 
 

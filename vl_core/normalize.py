@@ -189,8 +189,8 @@ def _change(
     if mode == "rms":
         if not reference.median_rms > 0:
             raise ValueError(
-                f"reference: mode rms needs the median token RMS, got {reference.median_rms}. A published mean and std do "
-                "not tell it: measure the text encoder with Reference Statistics, or choose mode global."
+                f"reference: mode rms needs the median token RMS, got {reference.median_rms}. A published mean and std "
+                "do not tell it: measure the text encoder with Reference Statistics, or choose mode global."
             )
         return lambda tokens: _scale_tokens(tokens, reference.median_rms)
     share = weight if mode == "hybrid" else 1.0

@@ -55,7 +55,7 @@ def _draw_token_rms(axes, inspection: Inspection) -> None:
         label = f"attention sink ({len(sinks)})"
         axes.plot(sinks, rms[sinks], "o", mfc="none", mec=OUTLIER_COLOUR, ms=10, label=label)
     if np.nanmax(rms, initial=0) > 0:
-        axes.set_yscale("log")
+        _logarithmic(axes)
     axes.set(title="Token RMS by role", xlabel="position", ylabel="RMS")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
@@ -73,10 +73,18 @@ def _draw_ratios(axes, inspection: Inspection) -> None:
             str(dimension), (dimension, ratio[dimension]), xytext=(5, 5), textcoords="offset points",
             color=OUTLIER_COLOUR, fontsize=9,
         )
-    axes.set_yscale("log")
     axes.margins(y=0.12)
+    _logarithmic(axes)
     axes.set(
         title=f"Std per dimension over the reference's ({len(inspection.outliers)} beyond {inspection.threshold:g}×)",
         xlabel="dimension", ylabel="ratio",
     )
     axes.grid(alpha=0.3)
+
+
+def _logarithmic(axes) -> None:
+    """A log axis with plain numbers at its ticks (0.06, not 6 × 10⁻²), at every tick if it spans less than a decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")

@@ -1,0 +1,193 @@
+"""Fixtures of the host tests: a ComfyUI on the CPU with empty folders, the pack loaded as it loads packs, tiny models.
+
+ComfyUI is looked for at COMFYUI_PATH, then above the pack (custom_nodes), then at ~/comfy/ComfyUI. Without one every
+test here is skipped; collecting needs nothing but pytest and torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PACK = Path(__file__).resolve().parents[2]
+
+
+def comfyui_candidates() -> list[Path]:
+    """Where a ComfyUI is looked for, best first; a path somebody named is the only one."""
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        return [Path(named).expanduser()]
+    above = [PACK.parents[1]] if PACK.parent.name == "custom_nodes" else []
+    return [*above, Path.home() / "comfy" / "ComfyUI"]
+
+
+def load_by_path(name: str, path: Path, **spec_options):
+    """Import a file under a name of our choice, leaving ``sys.path`` alone."""
+    spec = importlib.util.spec_from_file_location(name, path, **spec_options)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """The ComfyUI checkout the tests run against."""
+    candidates = comfyui_candidates()
+    for path in candidates:
+        if (path / "comfy" / "sd.py").is_file():
+            return path
+    pytest.skip(f"no ComfyUI found at {' or '.join(map(str, candidates))}; set COMFYUI_PATH")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def base_folder(comfyui, tmp_path_factory) -> Path:
+    """ComfyUI's base folder (models, output, user, temp …), empty; from here on ``comfy`` can be imported."""
+    base = tmp_path_factory.mktemp("comfyui")
+    # In front: the pack's own folder may be on the path, and its `nodes` is not ComfyUI's.
+    sys.path.insert(0, str(comfyui))
+    arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(base)]
+    try:
+        options = importlib.import_module("comfy.options")
+        options.enable_args_parsing()
+        importlib.import_module("comfy.cli_args")
+        for name in ("comfy.sd", "comfy.sample", "folder_paths", "nodes", "comfy_api.latest"):
+            importlib.import_module(name)
+    except ImportError as error:
+        pytest.skip(f"ComfyUI at {comfyui} cannot be imported here ({error}); run pytest with its own Python")
+    finally:
+        sys.argv = arguments
+    return base
+
+
+@pytest.fixture(scope="session")
+def pack(base_folder):
+    """The pack, loaded by path as ComfyUI does."""
+    name = "custom_nodes.zimage_vl"
+    return load_by_path(name, PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+
+
+@pytest.fixture(scope="session")
+def part(pack):
+    """A module of the pack by its path: ``part("nodes.host")``, ``part("vl_core.layout")``."""
+    return lambda path: importlib.import_module(f"{pack.__name__}.{path}")
+
+
+@pytest.fixture(scope="session")
+def core(base_folder):
+    """ComfyUI's own ``nodes`` module."""
+    return importlib.import_module("nodes")
+
+
+@pytest.fixture(scope="session")
+def run(part):
+    """Run a node as the executor does: a fresh locked class, inference mode. Gives its NodeOutput."""
+    nodes = {node.GET_SCHEMA().node_id: node for node in part("nodes").NODES}
+
+    def run_node(node_id: str, *args, **inputs):
+        with torch.inference_mode():
+            return nodes[f"ZImageVL{node_id}"].PREPARE_CLASS_CLONE(None).execute(*args, **inputs)
+
+    return run_node
+
+
+@pytest.fixture(scope="session")
+def told():
+    """What a node shows on itself after it ran."""
+
+    def text(output) -> str:
+        shown = output.ui if isinstance(output.ui, dict) else output.ui.as_dict()
+        return "\n".join(shown["text"])
+
+    return text
+
+
+@pytest.fixture(scope="session")
+def tiny(base_folder):
+    """The module ``tiny.py`` beside this file."""
+    return load_by_path("zimage_vl_tiny_host", Path(__file__).with_name("tiny.py"))
+
+
+@pytest.fixture(scope="session")
+def text_clip(tiny):
+    """Z-Image's text encoder, tiny."""
+    return tiny.text_clip()
+
+
+@pytest.fixture(scope="session")
+def native(tiny):
+    """Qwen3-VL-4B as Load CLIP gives it, tiny."""
+    return tiny.vision_clip()
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tiny, native, base_folder) -> Path:
+    """The Hugging Face folder of the same weights, where the loader finds it."""
+    return tiny.write_folder(base_folder / "models" / "text_encoders" / "Qwen3-VL-Tiny", native)
+
+
+@pytest.fixture(scope="session")
+def loaded(run, encoder_folder):
+    """The same weights as Load Qwen3-VL gives them, every block loaded."""
+    return run("Loader", encoder_folder.name, "fp32", deepest_layer=-1)[0]
+
+
+@pytest.fixture(params=["native", "transformers"])
+def vision(request):
+    """Either encoder that fits the vision socket, with the same weights."""
+    return request.getfixturevalue({"native": "native", "transformers": "loaded"}[request.param])
+
+
+@pytest.fixture(scope="session")
+def zimage(tiny):
+    """Z-Image, tiny."""
+    return tiny.zimage_model()
+
+
+@pytest.fixture(scope="session")
+def sample(tiny, zimage):
+    """Draw a latent from a positive conditioning."""
+
+    def draw(positive, **options) -> torch.Tensor:
+        with torch.inference_mode():
+            return tiny.sample(zimage, positive, **options)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def core_text(core, text_clip):
+    """A prompt as core's CLIP Text Encode encodes it."""
+
+    def encode(prompt: str, clip=text_clip) -> list:
+        with torch.inference_mode():
+            return core.CLIPTextEncode().encode(clip, prompt)[0]
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def picture() -> torch.Tensor:
+    """An IMAGE ``(1, 64, 96, 3)`` with structure: two ramps and a disc."""
+    rows, columns = torch.linspace(0, 1, 64), torch.linspace(0, 1, 96)
+    disc = ((rows[:, None] - 0.5) ** 2 + (columns[None] - 0.5) ** 2 < 0.09).float()
+    return torch.stack([rows[:, None].expand(64, 96), columns[None].expand(64, 96), disc], -1)[None].contiguous()
+
+
+@pytest.fixture(scope="session")
+def shuffled(picture) -> torch.Tensor:
+    """The same pixels in another order: a picture with the same colours and nothing in it."""
+    order = torch.randperm(64 * 96, generator=torch.Generator().manual_seed(5))
+    return picture.reshape(1, -1, 3)[:, order].reshape(picture.shape)
+
+
+@pytest.fixture(scope="session")
+def reference(run, text_clip):
+    """Statistics of the tiny text encoder."""
+    return run("Reference", text_clip)[0]

@@ -1,0 +1,130 @@
+"""Tiny random models as ComfyUI's own loaders return them: the real classes, tokenizers and templates, 64 wide.
+
+Imported only once ComfyUI is on the path. Weights are large enough that every layer, token and picture matters.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sample
+import comfy.sd
+import comfy.supported_models
+import torch
+from comfy.text_encoders import qwen3vl, z_image
+from safetensors.torch import save_file
+
+WIDTH = 64
+BLOCKS = 6
+HEAD = 128  # not configurable in the host's Qwen3
+TEXT = {
+    "hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "intermediate_size": 128, "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+VISION = {"hidden_size": 64, "intermediate_size": 128, "depth": 4, "deepstack_visual_indexes": [0, 1, 2]}
+TOKENIZER = Path(qwen3vl.__file__).parent / "qwen25_tokenizer"
+
+
+def randomize(module: torch.nn.Module, seed: int) -> None:
+    """Unit-variance embeddings, fan-in scaled matrices, norms near one."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if name.endswith("logit_scale"):
+                continue
+            noise = torch.empty(weight.shape).normal_(generator=generator)
+            if "embed_tokens" in name or "pos_embed" in name:
+                weight.copy_(noise)
+            elif weight.ndim > 1:
+                weight.copy_(noise * weight[0].numel() ** -0.5)
+            else:
+                weight.copy_(0.1 * noise + (0.0 if name.endswith("bias") else 1.0))
+
+
+class Target:
+    """What the host's CLIP is built from."""
+
+    def __init__(self, clip, tokenizer):
+        self.params, self.clip, self.tokenizer = {}, clip, tokenizer
+
+
+def build_clip(model, tokenizer, name: str, seed: int, **text) -> comfy.sd.CLIP:
+    """A CLIP around a text encoder of any class; ``name`` is what its config is called."""
+    options = {f"{name}_model_config": {**TEXT, **text}, "dtype": torch.float32}
+    clip = comfy.sd.CLIP(Target(model, tokenizer), model_options=options)
+    randomize(clip.cond_stage_model, seed)
+    return clip
+
+
+def text_clip(seed: int = 2, **text) -> comfy.sd.CLIP:
+    """Z-Image's text encoder, as Load CLIP (type lumina2) returns it."""
+    return build_clip(z_image.te(), z_image.ZImageTokenizer, "qwen3_4b", seed, **text)
+
+
+def vision_clip(seed: int = 1, model_type: str = "qwen3vl_4b", **text) -> comfy.sd.CLIP:
+    """Qwen3-VL, as Load CLIP (type lumina2) returns it."""
+    qwen3vl.QWEN3VL_VISION[model_type] = VISION
+    return build_clip(qwen3vl.te(model_type=model_type), qwen3vl.tokenizer(model_type), model_type, seed, **text)
+
+
+def zimage_model(seed: int = 3) -> comfy.model_patcher.ModelPatcher:
+    """Z-Image, as Load Diffusion Model returns it."""
+    config = comfy.supported_models.ZImage({
+        "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": WIDTH, "n_layers": 2,
+        "qk_norm": True, "n_heads": 4, "n_kv_heads": 4, "axes_dims": [16, 24, 24], "axes_lens": [1536, 512, 512],
+        "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0,
+        "pad_tokens_multiple": 32,
+    })
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "")
+    randomize(model.diffusion_model, seed)
+    return comfy.model_patcher.CoreModelPatcher(
+        model, load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def sample(model, positive: list, negative: list | None = None, steps: int = 2, size: int = 8) -> torch.Tensor:
+    """A latent ``(1, 16, size, size)`` drawn from fixed noise, as KSampler (euler, simple, cfg 1) draws it."""
+    noise = torch.empty(1, 16, size, size).normal_(generator=torch.Generator().manual_seed(1))
+    return comfy.sample.sample(
+        model, noise, steps, 1.0, "euler", "simple", positive, negative or positive, torch.zeros_like(noise), seed=1,
+        disable_pbar=True,
+    )
+
+
+def write_folder(folder: Path, clip: comfy.sd.CLIP) -> Path:
+    """A Qwen3-VL CLIP as the Hugging Face folder it would have been loaded from."""
+    folder.mkdir(parents=True)
+    encoder = clip.cond_stage_model.qwen3vl_4b.transformer
+    common = qwen3vl.QWEN3VL_VISION_COMMON
+    config = {
+        "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl", "tie_word_embeddings": True,
+        "image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "text_config": {
+            **TEXT, "model_type": "qwen3_vl_text", "vocab_size": 151936, "head_dim": HEAD, "rms_norm_eps": 1e-6,
+            "max_position_embeddings": 262144, "hidden_act": "silu", "attention_bias": False, "rope_theta": 5000000.0,
+            "tie_word_embeddings": True,
+            "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        },
+        "vision_config": {
+            **VISION, "model_type": "qwen3_vl", "hidden_act": "gelu_pytorch_tanh", "out_hidden_size": WIDTH,
+            **{key: common[key] for key in (
+                "num_heads", "patch_size", "temporal_patch_size", "in_channels", "spatial_merge_size",
+                "num_position_embeddings",
+            )},
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
+    tensors = {
+        ("model.language_model." + name.removeprefix("model.") if name.startswith("model.") else "model." + name): tensor
+        for name, tensor in encoder.state_dict().items()
+    }
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    return folder

@@ -1,0 +1,59 @@
+"""Pictures from and to files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from torch import Tensor
+
+from ..extract import as_tensor
+from ..pictures import check_picture, fit_size
+from .checks import readable_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SETTINGS_KEY = "zimage-vl"  # text chunk of our PNGs that holds the settings as JSON
+
+
+def load_picture(path: str, option: str, budget: int) -> Tensor:
+    """Read a picture, turned as its camera noted, and check that the encoder can take it.
+
+    Returns:
+        uint8 ``(H, W, 3)``.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such file, it is no picture, or its sides do not fit.
+    """
+    from PIL import Image, ImageOps
+
+    file = readable_file(path, option)
+    try:
+        with Image.open(file) as image:
+            pixels = as_tensor(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{option}: expected a picture (PNG, JPEG, WebP …), {path} cannot be read as one.") from error
+    pixels, _ = check_picture(pixels, file.name)
+    fit_size(*pixels.shape[:2], budget, file.name)
+    return pixels
+
+
+def save_png(path: Path, image: Image, settings: Mapping[str, Any]) -> Path:
+    """Write a PNG that carries ``settings`` as a JSON text chunk; the file appears whole or not at all."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt(SETTINGS_KEY, json.dumps(settings, ensure_ascii=False))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    try:
+        image.save(partial, format="PNG", pnginfo=info)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

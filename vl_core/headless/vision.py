@@ -1,0 +1,32 @@
+"""Qwen3-VL for the command line: loaded and run under progress bars."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..encoder import Qwen3VLEncoder
+from ..states import resolve_layer
+from .progress import progress
+
+
+def load_encoder(folder: str, device: torch.device, dtype: torch.dtype, layer: int) -> Qwen3VLEncoder:
+    with progress(f"Loading {Path(folder).resolve().name}") as move:
+        return Qwen3VLEncoder.from_pretrained(folder, device, dtype, layer, progress=move)
+
+
+def steps_of_encode(encoder: Qwen3VLEncoder, pictures: int, layer: int) -> int:
+    """How often an encode calls its ``check``: once per picture and block."""
+    return pictures + resolve_layer(layer, encoder.num_layers)
+
+
+def add_picture_arguments(parser, required_note: str = "") -> None:
+    parser.add_argument(
+        "-i", "--image", action="append", default=[], metavar="FILE",
+        help=f"a reference picture; give it several times for several{required_note}",
+    )
+    parser.add_argument(
+        "--image-tokens", type=int, default=1024, metavar="N",
+        help="most tokens a picture may take, 32 × 32 pixels each; larger pictures are scaled down",
+    )
