@@ -513,7 +513,7 @@ def test_a_tokenizer_of_another_model(folder, tmp_path):
     refused(ValueError, r"expected a tokenizer with <\|image_pad\|> as 7, got \d+", target)
 
 
-def test_wrong_arguments(folder, reference, encoder):
+def test_wrong_arguments(folder):
     refused(ValueError, "dtype: expected bfloat16", folder, dtype=torch.float8_e4m3fn)
     refused(ValueError, "layer: expected -7 to -1 or 0 to 6", folder, deepest_layer=-8)
 

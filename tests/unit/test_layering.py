@@ -20,7 +20,7 @@ ORDER = [
     "recipes", "metrics", "plots", "encoder", "extract", "headless", "__init__", "__main__",
 ]  # fmt: skip
 ALWAYS_THERE = {"torch", "numpy", "safetensors"}
-OPTIONAL = {"transformers", "PIL", "matplotlib", "diffusers", "tokenizers", "tqdm", "accelerate"}
+OPTIONAL = {"transformers", "PIL", "matplotlib", "diffusers", "tokenizers", "tqdm", "accelerate", "jinja2"}
 HEAVY = OPTIONAL - {"tqdm"}  # torch itself imports tqdm
 HOST = {
     "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras", "comfyui_version",

@@ -80,6 +80,7 @@ def test_a_prompt_with_a_picture_token_is_refused_by_name(token, name):
         pytest.param([*HEADER, *TAIL][:-1], id="cut short"),
         pytest.param([1, USER, NEWLINE, *RED_FOX, *TAIL], id="no user header"),
         pytest.param([*HEADER, *RED_FOX, *TAIL, 151667, NEWLINE, NEWLINE, 151668], id="think block after the tail"),
+        pytest.param([*HEADER, *RED_FOX, END, NEWLINE, NEWLINE, ASSISTANT, NEWLINE], id="no assistant header"),
         pytest.param([101, *RED_FOX, 102, 0, 0, 0, 0, 0], id="another tokenizer"),
     ],
 )

@@ -207,6 +207,17 @@ def test_ordinary_tokens_and_sinks_are_measured_apart():
     np.testing.assert_allclose(total.median_rms, np.median(np.sqrt((ordinary**2).mean(-1))), rtol=1e-6)
 
 
+def test_published_numbers_per_dimension_stand_for_the_tokens_they_were_measured_on():
+    tokens = doubles(sequence(30, sinks=(0, 9)))
+    mean, std = torch.from_numpy(tokens.mean(0)), torch.from_numpy(tokens.std(0, ddof=1))
+    reference = ReferenceStatistics.from_published(mean, std, 30, "a", -2)
+    for sinks in ("exclude", "include"):
+        np.testing.assert_allclose(reference.moments(sinks).std, std, rtol=1e-12)
+        np.testing.assert_allclose(reference.moments(sinks).global_std, tokens.std(ddof=1), rtol=1e-12)
+    assert (reference.encoder, reference.layer, reference.width) == ("a", -2, 16)
+    assert math.isnan(reference.median_rms)
+
+
 def test_a_batch_of_one_is_one_text():
     alone, batched = ReferenceStatistics.of(sequence(9)), ReferenceStatistics.of(sequence(9)[None])
     assert alone.ordinary.mean.equal(batched.ordinary.mean) and alone.rms.equal(batched.rms)
