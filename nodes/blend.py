@@ -89,8 +89,7 @@ class ZImageVLBlend(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True,
-                    tooltip="When the picture stops acting. 0.5 lets it set the layout and leaves the details to the "
-                    "words.",
+                    tooltip="When the picture stops acting. Early steps settle the layout, late ones the details.",
                 ),
                 sinks_input(),
             ],

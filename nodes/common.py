@@ -16,7 +16,7 @@ SCOPES = ["image tokens", "all tokens"]
 
 def encoder_input(id: str = "encoder") -> io.MultiType.Input:
     return io.MultiType.Input(
-        id, [Qwen3VL, io.Clip], display_name=id.replace("_", " "),
+        id, [Qwen3VL, io.Clip],
         tooltip="What looks at the picture: Load Qwen3-VL, or Load CLIP (type lumina2) with a Qwen3-VL-4B file.",
     )
 

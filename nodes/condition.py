@@ -26,7 +26,8 @@ class ZImageVLCondition(io.ComfyNode):
                 prompt_input(),
                 io.Float.Input(
                     "strength", default=0.5, min=0.0, max=1.0, step=0.01,
-                    tooltip="How much the picture counts. 0 is your words alone, exactly; past 0.7 the words fade.",
+                    tooltip="How much the picture counts. 0 is your words alone, exactly; higher follows the picture more "
+                    "and your words less.",
                 ),
                 io.Combo.Input(
                     "mode", options=list(DEFAULT_LAYERS), default="blend aligned",

@@ -12,6 +12,8 @@ from ..vl_core.states import LAYOUT_KEY
 
 Entry = list  # [tensor (B, L, D), dict]
 
+EDGE = 1e-6  # share of the schedule between two ranges: the host's include both ends, and steps fall on round shares
+
 
 def check_conditioning(conditioning: list[Entry], name: str = "conditioning") -> None:
     """Refuse what the sampler would choke on or paint black with.
@@ -105,7 +107,7 @@ def timed(text: Entry, mixed: Entry, start: float, end: float) -> list[Entry]:
     """
     first, last = text[1].get("start_percent", 0.0), text[1].get("end_percent", 1.0)
     parts = [(text, first, min(last, start)), (mixed, max(first, start), min(last, end)), (text, max(first, end), last)]
-    ranged = [(entry, begin, stop) for entry, begin, stop in parts if begin < stop]
+    ranged = [(entry, begin, stop if stop == last else stop - EDGE) for entry, begin, stop in parts if begin < stop]
     if len(ranged) == 1 and ranged[0][0] is mixed:
         return [mixed]  # acts all the time the text does: its options stay as they were
     return [[entry[0], {**entry[1], "start_percent": begin, "end_percent": stop}] for entry, begin, stop in ranged]

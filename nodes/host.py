@@ -102,7 +102,7 @@ def encoder_folders() -> dict[str, Path]:
         for config in sorted([*root.glob("*/config.json"), *root.glob("*/*/config.json")]):
             try:
                 model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-            except (OSError, ValueError):
+            except (OSError, ValueError, AttributeError):
                 continue  # somebody else's broken folder is not ours to report
             if model_type == "qwen3_vl":
                 found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
@@ -128,9 +128,15 @@ def load_encoder(folder: str, dtype: str, deepest_layer: int) -> LoadedEncoder:
             f"folder: found no Qwen3-VL folder {folder!r}. Put the Hugging Face folder of Qwen3-VL-4B (config.json, "
             f"tokenizer and safetensors files) in one of:\n{looked}\nthen press R to refresh the list."
         )
+    bar = comfy.utils.ProgressBar(1)
+
+    def progress(done: int, total: int) -> None:
+        check_interrupted()
+        bar.update_absolute(done, total)
+
     encoder = Qwen3VLEncoder.from_pretrained(
         folders[folder], device=comfy.model_management.text_encoder_offload_device(), dtype=_pick_dtype(dtype),
-        deepest_layer=deepest_layer,
+        deepest_layer=deepest_layer, progress=progress,
     )
     return LoadedEncoder(encoder)
 
@@ -171,7 +177,7 @@ def encode_vision(
         ValueError: see :func:`check_vision_clip` and :meth:`Qwen3VLEncoder.encode`.
     """
     pictures = [one for image in (images or {}).values() if image is not None for one in split_batch(image)]
-    prompt, notes = as_host_reads(prompt), []
+    prompt, system_prompt, notes = as_host_reads(prompt), as_host_reads(system_prompt), []
     if isinstance(encoder, LoadedEncoder):
         return encoder.encode(pictures, prompt, layers, system_prompt or None, budget, notes), notes
     check_vision_clip(encoder, name)
@@ -179,7 +185,7 @@ def encode_vision(
 
 
 def as_host_reads(prompt: str) -> str:
-    """The prompt as ComfyUI's tokenizers see it: they drop the backslash of an escaped parenthesis."""
+    """A prompt as ComfyUI's tokenizers see it: they drop the backslash of an escaped parenthesis."""
     return prompt.replace("\\)", ")").replace("\\(", "(")
 
 
@@ -339,7 +345,10 @@ def clip_identity(clip: Any) -> str:
     another encoder; cheap enough to take each time.
     """
     digest = hashlib.sha256("\n".join(calibration_prompts()).encode())
+    # A LoRA, of this CLIP or of another one that shares its weights, is written into them while it is loaded.
+    unpatched = {key: kept.weight for key, kept in clip.patcher.backup.items()}
     for name, parameter in sorted(clip.cond_stage_model.named_parameters()):
+        parameter = unpatched.get(name, parameter)
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         digest.update(_sample(parameter))
     for key in sorted(clip.patcher.patches, key=str):
@@ -389,7 +398,7 @@ def find_saved(name: str) -> Path:
 
 
 def next_save_path(prefix: str) -> Path:
-    """A file name that is not taken yet: ``<prefix>_00001.safetensors``; ComfyUI's %date% tokens work.
+    """A file name that is not taken yet: ``<prefix>_00001.safetensors``; ComfyUI's %year% … %second% tokens work.
 
     Raises:
         ValueError: if the prefix leads out of the folder.

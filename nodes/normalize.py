@@ -54,7 +54,7 @@ class ZImageVLNormalize(io.ComfyNode):
                         io.DynamicCombo.Option("rms", []),
                         io.DynamicCombo.Option("none", []),
                     ],
-                    tooltip="per_dim: every dimension gets the reference's mean and spread; cleanest for image tokens. "
+                    tooltip="per_dim: every dimension gets the reference's mean and spread, which image tokens lack. "
                     "global: one factor for all. hybrid: a mixture of both. rms: every token gets the same size.",
                 ),
                 Reference.Input("reference", optional=True, tooltip="The target. From Reference Statistics."),

@@ -1,31 +1,42 @@
-// Shows what a node of this pack reports ("text" of its ui output) in a read-only box on the node itself.
+// A read-only box on every node of this pack that shows what the node reports ("text" of its ui output).
 import { app } from "../../scripts/app.js";
-import { ComfyWidgets } from "../../scripts/widgets.js";
 
 const REPORT = "report";
 
-function show(node, text) {
-  let widget = node.widgets?.find((w) => w.name === REPORT);
-  if (!widget) {
-    widget = ComfyWidgets.STRING(node, REPORT, ["STRING", { multiline: true }], app).widget;
-    widget.serialize = false; // neither in the saved workflow's values …
-    widget.options = { ...widget.options, serialize: false, read_only: true }; // … nor in the queued prompt
-    if (widget.inputEl) widget.inputEl.readOnly = true;
-  }
-  widget.value = text;
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])]);
-  app.graph.setDirtyCanvas(true, true);
+function addBox(node) {
+  const { widget } = app.widgets.STRING(node, REPORT, ["STRING", { multiline: true, placeholder: "What it did, after a run" }], app);
+  widget.serialize = false; // not in the saved workflow's values …
+  widget.options.serialize = false; // … nor in the queued prompt
+  widget.options.read_only = true; // for Nodes 2.0
+  widget.element.readOnly = true; // for classic nodes
 }
+
+function show(node, output) {
+  const widget = node?.widgets?.find((w) => w.name === REPORT);
+  if (widget && output?.text?.length) widget.value = output.text.join("\n");
+}
+
+const isOurs = (type) => type?.startsWith("ZImageVL");
 
 app.registerExtension({
   name: "zimage-vl.report",
   beforeRegisterNodeDef(nodeType, nodeData) {
-    if (!nodeData.name.startsWith("ZImageVL")) return;
-    const onExecuted = nodeType.prototype.onExecuted;
+    if (!isOurs(nodeData.name)) return;
+    const { onNodeCreated, onExecuted } = nodeType.prototype;
+    nodeType.prototype.onNodeCreated = function () {
+      onNodeCreated?.apply(this, arguments);
+      addBox(this);
+    };
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
-      if (output?.text?.length) show(this, output.text.join("\n"));
+      show(this, output);
     };
+  },
+  // Coming back to a workflow's tab builds its nodes anew: give them their reports back.
+  onNodeOutputsUpdated(outputs) {
+    for (const [id, output] of Object.entries(outputs)) {
+      const node = app.graph.getNodeById(id);
+      if (isOurs(node?.type)) show(node, output);
+    }
   },
 });

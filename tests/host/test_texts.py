@@ -1,0 +1,226 @@
+"""What people read: tooltips, help pages and the Chinese texts name what the schemas have, no more and no less."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACK = Path(__file__).resolve().parents[2]
+NODE_IDS = [
+    f"ZImageVL{name}" for name in (
+        "Condition", "Loader", "Encode", "SelectTokens", "MaskOutliers", "Normalize", "Blend", "Reference", "Inspect",
+        "Save", "LoadSaved",
+    )
+]
+COMPILED = set("@{}|")  # vue-i18n reads names, titles and descriptions as messages, in which these are syntax
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+ROW = re.compile(r"^\| `(?P<name>[\w.]+)` \| (?P<default>[^|]*) \| (?P<effect>[^|]*) \|$", re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def schemas(part) -> dict:
+    """Every node's schema by its id."""
+    return {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in part("nodes").NODES}
+
+
+@pytest.fixture(params=NODE_IDS)
+def schema(request, schemas):
+    return schemas[request.param]
+
+
+@pytest.fixture
+def page(schema) -> str:
+    """The node's help page, where the frontend looks for it: WEB_DIRECTORY/docs/<node id>.md."""
+    return (PACK / "web" / "docs" / f"{schema.node_id}.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def chinese() -> dict:
+    return json.loads((PACK / "locales" / "zh" / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def kind(input) -> str:
+    return input.get_io_type()
+
+
+def named_inputs(schema) -> Iterator[tuple[str, object]]:
+    """Inputs as people name them: ``mode``, and ``mode.gamma`` once for every option that has it."""
+    for input in schema.inputs:
+        yield input.id, input
+        if kind(input) == "COMFY_DYNAMICCOMBO_V3":
+            yield from ((f"{input.id}.{inner.id}", inner) for option in input.options for inner in option.inputs)
+
+
+def sockets(schema) -> Iterator[tuple[str, object]]:
+    """Inputs as the frontend names them: as above, and every socket that an Autogrow can grow."""
+    yield from named_inputs(schema)
+    for input in schema.inputs:
+        if kind(input) == "COMFY_AUTOGROW_V3":
+            yield from ((f"{input.id}.{name}", input.template.input) for name in input.template.names)
+
+
+def default_in_words(input) -> str:
+    """An input's default as a help page writes it."""
+    if kind(input) == "COMFY_DYNAMICCOMBO_V3":
+        return input.options[0].key
+    if kind(input) == "COMFY_AUTOGROW_V3":
+        return "optional" if input.template.min == 0 else "required"
+    if kind(input) == "COMBO":
+        return input.default or "first found"  # only lists of files have no default
+    if kind(input) == "BOOLEAN":
+        return "on" if input.default else "off"
+    if kind(input) == "STRING":
+        return input.default or "empty"
+    if kind(input) in ("INT", "FLOAT"):
+        return f"{input.default:g}"
+    return "optional" if input.optional else "required"
+
+
+def texts(entry: dict) -> Iterator[str]:
+    for value in entry.values():
+        yield from texts(value) if isinstance(value, dict) else [value]
+
+
+def test_the_eleven_nodes_are_the_ones_tested_here(schemas):
+    assert list(schemas) == NODE_IDS
+
+
+def test_every_node_says_what_it_does_and_every_input_what_turning_it_does(schema):
+    assert schema.display_name and schema.description
+    silent = [name for name, input in sockets(schema) if not (input.tooltip or "").strip()]
+    assert not silent
+
+
+# --- help pages -----------------------------------------------------------------------------------------------------
+
+
+def test_there_is_no_help_page_for_a_node_that_is_gone():
+    assert sorted(path.stem for path in (PACK / "web" / "docs").iterdir()) == sorted(NODE_IDS)
+
+
+def test_a_help_page_has_the_nodes_title_and_every_section_filled(schema, page):
+    title, *sections = re.split(r"^#+ (.+)$", page, flags=re.MULTILINE)[1:]
+    assert title == schema.display_name
+    summary, headings, bodies = sections[0], sections[1::2], sections[2::2]
+    assert headings == ["When to use it", "Inputs", "Outputs", "Good to know", "A typical chain"]
+    assert all(text.strip() for text in (summary, *bodies))
+
+
+def test_a_help_page_explains_every_input_once_and_nothing_else(schema, page):
+    explained = [row["name"] for row in ROW.finditer(page)]
+    assert explained == list(dict.fromkeys(name for name, _ in named_inputs(schema)))
+    assert all(row["effect"].strip() for row in ROW.finditer(page))
+
+
+def test_a_help_page_has_no_row_that_the_table_would_break(page):
+    rows = [line for line in page.splitlines() if line.startswith("|")][2:]  # after the head and its rule
+    assert len(rows) == len(list(ROW.finditer(page)))
+
+
+def test_a_help_page_gives_the_schemas_defaults(schema, page):
+    written = {row["name"]: row["default"] for row in ROW.finditer(page)}
+    assert [(name, written[name]) for name, _ in named_inputs(schema)] == [
+        (name, default_in_words(input)) for name, input in named_inputs(schema)
+    ]
+
+
+def test_a_help_page_marks_the_inputs_that_are_hidden_as_advanced(schema, page):
+    marked = {row["name"] for row in ROW.finditer(page) if row["effect"].endswith("(advanced)")}
+    assert marked == {name for name, input in named_inputs(schema) if input.advanced}
+
+
+def test_a_help_page_explains_every_option_of_a_choice(schema, page):
+    effects = {row["name"]: row["effect"] for row in ROW.finditer(page)}
+    for name, input in named_inputs(schema):
+        if kind(input) == "COMFY_DYNAMICCOMBO_V3":
+            options = [option.key for option in input.options]
+        elif kind(input) == "COMBO" and input.default:
+            options = input.options
+        else:
+            continue
+        assert [option for option in options if f"`{option}`" not in effects[name]] == []
+
+
+def test_a_help_page_names_every_output(schema, page):
+    described = page.split("## Outputs")[1].split("\n## ")[0]
+    assert all(f"`{output.display_name or kind(output)}`" in described for output in schema.outputs)
+    assert schema.outputs or "None." in described
+
+
+def test_help_pages_call_other_nodes_by_the_names_they_show(schemas, page):
+    shown = {schema.display_name for schema in schemas.values()} | {"Load CLIP", "CLIP Text Encode"}
+    assert set(re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", page)) <= shown
+
+
+# --- Chinese --------------------------------------------------------------------------------------------------------
+
+
+def test_the_chinese_texts_belong_to_our_nodes_and_leave_none_out(chinese):
+    assert list(chinese) == NODE_IDS
+
+
+def test_every_input_has_a_chinese_name_and_tooltip_and_none_is_left_over(schema, chinese):
+    # The frontend looks an input up by its name with dots made underscores: mode.gamma is mode_gamma.
+    expected = {name.replace(".", "_") for name, _ in sockets(schema)}
+    inputs = chinese[schema.node_id]["inputs"]
+    assert set(inputs) == expected
+    assert all(set(entry) == {"name", "tooltip"} for entry in inputs.values())
+
+
+def test_no_two_inputs_share_a_key_of_the_frontend(schema):
+    names = {name for name, _ in sockets(schema)}
+    assert len({name.replace(".", "_") for name in names}) == len(names)
+
+
+def test_every_output_has_a_chinese_name_by_its_number(schema, chinese):
+    outputs = chinese[schema.node_id].get("outputs", {})
+    assert list(outputs) == [str(index) for index in range(len(schema.outputs))]
+    assert all(entry["name"] for entry in outputs.values())
+
+
+def test_no_chinese_text_is_empty_and_every_sentence_is_chinese(schema, chinese):
+    entry = chinese[schema.node_id]
+    assert all(text.strip() for text in texts(entry))
+    sentences = [entry["description"], *(input["tooltip"] for input in entry["inputs"].values())]
+    assert all(CHINESE.search(sentence) for sentence in sentences)
+
+
+def test_chinese_tooltips_keep_the_options_by_the_names_the_node_shows(schema, chinese):
+    # The frontend does not translate options, so a tooltip that explains them must call them what they are called.
+    for name, input in named_inputs(schema):
+        options = [option.key for option in input.options] if kind(input) == "COMFY_DYNAMICCOMBO_V3" else ()
+        if kind(input) == "COMBO" and input.default:
+            options = input.options
+        tooltip = chinese[schema.node_id]["inputs"][name.replace(".", "_")]["tooltip"]
+        explained = [option for option in options if f"{option}:" in input.tooltip]
+        assert [option for option in explained if option not in tooltip] == []
+
+
+def test_no_chinese_name_holds_what_the_frontend_takes_for_syntax(schema, chinese):
+    entry = chinese[schema.node_id]
+    named = [*entry["inputs"].values(), *entry.get("outputs", {}).values()]
+    compiled = [entry["display_name"], entry["description"], *(item["name"] for item in named)]
+    assert not [text for text in compiled if COMPILED & set(text)]
+
+
+def test_the_category_has_a_chinese_name(schema):
+    main = json.loads((PACK / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
+    above, ours = schema.category.split("/")
+    assert above == "conditioning"  # core translates that one
+    assert CHINESE.search(main["nodeCategories"][ours]) and list(main["nodeCategories"]) == [ours]
+
+
+def test_comfyui_serves_the_chinese_texts(base_folder, schemas, tmp_path, monkeypatch):
+    import folder_paths
+    from app.custom_node_manager import CustomNodeManager
+
+    shutil.copytree(PACK / "locales", tmp_path / "zimage-vl" / "locales")
+    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda name: [str(tmp_path)])
+    served = CustomNodeManager().build_translations()
+    assert list(served["zh"]["nodeDefs"]) == list(schemas)
+    assert "nodeCategories" in served["zh"]
