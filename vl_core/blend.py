@@ -327,7 +327,7 @@ def _mix_in(
         text_layout = text_layout and text_layout.select(torch.arange(len(text_layout)) < length)
         y, strength, is_sink = y[:, :length], strength[:length], is_sink[:, :length]
     x = _bring(vl, y.shape[1], method, text_layout, vl_layout, antialias, notes)
-    cosine = _median_cosine(y, x) if method == "aligned" else None
+    cosine = _median_cosine(y.detach(), x.detach()) if method == "aligned" else None
     if cosine is not None and cosine < LOW_COSINE and (text_layout is None or vl_layout is None):
         notes.append(f"Text and VL differ at the same positions (cosine {cosine:.2f}): the prompts probably differ.")
     if method != "adain_per_dim":  # there the VL has positions of its own
@@ -340,7 +340,7 @@ def _mix_in(
     keep = is_sink | (strength == 0)
     effective = None
     if method not in OWN_MIXING and space == "raw":
-        effective = _effective_alpha(y, x, strength, ~is_sink)
+        effective = _effective_alpha(y.detach(), x.detach(), strength, ~is_sink)
     elif method not in OWN_MIXING:
         aimless = torch.minimum(token_rms(y), token_rms(x)) <= EPSILON
         keep = keep | aimless

@@ -155,7 +155,7 @@ def normalize(
     scope, left_out = tokens_in_scope(x, sinks, positions)
     change = _change(mode, reference, x.shape[-1], target_std, weight, clip, sinks)
     scaled, notes = _rewrite(x, scope, change)
-    before, after = as_batch(x)[scope].float(), as_batch(scaled)[scope].float()
+    before, after = (as_batch(tensor.detach())[scope].float() for tensor in (x, scaled))
     info = NormalizeInfo(
         mode, _global_std(before), _global_std(after), _median_rms(before), _median_rms(after), left_out, notes
     )
@@ -201,7 +201,8 @@ def _rewrite(x: Tensor, scope: Tensor, change: Change) -> tuple[Tensor, tuple[st
     """``change`` applied to the tokens in scope ``(B, L)`` of each sequence, all others bit for bit, and the notes."""
     scaled = as_batch(x).clone()
     notes = []
-    for sequence, where in zip(scaled, scope, strict=True):
+    for index, where in enumerate(scope):
+        sequence = scaled[index]  # a plain view: autograd allows writing to it, not to one that iterating gives
         tokens = sequence[where].float()
         if not len(tokens):
             notes.append("No tokens to normalise: left unchanged.")

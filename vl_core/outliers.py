@@ -18,7 +18,10 @@ Direction = Literal["over", "under", "both"]
 MaskMode = Literal["none", "zero", "clamp", "scale"]
 
 WORST_SHOWN = 5  # dimensions named in a report; the rest are counted
-DONE = {"none": "left unchanged", "zero": "set to zero", "clamp": "clamped to the threshold", "scale": "scaled down"}
+DONE = {
+    "none": "left unchanged", "zero": "set to zero", "clamp": "clamped to the threshold",
+    "scale": "moved towards the threshold",
+}
 
 
 def check_choice(name: str, value: str, choices: type) -> None:
@@ -70,8 +73,11 @@ def as_batch(embeddings: Tensor) -> Tensor:
 
 
 def to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float32 ``values`` in ``dtype``, held at its largest number: float16 ends at 65504, infinity would spread."""
-    if dtype.itemsize < torch.float32.itemsize:
+    """``values`` in ``dtype``, held at its largest number: float16 ends at 65504, and infinity would spread."""
+    if values.dtype == dtype:
+        return values
+    values = values.float()
+    if dtype.itemsize < values.dtype.itemsize:
         limit = torch.finfo(dtype).max
         values = values.clamp(-limit, limit)
     return values.to(dtype)
@@ -205,7 +211,8 @@ def mask_outlier_dimensions(
     masked = as_batch(embeddings).clone()
     found: dict[int, tuple[float, str]] = {}
     notes: list[str] = []
-    for sequence, where in zip(masked, scope, strict=True):
+    for index, where in enumerate(scope):
+        sequence = masked[index]  # a plain view: autograd allows writing to it, not to one that iterating gives
         rows = where.nonzero().flatten()
         if len(rows) < 2:
             notes.append(f"Fewer than 2 tokens to measure ({len(rows)}): outliers cannot be found, left unchanged.")

@@ -344,6 +344,18 @@ def test_append_puts_the_vl_after_the_text_whatever_alpha():
     assert blend(text, vl, 0.4, "append", vl_layout=vl_layout)[1].layout is None
 
 
+@pytest.mark.parametrize("ours", DTYPES)
+@pytest.mark.parametrize("theirs", DTYPES)
+def test_append_takes_any_type_and_gives_the_texts(ours, theirs):
+    text, vl = tokens(3).to(ours), tokens(4, 1).to(theirs)
+    vl[0, 0] = 1e6 if theirs != torch.float16 else 6e4
+    blended = blend(text, vl, 1.0, "append")[0]
+    assert blended.dtype == ours and torch.equal(blended[:3], text)
+    assert blended[3, 0] == torch.tensor(min(float(vl[0, 0]), torch.finfo(ours).max)).to(ours)
+    if ours == theirs:
+        assert torch.equal(blended[3:], vl)
+
+
 @pytest.mark.parametrize("batch", [None, 2])
 def test_append_averages_each_picture_over_its_grid(batch):
     layout = words(*FOX)
@@ -529,3 +541,15 @@ def test_any_input_keeps_its_shape_and_type_and_stays_finite(
         is_sink = find_sinks(text)[..., :length]
         assert torch.equal(blended[is_sink], text[..., :length, :][is_sink])
     assert "nan" not in info.describe()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("method", METHODS)
+def test_states_that_carry_a_gradient_or_come_from_inference_mode_pass(method, space):
+    with torch.inference_mode():
+        inferred = tokens(8)
+    learned = tokens(8).requires_grad_()
+    expected = blend(tokens(8), tokens(8, 1), 0.3, method, space)[0]
+    for text in (inferred, learned, learned * 1):
+        assert torch.equal(blend(text, tokens(8, 1).requires_grad_(), 0.3, method, space)[0], expected)

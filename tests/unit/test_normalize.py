@@ -241,3 +241,14 @@ def test_any_input_keeps_its_shape_and_type_and_stays_finite(shape, dtype, kind,
     if sinks == "exclude":
         assert torch.equal(scaled[find_sinks(x)], x[find_sinks(x)])
     assert "nan" not in info.describe()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("mode", ["none", "global", "per_dim", "hybrid", "rms"])
+def test_states_that_carry_a_gradient_or_come_from_inference_mode_pass(mode):
+    with torch.inference_mode():
+        inferred = states()
+    learned = states().requires_grad_()
+    expected = normalize(states(), mode, reference())[0]
+    for x in (inferred, learned, learned * 1):
+        assert torch.equal(normalize(x, mode, reference())[0], expected)

@@ -261,3 +261,13 @@ def test_any_input_keeps_its_shape_and_type_and_stays_finite(shape, dtype, kind,
     untouched = [d for d in range(shape[-1]) if d not in info.masked_dimensions]
     assert torch.equal(masked[..., untouched], x[..., untouched])
     info.describe()
+
+
+@pytest.mark.filterwarnings("error")
+def test_states_that_carry_a_gradient_or_come_from_inference_mode_pass():
+    with torch.inference_mode():
+        inferred = with_std([1, 40])
+    learned = with_std([1, 40]).requires_grad_()
+    expected = mask_outlier_dimensions(with_std([1, 40]), mode="clamp", reference=torch.ones(2))[0]
+    for x in (inferred, learned, learned * 1):
+        assert torch.equal(mask_outlier_dimensions(x, mode="clamp", reference=torch.ones(2))[0], expected)
