@@ -2,6 +2,7 @@
 
 from .blend import alpha_curve, blend, blend_adain, blend_adain_per_dim, blend_style_dims
 from .encoder import Qwen3VLEncoder
+from .extract import VLExtraction
 from .layout import SpecialTokens, TokenLayout, TokenRole
 from .metrics import Inspection, inspect
 from .normalize import normalize, normalize_hybrid, normalize_per_dimension, normalize_rms, scale_embeddings
@@ -19,6 +20,7 @@ __all__ = [
     "SpecialTokens",
     "TokenLayout",
     "TokenRole",
+    "VLExtraction",
     "VLStates",
     "alpha_curve",
     "blend",

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .extract import DEFAULT_LAYER, VLExtraction, extract
 from .layout import SYSTEM_TURN, USER_TURN, SpecialTokens, TokenLayout, insert_pictures, mrope_positions, text_layout
 from .pictures import DEFAULT_BUDGET, Picture, patchify, prepare_picture, split_batch
 from .states import VLStates, resolve_layer
@@ -158,7 +159,7 @@ class Qwen3VLEncoder:
         self,
         images: Sequence[Tensor],
         prompt: str,
-        layers: int | Sequence[int] = (-6,),
+        layers: int | Sequence[int] = (DEFAULT_LAYER,),
         system_prompt: str | None = None,
         *,
         budget: int = DEFAULT_BUDGET,
@@ -214,6 +215,13 @@ class Qwen3VLEncoder:
         if not torch.isfinite(states).all():
             raise ValueError(f"{self.name}: the states overflowed in {self.dtype}. Load the model as bf16 or fp32.")
         return VLStates(states, wanted, self.num_layers, layout, prompt, system_prompt or "", self.name)
+
+    def extract(self, image: Any, text: str, hidden_layer: int = DEFAULT_LAYER, **options: Any) -> VLExtraction:
+        """Encode, select, mask outliers and normalise in one call, under the research note's names.
+
+        Arguments, ``options`` and errors are those of :func:`~.extract.extract`.
+        """
+        return extract(self, image, text, hidden_layer, **options)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]

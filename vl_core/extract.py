@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -162,7 +162,7 @@ def as_pictures(image: Any) -> list[Tensor]:
     """
     if image is None:
         return []
-    return [as_tensor(one) for one in image] if isinstance(image, Sequence) else [as_tensor(image)]
+    return [as_tensor(one) for one in image] if isinstance(image, (list, tuple)) else [as_tensor(image)]
 
 
 def as_tensor(image: Any) -> Tensor:

@@ -42,8 +42,8 @@ class Inspection:
     log_std_correlation: float | None = None
 
     def rms_by_role(self) -> dict[str, float]:
-        """Median token RMS per role, sinks left out; one entry "tokens" without a layout."""
-        ordinary = torch.ones(self.tokens, dtype=torch.bool)
+        """Median token RMS per role without sinks and tokens that are not finite; only "tokens" without a layout."""
+        ordinary = ~self.rms.isnan()
         ordinary[list(self.sinks)] = False
         groups = {"tokens": ordinary}
         if self.layout is not None:
@@ -61,7 +61,8 @@ class Inspection:
             lines.append(f"{self.layout.describe()}; layer {layer}, from {self.layout.source}")
         if self.non_finite:
             lines.append(f"{self.non_finite} values are NaN or infinite: the sampler would paint black.")
-        lines.append("median RMS: " + ", ".join(f"{name} {rms:.4g}" for name, rms in self.rms_by_role().items()))
+        if medians := self.rms_by_role():
+            lines.append("median RMS: " + ", ".join(f"{name} {rms:.4g}" for name, rms in medians.items()))
         shown = ", ".join(f"{index} (RMS {self.rms[index]:.4g})" for index in self.sinks[:4])
         more = f" and {len(self.sinks) - 4} more" if len(self.sinks) > 4 else ""
         lines.append(f"attention sinks at: {shown}{more}" if self.sinks else "no attention sinks")

@@ -17,7 +17,7 @@ CORE, NODES = ROOT / "vl_core", ROOT / "nodes"
 # A file imports only from files before it.
 ORDER = [
     "layout", "storage", "states", "statistics", "pictures", "outliers", "normalize", "resample", "select", "blend",
-    "recipes", "metrics", "plots", "encoder", "extract", "headless", "__init__", "__main__",
+    "recipes", "metrics", "plots", "extract", "encoder", "headless", "__init__", "__main__",
 ]  # fmt: skip
 ALWAYS_THERE = {"torch", "numpy", "safetensors"}
 OPTIONAL = {"transformers", "PIL", "matplotlib", "diffusers", "tokenizers", "tqdm", "accelerate", "jinja2"}

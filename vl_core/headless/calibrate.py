@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..states import resolve_layer
 from ..statistics import ENCODER_LAYER, calibrate, calibration_prompts
-from .checks import (
-    DTYPES, add_device_arguments, output_file, pick_device, readable_file, require_packages, text_encoder_folder,
-)
+from . import checks
 from .progress import progress
 from .zimage import load_tokenizer, prompt_layout
 
@@ -29,20 +28,20 @@ def add_arguments(parser) -> None:
         "--prompts", metavar="FILE", help="texts to read, one per line (UTF-8, # starts a comment) instead of the "
         "built-in ones",
     )
-    add_device_arguments(parser)
+    checks.add_device_arguments(parser)
 
 
 def run(arguments) -> None:
-    require_packages("transformers", "tqdm")
-    output = output_file(arguments.output, "--output", ".safetensors")
-    model, tokenizer, _, blocks = text_encoder_folder(arguments.model, "--model")
+    checks.require_packages("transformers", "tqdm")
+    output = checks.output_file(arguments.output, "--output", ".safetensors")
+    model, tokenizer, _, blocks = checks.text_encoder_folder(arguments.model, "--model")
     resolve_layer(ENCODER_LAYER, blocks)
     prompts = calibration_prompts() if arguments.prompts is None else read_prompts(arguments.prompts)
-    device = pick_device(arguments.device)
+    device = checks.pick_device(arguments.device)
 
-    encode = load_text_encoder(model, tokenizer, device, DTYPES[arguments.dtype])
+    read = load_text_encoder(model, tokenizer, device, checks.DTYPES[arguments.dtype])
     with progress("Reading prompts", len(prompts)) as move:
-        reference = calibrate(encode, prompts, encoder=Path(arguments.model).resolve().name, progress=move)
+        reference = calibrate(read, prompts, encoder=Path(arguments.model).resolve().name, progress=move)
     reference.save(output)
     print(reference.describe())
     print(f"reference: {output}")
@@ -55,7 +54,7 @@ def read_prompts(path: str) -> list[str]:
         FileNotFoundError, ValueError: if it cannot be read, is not UTF-8, or holds no text.
     """
     try:
-        text = readable_file(path, "--prompts").read_text(encoding="utf-8-sig")
+        text = checks.readable_file(path, "--prompts").read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"--prompts: expected a text file in UTF-8, got {path}.") from error
     prompts = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
@@ -65,21 +64,24 @@ def read_prompts(path: str) -> list[str]:
 
 
 def load_text_encoder(
-    folder: Path, tokenizer_folder: Path, device: torch.device, dtype: torch.dtype
+    model: Path, tokenizer: Path, device: torch.device, dtype: torch.dtype
 ) -> Callable[[str], Tensor]:
-    """A function from text to its states ``(L, D)`` at layer -2, as diffusers' ZImagePipeline reads them.
-
-    The pipeline pads behind the text and cuts the padding off again, which causal attention makes the same as no
-    padding.
-    """
+    """Both from their folders, as :func:`text_reader`."""
     from transformers import AutoModel
 
-    tokenizer = load_tokenizer(tokenizer_folder)
-    model = AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
+    encoder = AutoModel.from_pretrained(model, dtype=dtype, local_files_only=True).to(device).eval()
+    return text_reader(encoder, load_tokenizer(tokenizer))
+
+
+def text_reader(encoder: nn.Module, tokenizer: Any) -> Callable[[str], Tensor]:
+    """A function from text to its states ``(L, D)`` at layer -2, as diffusers' ZImagePipeline reads them.
+
+    The pipeline pads behind the text and cuts the padding off again: with causal attention that is no padding.
+    """
 
     @torch.inference_mode()
-    def encode(text: str) -> Tensor:
-        ids = prompt_layout(tokenizer, text).token_ids.to(device)
-        return model(input_ids=ids[None], output_hidden_states=True).hidden_states[ENCODER_LAYER][0]
+    def read(text: str) -> Tensor:
+        ids = prompt_layout(tokenizer, text).token_ids.to(encoder.device)
+        return encoder(input_ids=ids[None], output_hidden_states=True).hidden_states[ENCODER_LAYER][0]
 
-    return encode
+    return read

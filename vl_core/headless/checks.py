@@ -111,7 +111,8 @@ def text_encoder_folder(path: str, option: str) -> tuple[Path, Path, int, int]:
     config = read_json(model / "config.json", option)
     if config.get("model_type") != "qwen3":
         raise ValueError(
-            f"{option}: expected Z-Image's text encoder, a Qwen3, got model_type {config.get('model_type')!r} in {model}."
+            f"{option}: expected Z-Image's text encoder, a Qwen3, got model_type {config.get('model_type')!r} in "
+            f"{model}."
         )
     places = [model, folder / "tokenizer", model.absolute().parent / "tokenizer"]
     tokenizer = next((place for place in places if (place / "tokenizer_config.json").is_file()), None)

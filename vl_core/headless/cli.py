@@ -18,14 +18,15 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default only where there is one: "(default: None)" tells nobody anything."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default in (None, False, "") or action.default == []
-        return action.help if silent else super()._get_help_string(action)
+        is_number = type(action.default) in (int, float)
+        return super()._get_help_string(action) if is_number or action.default else action.help
 
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m vl_core", description="Reference pictures for Z-Image without training: Qwen3-VL looks at them, "
-        "and what it saw is mixed into the prompt.",
+        prog="python -m vl_core",
+        description="Reference pictures for Z-Image without training: Qwen3-VL looks at them, and what it saw is mixed "
+        "into the prompt.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():

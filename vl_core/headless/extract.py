@@ -11,9 +11,7 @@ from ..outliers import Direction, MaskMode
 from ..select import SELECTIONS
 from ..states import LAYOUT_KEY, resolve_layer, save_conditioning
 from ..statistics import ReferenceStatistics
-from .checks import (
-    DTYPES, add_device_arguments, in_range, output_file, pick_device, readable_file, require_packages, vision_folder,
-)
+from . import checks
 from .picture import load_picture
 from .progress import progress
 from .vision import add_picture_arguments, load_encoder, steps_of_encode
@@ -63,29 +61,29 @@ def add_arguments(parser) -> None:
         "--sinks", choices=["exclude", "include"], default="exclude",
         help="exclude: attention sinks are left alone and kept out of the statistics; include: as the research note",
     )
-    add_device_arguments(parser)
+    checks.add_device_arguments(parser)
 
 
 def run(arguments) -> None:
-    require_packages("transformers", "PIL", "tqdm")
-    output = output_file(arguments.output, "--output", ".safetensors")
-    width, blocks = vision_folder(arguments.model, "--model")
+    checks.require_packages("transformers", "PIL", "tqdm")
+    output = checks.output_file(arguments.output, "--output", ".safetensors")
+    width, blocks = checks.vision_folder(arguments.model, "--model")
     resolve_layer(arguments.layer, blocks)
-    in_range(arguments.image_tokens, "--image-tokens", 1)
+    checks.in_range(arguments.image_tokens, "--image-tokens", 1)
     pictures = [load_picture(path, "--image", arguments.image_tokens) for path in arguments.image]
     if not pictures and not arguments.prompt:
         raise ValueError("nothing to encode: give --prompt, --image or both.")
     reference = None
     if arguments.reference is not None:
-        reference = ReferenceStatistics.load(readable_file(arguments.reference, "--reference"))
+        reference = ReferenceStatistics.load(checks.readable_file(arguments.reference, "--reference"))
         reference.check_width(width)
     check_options(
         len(pictures), arguments.tokens, arguments.normalization, arguments.outlier_masking,
         arguments.outlier_threshold, reference, arguments.sinks, arguments.direction, arguments.target_std,
     )
-    device = pick_device(arguments.device)
+    device = checks.pick_device(arguments.device)
 
-    encoder = load_encoder(arguments.model, device, DTYPES[arguments.dtype], arguments.layer)
+    encoder = load_encoder(arguments.model, device, checks.DTYPES[arguments.dtype], arguments.layer)
     with progress("Encoding", steps_of_encode(encoder, len(pictures), arguments.layer)) as move:
         result = extract(
             encoder, pictures, arguments.prompt, arguments.layer, arguments.tokens, arguments.normalization,

@@ -13,9 +13,7 @@ from ..blend import BlendMethod, BlendSpace, blend
 from ..layout import TokenLayout
 from ..recipes import DEFAULT_LAYERS, check_recipe, condition
 from ..states import LAYOUT_KEY, load_conditioning, resolve_layer, save_conditioning
-from .checks import (
-    DTYPES, add_device_arguments, in_range, output_file, pick_device, readable_file, require_packages, vision_folder,
-)
+from . import checks
 from .picture import load_picture, save_png
 from .progress import progress
 from .vision import add_picture_arguments, load_encoder, steps_of_encode
@@ -43,8 +41,8 @@ def add_arguments(parser) -> None:
     add_picture_arguments(directly, " (needs --vision)")
     directly.add_argument(
         "--mode", choices=list(DEFAULT_LAYERS), default="blend aligned",
-        help="blend aligned tints each word, gentle; append picture puts the picture's tokens after the words, stronger; "
-        "blend as published is the research note's arithmetic",
+        help="blend aligned tints each word, gentle; append picture puts the picture's tokens after the words, "
+        "stronger; blend as published is the research note's arithmetic",
     )
     directly.add_argument(
         "--strength", type=float, default=0.5, metavar="X", help="how much the picture counts, 0 (words only) to 1"
@@ -63,10 +61,12 @@ def add_arguments(parser) -> None:
         help="how its tokens meet those of the prompt; aligned needs the same prompt in both",
     )
     saved.add_argument(
-        "--space", choices=get_args(BlendSpace), default="dit", help="dit mixes what Z-Image sees, raw is the research note's"
+        "--space", choices=get_args(BlendSpace), default="dit",
+        help="dit mixes what Z-Image sees, raw is the research note's",
     )
     saved.add_argument(
-        "--downsample", type=int, default=1, metavar="N", help="with --method append: average pictures over N × N tokens"
+        "--downsample", type=int, default=1, metavar="N",
+        help="with --method append: average pictures over N × N tokens",
     )
     painting = parser.add_argument_group("painting")
     painting.add_argument("--seed", type=int, default=0, help="the same seed gives the same picture")
@@ -74,20 +74,20 @@ def add_arguments(parser) -> None:
     painting.add_argument("--guidance", type=float, default=0.0, help="0 suits Z-Image-Turbo, 3 to 5 Z-Image")
     painting.add_argument("--width", type=int, default=1024, help="in pixels")
     painting.add_argument("--height", type=int, default=1024, help="in pixels")
-    add_device_arguments(parser)
+    checks.add_device_arguments(parser)
 
 
 def run(arguments) -> None:
-    require_packages("accelerate", "diffusers", "transformers", "PIL", "tqdm")
-    output = output_file(arguments.output, "--output", ".png")
+    checks.require_packages("accelerate", "diffusers", "transformers", "PIL", "tqdm")
+    output = checks.output_file(arguments.output, "--output", ".png")
     if arguments.save_conditioning:
-        output_file(str(output.with_suffix(".safetensors")), "--save-conditioning", ".safetensors")
+        checks.output_file(str(output.with_suffix(".safetensors")), "--save-conditioning", ".safetensors")
     folder = ZImageFolder.check(arguments.model, "--model")
     folder.check_size(arguments.width, arguments.height)
-    in_range(arguments.steps, "--steps", 1)
-    in_range(arguments.guidance, "--guidance", 0, 100)
-    in_range(arguments.seed, "--seed", 0, 2**63 - 1)
-    device, dtype = pick_device(arguments.device), DTYPES[arguments.dtype]
+    checks.in_range(arguments.steps, "--steps", 1)
+    checks.in_range(arguments.guidance, "--guidance", 0, 100)
+    checks.in_range(arguments.seed, "--seed", 0, 2**63 - 1)
+    device, dtype = checks.pick_device(arguments.device), checks.DTYPES[arguments.dtype]
     layout = prompt_layout(load_tokenizer(folder.tokenizer), arguments.prompt)
     folder.check_caption(len(layout))
 
@@ -143,12 +143,13 @@ def words_only(report: str) -> tuple[Mix, dict[str, Any]]:
 
 
 def mix_saved(arguments, width: int) -> tuple[Mix, dict[str, Any]]:
-    in_range(arguments.alpha, "--alpha", 0, 1)
-    in_range(arguments.downsample, "--downsample", 1)
-    path = readable_file(arguments.embeddings, "--embeddings")
+    checks.in_range(arguments.alpha, "--alpha", 0, 1)
+    checks.in_range(arguments.downsample, "--downsample", 1)
+    path = checks.readable_file(arguments.embeddings, "--embeddings")
     entries = load_conditioning(path)
     if len(entries) != 1 or entries[0][0].shape[0] != 1:
-        raise ValueError(f"--embeddings: expected one sequence, got {sum(len(states) for states, _ in entries)} in {path}.")
+        count = sum(len(states) for states, _ in entries)
+        raise ValueError(f"--embeddings: expected one sequence, got {count} in {path}.")
     (vl,), options = entries[0]
     if vl.shape[-1] != width:
         raise ValueError(f"--embeddings: expected width {width} for this Z-Image, got {vl.shape[-1]} in {path}.")
@@ -170,11 +171,13 @@ def mix_saved(arguments, width: int) -> tuple[Mix, dict[str, Any]]:
 
 def mix_seen(arguments, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Mix, dict[str, Any]]:
     check_recipe(arguments.mode, arguments.strength)
-    in_range(arguments.image_tokens, "--image-tokens", 1)
+    checks.in_range(arguments.image_tokens, "--image-tokens", 1)
     pictures = [load_picture(path, "--image", arguments.image_tokens) for path in arguments.image]
-    vision_width, blocks = vision_folder(arguments.vision, "--vision")
+    vision_width, blocks = checks.vision_folder(arguments.vision, "--vision")
     if vision_width != width:
-        raise ValueError(f"--vision: expected width {width} for this Z-Image, got {vision_width}. Z-Image needs the 4B.")
+        raise ValueError(
+            f"--vision: expected width {width} for this Z-Image, got {vision_width}. Z-Image needs the 4B."
+        )
     layer = DEFAULT_LAYERS[arguments.mode] if arguments.layer is None else arguments.layer
     resolve_layer(layer, blocks)
     settings = {

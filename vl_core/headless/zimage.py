@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,12 +104,15 @@ def load_tokenizer(folder: Path) -> Any:
 def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> ZImagePipeline:
     from diffusers import ZImagePipeline
 
-    return ZImagePipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).to(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # from 0.42 on it is called dtype, before it is not
+        pipeline = ZImagePipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+    return pipeline.to(device)
 
 
 @torch.no_grad()
 def encode_text(pipeline: ZImagePipeline, prompt: str, model: str = "") -> tuple[Tensor, TokenLayout]:
-    """The pipeline's own states ``(L, D)`` of a prompt, layer -2, padded as it pads them: bit for bit what it paints from.
+    """The pipeline's own states ``(L, D)`` of a prompt, layer -2: bit for bit what it would paint from.
 
     Raises:
         ValueError: if the pipeline's chat template is not Z-Image's.
