@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from .outliers import Direction, MaskMode, check_choice, mask_outlier_dimensions
 from .pictures import DEFAULT_BUDGET
 from .select import SELECTIONS, TokenSelection, select_tokens
 from .statistics import ReferenceStatistics, Sinks
-
-if TYPE_CHECKING:
-    from .encoder import Qwen3VLEncoder
 
 DEFAULT_LAYER = -6  # the research note's choice
 PICTURE_MODES = ("L", "LA", "RGB", "RGBA")  # what numpy gets from PIL as 8-bit channels
@@ -46,7 +43,7 @@ class VLExtraction:
 
 
 def extract(
-    encoder: Qwen3VLEncoder,
+    encoder: Any,
     image: Any,
     text: str,
     hidden_layer: int = DEFAULT_LAYER,
@@ -66,7 +63,7 @@ def extract(
     """Encode pictures and a prompt, keep some tokens, tame outlier dimensions and bring them onto a scale.
 
     Args:
-        encoder: a loaded Qwen3-VL.
+        encoder: a :class:`~.encoder.Qwen3VLEncoder`.
         image: a picture, a list of them, or None. Pictures are tensors ``(H, W, C)`` or ``(B, H, W, C)``, float in
             [0, 1] or uint8, or PIL images.
         text: the prompt.
