@@ -1,7 +1,10 @@
 """zimage-vl: reference images for Z-Image, without training."""
 
-from .nodes import comfy_entrypoint
-
 WEB_DIRECTORY = "./web"
 
-__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
+
+async def comfy_entrypoint():
+    """What ComfyUI calls to get the nodes; they are imported only now, for they need ComfyUI."""
+    from .nodes import ZImageVLExtension
+
+    return ZImageVLExtension()

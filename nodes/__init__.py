@@ -33,7 +33,3 @@ NODES: list[type[io.ComfyNode]] = [
 class ZImageVLExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
-
-
-async def comfy_entrypoint() -> ZImageVLExtension:
-    return ZImageVLExtension()

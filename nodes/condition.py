@@ -26,8 +26,8 @@ class ZImageVLCondition(io.ComfyNode):
                 prompt_input(),
                 io.Float.Input(
                     "strength", default=0.5, min=0.0, max=1.0, step=0.01,
-                    tooltip="How much the picture counts. 0 is your words alone, exactly; higher follows the picture more "
-                    "and your words less.",
+                    tooltip="How much the picture counts. 0 is your words alone, exactly; higher follows the picture "
+                    "more and your words less.",
                 ),
                 io.Combo.Input(
                     "mode", options=list(DEFAULT_LAYERS), default="blend aligned",
@@ -55,6 +55,7 @@ class ZImageVLCondition(io.ComfyNode):
         layer = layer or DEFAULT_LAYERS[mode]
         wanted = strength > 0 and any(image is not None for image in (images or {}).values())
         if wanted:  # look first: it checks the pictures before either encoder runs
+            host.check_widths(clip, vision)
             seen, notes = host.encode_vision(vision, images, prompt, [layer], budget=image_tokens, name="vision")
         text = host.encode_text(clip, prompt)
         check_conditioning(text, "clip")

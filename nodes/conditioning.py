@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..vl_core import TokenLayout, TokenRole
+from ..vl_core import ReferenceStatistics, TokenLayout, TokenRole
 from ..vl_core.states import LAYOUT_KEY
+from ..vl_core.statistics import ENCODER_LAYER
 
 Entry = list  # [tensor (B, L, D), dict]
 
@@ -34,6 +35,19 @@ def check_conditioning(conditioning: list[Entry], name: str = "conditioning") ->
                 f"{name}: entry {index} holds {broken} NaN or infinite values. The encoder that made it overflowed: "
                 "load it in bf16 or fp32."
             )
+
+
+def check_reference(reference: ReferenceStatistics | None) -> None:
+    """Refuse statistics of a layer that Z-Image does not read; an unknown layer is taken.
+
+    Raises:
+        ValueError: naming both layers.
+    """
+    if reference is not None and reference.layer not in (None, ENCODER_LAYER):
+        raise ValueError(
+            f"reference: expected statistics of layer {ENCODER_LAYER}, which Z-Image reads, got {reference.layer}. "
+            "Measure the text encoder without CLIP Set Last Layer before it."
+        )
 
 
 def layout_of(entry: Entry) -> TokenLayout | None:

@@ -52,6 +52,8 @@ class ZImageVLEncode(io.ComfyNode):
     ) -> io.NodeOutput:
         if tokens.startswith("image") and not any(image is not None for image in (images or {}).values()):
             raise ValueError(f"images: tokens = {tokens} needs at least one picture, got none. Connect an image.")
+        if tokens == "prompt" and not prompt:
+            raise ValueError("tokens: prompt leaves nothing, the prompt is empty. Write one, or choose other tokens.")
         seen, notes = host.encode_vision(
             encoder, images, prompt, [layer], system_prompt=system_prompt, budget=image_tokens
         )

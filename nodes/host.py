@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from ..vl_core.layout import (
     picture_insertion_point,
     text_layout,
 )
-from ..vl_core.pictures import DEFAULT_BUDGET, prepare_picture, split_batch, to_float
+from ..vl_core.pictures import DEFAULT_BUDGET, FACTOR, Picture, prepare_picture, split_batch, to_float
 from ..vl_core.states import LAYOUT_KEY, resolve_layer
 from ..vl_core.statistics import ENCODER_LAYER
 
@@ -203,6 +205,8 @@ def width_note(states: torch.Tensor) -> str:
 # --- Qwen3-VL as ComfyUI loads it ------------------------------------------------------------------------------------
 
 NATIVE_NAME = "qwen3vl_4b"
+# Fewest and most pixels of a picture in comfy.text_encoders.qwen_vl.process_qwen2vl_images, which resizes all others.
+NATIVE_PIXELS = (3136, 12845056)
 LOAD_NATIVE = "Load Qwen3-VL-4B with Load CLIP, type lumina2 (ComfyUI 0.28 or newer), or use Load Qwen3-VL."
 
 
@@ -237,12 +241,16 @@ def _encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes)
     check_interrupted()
     num_layers = getattr(clip.cond_stage_model, NATIVE_NAME).num_layers
     wanted = sorted({resolve_layer(layer, num_layers) for layer in layers})
-    prepared = []
+    prepared, grids = [], []
     for index, picture in enumerate(pictures, 1):
-        ready, remarks = prepare_picture(picture, budget, f"image {index}")
+        ready, remarks = prepare_picture(picture, min(budget, NATIVE_PIXELS[1] // FACTOR**2), f"image {index}")
         prepared.append(ready)
+        grids.append(_native_grid(ready))
         notes += remarks
-    layout, tokens = _native_tokens(clip, prompt, system_prompt, prepared)
+        if grids[-1] != ready.grid:
+            rows, columns = grids[-1]
+            notes.append(f"image {index}: enlarged to {rows}×{columns} image tokens, ComfyUI takes none smaller")
+    layout, tokens = _native_tokens(clip, prompt, system_prompt, prepared, grids)
     capturing = clip.clone()
     # A list makes the host capture Hugging Face's hidden_states[k] for every k in it, in one forward.
     capturing.clip_layer(wanted)
@@ -255,7 +263,16 @@ def _encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes)
     return VLStates(states[0], tuple(wanted), num_layers, layout, prompt, system_prompt, NATIVE_NAME)
 
 
-def _native_tokens(clip, prompt, system_prompt, prepared) -> tuple[TokenLayout, dict]:
+def _native_grid(picture: Picture) -> tuple[int, int]:
+    """Merged ``(rows, columns)`` ComfyUI makes of a picture: it enlarges those of too few pixels."""
+    (rows, columns), pixels = picture.grid, picture.tokens * FACTOR**2
+    if pixels >= NATIVE_PIXELS[0]:
+        return rows, columns
+    scale = math.sqrt(NATIVE_PIXELS[0] / pixels)
+    return math.ceil(rows * scale), math.ceil(columns * scale)
+
+
+def _native_tokens(clip, prompt, system_prompt, prepared, grids) -> tuple[TokenLayout, dict]:
     """Token ids of Z-Image's template, with picture entries put after the user header."""
     # Text that starts with <|im_start|> is taken as it stands: no template, no think block.
     system = SYSTEM_TURN.format(system_prompt) if system_prompt else ""
@@ -270,7 +287,7 @@ def _native_tokens(clip, prompt, system_prompt, prepared) -> tuple[TokenLayout, 
     for picture in prepared:
         image = {"type": "image", "data": to_float(picture), "original_type": "image"}
         blocks += [(special.vision_start, 1.0), (image, 1.0), (special.vision_end, 1.0)]
-    layout = insert_pictures(text, [picture.grid for picture in prepared])
+    layout = insert_pictures(text, grids)
     return layout, {NATIVE_NAME: [pairs[:at] + blocks + pairs[at:]]}
 
 
@@ -291,6 +308,20 @@ def check_text_clip(clip: Any, name: str = "clip") -> None:
         kind = type(clip if model is None else model).__name__
         hint = " (that goes to the vision input)" if isinstance(model, qwen3vl.Qwen3VLTEModel) else ""
         raise ValueError(f"{name}: expected Z-Image's text encoder Qwen3-4B, got {kind}{hint}. {LOAD_TEXT}")
+
+
+def check_widths(clip: Any, vision: Any) -> None:
+    """Refuse a text and a vision encoder whose states cannot be mixed; both were, or will be, checked for their kind.
+
+    Raises:
+        ValueError: if their hidden states differ in width.
+    """
+    text = getattr(clip.cond_stage_model, TEXT_NAME).transformer.model.config.hidden_size
+    if isinstance(vision, LoadedEncoder) and vision.encoder.width != text:
+        raise ValueError(
+            f"vision: expected an encoder of width {text} like the text encoder's, got {vision.encoder.width} "
+            f"({vision.encoder.name}). Z-Image needs Qwen3-VL-4B, width {ZIMAGE_WIDTH}."
+        )
 
 
 def encode_text(clip: Any, prompt: str) -> list[list]:
@@ -361,7 +392,8 @@ def clip_identity(clip: Any) -> str:
 
 
 def _sample(tensor: torch.Tensor) -> bytes:
-    values = tensor.detach().reshape(-1)
+    # A quantised weight as it is stored: turning one into floats to look at 64 of them takes long.
+    values = getattr(tensor.detach(), "_qdata", tensor.detach()).reshape(-1)
     return values[:: max(1, values.numel() // 64)].to("cpu", torch.float32).numpy().tobytes()
 
 
@@ -405,6 +437,8 @@ def next_save_path(prefix: str) -> Path:
     """
     root = embeddings_folder()
     root.mkdir(parents=True, exist_ok=True)
+    if not Path(os.path.abspath(root / prefix)).is_relative_to(os.path.abspath(root)):
+        raise ValueError(f"filename_prefix: expected a name below {root}, got {prefix!r}. Remove the .. from it.")
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     path = Path(folder) / f"{name}_{counter:05}.safetensors"
     while path.exists():  # the host's counter only knows names that end in an underscore

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..vl_core import normalize
 from .common import CATEGORY, SCOPES, Reference, report, sinks_input
-from .conditioning import layout_of, map_entries, repack, scope_positions
+from .conditioning import check_reference, layout_of, map_entries, repack, scope_positions
 
 
 def _clip() -> io.Float.Input:
@@ -71,6 +71,7 @@ class ZImageVLNormalize(io.ComfyNode):
     def execute(
         cls, conditioning, mode: dict | str, reference=None, scope: str = "all tokens", sinks: str = "exclude"
     ) -> io.NodeOutput:
+        check_reference(reference)
         options = dict(mode) if isinstance(mode, dict) else {"mode": mode}
         chosen, target = options.pop("mode"), options.pop("target_std", 0.0)
 

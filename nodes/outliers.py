@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..vl_core import mask_outlier_dimensions
 from .common import CATEGORY, SCOPES, Reference, report, sinks_input
-from .conditioning import layout_of, map_entries, repack, scope_positions
+from .conditioning import check_reference, layout_of, map_entries, repack, scope_positions
 
 
 class ZImageVLMaskOutliers(io.ComfyNode):
@@ -64,6 +64,7 @@ class ZImageVLMaskOutliers(io.ComfyNode):
         cls, conditioning, reference, mode: dict | str, threshold: float = 10.0, direction: str = "both",
         scope: str = "image tokens", sinks: str = "exclude",
     ) -> io.NodeOutput:
+        check_reference(reference)
         chosen = mode if isinstance(mode, dict) else {"mode": mode}
 
         def stage(entry):

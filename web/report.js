@@ -2,11 +2,13 @@
 import { app } from "../../scripts/app.js";
 
 const REPORT = "report";
+const MIN_HEIGHT = 88; // five lines; longer reports scroll, or make the node larger
 
 function addBox(node) {
   const { widget } = app.widgets.STRING(node, REPORT, ["STRING", { multiline: true, placeholder: "What it did, after a run" }], app);
   widget.serialize = false; // not in the saved workflow's values …
   widget.options.serialize = false; // … nor in the queued prompt
+  widget.options.getMinHeight = () => MIN_HEIGHT;
   widget.options.read_only = true; // for Nodes 2.0
   widget.element.readOnly = true; // for classic nodes
 }

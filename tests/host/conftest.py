@@ -50,6 +50,7 @@ def comfyui() -> Path:
 def base_folder(comfyui, tmp_path_factory) -> Path:
     """ComfyUI's base folder (models, output, user, temp …), empty; from here on ``comfy`` can be imported."""
     base = tmp_path_factory.mktemp("comfyui")
+    torch.set_num_threads(1)  # the models are tiny: threads would only wait for one another
     # In front: the pack's own folder may be on the path, and its `nodes` is not ComfyUI's.
     sys.path.insert(0, str(comfyui))
     arguments, sys.argv = sys.argv, ["main.py", "--cpu", "--base-directory", str(base)]
@@ -191,3 +192,11 @@ def shuffled(picture) -> torch.Tensor:
 def reference(run, text_clip):
     """Statistics of the tiny text encoder."""
     return run("Reference", text_clip)[0]
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, tmp_path_factory):
+    """A running ComfyUI server with the pack and tiny models, in a folder of its own."""
+    module = load_by_path("zimage_vl_server", Path(__file__).with_name("server.py"))
+    with module.running(comfyui, tmp_path_factory.mktemp("server")) as server:
+        yield server

@@ -28,6 +28,8 @@ TEXT = {
 VISION = {"hidden_size": 64, "intermediate_size": 128, "depth": 4, "deepstack_visual_indexes": [0, 1, 2]}
 TOKENIZER = Path(qwen3vl.__file__).parent / "qwen25_tokenizer"
 
+qwen3vl.QWEN3VL_VISION.update(qwen3vl_4b=VISION, qwen3vl_8b=VISION)  # the one part no model option reaches
+
 
 def randomize(module: torch.nn.Module, seed: int) -> None:
     """Unit-variance embeddings, fan-in scaled matrices, norms near one."""
@@ -67,7 +69,6 @@ def text_clip(seed: int = 2, **text) -> comfy.sd.CLIP:
 
 def vision_clip(seed: int = 1, model_type: str = "qwen3vl_4b", **text) -> comfy.sd.CLIP:
     """Qwen3-VL, as Load CLIP (type lumina2) returns it."""
-    qwen3vl.QWEN3VL_VISION[model_type] = VISION
     return build_clip(qwen3vl.te(model_type=model_type), qwen3vl.tokenizer(model_type), model_type, seed, **text)
 
 
@@ -122,9 +123,8 @@ def write_folder(folder: Path, clip: comfy.sd.CLIP) -> Path:
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     shutil.copytree(TOKENIZER, folder, dirs_exist_ok=True)
-    tensors = {
-        ("model.language_model." + name.removeprefix("model.") if name.startswith("model.") else "model." + name): tensor
-        for name, tensor in encoder.state_dict().items()
-    }
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+    # The host calls language and vision part model.* and visual.*, the published files as here.
+    parts = {"model.language_model.": encoder.model, "model.visual.": encoder.visual}
+    tensors = {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors")
     return folder
