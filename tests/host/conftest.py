@@ -195,8 +195,13 @@ def reference(run, text_clip):
 
 
 @pytest.fixture(scope="session")
-def server(comfyui, tmp_path_factory):
+def server_module():
+    """The module ``server.py`` beside this file."""
+    return load_by_path("zimage_vl_server", Path(__file__).with_name("server.py"))
+
+
+@pytest.fixture(scope="session")
+def server(comfyui, server_module, tmp_path_factory):
     """A running ComfyUI server with the pack and tiny models, in a folder of its own."""
-    module = load_by_path("zimage_vl_server", Path(__file__).with_name("server.py"))
-    with module.running(comfyui, tmp_path_factory.mktemp("server")) as server:
+    with server_module.running(comfyui, tmp_path_factory.mktemp("server")) as server:
         yield server

@@ -1,0 +1,171 @@
+"""A ComfyUI server as users start it, with this pack and tiny models in a folder of its own, and the HTTP to ask it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PACK = HERE.parents[1]
+PACK_FOLDER = "zimage-vl"  # as the registry and `git clone` name it
+MODELS = {
+    "text_encoders": ["qwen_3_4b.safetensors", "qwen3vl_4b_fp8_scaled.safetensors"],
+    "diffusion_models": ["z_image_turbo_bf16.safetensors"],
+    "vae": ["ae.safetensors"],
+}
+START_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server: where it listens, its folder and its log."""
+
+    url: str
+    base: Path
+    log: Path
+
+    def get(self, path: str) -> Any:
+        """Decoded JSON of a GET."""
+        return json.loads(self.read(path))
+
+    def read(self, path: str) -> bytes:
+        with urllib.request.urlopen(self.url + path, timeout=30) as answer:
+            return answer.read()
+
+    def post(self, path: str, body: Any) -> tuple[int, Any]:
+        """Status and decoded JSON of a POST, whatever the status."""
+        request = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.loads(answer.read() or "null")
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or "null")
+
+    def run(self, prompt: dict[str, dict], seconds: float = 120) -> dict:
+        """Queue an API prompt and wait for it; gives its history entry (status, outputs)."""
+        status, answer = self.post("/prompt", {"prompt": prompt})
+        if status != 200:
+            raise AssertionError(f"ComfyUI refused the prompt ({status}): {json.dumps(answer, indent=1)}")
+        number, until = answer["prompt_id"], time.monotonic() + seconds
+        while time.monotonic() < until:
+            history = self.get(f"/history/{number}")
+            if number in history:
+                return history[number]
+            time.sleep(0.1)
+        raise AssertionError(f"The prompt did not finish within {seconds} s. Log:\n{self.tail()}")
+
+    def tail(self, lines: int = 40) -> str:
+        return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+    def complaints(self) -> list[str]:
+        """Lines of the log that tell of a failed import or of an exception."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [line for line in lines if "Cannot import" in line or "Traceback (most recent call last)" in line]
+
+
+def prepare_base(comfyui: Path, base: Path) -> None:
+    """ComfyUI's folders with the pack, the tiny pack, empty files in place of models, and ComfyUI's example picture."""
+    for kind, names in MODELS.items():
+        folder = base / "models" / kind
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).touch()
+    for name in ("custom_nodes", "input", "output", "user", "temp"):
+        (base / name).mkdir()
+    (base / "custom_nodes" / PACK_FOLDER).symlink_to(PACK, target_is_directory=True)
+    (base / "custom_nodes" / "tiny_pack").symlink_to(HERE / "tiny_pack", target_is_directory=True)
+    shutil.copy(comfyui / "input" / "example.png", base / "input")
+
+
+def command(comfyui: Path, base: Path, *options: str) -> list[str]:
+    """The command line of a ComfyUI that knows only our pack and the tiny models."""
+    return [
+        sys.executable, str(comfyui / "main.py"), "--cpu", "--base-directory", str(base), "--disable-all-custom-nodes",
+        "--whitelist-custom-nodes", PACK_FOLDER, "tiny_pack", "--disable-api-nodes", "--database-url",
+        "sqlite:///:memory:", "--disable-auto-launch", *options,
+    ]
+
+
+@contextmanager
+def running(comfyui: Path, base: Path) -> Iterator[Server]:
+    """Start a server on a free port of this machine and end it, whatever happens in between."""
+    prepare_base(comfyui, base)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = Server(f"http://127.0.0.1:{port}", base, base / "server.log")
+    with server.log.open("wb") as log:
+        process = subprocess.Popen(
+            command(comfyui, base, "--listen", "127.0.0.1", "--port", str(port)), stdout=log, stderr=subprocess.STDOUT,
+            cwd=base,  # where ComfyUI writes a log of its own
+        )
+        try:
+            _wait_until_up(server, process)
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _wait_until_up(server: Server, process: subprocess.Popen) -> None:
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            raise AssertionError(f"ComfyUI ended with {process.returncode} instead of starting:\n{server.tail()}")
+        try:
+            server.get("/system_stats")
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise AssertionError(f"ComfyUI did not answer within {START_SECONDS} s:\n{server.tail()}")
+
+
+def to_prompt(workflow: dict, info: dict) -> dict[str, dict]:
+    """The API prompt of a saved workflow, as the frontend makes it when Run is pressed."""
+    origin = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] not in info:
+            continue  # a note
+        specs = {**info[node["type"]]["input"].get("required", {}), **info[node["type"]]["input"].get("optional", {})}
+        values, inputs = iter(node.get("widgets_values") or []), {}
+        for slot in node["inputs"]:
+            name = slot["name"]
+            if "widget" in slot:
+                value = next(values)
+                if name.split(".")[0] in specs:
+                    inputs[name] = value
+                if name in specs and specs[name][1:] and specs[name][1].get("control_after_generate"):
+                    next(values)  # what becomes of the seed after a run; only the frontend wants to know
+            if slot.get("link") is not None:
+                inputs[name] = origin[slot["link"]]
+        assert next(values, None) is None, f"{node['type']}: more widget values than widgets"
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def quick(prompt: dict[str, dict], size: int = 256, steps: int = 2) -> dict[str, dict]:
+    """The same prompt, painted small and in few steps."""
+    for node in prompt.values():
+        if node["class_type"] == "EmptySD3LatentImage":
+            node["inputs"].update(width=size, height=size)
+        if node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = steps
+    return prompt

@@ -1,0 +1,177 @@
+"""The workflows as shipped: complete, tidy, and they run to the end on a real server with tiny models."""
+
+from __future__ import annotations
+
+import json
+import re
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
+FILES = sorted(WORKFLOWS.glob("*.json"))
+NOTES = {"MarkdownNote", "Note"}
+LOADERS = {"CLIPLoader": "text_encoders", "UNETLoader": "diffusion_models", "VAELoader": "vae"}
+TITLE = 30  # height of a node's title, which lies above its position
+
+every_workflow = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def working_nodes(workflow: dict) -> list[dict]:
+    return [node for node in workflow["nodes"] if node["type"] not in NOTES]
+
+
+@pytest.fixture(scope="module")
+def info(server):
+    return server.get("/object_info")
+
+
+@pytest.fixture(scope="module")
+def to_prompt(server_module, info):
+    """The API prompt of a workflow file."""
+    return lambda path: server_module.to_prompt(read(path), info)
+
+
+@pytest.fixture(scope="module")
+def finished(server, server_module, to_prompt):
+    """Run a workflow once and give its prompt and history entry; the one that saves goes before the one that loads."""
+    done = {}
+
+    def run(path: Path) -> tuple[dict, dict]:
+        if "reuse" in path.stem:
+            run(WORKFLOWS / "zimage_vl_save_embeddings.json")
+        if path not in done:
+            prompt = server_module.quick(to_prompt(path))
+            done[path] = prompt, server.run(prompt)
+        return done[path]
+
+    return run
+
+
+def test_every_recipe_has_its_workflow():
+    assert {path.stem for path in FILES} >= {
+        "zimage_vl_simple", "zimage_vl_open_pipeline", "zimage_vl_save_embeddings", "zimage_vl_reuse_embeddings",
+    }
+
+
+@every_workflow
+def test_a_workflow_uses_only_nodes_that_exist(path, info):
+    assert {node["type"] for node in working_nodes(read(path))} - set(info) == set()
+
+
+@every_workflow
+def test_a_workflow_names_the_models_it_needs_and_where_to_get_them(path):
+    for node in working_nodes(read(path)):
+        if node["type"] in LOADERS:
+            (model,) = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0]
+            assert model["directory"] == LOADERS[node["type"]]
+            assert model["url"].startswith("https://huggingface.co/Comfy-Org/")
+            assert model["url"].endswith("/" + model["name"])
+
+
+@every_workflow
+def test_a_workflow_says_what_to_do(path):
+    notes = [node["widgets_values"][0] for node in read(path)["nodes"] if node["type"] in NOTES]
+    assert any(note.startswith("## ") for note in notes)
+    needed = [m["name"] for node in working_nodes(read(path)) for m in node["properties"].get("models", [])]
+    assert all(name in "\n".join(notes) for name in needed)
+
+
+@every_workflow
+def test_a_workflow_carries_nothing_private(path):
+    text = path.read_text(encoding="utf-8")
+    assert re.search(r'"(/|~|[A-Za-z]:)[^"]*[/\\]', text) is None  # a path of somebody's machine
+    assert {slot["name"] for node in read(path)["nodes"] for slot in node["inputs"]}.isdisjoint({"report"})
+
+
+@every_workflow
+def test_no_node_lies_on_another_and_each_lies_in_a_group(path):
+    workflow = read(path)
+    boxes = {
+        f"{node['id']} {node['type']}": (x, y - TITLE, x + width, y + height)
+        for node in workflow["nodes"]
+        for (x, y), (width, height) in [(node["pos"], node["size"])]
+    }
+    for (one, a), (other, b) in combinations(boxes.items(), 2):
+        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{one} and {other} overlap"
+    groups = [(x, y, x + w, y + h) for x, y, w, h in (group["bounding"] for group in workflow["groups"])]
+    assert all(group["title"] for group in workflow["groups"])
+    for name, (left, top, right, bottom) in boxes.items():
+        if name.split()[1] not in NOTES:
+            assert any(g[0] <= left and g[1] <= top and right <= g[2] and bottom <= g[3] for g in groups), name
+
+
+@every_workflow
+def test_a_workflow_has_a_small_thumbnail_beside_it(path):
+    thumbnails = [path.with_suffix(suffix) for suffix in (".jpg", ".webp") if path.with_suffix(suffix).is_file()]
+    assert len(thumbnails) == 1
+    assert thumbnails[0].stat().st_size < 60_000
+    with Image.open(thumbnails[0]) as picture:
+        assert picture.width >= 400 and picture.height >= 250
+
+
+@every_workflow
+def test_a_workflow_runs_to_the_end(path, finished, server):
+    prompt, history = finished(path)
+    assert history["status"]["status_str"] == "success"
+    outputs = history["outputs"]
+    painted = [number for number, node in prompt.items() if node["class_type"] == "SaveImage"]
+    for number in painted:
+        (saved,) = outputs[number]["images"]
+        with Image.open(server.base / saved["type"] / saved["subfolder"] / saved["filename"]) as picture:
+            assert picture.size == (256, 256)
+            assert all(low < high for low, high in picture.convert("RGB").getextrema())
+    if not painted:
+        assert (server.base / "output" / "vl_embeddings" / "reference_00001.safetensors").is_file()
+
+
+@every_workflow
+def test_every_node_of_ours_reports_what_it_did(path, finished):
+    prompt, history = finished(path)
+    ours = {number for number, node in prompt.items() if node["class_type"].startswith("ZImageVL")}
+    assert ours
+    assert {number for number in ours if not history["outputs"].get(number, {}).get("text")} == set()
+
+
+def test_the_open_pipeline_reads_one_prompt_with_both_encoders(to_prompt):
+    prompt = to_prompt(WORKFLOWS / "zimage_vl_open_pipeline.json")
+    by_type = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    assert by_type["ZImageVLEncode"]["prompt"] == by_type["CLIPTextEncode"]["text"]
+    source, _ = by_type["CLIPTextEncode"]["text"]
+    assert prompt[source]["class_type"] == "PrimitiveStringMultiline"
+
+
+def test_reusing_saved_embeddings_needs_no_vision_model(to_prompt):
+    prompt = to_prompt(WORKFLOWS / "zimage_vl_reuse_embeddings.json")
+    assert not any("qwen3vl" in str(node["inputs"]) for node in prompt.values())
+
+
+def test_a_strength_beyond_one_is_refused_before_anything_runs(server, to_prompt):
+    prompt = to_prompt(WORKFLOWS / "zimage_vl_simple.json")
+    (number,) = [key for key, node in prompt.items() if node["class_type"] == "ZImageVLCondition"]
+    prompt[number]["inputs"]["strength"] = 2.0
+    status, answer = server.post("/prompt", {"prompt": prompt})
+    assert status == 400
+    (error,) = answer["node_errors"][number]["errors"]
+    assert error["type"] == "value_bigger_than_max"
+    assert "strength" in error["details"]
+
+
+def test_embeddings_that_were_never_saved_are_refused_with_the_folder_that_was_searched(server, to_prompt):
+    prompt = to_prompt(WORKFLOWS / "zimage_vl_reuse_embeddings.json")
+    (number,) = [key for key, node in prompt.items() if node["class_type"] == "ZImageVLLoadSaved"]
+    prompt[number]["inputs"]["file"] = "nothing.safetensors"
+    status, answer = server.post("/prompt", {"prompt": prompt})
+    assert status == 400
+    assert "vl_embeddings" in json.dumps(answer["node_errors"][number])
+
+
+def test_all_of_this_left_no_exception_in_the_log(server):
+    assert server.complaints() == []
