@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .layout import TokenLayout, TokenRole, concatenate_layouts
+from .layout import TAIL_TOKENS, TokenLayout, TokenRole, concatenate_layouts
 from .outliers import as_batch, check_choice, check_embeddings, to_dtype
 from .resample import resample_tokens
 from .select import select_tokens
@@ -22,6 +22,7 @@ from .statistics import EPSILON, Moments, Sinks, counted_tokens, median, token_r
 BlendMethod = Literal["aligned", "resample", "truncate", "append", "adain", "adain_per_dim", "style_dims"]
 BlendSpace = Literal["dit", "raw", "slerp"]
 CurveShape = Literal["linear", "ease_in", "ease_out"]
+AppendPosition = Literal["end", "before_tail"]
 
 OWN_MIXING = ("adain", "adain_per_dim", "style_dims")  # mixed as published: raw, whatever the space
 LOW_COSINE = 0.5  # below this the tokens at one place hardly carry the same words
@@ -41,6 +42,7 @@ class BlendInfo:
         effective_alpha: raw space only: the mean over mixed positions of α·rms(x)/(α·rms(x) + (1−α)·rms(y)), the
             weight that Z-Image's RMSNorm leaves the VL side.
         sinks: positions that kept the text's vector because either side is an attention sink there.
+        append_position: where append put the VL tokens.
     """
 
     method: BlendMethod
@@ -52,13 +54,15 @@ class BlendInfo:
     effective_alpha: float | None
     sinks: int
     notes: tuple[str, ...]
+    append_position: AppendPosition = "end"
 
     def describe(self) -> str:
         """One or two plain lines, then the notes."""
         low, high = self.alpha
         alpha = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
         if self.method == "append":
-            what = "text unchanged, VL tokens after it (alpha is not used)"
+            place = "after it" if self.append_position == "end" else "between its words and the template tail"
+            what = f"text unchanged, VL tokens {place} (alpha is not used)"
         else:
             what = f"alpha {alpha}" + ("" if self.method in OWN_MIXING else f" in {self.space} space")
         kept = f", {self.sinks} sinks kept from the text" if self.sinks else ""
@@ -89,11 +93,16 @@ def alpha_curve(length: int, start: float, end: float, shape: CurveShape = "line
     return ((1 - t) * start + t * end).float()
 
 
-def aligned_positions(text_layout: TokenLayout, vl_layout: TokenLayout) -> Tensor:
+def aligned_positions(
+    text_layout: TokenLayout, vl_layout: TokenLayout, otherwise: str = ", or choose method resample"
+) -> Tensor:
     """Where the VL sequence carries the text's tokens.
 
     The VL sequence of a prompt is its text sequence with pictures inserted, perhaps after a system turn that the text
     lacks: so the ids of its positions outside pictures must end with the text's ids.
+
+    Args:
+        otherwise: what an error adds to its advice.
 
     Returns:
         int64 ``(L_text,)``: indices into the VL sequence.
@@ -105,7 +114,7 @@ def aligned_positions(text_layout: TokenLayout, vl_layout: TokenLayout) -> Tenso
     if not len(positions):
         raise ValueError(
             "vl: expected tokens of the prompt to align with the text, got pictures only. Select all or text tokens of "
-            "the VL, or choose method resample or append."
+            f"the VL{otherwise}{' or append' if otherwise else ''}."
         )
     if text_layout.mask(TokenRole.MARKER, TokenRole.IMAGE).any():
         raise ValueError(
@@ -117,7 +126,7 @@ def aligned_positions(text_layout: TokenLayout, vl_layout: TokenLayout) -> Tenso
         raise ValueError(
             f"text and vl: expected the same words outside the pictures, but at position {place} the text has token "
             f"{ours} and the VL {theirs}. Text prompt: {_shorten(text_layout.prompt)}; VL prompt: "
-            f"{_shorten(vl_layout.prompt)}. Use the same prompt for both, or choose method resample."
+            f"{_shorten(vl_layout.prompt)}. Use the same prompt for both{otherwise}."
         )
     return positions[extra:]
 
@@ -153,6 +162,7 @@ def blend(
     sinks: Sinks = "exclude",
     antialias: bool = True,
     append_downsample: int = 1,
+    append_position: AppendPosition = "end",
 ) -> tuple[Tensor, BlendInfo]:
     """Mix text states y with VL states x; alpha 0 gives the text bit for bit, 1 the VL side.
 
@@ -161,8 +171,8 @@ def blend(
                     without both layouts its positions outside pictures, if they are as many
     resample        x: the VL resampled to the text's length (:func:`~.resample.resample_tokens`)
     truncate        both cut to the shorter (the note's "linear")
-    append          the text, then the VL tokens; alpha and space are not used (a token's scale is invisible
-                    to Z-Image): ``append_downsample`` is the strength
+    append          the text, then the VL tokens (or these before the text's template tail); alpha and space are
+                    not used (a token's scale is invisible to Z-Image): ``append_downsample`` is the strength
     adain           (y − m_y)/s_y·s_x + m_x with means and stds of each token over its dimensions
     adain_per_dim   the same per dimension over the tokens; the lengths may differ
     style_dims      only the upper third of the dimensions, [2D//3, D)
@@ -185,6 +195,8 @@ def blend(
             sink, and keeps sinks out of adain_per_dim's statistics; "include" mixes them like any token.
         antialias: of resampling; False is the note's.
         append_downsample: average each appended picture's tokens over n × n cells.
+        append_position: "end" puts the VL tokens behind the whole text; "before_tail" between the user's words and
+            the template's last 5 tokens, which needs ``text_layout``. The text's own tokens stay bit for bit.
 
     Returns:
         ``(L, D)`` or ``(B, L, D)`` in the text's shape (but for truncate and append, its length), dtype and device,
@@ -197,12 +209,13 @@ def blend(
     check_choice("method", method, BlendMethod)
     check_choice("space", space, BlendSpace)
     check_choice("sinks", sinks, Sinks)
-    y, x = _batches(text, vl)
-    _check_layout("text", text_layout, y)
-    _check_layout("vl", vl_layout, x)
+    check_choice("append_position", append_position, AppendPosition)
+    y, x = paired_batches(text, vl)
+    check_layout("text", text_layout, y)
+    check_layout("vl", vl_layout, x)
     strength = _strength(alpha, y.shape[1]).to(y.device)
     if method == "append":
-        blended, info = _append(y, x, space, text_layout, vl_layout, append_downsample)
+        blended, info = _append(y, x, space, text_layout, vl_layout, append_downsample, append_position)
     else:
         blended, info = _mix_in(y, x, strength, method, space, text_layout, vl_layout, sinks, antialias)
     return (blended[0] if text.ndim == 2 else blended), info
@@ -246,27 +259,32 @@ def _check_equal_lengths(text: Tensor, vl: Tensor) -> None:
         )
 
 
-def _batches(text: Tensor, vl: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as ``(B, L, D)`` of one batch size and width, on the text's device."""
+def paired_batches(text: Tensor, vl: Tensor, name: str = "vl") -> tuple[Tensor, Tensor]:
+    """Both as ``(B, L, D)`` of one batch size and width, on the text's device; ``name`` is what errors call the VL.
+
+    Raises:
+        ValueError: for other shapes, widths or batches that differ, no tokens, values that are not finite.
+    """
     check_embeddings(text, "text")
-    check_embeddings(vl, "vl")
+    check_embeddings(vl, name)
     if text.shape[-1] != vl.shape[-1]:
         raise ValueError(
-            f"text and vl: expected equal widths, got {text.shape[-1]} and {vl.shape[-1]}. Z-Image needs Qwen3-VL-4B, "
-            "width 2560."
+            f"text and {name}: expected equal widths, got {text.shape[-1]} and {vl.shape[-1]}. Z-Image needs "
+            "Qwen3-VL-4B, width 2560."
         )
-    for name, tokens in (("text", text), ("vl", vl)):
+    for side, tokens in (("text", text), (name, vl)):
         if not tokens.shape[-2]:
-            raise ValueError(f"{name}: expected at least 1 token, got none.")
+            raise ValueError(f"{side}: expected at least 1 token, got none.")
     y, x = as_batch(text), as_batch(vl).to(text.device)
     if len(x) not in (1, len(y)):
-        raise ValueError(f"vl: expected a batch of {len(y)} like the text's, or of 1, got {len(x)}.")
+        raise ValueError(f"{name}: expected a batch of {len(y)} like the text's, or of 1, got {len(x)}.")
     return y, x.expand(len(y), -1, -1)
 
 
-def _check_layout(name: str, layout: TokenLayout | None, tokens: Tensor) -> None:
-    if layout is not None and len(layout) != tokens.shape[1]:
-        raise ValueError(f"{name}_layout: expected {tokens.shape[1]} positions like {name}, got {len(layout)}.")
+def check_layout(name: str, layout: TokenLayout | None, tokens: Tensor) -> None:
+    """Raise ValueError unless ``layout`` is None or has a position for each of ``tokens`` ``(…, L, D)``."""
+    if layout is not None and len(layout) != tokens.shape[-2]:
+        raise ValueError(f"{name}_layout: expected {tokens.shape[-2]} positions like {name}, got {len(layout)}.")
 
 
 def _strength(alpha: float | Tensor, length: int) -> Tensor:
@@ -289,7 +307,9 @@ def _append(
     text_layout: TokenLayout | None,
     vl_layout: TokenLayout | None,
     factor: int,
+    position: AppendPosition,
 ) -> tuple[Tensor, BlendInfo]:
+    at = y.shape[1] if position == "end" else tail_position(text_layout)
     if factor < 1:
         raise ValueError(f"append_downsample: expected at least 1, got {factor}.")
     if factor > 1:
@@ -301,9 +321,35 @@ def _append(
         x, vl_layout = select_tokens(x, vl_layout, "all", downsample=factor)
     layout = None
     if text_layout is not None and vl_layout is not None:
-        layout = concatenate_layouts([text_layout, vl_layout], "blend")
-    blended = torch.cat([y, to_dtype(x, y.dtype)], dim=1)
-    return blended, BlendInfo("append", space, (1.0, 1.0), blended.shape[1], layout, None, None, 0, ())
+        before = torch.arange(len(text_layout)) < at
+        parts = [text_layout.select(before), vl_layout, text_layout.select(~before)]
+        layout = concatenate_layouts(parts, "blend")
+    blended = torch.cat([y[:, :at], to_dtype(x, y.dtype), y[:, at:]], dim=1)
+    return blended, BlendInfo("append", space, (1.0, 1.0), blended.shape[1], layout, None, None, 0, (), position)
+
+
+def tail_position(text_layout: TokenLayout | None) -> int:
+    """Index of the first of the template's last 5 tokens, which open the assistant's turn.
+
+    Raises:
+        ValueError: if the layout is unknown, or does not hold them in one piece.
+    """
+    if text_layout is None:
+        raise ValueError(
+            "append_position: before_tail needs to know where the words end, but text has no text_layout. Choose end, "
+            "or take the text from a node that keeps it: Z-Image Vision Conditioning at strength 0 gives the same "
+            "states as CLIP Text Encode."
+        )
+    template = text_layout.mask(TokenRole.TEMPLATE).nonzero().flatten()
+    tail, ids = template[-TAIL_TOKENS:], text_layout.token_ids
+    in_one_piece = len(template) > TAIL_TOKENS and int(tail[-1] - tail[0]) == TAIL_TOKENS - 1
+    # Both turns open with <|im_start|>: the user's is the first token, the assistant's the third of the tail.
+    if not in_one_piece or ids[tail[2]] != ids[template[0]]:
+        raise ValueError(
+            f"append_position: before_tail expected a text that ends with the template's {TAIL_TOKENS} tail tokens, "
+            f"got {text_layout.describe()}. Give the whole text, or choose end."
+        )
+    return int(tail[0])
 
 
 def _mix_in(
@@ -327,9 +373,9 @@ def _mix_in(
         text_layout = text_layout and text_layout.select(torch.arange(len(text_layout)) < length)
         y, strength, is_sink = y[:, :length], strength[:length], is_sink[:, :length]
     x = _bring(vl, y.shape[1], method, text_layout, vl_layout, antialias, notes)
-    cosine = _median_cosine(y.detach(), x.detach()) if method == "aligned" else None
-    if cosine is not None and cosine < LOW_COSINE and (text_layout is None or vl_layout is None):
-        notes.append(f"Text and VL differ at the same positions (cosine {cosine:.2f}): the prompts probably differ.")
+    cosine = median_cosine(y.detach(), x.detach()) if method == "aligned" else None
+    if cosine is not None and (text_layout is None or vl_layout is None):
+        notes += doubts_about_words(cosine)
     if method != "adain_per_dim":  # there the VL has positions of its own
         is_sink = is_sink | ~counted_tokens(x, sinks)
 
@@ -369,19 +415,30 @@ def _bring(
     if method == "truncate":
         return vl[:, :length]
     if method == "aligned":
-        return _align(vl, length, text_layout, vl_layout)
+        return align(vl, length, text_layout, vl_layout)
     if method != "resample" and text_layout is not None and vl_layout is not None:
         try:
-            return _align(vl, length, text_layout, vl_layout)
+            return align(vl, length, text_layout, vl_layout)
         except ValueError:
             notes.append("The VL does not hold the text's words: resampled instead of aligned.")
     return resample_tokens(vl, length, antialias=antialias)
 
 
-def _align(vl: Tensor, length: int, text_layout: TokenLayout | None, vl_layout: TokenLayout | None) -> Tensor:
-    """The VL at the text's positions: by token id where both layouts are known, by count otherwise."""
+def align(
+    vl: Tensor,
+    length: int,
+    text_layout: TokenLayout | None,
+    vl_layout: TokenLayout | None,
+    otherwise: str = ", or choose method resample",
+) -> Tensor:
+    """The VL ``(B, L_vl, D)`` at the text's positions ``(B, length, D)``: by token id where both layouts are known, by
+    count otherwise.
+
+    Raises:
+        ValueError: if the ids or counts do not match; ``otherwise`` is what the error adds to its advice.
+    """
     if text_layout is not None and vl_layout is not None:
-        return vl[:, aligned_positions(text_layout, vl_layout).to(vl.device)]
+        return vl[:, aligned_positions(text_layout, vl_layout, otherwise).to(vl.device)]
     words = vl
     if vl_layout is not None:
         words = vl[:, vl_layout.mask(TokenRole.TEMPLATE, TokenRole.TEXT).to(vl.device)]
@@ -389,13 +446,21 @@ def _align(vl: Tensor, length: int, text_layout: TokenLayout | None, vl_layout: 
         where = "tokens" if vl_layout is None else "tokens outside the pictures"
         raise ValueError(
             f"vl: expected {length} {where}, as many as the text has, got {words.shape[1]}. Use the same prompt for "
-            "both (and a system prompt in both or neither), or choose method resample."
+            f"both (and a system prompt in both or neither){otherwise}."
         )
     return words
 
 
-def _median_cosine(y: Tensor, x: Tensor) -> float:
+def median_cosine(y: Tensor, x: Tensor) -> float:
+    """Median over tokens of the cosine between two ``(…, L, D)``."""
     return float(median(torch.cosine_similarity(y.float(), x.float(), dim=-1).flatten()))
+
+
+def doubts_about_words(cosine: float) -> list[str]:
+    """A remark if tokens that were paired by count alone hardly carry the same words."""
+    if cosine >= LOW_COSINE:
+        return []
+    return [f"Cosine {cosine:.2f} is low: check that text and VL read the same prompt."]
 
 
 def _mix(y: Tensor, x: Tensor, a: Tensor, space: BlendSpace) -> Tensor:

@@ -195,7 +195,7 @@ def test_without_the_texts_layout_the_counts_must_agree():
 
 def test_unchecked_words_that_point_elsewhere_are_reported():
     text = tokens(11)
-    note = "the prompts probably differ"
+    note = "check that text and VL read the same prompt"
     assert note in blend(text, -text, 0.5)[1].describe()
     info = blend(text, text * 3, 0.5)[1]
     assert note not in info.describe()
