@@ -14,6 +14,11 @@ Reference = io.Custom("VL_REFERENCE")
 SCOPES = ["image tokens", "all tokens"]
 
 
+def node_schema(**fields) -> io.Schema:
+    """A schema with what all our nodes share: the menu they are in, and reports that come back with cached results."""
+    return io.Schema(category=CATEGORY, has_intermediate_output=True, **fields)
+
+
 def encoder_input(id: str = "encoder") -> io.MultiType.Input:
     return io.MultiType.Input(
         id, [Qwen3VL, io.Clip],

@@ -6,17 +6,16 @@ from comfy_api.latest import io
 
 from ..vl_core.recipes import DEFAULT_LAYERS, check_recipe, condition
 from . import host
-from .common import CATEGORY, budget_input, encoder_input, pictures_input, prompt_input, report
+from .common import budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 from .conditioning import check_conditioning, layout_of, repack
 
 
 class ZImageVLCondition(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="ZImageVLCondition",
             display_name="Z-Image Vision Conditioning",
-            category=CATEGORY,
             description="Let a reference picture steer Z-Image: connect both encoders, a picture and your prompt.",
             search_aliases=["ip adapter", "reference image", "image prompt", "redux", "style reference"],
             inputs=[

@@ -7,10 +7,10 @@ from comfy_api.latest import io
 from ..vl_core.select import SELECTIONS, select_tokens
 from . import host
 from .common import (
-    CATEGORY,
     budget_input,
     encoder_input,
     layer_input,
+    node_schema,
     pictures_input,
     prompt_input,
     report,
@@ -22,10 +22,9 @@ from .conditioning import pack_states
 class ZImageVLEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="ZImageVLEncode",
             display_name="Qwen3-VL Encode",
-            category=CATEGORY,
             description="What Qwen3-VL thinks after looking at the pictures and reading the prompt, as CONDITIONING.",
             search_aliases=["vision encode", "image to conditioning", "reference image", "ip adapter"],
             inputs=[

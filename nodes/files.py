@@ -6,17 +6,16 @@ from comfy_api.latest import io
 
 from ..vl_core import load_conditioning, save_conditioning
 from . import host
-from .common import CATEGORY, report
+from .common import node_schema, report
 from .conditioning import check_conditioning, layout_of
 
 
 class ZImageVLSave(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="ZImageVLSave",
             display_name="Save VL Embeddings",
-            category=CATEGORY,
             description="Keep conditioning as a safetensors file that Load VL Embeddings lists.",
             search_aliases=["save conditioning", "export embeddings"],
             is_output_node=True,
@@ -43,10 +42,9 @@ class ZImageVLSave(io.ComfyNode):
 class ZImageVLLoadSaved(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="ZImageVLLoadSaved",
             display_name="Load VL Embeddings",
-            category=CATEGORY,
             description="Conditioning that Save VL Embeddings kept; no encoder needed.",
             search_aliases=["load conditioning", "import embeddings"],
             inputs=[

@@ -7,17 +7,16 @@ from comfy_api.latest import io, ui
 
 from ..vl_core.metrics import inspect
 from ..vl_core.plots import inspection_figure
-from .common import CATEGORY, Reference
+from .common import Reference, node_schema
 from .conditioning import layout_of
 
 
 class ZImageVLInspect(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="ZImageVLInspect",
             display_name="Inspect Conditioning",
-            category=CATEGORY,
             description="Tokens by role, attention sinks and outlier dimensions of conditioning, as words and plots.",
             search_aliases=["plot conditioning", "embedding statistics", "debug conditioning"],
             is_output_node=True,

@@ -5,16 +5,15 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from . import host
-from .common import CATEGORY, Qwen3VL, report
+from .common import Qwen3VL, node_schema, report
 
 
 class ZImageVLLoader(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="ZImageVLLoader",
             display_name="Load Qwen3-VL",
-            category=CATEGORY,
             description="Load Qwen3-VL-4B from a Hugging Face folder. For a single file use Load CLIP, type lumina2.",
             search_aliases=["qwen3vl loader", "vision encoder", "vlm", "ip adapter"],
             inputs=[

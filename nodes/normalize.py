@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import normalize
-from .common import CATEGORY, SCOPES, Reference, report, sinks_input
+from .common import SCOPES, Reference, node_schema, report, sinks_input
 from .conditioning import check_reference, layout_of, map_entries, repack, scope_positions
 
 
@@ -19,10 +19,9 @@ def _clip() -> io.Float.Input:
 class ZImageVLNormalize(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="ZImageVLNormalize",
             display_name="Normalize VL Embeddings",
-            category=CATEGORY,
             description="Give VL states the scale of Z-Image's own text states, overall or dimension by dimension.",
             search_aliases=["scale embeddings", "match statistics", "standardize conditioning"],
             inputs=[

@@ -5,17 +5,16 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import mask_outlier_dimensions
-from .common import CATEGORY, SCOPES, Reference, report, sinks_input
+from .common import SCOPES, Reference, node_schema, report, sinks_input
 from .conditioning import check_reference, layout_of, map_entries, repack, scope_positions
 
 
 class ZImageVLMaskOutliers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="ZImageVLMaskOutliers",
             display_name="Mask Outlier Dimensions",
-            category=CATEGORY,
             description="Find dimensions that spread far more or less than in Z-Image's own encoder, and tame them.",
             search_aliases=["outlier masking", "clamp embeddings", "massive activations"],
             inputs=[

@@ -6,17 +6,16 @@ from comfy_api.latest import io
 
 from ..vl_core import ReferenceStatistics
 from . import host
-from .common import CATEGORY, Reference, report
+from .common import Reference, node_schema, report
 from .conditioning import check_conditioning, layout_of
 
 
 class ZImageVLReference(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="ZImageVLReference",
             display_name="Reference Statistics",
-            category=CATEGORY,
             description="Measure Z-Image's text encoder once, over built-in prompts; kept on disk for the next time.",
             search_aliases=["calibrate", "encoder statistics"],
             inputs=[

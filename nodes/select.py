@@ -5,17 +5,16 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core.select import SELECTIONS, select_tokens
-from .common import CATEGORY, report
+from .common import node_schema, report
 from .conditioning import map_entries, repack, require_layout
 
 
 class ZImageVLSelectTokens(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="ZImageVLSelectTokens",
             display_name="Select VL Tokens",
-            category=CATEGORY,
             description="Keep only some tokens of a Qwen3-VL encode: the words, the picture, or a part of the picture.",
             search_aliases=["crop tokens", "token filter", "downsample image tokens"],
             inputs=[
