@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .blend import ZImageVLBlend
 from .condition import ZImageVLCondition
+from .delta import ZImageVLDelta
 from .encode import ZImageVLEncode
 from .files import ZImageVLLoadSaved, ZImageVLSave
 from .inspect import ZImageVLInspect
@@ -23,6 +24,7 @@ NODES: list[type[io.ComfyNode]] = [
     ZImageVLMaskOutliers,
     ZImageVLNormalize,
     ZImageVLBlend,
+    ZImageVLDelta,
     ZImageVLReference,
     ZImageVLInspect,
     ZImageVLSave,

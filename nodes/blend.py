@@ -5,8 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import alpha_curve, blend
-from .common import CATEGORY, report, sinks_input
+from .common import node_schema, report, sinks_input
 from .conditioning import check_conditioning, layout_of, repack, timed
+
+POSITIONS = {"end": "end", "before the template tail": "before_tail"}  # as shown -> as vl_core names them
 
 
 def _alpha() -> io.Float.Input:
@@ -49,10 +51,9 @@ class ZImageVLBlend(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         mixing = [_alpha(), *_alpha_end(), _space()]
-        return io.Schema(
+        return node_schema(
             node_id="ZImageVLBlend",
             display_name="Blend VL with Text",
-            category=CATEGORY,
             description="Mix VL conditioning into Z-Image's text conditioning, token by token, or append it.",
             search_aliases=["alpha blend", "mix conditioning", "adain", "reference strength"],
             inputs=[
@@ -71,7 +72,13 @@ class ZImageVLBlend(io.ComfyNode):
                                     "downsample", default=2, min=1, max=32,
                                     tooltip="Average image tokens n × n first. This is the strength here: fewer tokens "
                                     "pull less, while their size is invisible to Z-Image.",
-                                )
+                                ),
+                                io.Combo.Input(
+                                    "position", options=list(POSITIONS), default="end", optional=True,
+                                    tooltip="Where VL tokens go. end: after the whole text. before the template tail: "
+                                    "right after your words, so the last tokens stay the ones Z-Image expects; needs "
+                                    "text from a Z-Image VL node, which says where the words end.",
+                                ),
                             ],
                         ),
                         io.DynamicCombo.Option("adain", [_alpha(), _antialias()]),
@@ -111,9 +118,13 @@ class ZImageVLBlend(io.ComfyNode):
         options = dict(method) if isinstance(method, dict) else {"method": method}
         chosen, alpha = options.pop("method"), options.pop("alpha", 1.0)
         curve, alpha_end = options.pop("curve", "flat"), options.pop("alpha_end", alpha)
-        options = {"append_downsample" if name == "downsample" else name: value for name, value in options.items()}
         if chosen == "append":
             alpha = 1.0  # every VL token goes in whole; how many there are is the strength
+            position = options.get("position") or "end"  # None from a prompt saved before there was a choice
+            options = {
+                "append_downsample": options.get("downsample", 1),
+                "append_position": POSITIONS.get(position, position),
+            }
         entries, lines = [], []
         for entry, seen in zip(text, vl * len(text) if len(vl) == 1 else vl, strict=True):
             steps = alpha if curve == "flat" else alpha_curve(entry[0].shape[1], alpha, alpha_end, curve)

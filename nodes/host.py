@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ..vl_core.layout import (
     USER_TURN,
     SpecialTokens,
     insert_pictures,
+    mrope_positions,
     picture_insertion_point,
     text_layout,
 )
@@ -53,16 +55,15 @@ class LoadedEncoder:
             size=comfy.model_management.module_size(encoder.model),
         )
 
-    def encode(self, images, prompt, layers, system_prompt, budget, notes) -> VLStates:
+    def encode(self, images, prompt, layers, system_prompt, budget, notes, mute) -> VLStates:
         # Plain torch layers cannot be streamed in parts, so the model is loaded whole.
         comfy.model_management.load_models_gpu(
             [self.patcher], memory_required=_activation_bytes(self.encoder.width, budget * max(1, len(images))),
             force_full_load=True,
         )
         return self.encoder.encode(
-            images, prompt, layers, system_prompt, budget=budget, notes=notes, check=check_interrupted
+            images, prompt, layers, system_prompt, budget=budget, mute=mute, notes=notes, check=check_interrupted
         )
-
 
     def describe(self) -> str:
         encoder, loaded = self.encoder, len(self.encoder.model.language_model.layers)
@@ -163,6 +164,7 @@ def encode_vision(
     *,
     system_prompt: str = "",
     budget: int = DEFAULT_BUDGET,
+    mute: bool = False,
     name: str = "encoder",
 ) -> tuple[VLStates, list[str]]:
     """Read pictures and a prompt with whatever hangs on the socket.
@@ -171,6 +173,7 @@ def encode_vision(
         encoder: a QWEN3VL, or a CLIP that holds Qwen3-VL-4B.
         images: name -> IMAGE ``(B, H, W, C)``, as an Autogrow input gives them; each of a batch is a picture.
         layers: Hugging Face numbering.
+        mute: leave the pictures' places empty: zeros for their embeddings and no deepstack features.
 
     Returns:
         the states, and remarks for the node about what was changed on the way in.
@@ -181,9 +184,9 @@ def encode_vision(
     pictures = [one for image in (images or {}).values() if image is not None for one in split_batch(image)]
     prompt, system_prompt, notes = as_host_reads(prompt), as_host_reads(system_prompt), []
     if isinstance(encoder, LoadedEncoder):
-        return encoder.encode(pictures, prompt, layers, system_prompt or None, budget, notes), notes
+        return encoder.encode(pictures, prompt, layers, system_prompt or None, budget, notes, mute), notes
     check_vision_clip(encoder, name)
-    return _encode_native(encoder, pictures, prompt, layers, system_prompt, budget, notes), notes
+    return _encode_native(encoder, pictures, prompt, layers, system_prompt, budget, notes, mute), notes
 
 
 def as_host_reads(prompt: str) -> str:
@@ -237,9 +240,10 @@ def check_vision_clip(clip: Any, name: str = "encoder") -> None:
     raise ValueError(f"{name}: expected Qwen3-VL-4B, got {kind} ({clip_name}). {LOAD_NATIVE}")
 
 
-def _encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes) -> VLStates:
+def _encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes, mute) -> VLStates:
     check_interrupted()
-    num_layers = getattr(clip.cond_stage_model, NATIVE_NAME).num_layers
+    model = getattr(clip.cond_stage_model, NATIVE_NAME)
+    num_layers = model.num_layers
     wanted = sorted({resolve_layer(layer, num_layers) for layer in layers})
     prepared, grids = [], []
     for index, picture in enumerate(pictures, 1):
@@ -250,11 +254,16 @@ def _encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes)
         if grids[-1] != ready.grid:
             rows, columns = grids[-1]
             notes.append(f"image {index}: enlarged to {rows}×{columns} image tokens, ComfyUI takes none smaller")
-    layout, tokens = _native_tokens(clip, prompt, system_prompt, prepared, grids)
+    images = [{"type": "image", "data": to_float(picture), "original_type": "image"} for picture in prepared]
+    if mute:
+        width = model.transformer.model.config.hidden_size
+        images = [{"type": "embedding", "data": torch.zeros(rows * columns, width)} for rows, columns in grids]
+    layout, tokens = _native_tokens(clip, prompt, system_prompt, images, grids)
     capturing = clip.clone()
     # A list makes the host capture Hugging Face's hidden_states[k] for every k in it, in one forward.
     capturing.clip_layer(wanted)
-    states = capturing.encode_from_tokens(tokens, return_dict=True)["cond"]
+    with _rotary_positions(model.transformer, layout) if mute else nullcontext():
+        states = capturing.encode_from_tokens(tokens, return_dict=True)["cond"]
     if tuple(states.shape[:3]) != (1, len(wanted), len(layout)):
         raise RuntimeError(
             f"This ComfyUI gives Qwen3-VL states of shape {tuple(states.shape)} where (1, {len(wanted)}, "
@@ -272,7 +281,26 @@ def _native_grid(picture: Picture) -> tuple[int, int]:
     return math.ceil(rows * scale), math.ceil(columns * scale)
 
 
-def _native_tokens(clip, prompt, system_prompt, prepared, grids) -> tuple[TokenLayout, dict]:
+@contextmanager
+def _rotary_positions(transformer: torch.nn.Module, layout: TokenLayout) -> Iterator[None]:
+    """Have ComfyUI's Qwen3-VL use ``layout``'s positions while this lasts.
+
+    It finds the places of pictures by their entries; ready-made embeddings in their stead would be counted as words.
+    Its forward takes positions as an argument, but encoding passes none on, so a hook of torch's adds them.
+    """
+    positions = mrope_positions(layout)
+
+    def add(module, args, kwargs):
+        return args, {**kwargs, "position_ids": positions.to(kwargs["embeds"].device)}
+
+    hook = transformer.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _native_tokens(clip, prompt, system_prompt, images, grids) -> tuple[TokenLayout, dict]:
     """Token ids of Z-Image's template, with picture entries put after the user header."""
     # Text that starts with <|im_start|> is taken as it stands: no template, no think block.
     system = SYSTEM_TURN.format(system_prompt) if system_prompt else ""
@@ -284,8 +312,7 @@ def _native_tokens(clip, prompt, system_prompt, prepared, grids) -> tuple[TokenL
     text = text_layout(ids, system_tokens=system_tokens, prompt=prompt, model=NATIVE_NAME)
     special, at = SpecialTokens(), picture_insertion_point(text)
     blocks = []
-    for picture in prepared:
-        image = {"type": "image", "data": to_float(picture), "original_type": "image"}
+    for image in images:
         blocks += [(special.vision_start, 1.0), (image, 1.0), (special.vision_end, 1.0)]
     layout = insert_pictures(text, grids)
     return layout, {NATIVE_NAME: [pairs[:at] + blocks + pairs[at:]]}

@@ -1,8 +1,20 @@
 """The tensor side of zimage-vl: Python and torch only, usable from a notebook, unaware of ComfyUI."""
 
+from .artifacts import (
+    ArtifactComparison,
+    Artifacts,
+    Fidelity,
+    compare_artifacts,
+    layout_similarity,
+    measure_artifacts,
+    measure_fidelity,
+    palette_distance,
+)
 from .blend import alpha_curve, blend, blend_adain, blend_adain_per_dim, blend_style_dims
+from .delta import DeltaInfo, baseline_picture, image_delta
 from .encoder import Qwen3VLEncoder
 from .extract import VLExtraction
+from .layers import mix_layers
 from .layout import SpecialTokens, TokenLayout, TokenRole
 from .metrics import Inspection, inspect
 from .normalize import normalize, normalize_hybrid, normalize_per_dimension, normalize_rms, scale_embeddings
@@ -12,8 +24,13 @@ from .resample import downsample_grid, resample_tokens
 from .select import select_tokens
 from .states import VLStates, load_conditioning, save_conditioning
 from .statistics import ReferenceStatistics, calibrate, calibration_prompts, find_sinks
+from .words import alpha_on_words, positions_of_words
 
 __all__ = [
+    "ArtifactComparison",
+    "Artifacts",
+    "DeltaInfo",
+    "Fidelity",
     "Inspection",
     "Qwen3VLEncoder",
     "ReferenceStatistics",
@@ -23,23 +40,33 @@ __all__ = [
     "VLExtraction",
     "VLStates",
     "alpha_curve",
+    "alpha_on_words",
+    "baseline_picture",
     "blend",
     "blend_adain",
     "blend_adain_per_dim",
     "blend_style_dims",
     "calibrate",
     "calibration_prompts",
+    "compare_artifacts",
     "condition",
     "downsample_grid",
     "find_sinks",
     "get_outlier_dimensions",
+    "image_delta",
     "inspect",
+    "layout_similarity",
     "load_conditioning",
     "mask_outlier_dimensions",
+    "measure_artifacts",
+    "measure_fidelity",
+    "mix_layers",
     "normalize",
     "normalize_hybrid",
     "normalize_per_dimension",
     "normalize_rms",
+    "palette_distance",
+    "positions_of_words",
     "resample_tokens",
     "save_conditioning",
     "scale_embeddings",

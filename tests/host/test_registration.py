@@ -13,12 +13,13 @@ PACK = Path(__file__).resolve().parents[2]
 
 # Ids are forever: workflows name them. This list only grows.
 IDS = {
-    "ZImageVLBlend", "ZImageVLCondition", "ZImageVLEncode", "ZImageVLInspect", "ZImageVLLoadSaved", "ZImageVLLoader",
-    "ZImageVLMaskOutliers", "ZImageVLNormalize", "ZImageVLReference", "ZImageVLSave", "ZImageVLSelectTokens",
+    "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta", "ZImageVLEncode", "ZImageVLInspect", "ZImageVLLoadSaved",
+    "ZImageVLLoader", "ZImageVLMaskOutliers", "ZImageVLNormalize", "ZImageVLReference", "ZImageVLSave",
+    "ZImageVLSelectTokens",
 }
 CONDITIONING_NODES = {
-    "ZImageVLBlend", "ZImageVLCondition", "ZImageVLEncode", "ZImageVLLoadSaved", "ZImageVLMaskOutliers",
-    "ZImageVLNormalize", "ZImageVLSelectTokens",
+    "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta", "ZImageVLEncode", "ZImageVLLoadSaved",
+    "ZImageVLMaskOutliers", "ZImageVLNormalize", "ZImageVLSelectTokens",
 }
 
 

@@ -20,6 +20,7 @@ DISPLAY_NAMES = {
     "ZImageVLMaskOutliers": "Mask Outlier Dimensions",
     "ZImageVLNormalize": "Normalize VL Embeddings",
     "ZImageVLBlend": "Blend VL with Text",
+    "ZImageVLDelta": "Image Delta",
     "ZImageVLReference": "Reference Statistics",
     "ZImageVLInspect": "Inspect Conditioning",
     "ZImageVLSave": "Save VL Embeddings",

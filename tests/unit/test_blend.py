@@ -344,6 +344,59 @@ def test_append_puts_the_vl_after_the_text_whatever_alpha():
     assert blend(text, vl, 0.4, "append", vl_layout=vl_layout)[1].layout is None
 
 
+@pytest.mark.parametrize("batch", [None, 2])
+@pytest.mark.parametrize("ids", [FOX, []])
+def test_append_can_put_the_vl_between_the_words_and_the_template_tail(ids, batch):
+    layout = words(*ids)
+    vl_layout = insert_pictures(words(*FOX), [(2, 2)])
+    text, vl = tokens(len(layout), batch=batch).half(), tokens(17, 1, batch=batch)
+    blended, info = blend(
+        text, vl, 0.4, "append", text_layout=layout, vl_layout=vl_layout, append_position="before_tail"
+    )
+    before = len(HEADER) + len(ids)
+    assert torch.equal(blended, torch.cat([text[..., :before, :], vl.half(), text[..., before:, :]], -2))
+    assert info.layout.token_ids.tolist() == [*HEADER, *ids, *vl_layout.token_ids.tolist(), *TAIL]
+    assert info.layout.roles.tolist() == [*layout.roles[:before].tolist(), *vl_layout.roles.tolist(), *[0] * 5]
+    assert info.layout.source == "blend" and info.layout.grids == ((2, 2),) and info.tokens == len(info.layout)
+    assert "VL tokens between its words and the template tail" in info.describe()
+    assert blend(text, vl, 0.4, "append", text_layout=layout, append_position="before_tail")[1].layout is None
+
+
+def test_pictures_appended_one_after_another_before_the_tail_keep_their_order():
+    layout, picture = words(*FOX), TokenLayout(torch.full((4,), TokenRole.IMAGE), torch.full((4,), PAD), ((2, 2),))
+    text, first, second = tokens(11), tokens(4, 1), tokens(4, 2)
+    options = {"vl_layout": picture, "append_position": "before_tail"}
+    once, info = blend(text, first, 1.0, "append", text_layout=layout, **options)
+    twice, info = blend(once, second, 1.0, "append", text_layout=info.layout, **options)
+    assert torch.equal(twice, torch.cat([text[:6], first, second, text[6:]]))
+    assert info.layout.grids == ((2, 2), (2, 2)) and info.layout.token_ids[-5:].tolist() == TAIL
+    # behind a picture at the very end the tail is found where it is
+    after, info = blend(text, first, 1.0, "append", text_layout=layout, vl_layout=picture)
+    both = blend(after, second, 1.0, "append", text_layout=info.layout, **options)[0]
+    assert torch.equal(both, torch.cat([text[:6], second, text[6:], first]))
+
+
+def test_the_end_is_where_append_puts_the_vl_unless_told_otherwise():
+    text, vl, layout = tokens(11), tokens(17, 1), words(*FOX)
+    for known in (None, layout):
+        plain = blend(text, vl, 1.0, "append", text_layout=known)[0]
+        assert torch.equal(plain, blend(text, vl, 1.0, "append", text_layout=known, append_position="end")[0])
+        assert torch.equal(plain, torch.cat([text, vl]))
+
+
+@pytest.mark.parametrize("kept", [slice(0, 6), slice(0, 9), slice(3, 11), slice(0, 3), slice(6, 11)])
+def test_a_text_without_header_words_or_tail_in_one_piece_has_no_place_before_the_tail(kept):
+    layout = words(*FOX).select(torch.isin(torch.arange(11), torch.arange(11)[kept]))
+    with pytest.raises(ValueError, match=r"append_position: before_tail expected .* 5 tail tokens.*choose end"):
+        blend(tokens(len(layout)), tokens(4), 1.0, "append", text_layout=layout, append_position="before_tail")
+
+
+def test_an_empty_prompt_cut_short_is_not_taken_for_its_tail():
+    layout = words().select(torch.arange(8) < 6)
+    with pytest.raises(ValueError, match="append_position"):
+        blend(tokens(6), tokens(4), 1.0, "append", text_layout=layout, append_position="before_tail")
+
+
 @pytest.mark.parametrize("ours", DTYPES)
 @pytest.mark.parametrize("theirs", DTYPES)
 def test_append_takes_any_type_and_gives_the_texts(ours, theirs):
@@ -498,6 +551,8 @@ def test_a_batch_is_its_sequences_one_by_one_and_one_vl_serves_all(method):
         ({"vl_layout": words(*FOX)}, "vl_layout: expected 8 positions like vl, got 11"),
         ({"method": "append", "append_downsample": 2}, "append_downsample: 2 needs.*vl_layout"),
         ({"method": "append", "append_downsample": 0}, "append_downsample: expected at least 1"),
+        ({"method": "append", "append_position": "before_tail"}, "append_position: before_tail needs .*no text_layout"),
+        ({"append_position": "start"}, "append_position: expected one of end, before_tail"),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -1,0 +1,124 @@
+"""Where chosen words of the prompt are among its tokens, and an alpha that acts on them alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .layout import TokenLayout, TokenRole
+
+SHOWN = 16  # characters of the prompt around a place, in an error
+LETTER = r"[^\W\u2e80-\U0003ffff]"  # of scripts that put spaces between words: not Chinese, Japanese, Korean
+
+
+def positions_of_words(layout: TokenLayout, words: Sequence[str], tokenize: Callable[[str], list[int]]) -> Tensor:
+    """Which positions hold the given words or phrases of the prompt.
+
+    A phrase is looked up by its token ids, tokenised with and without a leading space, among the TEXT positions.
+    Where the layout knows its prompt, a match inside a longer word ("cat" in "catwalk") does not count.
+
+    Args:
+        layout: of a text or VL sequence.
+        words: words or phrases as the prompt writes them, upper and lower case included.
+        tokenize: token ids of a plain string, without a template.
+
+    Returns:
+        boolean ``(L,)``: true at every token of every phrase.
+
+    Raises:
+        TypeError: for a string in place of a list.
+        ValueError: if no phrase is given, or one is empty, not in the prompt, or in it more than once; the error lists
+            the prompt's words, or the places.
+    """
+    if isinstance(words, str):
+        raise TypeError(f"words: expected a list of words, got the string {words!r}. Put it into a list.")
+    if not words:
+        raise ValueError("words: expected at least one word of the prompt, got none.")
+    places = layout.mask(TokenRole.TEXT).nonzero().flatten()
+    ids = layout.token_ids[places].tolist()
+    chosen = torch.zeros(len(layout), dtype=torch.bool)
+    for word in words:
+        start, stop = _find(word, ids, layout.prompt, tokenize)
+        chosen[places[start:stop]] = True
+    return chosen
+
+
+def alpha_on_words(layout: TokenLayout, positions: Tensor, alpha: float) -> Tensor:
+    """A curve for :func:`~.blend.blend`: ``alpha`` at ``positions``, 0 (the text bit for bit) everywhere else.
+
+    Args:
+        layout: of the text.
+        positions: boolean ``(L,)``, from :func:`positions_of_words` with the same layout.
+        alpha: 0 to 1.
+
+    Returns:
+        float32 ``(L,)``.
+
+    Raises:
+        ValueError: for an alpha outside 0 to 1, or positions of another layout.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha: expected 0 (text) to 1 (VL), got {alpha}.")
+    if positions.dtype != torch.bool or tuple(positions.shape) != (len(layout),):
+        raise ValueError(
+            f"positions: expected booleans of shape ({len(layout)},), one per position of the layout, got "
+            f"{positions.dtype} of shape {tuple(positions.shape)}."
+        )
+    return positions.to("cpu", torch.float32) * alpha
+
+
+def _find(word: str, ids: list[int], prompt: str, tokenize: Callable[[str], list[int]]) -> tuple[int, int]:
+    """Start and stop of the one place of ``word`` among the prompt's token ids."""
+    phrase = word.strip()
+    if not phrase:
+        raise ValueError(f"words: expected words of the prompt, got {word!r}. Remove it.")
+    found: dict[int, int] = {}  # stop -> start; some words carry the space before them as a token of its own
+    for wanted in (list(tokenize(" " + phrase)), list(tokenize(phrase))):
+        for start in range(len(ids) - len(wanted) + 1):
+            if wanted and ids[start : start + len(wanted)] == wanted:
+                found[start + len(wanted)] = start
+    spans = _spans(phrase, prompt)
+    if prompt:
+        # A match counts if what comes after it is what the prompt has behind the phrase.
+        stops = {len(ids) - len(tokenize(prompt[stop:])) for _, stop in spans}
+        found = {stop: start for stop, start in found.items() if stop in stops}
+    if not found:
+        raise ValueError(f"words: {_absence(phrase, prompt, bool(spans))}")
+    if len(found) > 1:
+        places = sorted((start + 1, stop) for stop, start in found.items())
+        ranges = (f"{first}" if first == last else f"{first}-{last}" for first, last in places)
+        shown = "; ".join(_context(prompt, *span) for span in spans) or "the prompt is not known"
+        raise ValueError(
+            f"words: {phrase!r} is in the prompt {len(found)} times, at its tokens {', '.join(ranges)} ({shown}). Give "
+            "a longer phrase that is there once."
+        )
+    ((stop, start),) = found.items()
+    return start, stop
+
+
+def _absence(phrase: str, prompt: str, written: bool) -> str:
+    """Why no tokens of the prompt are the phrase, and what to do."""
+    if written:
+        return (
+            f"{phrase!r} is in the prompt, but its tokens also hold what stands beside it. Give more of the prompt "
+            "around it."
+        )
+    inside = " as a whole word" if prompt and phrase in prompt else ""
+    listed = f"; its words are: {', '.join(prompt.split())}" if prompt else ""
+    return f"{phrase!r} is not in the prompt{inside}{listed}. Write it as the prompt does, upper and lower case too."
+
+
+def _spans(phrase: str, prompt: str) -> list[tuple[int, int]]:
+    """Characters of the prompt where ``phrase`` stands as whole words, overlapping places included."""
+    before = f"(?<!{LETTER})" if re.match(LETTER, phrase) else ""
+    after = f"(?!{LETTER})" if re.match(LETTER, phrase[-1]) else ""
+    matches = re.finditer(f"(?={before}{re.escape(phrase)}{after})", prompt)
+    return [(match.start(), match.start() + len(phrase)) for match in matches]
+
+
+def _context(prompt: str, start: int, stop: int) -> str:
+    before, after = prompt[max(0, start - SHOWN) : start], prompt[stop : stop + SHOWN]
+    return f"…{before}[{prompt[start:stop]}]{after}…"
