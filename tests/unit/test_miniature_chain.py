@@ -1,0 +1,290 @@
+"""The whole miniature in toy size: every stage runs, the folders load with the stock classes, the bench reports."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+if importlib.util.find_spec("miniature") is None:  # it is no installed package: load it by path
+    _spec = importlib.util.spec_from_file_location("miniature", ROOT / "miniature" / "__init__.py")
+    sys.modules["miniature"] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules["miniature"])
+
+pytest.importorskip("diffusers", reason="the DiT and the VAE are diffusers classes")
+pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
+
+from miniature import assemble, bench, check, judge, models, sheet, vl, world  # noqa: E402
+from miniature.__main__ import main, parser, switches  # noqa: E402
+from miniature.chain import Chain, answers, as_image  # noqa: E402
+from miniature.training import Options  # noqa: E402
+from vl_core.headless.zimage import encode_text  # noqa: E402
+from vl_core.statistics import token_rms  # noqa: E402
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A toy run: text, vl, vae, judge, dit, assemble, check."""
+    folder = tmp_path_factory.mktemp("miniature")
+    main(["all", "--toy", "--out", str(folder), "--device", "cpu"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chain(run) -> Chain:
+    return Chain.load(run / "models", "cpu")
+
+
+def test_every_stage_leaves_closing_figures(run):
+    for stage in ("text", "vl", "vae", "judge", "dit"):
+        closing = json.loads((run / f"{stage}.json").read_text())
+        assert closing["steps"] >= 6
+    report = json.loads((run / "models" / "figures.json").read_text())
+    assert {goal["figure"] for goal in report["goals"]} == {name for name, _, _ in check.GOALS}
+    assert set(report["training"]) == {"text", "vl", "vae", "judge", "dit"}
+
+
+def test_the_pipeline_folder_loads_with_diffusers_and_paints(run):
+    from diffusers import ZImagePipeline
+
+    pipeline = ZImagePipeline.from_pretrained(run / "models" / assemble.PIPELINE)
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = pipeline("a red star", height=128, width=128, num_inference_steps=2, guidance_scale=0.0).images
+    assert pictures[0].size == (128, 128)
+
+
+def test_the_vl_folder_loads_with_transformers_and_has_the_text_encoders_language_model(run):
+    from safetensors.torch import load_file
+    from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
+
+    folder = run / "models" / assemble.VISION
+    model, report = Qwen3VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert AutoTokenizer.from_pretrained(folder).convert_tokens_to_ids("<|image_pad|>") == model.config.image_token_id
+    weights = load_file(folder / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.bfloat16}
+
+
+def test_a_frozen_language_model_is_the_text_encoders_bit_for_bit(run, tmp_path):
+    for name in ("text.safetensors", "tokenizer"):
+        source, target = run / name, tmp_path / name
+        target.symlink_to(source, target_is_directory=source.is_dir())
+    vl.run(Options(tmp_path, steps=3, toy=True, device="cpu", joint=0.0))
+    from safetensors.torch import load_file
+
+    words, seer = load_file(run / "text.safetensors"), load_file(tmp_path / "vl.safetensors")
+    for name, value in words.items():
+        assert torch.equal(value, seer[name.replace("model.", "model.language_model.", 1)]), name
+
+
+def test_words_are_read_as_the_stock_pipeline_reads_them(chain):
+    expected, layout = encode_text(chain.pipeline, "a red star on a blue background")
+    states, ours = chain.words("a red star on a blue background")
+    torch.testing.assert_close(states, expected, atol=1e-4, rtol=1e-4)
+    assert torch.equal(ours.token_ids, layout.token_ids)
+
+
+def test_the_vl_answers_in_words(chain):
+    pictures, _ = world.render(world.sample_scenes(2, torch.Generator().manual_seed(0)))
+    said = answers(chain, pictures, "describe the look.", longest=3)
+    assert len(said) == 2
+    assert all(isinstance(text, str) for text in said)
+
+
+def test_an_assembled_folder_without_a_part_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=assemble.PIPELINE):
+        Chain.load(tmp_path)
+
+
+def test_weights_of_another_build_are_refused(run):
+    with pytest.raises(ValueError, match="--toy"):
+        models.load_weights(run / "judge.safetensors", models.Judge(models.REAL.judge_channels))
+
+
+# ------------------------------------------------------------------------------------------------------------- judge
+
+
+def test_judge_targets_name_the_objects_that_are_there():
+    scenes = world.sample_scenes(50, torch.Generator().manual_seed(1))
+    wanted = judge.targets(scenes)
+    for row, scene in enumerate(scenes.records()):
+        pairs = {shape * 10 + color for shape, color, _ in scene.objects}
+        assert set(wanted["pair"][row].nonzero().flatten().tolist()) == pairs
+        assert set(wanted["shape"][row].nonzero().flatten().tolist()) == {pair // 10 for pair in pairs}
+        assert set(wanted["color"][row].nonzero().flatten().tolist()) == {pair % 10 for pair in pairs}
+
+
+def perfect_readings(scenes: world.Scenes) -> dict[str, torch.Tensor]:
+    one_hot = torch.nn.functional.one_hot
+    readings = {name: 2 * values - 1 for name, values in judge.targets(scenes).items()}
+    widths = dict(models.Judge.HEADS)
+    readings |= {name: one_hot(getattr(scenes, name), widths[name]).float() for name in world.LOOK}
+    return readings | {"count": one_hot(scenes.count - 1, 2).float()}
+
+
+def test_agreement_is_one_for_a_perfect_reader_and_falls_with_each_miss():
+    scenes = world.sample_scenes(40, torch.Generator().manual_seed(2))
+    readings = perfect_readings(scenes)
+    assert set(judge.agreement(readings, scenes).values()) == {1.0}
+    readings["style"][0] = readings["style"][0].roll(1)
+    assert judge.agreement(readings, scenes)["style"] == pytest.approx(39 / 40)
+
+
+# ------------------------------------------------------------------------------------------------------------- bench
+
+
+@pytest.fixture(scope="module")
+def report(run) -> dict:
+    bench.run(Options(run, toy=True, device="cpu"))
+    return json.loads((run / "frontier.json").read_text())
+
+
+def test_the_report_has_the_parts_it_promises(report, run):
+    assert set(report) == {"asked", "methods", "baselines", "nulls", "best"}
+    assert set(report["best"]) == {"published", "training_free", "adapter", "caption"}
+    for row in report["methods"]:
+        assert {"name", "layer", "setting", "adherence", "transfer", "stderr", "leak", "artifacts"} <= set(row)
+    assert [row["name"] for row in report["baselines"]] == [bench.TEXT_ONLY, bench.CAPTION]
+    assert (run / "frontier.png").stat().st_size > 10_000
+
+
+def test_every_family_that_was_measured_has_both_null_controls(report):
+    measured = {row["family"] for row in report["methods"]}
+    for family in measured:
+        assert {row["control"] for row in report["nulls"] if row["family"] == family} == set(bench.CONTROLS)
+
+
+def test_a_bench_that_was_stopped_measures_only_what_is_missing(run, report, monkeypatch):
+    rows = (run / "bench_rows.jsonl").read_text().splitlines()
+    (run / "bench_rows.jsonl").write_text("\n".join(rows[:-2]) + '\n{"asked": "cut')
+    calls, hits = [], bench.hits
+    monkeypatch.setattr(bench, "hits", lambda *arguments: calls.append(0) or hits(*arguments))
+    again = bench.run(Options(run, toy=True, device="cpu", resume=True))
+    assert len(calls) == 2
+    for before, after in zip(report["methods"] + report["nulls"], again["methods"] + again["nulls"], strict=True):
+        assert before["adherence"] == pytest.approx(after["adherence"], abs=1e-5)
+
+
+def found(**shares: float) -> dict[str, torch.Tensor]:
+    base = dict.fromkeys(("color", "shape", "leak", *world.LOOK, *bench.ARTIFACTS), 0.0)
+    return {name: torch.full((10,), value) for name, value in (base | shares).items()}
+
+
+def test_transfer_is_0_for_words_alone_1_for_the_caption_and_linear_between():
+    method = bench.METHODS[0]
+    floor, ceiling = found(background=0.1, style=0.2, mood=0.2), found(background=1.0, style=0.9, mood=1.0)
+    half = found(background=0.55, style=0.55, mood=0.6, color=0.9)
+    rows = [bench.row_of(method, one, floor, ceiling) for one in (floor, ceiling, half)]
+    assert [row["transfer"] for row in rows] == pytest.approx([0, 1, 0.5], abs=1e-6)
+    assert rows[2]["adherence"] == pytest.approx(0.9)
+    nothing = bench.row_of(method, half, floor, floor)
+    assert nothing["transfer"] is None
+
+
+def test_standard_errors_are_those_of_a_mean_over_pairs():
+    color = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    some = {name: values[:4] for name, values in found().items()} | {"color": color}
+    row = bench.row_of(bench.METHODS[0], some, some, some)
+    assert row["adherence_stderr"] == pytest.approx(0.25)  # std 0.5 over sqrt 4
+
+
+def test_the_best_keeps_to_the_prompt():
+    rows = [
+        {"family": "published", "adherence": 0.5, "transfer": 0.9},
+        {"family": "published", "adherence": 0.86, "transfer": 0.1},
+        {"family": "published", "adherence": 0.9, "transfer": 0.05},
+        {"family": "adapter", "adherence": 0.2, "transfer": 0.9},
+    ]
+    best = bench.best(rows)
+    assert best["published"]["transfer"] == 0.1
+    assert best["adapter"] is None
+    assert best["caption"] is None
+
+
+def test_matched_noise_has_the_size_and_spread_but_not_the_direction(chain):
+    states = torch.randn(400, 64, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.1, 3, 64) + 1
+    states[0] *= 100  # a sink
+    noise = bench.matched_noise(states, torch.Generator().manual_seed(1))
+    assert torch.equal(noise[0], states[0])
+    torch.testing.assert_close(token_rms(noise), token_rms(states), rtol=1e-4, atol=0)
+    torch.testing.assert_close(noise[1:].std(0), states[1:].std(0), rtol=0.2, atol=0.1)
+    centred = [one[1:] - states[1:].mean(0) for one in (noise, states)]
+    assert abs(float(torch.cosine_similarity(*centred).mean())) < 0.1
+
+
+def test_artifacts_are_those_of_vl_core_on_every_picture():
+    plain = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 0.1
+    grid = plain.clone()
+    grid[..., ::16] += 0.5
+    figures = bench.artifacts(torch.cat([plain, grid]))
+    assert {len(values) for values in figures.values()} == {4}
+    assert float((figures["grid_16"][2:] / figures["grid_16"][:2]).min()) > 2
+    assert float(bench.artifacts(torch.ones(1, 3, 128, 128))["clipped"]) == 1
+
+
+def test_every_method_runs_on_one_case(chain):
+    seen = bench.prepare(chain, replace(bench.TOY, pairs=2), 0)
+    for method in bench.METHODS:
+        states = bench.WAYS[method.way](seen, seen.cases[0], seen.cases[0].right, method.layer, **method.setting)
+        assert states.isfinite().all(), method
+        assert states.shape[-1] == models.TOY.width
+
+
+def test_switches_reach_the_pairs():
+    asked = switches(
+        parser().parse_args(["bench", "--out", "x", "--leave-out-style", "striped", "--other-words", "--pairs", "9"])
+    )
+    assert asked.hold_out == world.HoldOut(style="striped")
+    assert asked.other_words
+    assert asked.pairs == 9
+    assert asked.seeds == 3
+
+
+def test_there_are_enough_pairs_templates_and_seeds_by_default():
+    default = bench.Switches()
+    assert default.pairs >= 200
+    assert default.seeds >= 3
+    openings = {prompt.rsplit(" a", 1)[0] for prompt in world.conflict_pairs(9, 0).prompts}
+    assert len(openings) >= 3
+
+
+# ------------------------------------------------------------------------------------------------------------- sheet
+
+
+def test_a_sheet_shows_worlds_and_photographs(chain):
+    scenes = world.sample_scenes(1, torch.Generator().manual_seed(3))
+    pictures, _ = world.render(scenes, torch.Generator().manual_seed(3))
+    photograph = torch.randint(0, 256, (90, 140, 3), generator=torch.Generator().manual_seed(4)).to(torch.uint8)
+    references = [sheet.Reference(as_image(pictures)[0], scenes.records()[0]), sheet.Reference(photograph)]
+    moved = []
+    image = sheet.sheet(
+        chain, references, ["a red star", "a blue ring"], steps=2, guidance=0.0, progress=lambda: moved.append(0)
+    )
+    assert image.width > image.height > 300
+    assert len(moved) == 2
+    with pytest.raises(ValueError, match="one per reference"):
+        sheet.sheet(chain, references, ["a red star"])
+
+
+def test_readings_are_words_people_know():
+    scenes = world.sample_scenes(1, torch.Generator().manual_seed(5), two_shapes=0.0)
+    (text,) = sheet.readings(perfect_readings(scenes))
+    (scene,) = scenes.records()
+    shape, color, _ = scene.objects[0]
+    assert f"{world.COLORS[color]} {world.SHAPES[shape]}" in text
+    assert world.STYLES[scene.style] in text
