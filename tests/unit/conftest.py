@@ -5,8 +5,13 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# A busy machine is no failure; timings are benchmarks.
+hypothesis.settings.register_profile("no deadline", parent=hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
