@@ -10,6 +10,7 @@ from .delta import ZImageVLDelta
 from .encode import ZImageVLEncode
 from .files import ZImageVLLoadSaved, ZImageVLSave
 from .inspect import ZImageVLInspect
+from .layer_report import ZImageVLLayerReport
 from .loader import ZImageVLLoader
 from .normalize import ZImageVLNormalize
 from .outliers import ZImageVLMaskOutliers
@@ -27,6 +28,7 @@ NODES: list[type[io.ComfyNode]] = [
     ZImageVLDelta,
     ZImageVLReference,
     ZImageVLInspect,
+    ZImageVLLayerReport,
     ZImageVLSave,
     ZImageVLLoadSaved,
 ]

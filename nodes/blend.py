@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..vl_core import alpha_curve, blend
 from .common import node_schema, report, sinks_input
-from .conditioning import check_conditioning, layout_of, repack, timed
+from .conditioning import TENSOR_OPTIONS, check_conditioning, layout_of, repack, timed
 
 POSITIONS = {"end": "end", "before the template tail": "before_tail"}  # as shown -> as vl_core names them
 
@@ -116,7 +116,7 @@ class ZImageVLBlend(io.ComfyNode):
         if not start_percent < end_percent:
             raise ValueError(f"start_percent: expected less than end_percent ({end_percent}), got {start_percent}.")
         options = dict(method) if isinstance(method, dict) else {"method": method}
-        chosen, alpha = options.pop("method"), options.pop("alpha", 1.0)
+        chosen, alpha = options.pop("method"), options.pop("alpha", 0.5)
         curve, alpha_end = options.pop("curve", "flat"), options.pop("alpha_end", alpha)
         if chosen == "append":
             alpha = 1.0  # every VL token goes in whole; how many there are is the strength
@@ -126,6 +126,8 @@ class ZImageVLBlend(io.ComfyNode):
                 "append_position": POSITIONS.get(position, position),
             }
         entries, lines = [], []
+        if unused := sorted({key for _, extra in vl for key in extra} - TENSOR_OPTIONS):
+            lines.append(f"vl: its {', '.join(unused)} are not used. Set them on the text, or after this node.")
         for entry, seen in zip(text, vl * len(text) if len(vl) == 1 else vl, strict=True):
             steps = alpha if curve == "flat" else alpha_curve(entry[0].shape[1], alpha, alpha_end, curve)
             mixed, info = blend(

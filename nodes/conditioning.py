@@ -12,6 +12,7 @@ from ..vl_core.states import LAYOUT_KEY
 from ..vl_core.statistics import ENCODER_LAYER
 
 Entry = list  # [tensor (B, L, D), dict]
+TENSOR_OPTIONS = {LAYOUT_KEY, "attention_mask", "pooled_output"}  # what says something about the tokens themselves
 
 EDGE = 1e-6  # share of the schedule between two ranges: the host's include both ends, and steps fall on round shares
 
@@ -120,6 +121,10 @@ def timed(text: Entry, mixed: Entry, start: float, end: float) -> list[Entry]:
     Ranges the text already had are kept: each part is cut to them, and empty parts are left out.
     """
     first, last = text[1].get("start_percent", 0.0), text[1].get("end_percent", 1.0)
+    if first >= last:
+        raise ValueError(
+            f"text: acts from {first} to {last} of the steps, which is never. Mend its timestep range before this node."
+        )
     parts = [(text, first, min(last, start)), (mixed, max(first, start), min(last, end)), (text, max(first, end), last)]
     ranged = [(entry, begin, stop if stop == last else stop - EDGE) for entry, begin, stop in parts if begin < stop]
     if len(ranged) == 1 and ranged[0][0] is mixed:

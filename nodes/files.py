@@ -32,6 +32,8 @@ class ZImageVLSave(io.ComfyNode):
     @classmethod
     def execute(cls, conditioning, filename_prefix: str = "reference") -> io.NodeOutput:
         check_conditioning(conditioning)
+        for entry in conditioning:
+            layout_of(entry)  # a file whose layout does not fit could not be loaded again
         path = host.next_save_path(filename_prefix)
         left_out = save_conditioning(path, conditioning)
         missing = f"Not saved, no file can hold them: {', '.join(left_out)}." if left_out else ""

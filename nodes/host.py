@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -30,14 +32,25 @@ from ..vl_core.layout import (
     picture_insertion_point,
     text_layout,
 )
-from ..vl_core.pictures import DEFAULT_BUDGET, FACTOR, Picture, prepare_picture, split_batch, to_float
+from ..vl_core.pictures import (
+    DEFAULT_BUDGET,
+    FACTOR,
+    Picture,
+    check_picture,
+    fit_size,
+    prepare_picture,
+    split_batch,
+    to_float,
+)
 from ..vl_core.states import LAYOUT_KEY, resolve_layer
 from ..vl_core.statistics import ENCODER_LAYER
 
 log = logging.getLogger(__name__)
 
+EMBEDDING_FILE = re.compile(r"(^|\s)embedding:")  # how ComfyUI's tokenizers are told to insert one
 EMBEDDINGS = "vl_embeddings"  # folder of saved conditioning, below output/ and models/
 ENCODER_SUBFOLDERS = ("LLM", "VLM", "Qwen")  # where other packs keep Hugging Face folders, below models/
+UNFIT_FOR_FILES = set('<>:"|?*\0')  # no file name on Windows may hold them
 ZIMAGE_WIDTH = 2560
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -47,8 +60,8 @@ class LoadedEncoder:
 
     def __init__(self, encoder: Qwen3VLEncoder):
         self.encoder = encoder
-        # Looked up at call time: main.py swaps the class when dynamic VRAM is on.
-        self.patcher = comfy.model_patcher.CoreModelPatcher(
+        # Not CoreModelPatcher: with dynamic VRAM that one copies plain torch weights to the GPU anew at every load.
+        self.patcher = comfy.model_patcher.ModelPatcher(
             torch.nn.Sequential(encoder.model),  # the patcher sets `device`, which transformers' models do not allow
             load_device=comfy.model_management.text_encoder_device(),
             offload_device=comfy.model_management.text_encoder_offload_device(),
@@ -56,10 +69,14 @@ class LoadedEncoder:
         )
 
     def encode(self, images, prompt, layers, system_prompt, budget, notes, mute) -> VLStates:
+        tokens = len(self.encoder.tokenize(prompt, system_prompt))
+        for index, image in enumerate(images, 1):
+            height, width = check_picture(image, f"image {index}")[0].shape[:2]
+            rows, columns = fit_size(height, width, budget, f"image {index}")
+            tokens += rows * columns // FACTOR**2
         # Plain torch layers cannot be streamed in parts, so the model is loaded whole.
         comfy.model_management.load_models_gpu(
-            [self.patcher], memory_required=_activation_bytes(self.encoder.width, budget * max(1, len(images))),
-            force_full_load=True,
+            [self.patcher], memory_required=_activation_bytes(self.encoder.width, tokens), force_full_load=True
         )
         return self.encoder.encode(
             images, prompt, layers, system_prompt, budget=budget, mute=mute, notes=notes, check=check_interrupted
@@ -181,10 +198,13 @@ def encode_vision(
     Raises:
         ValueError: see :func:`check_vision_clip` and :meth:`Qwen3VLEncoder.encode`.
     """
+    if EMBEDDING_FILE.search(prompt):
+        raise ValueError("prompt: contains an embedding: file; Qwen3-VL has none. Remove it from the prompt.")
     pictures = [one for image in (images or {}).values() if image is not None for one in split_batch(image)]
-    prompt, system_prompt, notes = as_host_reads(prompt), as_host_reads(system_prompt), []
+    notes: list[str] = []
     if isinstance(encoder, LoadedEncoder):
-        return encoder.encode(pictures, prompt, layers, system_prompt or None, budget, notes, mute), notes
+        system = as_host_reads(system_prompt) or None
+        return encoder.encode(pictures, as_host_reads(prompt), layers, system, budget, notes, mute), notes
     check_vision_clip(encoder, name)
     return _encode_native(encoder, pictures, prompt, layers, system_prompt, budget, notes, mute), notes
 
@@ -269,7 +289,9 @@ def _encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes,
             f"This ComfyUI gives Qwen3-VL states of shape {tuple(states.shape)} where (1, {len(wanted)}, "
             f"{len(layout)}, width) was expected. Update ComfyUI to 0.28 or newer, or use Load Qwen3-VL."
         )
-    return VLStates(states[0], tuple(wanted), num_layers, layout, prompt, system_prompt, NATIVE_NAME)
+    return VLStates(
+        states[0], tuple(wanted), num_layers, layout, as_host_reads(prompt), as_host_reads(system_prompt), NATIVE_NAME
+    )
 
 
 def _native_grid(picture: Picture) -> tuple[int, int]:
@@ -309,7 +331,7 @@ def _native_tokens(clip, prompt, system_prompt, images, grids) -> tuple[TokenLay
     ids = [pair[0] for pair in pairs]
     if not all(isinstance(token, int) for token in ids):
         raise ValueError("prompt: contains an embedding: file; Qwen3-VL has none. Remove it from the prompt.")
-    text = text_layout(ids, system_tokens=system_tokens, prompt=prompt, model=NATIVE_NAME)
+    text = text_layout(ids, system_tokens=system_tokens, prompt=as_host_reads(prompt), model=NATIVE_NAME)
     special, at = SpecialTokens(), picture_insertion_point(text)
     blocks = []
     for image in images:
@@ -360,10 +382,11 @@ def encode_text(clip: Any, prompt: str) -> list[list]:
     check_text_clip(clip)
     tokens = clip.tokenize(prompt)
     ids = [pair[0] for pair in tokens[TEXT_NAME][0]]
+    layer = ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx
     layout = None
-    if all(isinstance(token, int) for token in ids):
-        layer = ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx
-        layout = text_layout(ids, layer=layer, prompt=as_host_reads(prompt), model=TEXT_NAME)
+    if all(isinstance(token, int) for token in ids):  # anything else is an embedding file
+        with contextlib.suppress(ValueError):  # tokens of pictures in the words: core reads them all the same
+            layout = text_layout(ids, layer=layer, prompt=as_host_reads(prompt), model=TEXT_NAME)
     entries = clip.encode_from_tokens_scheduled(tokens)
     return [[states, {**options, LAYOUT_KEY: layout} if layout else options] for states, options in entries]
 
@@ -392,7 +415,10 @@ def measure_reference(clip: Any) -> tuple[ReferenceStatistics, str]:
         lambda prompt: clip.encode_from_tokens(clip.tokenize(prompt)).cpu(), prompts,
         encoder=identity, layer=layer, progress=progress_bar(len(prompts)),
     )
-    reference.save(cached)
+    try:
+        reference.save(cached)
+    except OSError as error:
+        return reference, f"measured now, not kept for the next time: {error}"
     return reference, f"measured now, kept as {cached.name}"
 
 
@@ -465,7 +491,13 @@ def next_save_path(prefix: str) -> Path:
     root = embeddings_folder()
     root.mkdir(parents=True, exist_ok=True)
     if not Path(os.path.abspath(root / prefix)).is_relative_to(os.path.abspath(root)):
-        raise ValueError(f"filename_prefix: expected a name below {root}, got {prefix!r}. Remove the .. from it.")
+        raise ValueError(
+            f"filename_prefix: expected a name below {root}, got {prefix!r}. Use a relative one without .. in it."
+        )
+    if not prefix or UNFIT_FOR_FILES.intersection(prefix):
+        raise ValueError(
+            f"filename_prefix: expected a name without {' '.join(sorted(UNFIT_FOR_FILES - {chr(0)}))}, got {prefix!r}."
+        )
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     path = Path(folder) / f"{name}_{counter:05}.safetensors"
     while path.exists():  # the host's counter only knows names that end in an underscore

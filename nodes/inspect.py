@@ -1,4 +1,4 @@
-"""Look at conditioning: a report and two plots."""
+"""Look at conditioning: a report and plots."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..vl_core.metrics import inspect
-from ..vl_core.plots import inspection_figure
+from ..vl_core.plots import THEMES, inspection_figure, stack_figures
+from ..vl_core.states import LAYOUT_KEY
 from .common import Reference, node_schema
-from .conditioning import layout_of
 
 
 class ZImageVLInspect(io.ComfyNode):
@@ -29,21 +29,37 @@ class ZImageVLInspect(io.ComfyNode):
                     "threshold", default=10.0, min=1.0, max=1000.0, step=0.5, advanced=True,
                     tooltip="Dimensions whose spread differs by more than this factor are named.",
                 ),
+                io.Combo.Input(
+                    "plots", options=["overview", "all"], default="overview", optional=True,
+                    tooltip="overview: the size of every token, and with a reference the spread of every dimension. "
+                    "all: means and spreads against the reference, and how alike every two tokens are, as well.",
+                ),
+                io.Combo.Input(
+                    "theme", options=list(THEMES), default="light", optional=True, advanced=True,
+                    tooltip="Colours of the plots: dark on white, or light on dark grey.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="plots"), io.String.Output(display_name="report")],
         )
 
     @classmethod
-    def execute(cls, conditioning, reference=None, threshold: float = 10.0) -> io.NodeOutput:
+    def execute(
+        cls, conditioning, reference=None, threshold: float = 10.0, plots: str = "overview", theme: str = "light"
+    ) -> io.NodeOutput:
         if not conditioning:
             raise ValueError("conditioning: expected at least one entry, got an empty CONDITIONING.")
         figures, lines = [], []
         for index, entry in enumerate(conditioning, 1):
+            layout = entry[1].get(LAYOUT_KEY)
+            if layout is not None and len(layout) != entry[0].shape[1]:
+                lines.append(f"Its layout describes {len(layout)} tokens; a node changed them, so roles are unknown.")
+                layout = None
             for states in entry[0]:
-                found = inspect(states, layout_of(entry), reference, threshold)
-                figures.append(inspection_figure(found, f"entry {index}" if len(conditioning) > 1 else ""))
+                found = inspect(states, layout, reference, threshold)
+                title = f"entry {index}" if len(conditioning) > 1 else ""
+                figures.append(inspection_figure(found, title, plots=plots, theme=theme))
                 lines.append(found.describe())
-        plots = torch.stack([torch.from_numpy(figure).float() / 255 for figure in figures])
+        pictures = torch.from_numpy(stack_figures(figures)).float() / 255
         text = "\n\n".join(lines)
-        shown = {**ui.PreviewImage(plots, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
-        return io.NodeOutput(plots, text, ui=shown)
+        shown = {**ui.PreviewImage(pictures, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+        return io.NodeOutput(pictures, text, ui=shown)

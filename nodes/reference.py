@@ -34,11 +34,14 @@ class ZImageVLReference(io.ComfyNode):
             reference, origin = host.measure_reference(source)
             return io.NodeOutput(reference, ui=report(reference.describe(), origin))
         check_conditioning(source, "source")
-        reference = None
+        reference, warning = None, ""
         for entry in source:
             layout = layout_of(entry)
+            if layout and layout.source != "text":
+                warning = f"States from {layout.source}, not Z-Image's own: no target to normalize to."
             for states in entry[0]:
                 part = ReferenceStatistics.of(states, "conditioning", layout.layer if layout else None)
                 reference = part if reference is None else reference.merge(part)
         few = "" if reference.ordinary.count >= 100 else "Few tokens: the spread per dimension is a rough guess."
-        return io.NodeOutput(reference, ui=report(reference.describe(), "from the connected conditioning", few))
+        origin = "from the connected conditioning"
+        return io.NodeOutput(reference, ui=report(reference.describe(), origin, few, warning))

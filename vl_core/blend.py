@@ -505,7 +505,7 @@ def _effective_alpha(y: Tensor, x: Tensor, strength: Tensor, mixed: Tensor) -> f
 
 def _over_dimensions(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and std of each token ``(…, 1)``, float64: a constant token's mean must be exact, its std is the floor."""
-    values = tokens.detach().to("cpu", torch.float64)
+    values = tokens.detach().cpu().double()
     std = values.std(-1, keepdim=True) if values.shape[-1] > 1 else torch.zeros_like(values)
     return values.mean(-1, keepdim=True), std.clamp_min(EPSILON)
 

@@ -206,10 +206,10 @@ def _principal(delta: Tensor, rank: int) -> Tensor:
     """The best approximation of each sequence ``(L, D)`` of a batch by ``rank`` directions (Eckart and Young, 1936)."""
     if rank >= min(delta.shape[-2:]):
         return delta
-    exact = delta.to("cpu", torch.float64)
+    exact = delta.cpu().double()
     directions = torch.linalg.svd(exact.detach(), full_matrices=False).Vh[:, :rank]
     return (exact @ directions.mT @ directions).to(delta)
 
 
 def _energy(delta: Tensor) -> float:
-    return float(delta.detach().to("cpu", torch.float64).square().sum())
+    return float(delta.detach().cpu().double().square().sum())

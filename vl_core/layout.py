@@ -52,6 +52,7 @@ class TokenLayout:
             number of IMAGE positions. A picture cut by a mask is a strip: ``(1, kept tokens)``.
         layer: Hugging Face ``hidden_states`` index counted from the end (-2 is what Z-Image reads); None if unknown.
         source: which encoder the states came from: ``"qwen3-vl"``, ``"text"``, or ``"blend"`` for a mixture.
+        cut: whether a mask took tokens out of a picture, so that its grid is a strip and says no more what is where.
         prompt: the user's words; ``model``: the encoder's name. Both are provenance only.
 
     Raises:
@@ -65,6 +66,7 @@ class TokenLayout:
     source: str = "qwen3-vl"
     prompt: str = ""
     model: str = ""
+    cut: bool = False
 
     def __post_init__(self) -> None:
         roles = torch.as_tensor(self.roles, device="cpu")
@@ -119,14 +121,15 @@ class TokenLayout:
         keep = keep.to("cpu", torch.bool)
         if keep.shape != self.roles.shape:
             raise ValueError(f"keep: expected shape ({len(self)},), one per position, got {tuple(keep.shape)}.")
-        grids = []
+        grids, cut = [], self.cut
         for grid, positions in zip(self.grids, self.picture_positions(), strict=True):
             kept = int(keep[positions].sum())
             if kept == positions.numel():
                 grids.append(grid)
             elif kept:
                 grids.append((1, kept))
-        return replace(self, roles=self.roles[keep], token_ids=self.token_ids[keep], grids=tuple(grids))
+                cut = True
+        return replace(self, roles=self.roles[keep], token_ids=self.token_ids[keep], grids=tuple(grids), cut=cut)
 
     def with_layer(self, layer: int | None) -> TokenLayout:
         return replace(self, layer=layer)
@@ -140,6 +143,7 @@ def concatenate_layouts(layouts: Sequence[TokenLayout], source: str) -> TokenLay
         token_ids=torch.cat([layout.token_ids for layout in layouts]),
         grids=sum((layout.grids for layout in layouts), ()),
         source=source,
+        cut=any(layout.cut for layout in layouts),
     )
 
 

@@ -13,6 +13,8 @@ from .statistics import EPSILON, ReferenceStatistics, counted_tokens, find_sinks
 
 CAPTION_MULTIPLE = 32  # Z-Image pads captions to a multiple of this (diffusers and ComfyUI)
 CAPTION_LIMIT = 1504  # most caption tokens diffusers' ZImageTransformer2DModel has positions for
+WORST_SHOWN = 4  # sinks, and outlier dimensions of each direction, named in a report; the rest are counted
+MAP_SIDE = 512  # most rows of a cosine map: more tokens are pooled
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +29,8 @@ class Inspection:
             reference or with fewer than 2 ordinary tokens.
         outliers: ``(dimension, ratio)`` beyond ``threshold`` in either direction, largest first.
         mean_correlation, log_std_correlation: Pearson over dimensions with the reference; None as for ``ratio``.
+        mean, std, reference_mean, reference_std: float32 ``(D,)``, sinks left out of both; None as for ``ratio``.
+        cosine: float32 ``(P, P)``, see :func:`cosine_map`; ``cosine_step`` the tokens one of its rows stands for.
     """
 
     tokens: int
@@ -40,6 +44,12 @@ class Inspection:
     outliers: tuple[tuple[int, float], ...] = ()
     mean_correlation: float | None = None
     log_std_correlation: float | None = None
+    mean: Tensor | None = None
+    std: Tensor | None = None
+    reference_mean: Tensor | None = None
+    reference_std: Tensor | None = None
+    cosine: Tensor | None = None
+    cosine_step: int = 1
 
     def rms_by_role(self) -> dict[str, float]:
         """Median token RMS per role without sinks and tokens that are not finite; only "tokens" without a layout."""
@@ -63,19 +73,28 @@ class Inspection:
             lines.append(f"{self.non_finite} values are NaN or infinite: the sampler would paint black.")
         if medians := self.rms_by_role():
             lines.append("median RMS: " + ", ".join(f"{name} {rms:.4g}" for name, rms in medians.items()))
-        shown = ", ".join(f"{index} (RMS {self.rms[index]:.4g})" for index in self.sinks[:4])
-        more = f" and {len(self.sinks) - 4} more" if len(self.sinks) > 4 else ""
+        shown = ", ".join(f"{index} (RMS {self.rms[index]:.4g})" for index in self.sinks[:WORST_SHOWN])
+        hidden = len(self.sinks) - WORST_SHOWN
+        more = f" and {hidden} more" if hidden > 0 else ""
         lines.append(f"attention sinks at: {shown}{more}" if self.sinks else "no attention sinks")
         if self.ratio is not None:
             lines.append(
                 f"against the reference: correlation of means {self.mean_correlation:.3f}, "
                 f"of log std {self.log_std_correlation:.3f}, median std ratio {float(median(self.ratio)):.3g}"
             )
-            worst = ", ".join(f"{index} ({_times(float(self.ratio[index]))})" for index, _ in self.outliers[:4])
-            lines.append(
-                f"{len(self.outliers)} dimensions beyond {self.threshold:g}×" + (f", worst {worst}" if worst else "")
-            )
+            lines.append(f"{len(self.outliers)} dimensions beyond {self.threshold:g}×" + self._outliers_by_direction())
         return "\n".join(lines)
+
+    def _outliers_by_direction(self) -> str:
+        """A line per direction: ``"2 narrower than the reference: 396 (617×), 4 (60×)"``; empty without outliers."""
+        wider = [(index, ratio) for index, ratio in self.outliers if self.ratio[index] >= 1]
+        narrower = [(index, ratio) for index, ratio in self.outliers if self.ratio[index] < 1]
+        parts = []
+        for found, how in ((wider, "wider than the reference"), (narrower, "narrower than the reference")):
+            if found:
+                named = ", ".join(f"{index} ({ratio:.3g}×)" for index, ratio in found[:WORST_SHOWN])
+                parts.append(f"{len(found)} {how}: {named}" + (" …" if len(found) > WORST_SHOWN else ""))
+        return "".join(f"\n  {part}" for part in parts)
 
 
 def inspect(
@@ -113,26 +132,48 @@ def inspect(
         tokens=tokens, width=width, layout=layout, rms=rms, sinks=tuple(sinks.tolist()),
         non_finite=int((~finite).sum()), threshold=threshold,
     )
+    figures["cosine"], figures["cosine_step"] = cosine_map(x)
     if reference is None:
         return Inspection(**figures)
     reference.check_width(width)
     ordinary = clean[counted_tokens(clean, "exclude")] if len(clean) else clean
     if len(ordinary) < 2:
         return Inspection(**figures)
-    ours, theirs = ordinary.std(0).clamp_min(EPSILON), reference.moments().std.float().clamp_min(EPSILON)
+    moments = reference.moments()
+    ours, theirs = ordinary.std(0).clamp_min(EPSILON), moments.std.float().clamp_min(EPSILON)
     return Inspection(
         **figures,
         ratio=ours / theirs,
         outliers=tuple(get_outlier_dimensions(clean, threshold, reference=reference)),
-        mean_correlation=_pearson(ordinary.mean(0), reference.moments().mean.float()),
-        log_std_correlation=_pearson(ours.log(), theirs.log()),
+        mean_correlation=pearson(ordinary.mean(0), moments.mean),
+        log_std_correlation=pearson(ours.log(), theirs.log()),
+        mean=ordinary.mean(0),
+        std=ours,
+        reference_mean=moments.mean.float(),
+        reference_std=theirs,
     )
 
 
-def _pearson(a: Tensor, b: Tensor) -> float:
+def cosine_map(tokens: Tensor, side: int = MAP_SIDE) -> tuple[Tensor, int]:
+    """Cosine of every token with every other.
+
+    Args:
+        tokens: ``(L, D)``, any float dtype; a token that is all zero or not finite has no direction.
+        side: most rows of the map.
+
+    Returns:
+        float32 ``(P, P)`` with ``P = ceil(L / step)``, NaN where there is no direction, and ``step``: how many
+        consecutive tokens a row stands for, 1 up to ``side`` tokens. A pooled cell is the mean of its cosines.
+    """
+    unit = tokens.float().cpu()
+    unit = unit / unit.norm(dim=-1, keepdim=True)  # 0/0 and NaN stay NaN
+    unit[~unit.isfinite().all(-1)] = float("nan")
+    step = max(1, -(-len(unit) // side))
+    # The mean of a block's cosines is the product of its two means of unit vectors.
+    pooled = torch.stack([block.nanmean(0) for block in unit.split(step)]) if step > 1 else unit
+    return (pooled @ pooled.T).clamp(-1, 1), step
+
+
+def pearson(a: Tensor, b: Tensor) -> float:
+    """Correlation of two ``(D,)`` in float64; NaN if one of them is constant."""
     return float(torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1])
-
-
-def _times(ratio: float) -> str:
-    """A std ratio in words people can compare: ``"42× larger"``, ``"617× smaller"``."""
-    return f"{ratio:.3g}× larger" if ratio >= 1 else f"{1 / ratio:.3g}× smaller"

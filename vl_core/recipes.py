@@ -53,6 +53,7 @@ def condition(
     if strength == 0:
         return text, layout, "Strength 0: words only."
     vl, vl_layout = seen.at(layer)
+    vl = vl.float()  # once, so that no stage rounds
     if not vl_layout.grids:
         return text, layout, "No picture: words only."
     lines = [f"{mode}, strength {strength:g}, layer {layer}"]

@@ -45,7 +45,8 @@ def select_tokens(
         the states that stay and their layout.
 
     Raises:
-        ValueError: for an unknown selection, a layout of another length, or if no token stays.
+        ValueError: for an unknown selection, a layout of another length, a picture that a mask has cut before, or if
+            no token stays.
     """
     if tokens not in SELECTIONS:
         raise ValueError(f"tokens: expected one of {', '.join(SELECTIONS)}, got {tokens!r}.")
@@ -60,6 +61,11 @@ def select_tokens(
             "Choose another selection, or give the encoder a picture or a prompt."
         )
     if downsample > 1 or mask is not None:
+        if layout.cut:
+            raise ValueError(
+                "mask, downsample: a mask was laid over this picture before, so what is where in it is lost. Use both "
+                "in one Select VL Tokens, and leave downsample at 1 after it."
+            )
         embeddings, layout = _pool_pictures(embeddings, layout, downsample, mask)
     kept = layout.mask(*SELECTIONS[tokens])
     if not kept.any():
@@ -70,7 +76,7 @@ def select_tokens(
 def _pool_pictures(x: Tensor, layout: TokenLayout, factor: int, mask: Tensor | None) -> tuple[Tensor, TokenLayout]:
     """Each picture's tokens averaged over factor × factor cells, cells outside the mask dropped, the rest as it was."""
     batch = x if x.ndim == 3 else x[None]
-    states, roles, ids, grids, done = [], [], [], [], 0
+    states, roles, ids, grids, cut, done = [], [], [], [], False, 0
     for positions, grid in zip(layout.picture_positions(), layout.grids, strict=True):
         start, stop = int(positions[0]), int(positions[-1]) + 1
         cover = None if mask is None else _cover(mask, grid)
@@ -81,10 +87,11 @@ def _pool_pictures(x: Tensor, layout: TokenLayout, factor: int, mask: Tensor | N
         roles += [layout.roles[done:start], torch.full((kept,), TokenRole.IMAGE, dtype=torch.uint8)]
         ids += [layout.token_ids[done:start], layout.token_ids[start].repeat(kept)]
         grids += [coarse] if kept == keep.numel() else [(1, kept)] if kept else []
+        cut |= 0 < kept < keep.numel()
         done = stop
     tokens = torch.cat([*states, batch[:, done:]], 1)
     roles, ids = torch.cat([*roles, layout.roles[done:]]), torch.cat([*ids, layout.token_ids[done:]])
-    pooled_layout = replace(layout, roles=roles, token_ids=ids, grids=tuple(grids))
+    pooled_layout = replace(layout, roles=roles, token_ids=ids, grids=tuple(grids), cut=cut)
     return tokens.reshape(*x.shape[:-2], *tokens.shape[1:]), pooled_layout
 
 

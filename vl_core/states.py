@@ -114,6 +114,12 @@ def save_conditioning(path: str | os.PathLike, conditioning: Conditioning) -> li
     tensors: dict[str, Tensor] = {}
     entries, left_out = [], []
     for index, (states, options) in enumerate(conditioning):
+        layout = options.get(LAYOUT_KEY)
+        if layout is not None and len(layout) != states.shape[1]:
+            raise ValueError(
+                f"conditioning: entry {index} has {states.shape[1]} tokens but its layout describes {len(layout)}: "
+                "something changed the tokens. Save before that."
+            )
         prefix = f"{index}."
         tensors[prefix + "states"] = states
         packed = {}
@@ -160,7 +166,7 @@ def _layout_tensors(layout: TokenLayout, prefix: str) -> dict[str, Tensor]:
 def _layout_header(layout: TokenLayout) -> dict[str, Any]:
     return {
         "grids": [list(grid) for grid in layout.grids], "layer": layout.layer, "source": layout.source,
-        "prompt": layout.prompt, "model": layout.model,
+        "prompt": layout.prompt, "model": layout.model, "cut": layout.cut,
     }
 
 
@@ -168,7 +174,7 @@ def _read_layout(tensors: dict[str, Tensor], prefix: str, header: dict[str, Any]
     return TokenLayout(
         take(tensors, prefix + "roles", path, 1), take(tensors, prefix + "token_ids", path, 1),
         tuple(tuple(grid) for grid in header["grids"]), header["layer"], header["source"], header["prompt"],
-        header["model"],
+        header["model"], header["cut"],
     )
 
 

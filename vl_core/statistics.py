@@ -95,7 +95,7 @@ class Moments:
         """Of ``(N, D)`` tokens, N may be 0."""
         if not len(tokens):
             return cls.empty(tokens.shape[-1])
-        tokens = tokens.detach().to("cpu", torch.float64)
+        tokens = tokens.detach().cpu().double()
         mean = tokens.mean(0)
         return cls(len(tokens), mean, (tokens - mean).square().sum(0))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from types import SimpleNamespace
 
@@ -426,7 +427,8 @@ def one_token(seen):
     layout = seen[0][1][LAYOUT]
     keep = torch.zeros(len(layout), dtype=torch.bool)
     keep[4] = True
-    return [[seen[0][0][:, keep].clone(), {LAYOUT: layout.select(keep)}]]
+    alone = dataclasses.replace(layout.select(keep), cut=False)  # a picture of one token
+    return [[seen[0][0][:, keep].clone(), {LAYOUT: alone}]]
 
 
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "aligned"])

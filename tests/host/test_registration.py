@@ -13,9 +13,9 @@ PACK = Path(__file__).resolve().parents[2]
 
 # Ids are forever: workflows name them. This list only grows.
 IDS = {
-    "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta", "ZImageVLEncode", "ZImageVLInspect", "ZImageVLLoadSaved",
-    "ZImageVLLoader", "ZImageVLMaskOutliers", "ZImageVLNormalize", "ZImageVLReference", "ZImageVLSave",
-    "ZImageVLSelectTokens",
+    "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta", "ZImageVLEncode", "ZImageVLInspect", "ZImageVLLayerReport",
+    "ZImageVLLoadSaved", "ZImageVLLoader", "ZImageVLMaskOutliers", "ZImageVLNormalize", "ZImageVLReference",
+    "ZImageVLSave", "ZImageVLSelectTokens",
 }
 CONDITIONING_NODES = {
     "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta", "ZImageVLEncode", "ZImageVLLoadSaved",

@@ -23,6 +23,7 @@ DISPLAY_NAMES = {
     "ZImageVLDelta": "Image Delta",
     "ZImageVLReference": "Reference Statistics",
     "ZImageVLInspect": "Inspect Conditioning",
+    "ZImageVLLayerReport": "Layer Report",
     "ZImageVLSave": "Save VL Embeddings",
     "ZImageVLLoadSaved": "Load VL Embeddings",
 }

@@ -14,7 +14,7 @@ PACK = Path(__file__).resolve().parents[2]
 NODE_IDS = [
     f"ZImageVL{name}" for name in (
         "Condition", "Loader", "Encode", "SelectTokens", "MaskOutliers", "Normalize", "Blend", "Delta", "Reference",
-        "Inspect", "Save", "LoadSaved",
+        "Inspect", "LayerReport", "Save", "LoadSaved",
     )
 ]
 COMPILED = set("@{}|")  # vue-i18n reads names, titles and descriptions as messages, in which these are syntax
@@ -86,7 +86,7 @@ def texts(entry: dict) -> Iterator[str]:
         yield from texts(value) if isinstance(value, dict) else [value]
 
 
-def test_the_twelve_nodes_are_the_ones_tested_here(schemas):
+def test_the_thirteen_nodes_are_the_ones_tested_here(schemas):
     assert list(schemas) == NODE_IDS
 
 

@@ -137,7 +137,7 @@ def test_every_node_of_ours_reports_what_it_did(path, finished):
     prompt, history = finished(path)
     ours = {number for number, node in prompt.items() if node["class_type"].startswith("ZImageVL")}
     assert ours
-    assert {number for number in ours if not history["outputs"].get(number, {}).get("text")} == set()
+    assert {number for number in ours if not history["outputs"].get(number, {}).get("text")} == set(), history
 
 
 def test_the_open_pipeline_reads_one_prompt_with_both_encoders(to_prompt):

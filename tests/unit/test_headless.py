@@ -473,7 +473,7 @@ def test_a_missing_package_says_what_to_install(folders, tmp_path, monkeypatch, 
     assert main(generate(folders, tmp_path / "a.png")) == 1
     told = capsys.readouterr().err
     assert f"this command needs {package}." in told
-    assert 'pip install "zimage-vl[headless]"' in told
+    assert 'pip install -e ".[headless]"' in told
 
 
 @pytest.mark.parametrize("arguments", [[], ["paint"], ["extract"], ["generate", "--mode", "none"]])

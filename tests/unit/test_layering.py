@@ -17,7 +17,7 @@ CORE, NODES = ROOT / "vl_core", ROOT / "nodes"
 # A file imports only from files before it.
 ORDER = [
     "layout", "storage", "states", "statistics", "pictures", "outliers", "normalize", "resample", "select", "blend",
-    "words", "layers", "delta", "recipes", "metrics", "artifacts", "plots", "extract", "encoder",
+    "words", "layers", "delta", "recipes", "metrics", "layer_report", "artifacts", "plots", "extract", "encoder",
     "headless", "__init__", "__main__",
 ]  # fmt: skip
 ALWAYS_THERE = {"torch", "numpy", "safetensors"}

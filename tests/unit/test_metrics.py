@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vl_core.layout import TokenLayout, TokenRole
-from vl_core.metrics import inspect
+from vl_core.metrics import cosine_map, inspect
 from vl_core.statistics import ReferenceStatistics
 
 TOKENS, WIDTH = 40, 12
@@ -109,11 +109,73 @@ def test_the_report_names_layer_source_sinks_and_outliers():
     states = random(1)
     states[0] = 9000
     states[1:, 7] *= 100
+    states[1:, 2] /= 300
     text = inspect(states, text_layout(), ReferenceStatistics.of(random(1))).describe()
     assert "8 template, 32 text; layer -2, from text" in text
     assert "attention sinks at: 0 (RMS 9000)" in text
-    assert "1 dimensions beyond 10×, worst 7 (" in text
-    assert "× larger)" in text
+    assert "2 dimensions beyond 10×\n  1 wider than the reference: 7 (99×)" in text
+    assert "\n  1 narrower than the reference: 2 (297×)" in text
+
+
+def test_the_report_names_the_worst_outliers_and_hints_at_the_rest():
+    states = random(1)
+    states[:, :6] *= torch.tensor([50.0, 100, 150, 200, 250, 300])
+    named = inspect(states, reference=ReferenceStatistics.of(random(1))).describe().splitlines()[-1]
+    assert named == "  6 wider than the reference: 5 (300×), 4 (250×), 3 (200×), 2 (150×) …"
+
+
+def test_means_and_stds_of_both_sides_are_kept_without_sinks():
+    states, other = random(1), random(2, 200)
+    with_sinks, other_with_sinks = states.clone(), other.clone()
+    with_sinks[0], other_with_sinks[0] = 9000, 7000
+    found = inspect(with_sinks, reference=ReferenceStatistics.of(other_with_sinks))
+    for ours, theirs in (
+        (found.mean, states[1:].double().numpy().mean(0)),
+        (found.std, states[1:].double().numpy().std(0, ddof=1)),
+        (found.reference_mean, other[1:].double().numpy().mean(0)),
+        (found.reference_std, other[1:].double().numpy().std(0, ddof=1)),
+    ):
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-5, atol=1e-6)
+    assert inspect(states).mean is None
+
+
+def cosines(states: torch.Tensor) -> np.ndarray:
+    unit = states.double().numpy()
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    return unit @ unit.T
+
+
+def test_the_cosine_map_is_the_cosine_of_every_pair():
+    found, step = cosine_map(random(0))
+    assert step == 1 and inspect(random(0)).cosine_step == 1
+    np.testing.assert_allclose(found.numpy(), cosines(random(0)), atol=1e-6)
+    assert torch.equal(inspect(random(0)).cosine, found)
+
+
+@pytest.mark.parametrize(("side", "step"), [(40, 1), (39, 2), (20, 2), (12, 4), (3, 14)])
+def test_a_pooled_cosine_map_holds_the_mean_cosine_of_each_block(side, step):
+    found, taken = cosine_map(random(0), side)
+    assert taken == step and len(found) == -(-TOKENS // step) <= side
+    whole = cosines(random(0))
+    starts = range(0, TOKENS, step)
+    expected = [[whole[a : a + step, b : b + step].mean() for b in starts] for a in starts]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+def test_more_than_512_tokens_are_pooled():
+    assert inspect(random(0, 512)).cosine.shape == (512, 512)
+    found = inspect(random(0, 513))
+    assert (found.cosine_step, tuple(found.cosine.shape)) == (2, (257, 257))
+
+
+def test_tokens_without_a_direction_have_no_cosine():
+    states = random(0)
+    states[3], states[5, 1], states[7, 2] = 0, float("nan"), float("inf")
+    found = cosine_map(states)[0].numpy()
+    aimless = [3, 5, 7]
+    assert np.isnan(found[aimless]).all() and np.isnan(found[:, aimless]).all()
+    rest = np.delete(np.arange(TOKENS), aimless)
+    np.testing.assert_allclose(found[np.ix_(rest, rest)], cosines(states[rest]), atol=1e-6)
 
 
 def test_a_batch_of_one_is_a_sequence():

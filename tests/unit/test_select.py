@@ -141,3 +141,14 @@ def test_bad_options_are_refused(options, message):
 def test_a_layout_of_another_length_is_refused():
     with pytest.raises(ValueError, match="layout of 10 positions"):
         select_tokens(STATES[:10], LAYOUT)
+
+
+def test_a_second_mask_or_pooling_of_a_cut_picture_is_refused():
+    left = torch.zeros(4, 6)
+    left[:, :3] = 1
+    states, layout = select_tokens(STATES, LAYOUT, "image_no_markers", mask=left)
+    assert layout.cut
+    for options in ({"mask": left}, {"downsample": 2}):
+        with pytest.raises(ValueError, match=r"a mask was laid over this picture before.*one Select VL Tokens"):
+            select_tokens(states, layout, "all", **options)
+    assert torch.equal(select_tokens(states, layout, "image")[0], states)

@@ -15,6 +15,7 @@ import vl_core.storage as storage
 from vl_core.layout import TokenLayout, insert_pictures, text_layout
 from vl_core.states import VLStates, load_conditioning, resolve_layer, save_conditioning
 from vl_core.statistics import Moments, ReferenceStatistics
+from vl_core.storage import read_tensors, write_tensors
 
 PROMPT = "Ein Fuchs, 狐狸, لوحة 🦊 \"quoted\" \\ line\nbreak"
 RED_FOX_IDS = [151644, 872, 198, 64, 2518, 38835, 151645, 198, 151644, 77091, 198]
@@ -378,6 +379,17 @@ def test_conditioning_of_a_wrong_shape_is_refused(tmp_path):
 
 def test_a_layout_of_another_length_is_refused(tmp_path):
     path = tmp_path / "c.safetensors"
-    save_conditioning(path, [[torch.zeros(1, 3, 4), {}], [torch.zeros(1, 12, 4), {"vl_layout": fox_layout()}]])
-    with pytest.raises(ValueError, match=r"c\.safetensors: entry 1 has 12 positions but a layout of 22"):
+    with pytest.raises(ValueError, match="entry 1 has 12 tokens but its layout describes 22"):
+        save_conditioning(path, [[torch.zeros(1, 3, 4), {}], [torch.zeros(1, 12, 4), {"vl_layout": fox_layout()}]])
+    assert not path.exists()
+    save_conditioning(path, [[torch.zeros(1, 22, 4), {"vl_layout": fox_layout()}]])
+    tensors, header = read_tensors(path, "conditioning")
+    write_tensors(path, "conditioning", tensors | {"0.states": torch.zeros(1, 12, 4)}, header)
+    with pytest.raises(ValueError, match=r"c\.safetensors: entry 0 has 12 positions but a layout of 22"):
         load_conditioning(path)
+
+
+def test_a_layout_remembers_that_a_mask_cut_its_picture(tmp_path):
+    cut = fox_layout().select(torch.arange(22) != 5)
+    save_conditioning(tmp_path / "c.safetensors", [[torch.zeros(1, 21, 4), {"vl_layout": cut}]])
+    assert load_conditioning(tmp_path / "c.safetensors")[0][1]["vl_layout"].cut

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-INSTALL = 'pip install "zimage-vl[headless]"'
+INSTALL = 'pip install -e ".[headless]"'  # in the folder of this pack
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 

@@ -1,0 +1,458 @@
+"""Every layer of one encode against Z-Image's own text encoder: which of them looks most like it, and in what respect.
+
+A figure here is about numbers, not pictures: the layer closest to the reference need not be the one that paints best.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .blend import align, check_layout, doubts_about_words, paired_batches
+from .layout import TokenLayout, TokenRole
+from .metrics import pearson
+from .outliers import check_embeddings
+from .states import VLStates, resolve_layer
+from .statistics import EPSILON, Moments, ReferenceStatistics, find_sinks, median
+
+GROUPS = {"text": (TokenRole.TEMPLATE, TokenRole.TEXT), "image": (TokenRole.IMAGE,)}
+SPACES = {"raw": "as they come", "dit": "after x/rms(x), as Z-Image sees them"}
+SINKS = {"include": "with attention sinks", "exclude": "without attention sinks"}
+SEEN_BY_DIT = ("dit", "exclude")  # the variant the short summary is about
+TIES_NAMED = 3
+
+
+class Metric(NamedTuple):
+    """One column: a field of :class:`LayerFigures`, what it is called, and how good a value is (more is better)."""
+
+    name: str
+    column: str
+    title: str
+    goodness: Callable[[float], float]
+    best: str
+    logarithmic: bool = False
+
+
+METRICS = (
+    Metric("mean_correlation", "mean r", "Correlation of means with the reference", float, "highest"),
+    Metric("log_std_correlation", "logstd r", "Correlation of log std with the reference", float, "highest"),
+    Metric(
+        "std_ratio", "std ratio", "Median std over the reference's",
+        lambda ratio: -abs(math.log(ratio)) if ratio > 0 else -math.inf, "nearest 1", True,
+    ),
+    Metric("wider", "wider", "Outlier dimensions wider than the reference", lambda count: -count, "fewest"),
+    Metric("narrower", "narrower", "Outlier dimensions narrower than the reference", lambda count: -count, "fewest"),
+    Metric("effective_rank", "eff. rank", "Effective rank", float, "highest"),
+    Metric("frechet", "Fréchet", "Fréchet distance to the reference", lambda value: -value, "smallest", True),
+    Metric("cka", "CKA", "Linear CKA with the text", float, "highest"),
+    Metric("cosine", "cosine", "Mean cosine with the text", float, "highest"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """One layer, one group of tokens, in one space, with or without sinks. A figure that cannot be had is None.
+
+    Attributes:
+        layer: ``hidden_states`` index counted from the end.
+        group: "text" (template and words) or "image"; ``space``: "raw" or "dit"; ``sinks``: "include" or "exclude".
+        tokens: how many were measured; ``left_out`` how many more are attention sinks.
+        mean_correlation, log_std_correlation: Pearson over dimensions, per-dimension mean and log std with the target.
+        std_ratio: median over dimensions of std over the target's.
+        wider, narrower: dimensions whose std is more than ``threshold`` times, or less than a ``threshold``-th of,
+            the target's.
+        effective_rank: see :func:`effective_rank`.
+        frechet: see :func:`frechet_distance`.
+        cka, cosine: :func:`linear_cka` and mean cosine with the text's states, token by token; group "text" only.
+    """
+
+    layer: int
+    group: str
+    space: str
+    sinks: str
+    tokens: int
+    left_out: int
+    mean_correlation: float | None = None
+    log_std_correlation: float | None = None
+    std_ratio: float | None = None
+    wider: int | None = None
+    narrower: int | None = None
+    effective_rank: float | None = None
+    frechet: float | None = None
+    cka: float | None = None
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """Figures of every captured layer.
+
+    Attributes:
+        figures: by group, space, sinks, then layer from the shallowest.
+        target: in words, what the layers are compared with.
+    """
+
+    figures: tuple[LayerFigures, ...]
+    threshold: float
+    target: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> list[str]:
+        return list(dict.fromkeys(row.group for row in self.figures))
+
+    def metrics(self) -> list[Metric]:
+        """Those that have a figure anywhere."""
+        return [one for one in METRICS if any(getattr(row, one.name) is not None for row in self.figures)]
+
+    def select(self, group: str, space: str, sinks: str) -> list[LayerFigures]:
+        """One variant, a row per layer, shallowest first."""
+        return [row for row in self.figures if (row.group, row.space, row.sinks) == (group, space, sinks)]
+
+    def best(self, metric: Metric, group: str, space: str, sinks: str) -> tuple[int, ...]:
+        """Layers with the best figure: several if they tie, none if nothing was measured or all are equal."""
+        rows = self.select(group, space, sinks)
+        goodness = {
+            row.layer: metric.goodness(value) for row in rows if (value := getattr(row, metric.name)) is not None
+        }
+        winners = tuple(layer for layer, good in goodness.items() if good == max(goodness.values()))
+        return () if len(winners) == len(goodness) > 1 else winners
+
+    def summary(self) -> str:
+        """The best layer by each metric, as Z-Image sees the tokens, a line per group; then target and notes."""
+        space, sinks = SEEN_BY_DIT
+        lines = [f"Best layer by metric, tokens {SPACES[space]}, {SINKS[sinks]}:"]
+        for group in self.groups:
+            values = {row.layer: row for row in self.select(group, space, sinks)}
+            found = []
+            for metric in self.metrics():
+                layers = self.best(metric, group, space, sinks)
+                if layers:
+                    named = f"{len(layers)} layers" if len(layers) > TIES_NAMED else ", ".join(map(str, layers))
+                    found.append(f"{metric.column} {named} ({_short(getattr(values[layers[0]], metric.name))})")
+            lines.append(f"{group} tokens: " + ("; ".join(found) or "no difference between layers"))
+        return "\n".join([*lines, f"Compared with {self.target}.", *self.notes])
+
+    def table(self) -> str:
+        """A table of fixed width per group, space and sinks; * marks the best layer of a column."""
+        metrics = self.metrics()
+        rules = ", ".join(f"{metric.column} {metric.best}" for metric in metrics)
+        parts = [
+            f"Compared with {self.target}.\nOutliers: beyond {self.threshold:g}×. * is the best layer: {rules}.",
+            *self.notes,
+        ]
+        for group in self.groups:
+            no_sinks = not any(row.left_out for row in self.figures if row.group == group)
+            for space, in_space in SPACES.items():
+                for sinks, with_sinks in SINKS.items():
+                    head = f"{group} tokens, {in_space}, {with_sinks}"
+                    parts.append(head + "\n" + self._block(group, space, sinks, metrics))
+            if no_sinks:
+                parts.append(f"No layer has attention sinks among the {group} tokens.")
+        return "\n\n".join(parts)
+
+    def csv(self) -> str:
+        """Every figure, comma separated, a head line first; empty where there is none."""
+        names = list(LayerFigures.__dataclass_fields__)
+        written = io.StringIO()
+        writer = csv.writer(written, lineterminator="\n")
+        writer.writerow(names)
+        for row in self.figures:
+            values = (getattr(row, name) for name in names)
+            writer.writerow(["" if value is None else f"{value:.8g}" if isinstance(value, float) else value
+                             for value in values])
+        return written.getvalue()
+
+    def _block(self, group: str, space: str, sinks: str, metrics: list[Metric]) -> str:
+        rows = self.select(group, space, sinks)
+        best = {metric.name: self.best(metric, group, space, sinks) for metric in metrics}
+        lines = [["layer", "tokens", *(metric.column for metric in metrics)]]
+        for row in rows:
+            cells = [str(row.layer), str(row.tokens)]
+            for metric in metrics:
+                value = getattr(row, metric.name)
+                cells.append("-" if value is None else _short(value) + "*" * (row.layer in best[metric.name]))
+            lines.append(cells)
+        # The star hangs to the right of its column, so that digits stay below one another.
+        lines = [[cell if cell.endswith("*") else cell + " " for cell in cells] for cells in lines]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return "\n".join(
+            " ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in lines
+        )
+
+
+def layer_report(
+    seen: VLStates,
+    reference: ReferenceStatistics | None = None,
+    text: Tensor | None = None,
+    text_layout: TokenLayout | None = None,
+    *,
+    threshold: float = 10.0,
+    progress: Callable[[], None] = lambda: None,
+) -> LayerReport:
+    """Measure every captured layer, text and image tokens apart, raw and after x/rms(x), with sinks and without.
+
+    Sinks are found on each layer's whole sequence. The target is ``reference`` if given, else ``text``'s own tokens.
+    A reference holds no single tokens, so after x/rms(x) its ordinary tokens and its sinks each count as equally
+    large; that changes no correlation.
+
+    Args:
+        seen: an encode with one layer or more.
+        reference: statistics of Z-Image's text encoder.
+        text: its states of the same prompt, ``(T, D)`` or ``(1, T, D)``, any float dtype, for CKA and cosine.
+        text_layout: of ``text``; without one, tokens are paired by count.
+        threshold: std ratio from which a dimension counts as an outlier, at least 1.
+        progress: called after each layer; may raise to interrupt.
+
+    Raises:
+        ValueError: for states or text that are not finite, another width, other words, or a threshold below 1.
+    """
+    check_embeddings(seen.states, "states")
+    if not threshold >= 1:
+        raise ValueError(f"threshold: expected a ratio of at least 1, got {threshold}. Below 1 all are outliers.")
+    if reference is not None:
+        reference.check_width(seen.states.shape[-1])
+    pairs = None if text is None else _pair(seen, text, text_layout)
+    groups = {name: seen.layout.mask(*roles) for name, roles in GROUPS.items()}
+    groups = {name: where.nonzero().flatten() for name, where in groups.items() if where.any()}
+    targets = _targets(reference, None if pairs is None else pairs.text)
+
+    figures = []
+    for index, states in zip(seen.layers, seen.states, strict=True):
+        x = _exact(states)
+        is_sink = find_sinks(x)
+        for space in SPACES:
+            tokens = x if space == "raw" else unit_rms(x)
+            for group, where in groups.items():
+                figures += _measure(
+                    index - seen.num_layers - 1, group, space, tokens, is_sink, where.to(x.device), targets,
+                    pairs if group == "text" else None, threshold,
+                )
+        progress()
+    ways = {name: place for place, name in enumerate([*GROUPS, *SPACES, *SINKS])}
+    figures.sort(key=lambda row: (ways[row.group], ways[row.space], ways[row.sinks], row.layer))
+
+    notes = []
+    cosines = [row.cosine for row in figures if row.cosine is not None]
+    if cosines and text_layout is None:
+        notes += doubts_about_words(max(cosines))
+    return LayerReport(tuple(figures), threshold, _target_in_words(reference, pairs), tuple(notes))
+
+
+def parse_layers(text: str, num_layers: int, loaded_layers: int | None = None) -> tuple[int, ...]:
+    """Layers from a line of text.
+
+    Args:
+        text: "all", or numbers and ranges parted by commas: ``"-1, -2, -4:-12:-2"``; a range includes its end, and
+            its step is 1 or -1 if none is given.
+        num_layers: blocks of the model, which negative numbers count from.
+        loaded_layers: blocks that are loaded, what "all" means; every one by default.
+
+    Returns:
+        ``hidden_states`` indices 0 … ``num_layers``, ascending, each once.
+
+    Raises:
+        ValueError: for anything else, a layer the model does not have, a range that mixes both ways of counting, or
+            one whose step is 0 or leads away from its end.
+    """
+    example = "Write all, or numbers and ranges such as -1, -2, -4:-12:-2."
+    if text.strip().lower() == "all":
+        return tuple(range((num_layers if loaded_layers is None else loaded_layers) + 1))
+    found: set[int] = set()
+    for part in text.split(","):
+        if not re.fullmatch(r"\s*[+-]?\d{1,6}\s*(:\s*[+-]?\d{1,6}\s*){0,2}", part, re.ASCII):
+            raise ValueError(f"layers: expected a layer or a range, got {part.strip()!r}. {example}")
+        first, *rest = (int(number) for number in part.split(":"))
+        last = rest[0] if rest else first
+        step = rest[1] if len(rest) > 1 else (1 if last >= first else -1)
+        if (first < 0) != (last < 0):
+            raise ValueError(
+                f"layers: expected a range that counts one way, got {part.strip()!r} from {first} to {last}. Count "
+                "both ends from the end (negative) or both from the start."
+            )
+        if step == 0 or (last - first) * step < 0:
+            raise ValueError(f"layers: expected a step that leads from {first} to {last}, got {step}. {example}")
+        for end in (first, last):
+            resolve_layer(end, num_layers)
+        found |= {resolve_layer(layer, num_layers) for layer in range(first, last + (1 if step > 0 else -1), step)}
+    return tuple(sorted(found))
+
+
+def effective_rank(tokens: Tensor) -> float:
+    """How many directions the tokens spread along: ``exp(−Σ p ln p)``, ``p = σ²/Σσ²``.
+
+    σ are the singular values of ``(N, D)`` after each dimension's mean is taken off, so it runs from 1 (all on a line)
+    to min(N − 1, D) (evenly spread). Roy and Vetterli, EUSIPCO 2007, there with σ in place of σ². NaN for fewer than 2
+    tokens or no spread.
+    """
+    if len(tokens) < 2:
+        return math.nan
+    centred = tokens.double() - tokens.double().mean(0)
+    gram = centred @ centred.T if len(centred) <= centred.shape[1] else centred.T @ centred
+    energy = torch.linalg.eigvalsh(gram).clamp_min(0)
+    total = energy.sum()
+    if not total > EPSILON**2:
+        return math.nan
+    share = energy / total
+    return float(torch.special.entr(share).sum().exp())
+
+
+def frechet_distance(mean: Tensor, std: Tensor, other_mean: Tensor, other_std: Tensor) -> float:
+    """Squared Fréchet distance of two Gaussians of diagonal covariance: ``Σ (m − m')² + (s − s')²`` over ``(D,)``.
+
+    Dowson and Landau 1982, as in FID (arXiv 1706.08500), which squares it too; what dimensions have to do with one
+    another is left out, because a prompt has far fewer tokens than dimensions.
+    """
+    means, stds = mean.double() - other_mean.double(), std.double() - other_std.double()
+    return float(means.square().sum() + stds.square().sum())
+
+
+def linear_cka(x: Tensor, y: Tensor) -> float:
+    """Likeness of two representations of the same tokens, ``(N, D)`` and ``(N, D')``: 1 if one is the other rotated,
+    scaled or shifted, near 0 (a little below, too) if they have nothing in common.
+
+    Linear centred kernel alignment (arXiv 1905.00414) with the unbiased estimator of Song et al. (JMLR 13, 2012): the
+    plain one comes out near 1 for any two sets of fewer tokens than dimensions. NaN for fewer than 4 tokens or no
+    spread.
+    """
+    if len(x) < 4:
+        return math.nan
+    first, second = (_unbiased_centred(side) for side in (x, y))
+    scale = (first.square().sum() * second.square().sum()).sqrt()
+    return float((first * second).sum() / scale) if scale > 0 else math.nan
+
+
+def unit_rms(tokens: Tensor) -> Tensor:
+    """Each token over its RMS, all Z-Image sees of its scale; zeros stay zeros."""
+    return tokens / tokens.square().mean(-1, keepdim=True).sqrt().clamp_min(EPSILON)
+
+
+class _Pairs(NamedTuple):
+    """The text's states and where the VL sequence carries the same tokens."""
+
+    text: Tensor  # float64 (T, D)
+    is_sink: Tensor
+    positions: Tensor  # int64 (T,)
+
+
+def _pair(seen: VLStates, text: Tensor, text_layout: TokenLayout | None) -> _Pairs:
+    if text.ndim == 3 and len(text) != 1:
+        raise ValueError(f"text: expected one sequence, got a batch of {len(text)}.")
+    y = paired_batches(text, seen.states[:1], "states")[0][0]
+    check_layout("text", text_layout, y)
+    indices = torch.arange(len(seen.layout)).view(1, -1, 1)  # aligning the indices tells where tokens come from
+    positions = align(indices, len(y), text_layout, seen.layout, otherwise="").flatten()
+    y = _exact(y)
+    return _Pairs(y, find_sinks(y), positions)
+
+
+def _exact(states: Tensor) -> Tensor:
+    """float64 where the states are, if that device has it."""
+    return states.detach().to("cpu" if states.device.type == "mps" else states.device, torch.float64)
+
+
+def _targets(reference: ReferenceStatistics | None, text: Tensor | None) -> dict[tuple[str, str], Moments]:
+    """What to compare with by space and sinks; empty without anything."""
+    if reference is None and text is None:
+        return {}
+    parts = {"raw": (reference.ordinary, reference.sinks)} if reference is not None else {}
+    if reference is not None:
+        parts["dit"] = tuple(_in_units_of_rms(group) for group in parts["raw"])
+    else:
+        is_sink = find_sinks(text)
+        for space, tokens in (("raw", text), ("dit", unit_rms(text))):
+            parts[space] = (Moments.of(tokens[~is_sink]), Moments.of(tokens[is_sink]))
+    targets = {}
+    for space, (ordinary, sinks) in parts.items():
+        targets |= {(space, "exclude"): ordinary, (space, "include"): ordinary.merge(sinks)}
+    return {key: moments for key, moments in targets.items() if moments.count > 1}
+
+
+def _in_units_of_rms(moments: Moments) -> Moments:
+    """As if every token had the group's root mean square, which is then 1."""
+    if not moments.count:
+        return moments
+    scale = float((moments.mean.square() + moments.squares / moments.count).mean().sqrt().clamp_min(EPSILON))
+    return Moments(moments.count, moments.mean / scale, moments.squares / scale**2)
+
+
+def _target_in_words(reference: ReferenceStatistics | None, pairs: _Pairs | None) -> str:
+    if reference is not None:
+        against = f"the reference ({reference.prompts} prompts, {reference.ordinary.count} tokens)"
+        return against + (" and, token by token, with the text" if pairs is not None else "")
+    if pairs is not None:
+        return f"the text's own {len(pairs.text)} tokens; few, so spreads are rough: a reference tells more"
+    return "nothing: without a reference or the text only the effective rank can be told"
+
+
+def _measure(
+    layer: int, group: str, space: str, tokens: Tensor, is_sink: Tensor, where: Tensor,
+    targets: dict[tuple[str, str], Moments], pairs: _Pairs | None, threshold: float,
+) -> list[LayerFigures]:
+    """One layer, group and space, with sinks and without."""
+    rows, rank = [], None
+    for sinks in SINKS:
+        kept = where if sinks == "include" else where[~is_sink[where]]
+        x = tokens[kept]
+        if rank is None or len(kept) < len(where):
+            rank = effective_rank(x)
+        found = {"effective_rank": rank}
+        target = targets.get((space, sinks))
+        if target is not None and len(x) > 1:
+            found |= _against(x.mean(0).cpu(), x.std(0).cpu(), target, threshold)
+        if pairs is not None:
+            found |= _token_by_token(tokens, is_sink, pairs, space, sinks)
+        rows.append(LayerFigures(
+            layer, group, space, sinks, len(kept), int(is_sink[where].sum()),
+            **{name: None if isinstance(value, float) and not math.isfinite(value) else value
+               for name, value in found.items()},
+        ))
+    return rows
+
+
+def _against(mean: Tensor, std: Tensor, target: Moments, threshold: float) -> dict[str, float | int]:
+    std, expected = std.clamp_min(EPSILON), target.std.clamp_min(EPSILON)
+    ratio = std / expected
+    return {
+        "mean_correlation": pearson(mean, target.mean),
+        "log_std_correlation": pearson(std.log(), expected.log()),
+        "std_ratio": float(median(ratio)),
+        "wider": int((ratio > threshold).sum()),
+        "narrower": int((1 / ratio > threshold).sum()),
+        "frechet": frechet_distance(mean, std, target.mean, expected),
+    }
+
+
+def _token_by_token(tokens: Tensor, is_sink: Tensor, pairs: _Pairs, space: str, sinks: str) -> dict[str, float]:
+    positions = pairs.positions.to(tokens.device)
+    x = tokens[positions]
+    y = (pairs.text if space == "raw" else unit_rms(pairs.text)).to(x.device)
+    if sinks == "exclude":
+        keep = ~(is_sink[positions] | pairs.is_sink.to(x.device))
+        x, y = x[keep], y[keep]
+    cosine = torch.cosine_similarity(x, y, dim=-1).mean() if len(x) else torch.tensor(math.nan)
+    return {"cka": linear_cka(x, y), "cosine": float(cosine)}
+
+
+def _unbiased_centred(tokens: Tensor) -> Tensor:
+    """The U-centred Gram matrix (Székely and Rizzo 2014), whose inner products are the unbiased HSIC."""
+    tokens = tokens.double() - tokens.double().mean(0)
+    gram = tokens @ tokens.T
+    gram.fill_diagonal_(0)
+    count = len(gram)
+    means = gram.sum(0) / (count - 2)
+    means -= means.sum() / (2 * (count - 1))
+    gram = gram - means[:, None] - means[None]
+    return gram.fill_diagonal_(0)
+
+
+def _short(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
