@@ -19,10 +19,6 @@ SPECIAL = (
     "<|video_pad|>",
 )
 ORDINARY_ADDED = ("<think>", "</think>")  # in Qwen3's vocabulary, but not special
-# Qwen2's pre-tokenizer.
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 # What Qwen3's template comes down to for one turn, and Qwen3-VL's for one with pictures; both say the same of text.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
@@ -37,20 +33,12 @@ CHAT_TEMPLATE = (
 
 def build_tokenizer() -> Any:
     """Trained on the world's captions; always the same."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PATTERN), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
-    )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    from vl_core.headless.tiny import byte_level_bpe
+
+    tokenizer = byte_level_bpe(_corpus(), VOCABULARY)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in ORDINARY_ADDED])
     return PreTrainedTokenizerFast(

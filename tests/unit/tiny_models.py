@@ -15,10 +15,6 @@ SPECIAL = [
 ]
 THINK = ["<think>", "</think>"]  # added tokens that are not special, as in the real vocabulary
 
-# Qwen2's pre-tokenizer.
-PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 CORPUS = ["user\nassistant\nsystem\n\n\na cat in a red hat, photo of the sea, the light of a lamp\n\n"] * 20
 
 CHAT_TEMPLATE = (
@@ -30,18 +26,11 @@ THINKING_TEMPLATE = CHAT_TEMPLATE.replace("assistant\\n'", "assistant\\n<think>\
 
 def build_tokenizer():
     """Byte-level BPE like Qwen's, with "user", "assistant", "system", newline and double newline as one token each."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import AddedToken
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(PATTERN), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    from vl_core.headless.tiny import byte_level_bpe
+
+    tokenizer = byte_level_bpe(CORPUS, 400)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in THINK])
     return tokenizer

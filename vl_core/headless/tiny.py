@@ -69,10 +69,9 @@ def build(seed: int = 0) -> tuple[ZImagePipeline, Qwen3VLEncoder]:
     return pipeline, Qwen3VLEncoder(seer.eval(), tokenizer, BLOCKS, "Qwen3-VL-Tiny")
 
 
-def build_tokenizer() -> Any:
-    """Byte-level BPE like Qwen's, with Qwen's structural tokens and chat template."""
+def byte_level_bpe(corpus: list[str], vocabulary: int) -> Any:
+    """A ``tokenizers.Tokenizer`` built like Qwen's, trained on ``corpus``, without added tokens; always the same."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -81,9 +80,17 @@ def build_tokenizer() -> Any:
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
+def build_tokenizer() -> Any:
+    """Byte-level BPE like Qwen's, with Qwen's structural tokens and chat template."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = byte_level_bpe(CORPUS, 400)
     tokenizer.add_special_tokens(SPECIAL)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE,
