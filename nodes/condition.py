@@ -30,9 +30,9 @@ class ZImageVLCondition(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mode", options=list(DEFAULT_LAYERS), default="blend aligned",
-                    tooltip="blend aligned: tint each word with what it means beside the picture; gentle, keeps the "
-                    "prompt. append picture: put the picture's tokens after the words; stronger, can bring its subject "
-                    "along. blend as published: the research note's arithmetic, for comparison.",
+                    tooltip="blend aligned: mix into each word what it means beside the picture. append picture: leave "
+                    "the words as they are and put the picture's tokens after them. blend as published: the research "
+                    "note's arithmetic, for comparison.",
                 ),
                 io.Int.Input(
                     "layer", default=0, min=-37, max=0, advanced=True,

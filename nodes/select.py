@@ -26,7 +26,8 @@ class ZImageVLSelectTokens(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "downsample", default=1, min=1, max=32, advanced=True,
-                    tooltip="Average image tokens n × n. A picture of fewer tokens pulls less; 2 or 3 is a mild hint.",
+                    tooltip="Average image tokens n × n. Fewer tokens leave the picture a smaller share beside the "
+                    "words.",
                 ),
                 io.Mask.Input(
                     "mask", optional=True,
