@@ -17,7 +17,7 @@ from .forwards import SHIFT
 from .training import Options, log
 
 PIPELINE, VISION, JUDGE = "z-image-mini", "qwen3-vl-mini", "judge.safetensors"
-LIMIT = 40e6  # bytes
+MODELS = Path(__file__).parent / "models"  # where the trained ones are
 
 
 def models_folder(options: Options) -> Path:

@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,9 +44,9 @@ from vl_core import (
 )
 from vl_core.statistics import token_rms
 
-from . import assemble, world
+from . import assemble, sheet, world
 from .chain import Chain, answers, as_image
-from .training import Options, begin, log, write_json
+from .training import Options, begin, log, measured_with, write_json
 
 FAMILIES = ("published", "training_free", "adapter", "caption")
 ADHERENCE_GOAL = 0.85
@@ -72,12 +76,15 @@ class Sight:
 
     Attributes:
         seen: the VL's states of picture and prompt; ``blind``: the same with the picture muted in place.
-        look: words for its background, style and mood.
+        look: words for its background, style and mood; ``said``: the VL's own answer to that request.
+        seen_said: the VL's states of picture and prompt with ``said`` appended.
     """
 
     seen: VLStates
     blind: VLStates
     look: str
+    said: str
+    seen_said: VLStates
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +109,7 @@ class Bench:
     seeds: tuple[int, ...]
     steps: int
     guidance: float
+    pool: Executor | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,15 @@ def by_words(bench: Bench, case: Case, sight: Sight, layer: None) -> Tensor:
     return bench.chain.words(f"{case.prompt}, {sight.look}")[0]
 
 
+def by_description(bench: Bench, case: Case, sight: Sight, layer: int | None, *, alpha: float = 0.0) -> Tensor:
+    """What the VL says of the look, appended to the prompt; alpha mixes in its states of these very tokens."""
+    words, layout = bench.chain.words(f"{case.prompt}, {sight.said}")
+    if alpha == 0:
+        return words
+    states, seen_layout = sight.seen_said.at(layer)
+    return blend(words, states, alpha, text_layout=layout, vl_layout=seen_layout)[0]
+
+
 def by_recipe(bench: Bench, case: Case, sight: Sight, layer: int, *, mode: str, strength: float) -> Tensor:
     """What the simple node and the command line do."""
     return condition(case.states, case.layout, sight.seen, layer, mode, strength)[0]
@@ -171,11 +188,15 @@ def by_delta(bench: Bench, case: Case, sight: Sight, layer: int, *, weight: floa
     return image_delta(case.states, plus, zero, weight, text_layout=case.layout, vl_layout=layout, **options)[0]
 
 
-WAYS: dict[str, Way] = {"words": by_words, "recipe": by_recipe, "blend": by_blend, "delta": by_delta}
+WAYS: dict[str, Way] = {
+    "words": by_words, "description": by_description, "recipe": by_recipe, "blend": by_blend, "delta": by_delta,
+}
 
 
 def _methods() -> tuple[Method, ...]:
-    rows = [Method(CAPTION, "caption", "words")]
+    rows = [Method(CAPTION, "caption", "words"), Method("described by the VL", "caption", "description")]
+    for alpha in (0.3, 0.5, 0.7, 1.0):
+        rows.append(Method("described tokens", "training_free", "description", -2, {"alpha": alpha}))
     for layer in (-6, -2):
         for alpha in ALPHAS:
             setting = {"mode": "blend as published", "strength": alpha}
@@ -233,6 +254,9 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(folder)}
     ledger = Ledger(options.out / "bench_rows.jsonl", asked, options.resume)
     bench = prepare(chain, switches, options.seed)
+    if (os.cpu_count() or 1) > 2:  # spawned: a process that has used a GPU must not be forked
+        pool = ProcessPoolExecutor(os.cpu_count() - 1, get_context("spawn"), torch.set_num_threads, (1,))
+        bench = replace(bench, pool=pool)
     text_only, caption = Method(TEXT_ONLY, "none", "words"), METHODS[0]
     floor = ledger.measured("text", lambda: hits(bench, [case.states for case in bench.cases]))
     ceiling = ledger.measured(caption.key, lambda: hits(bench, mixed(bench, caption)))
@@ -250,7 +274,10 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
             key = f"{control}: {method.key}"
             found = ledger.measured(key, lambda m=method, c=control: hits(bench, mixed(bench, m, c)))
             nulls.append({"control": control, "family": method.family, **row_of(method, found, floor, ceiling)})
+    if bench.pool is not None:
+        bench.pool.shutdown()
     report = {
+        "measured": measured_with("bench", device),
         "asked": asked,
         "methods": rows,
         "baselines": [row_of(text_only, floor, floor, ceiling), row_of(caption, ceiling, floor, ceiling)],
@@ -298,21 +325,23 @@ def prepare(chain: Chain, switches: Switches, seed: int) -> Bench:
     )
     references = pairs.references.to(chain.device)
     pictures, _ = world.render(references, torch.Generator(chain.device).manual_seed(seed))
-    looks = [", ".join(world.look_phrases(scene)) for scene in pairs.references.records()]
-    if switches.described:
-        looks = answers(chain, pictures, world.DESCRIBE_LOOK[1])
+    said = answers(chain, pictures, world.DESCRIBE_LOOK[1])
+    looks = said if switches.described else [
+        ", ".join(world.look_phrases(scene)) for scene in pairs.references.records()
+    ]
     images = as_image(pictures)
     cases = []
     for index, prompt in enumerate(pairs.prompts):
         blind = chain.look(images[index], prompt, mute=True)  # the same whatever the picture is
         sights = [
-            Sight(chain.look(images[which], prompt), blind, looks[which])
+            Sight(
+                chain.look(images[which], prompt), blind, looks[which], said[which],
+                chain.look(images[which], f"{prompt}, {said[which]}", layers=(-2,)),
+            )
             for which in (index, (index + 1) % len(pairs))
         ]
         cases.append(Case(prompt, *chain.words(prompt), *sights))
-    scenes = world.sample_scenes(64, torch.Generator().manual_seed(5)).records()
-    captions = [world.canonical_caption(scene) for scene in scenes]
-    reference = calibrate(lambda text: chain.words(text)[0], captions, encoder="miniature")
+    reference = calibrate(lambda text: chain.words(text)[0], sheet.captions(64), encoder="miniature")
     seeds = tuple(range(switches.seeds))
     return Bench(chain, reference, pairs, tuple(cases), seeds, switches.steps, switches.guidance)
 
@@ -326,9 +355,9 @@ def mixed(bench: Bench, method: Method, control: str = "") -> list[Tensor]:
     for index, case in enumerate(bench.cases):
         sight = case.wrong if control == "another picture" else case.right
         if control == "matched noise":
-            sight = replace(sight, seen=noisy(sight.seen, index))
+            sight = replace(sight, seen=noisy(sight.seen, index), seen_said=noisy(sight.seen_said, index))
         found = way(bench, case, sight, method.layer, **method.setting)
-        if control == "matched noise" and method.way == "words":  # words have no states to disturb but their own
+        if control == "matched noise" and method.way in ("words", "description"):  # the words are the effect here
             at = len(case.states) - 5  # the template's tail comes after the appended words
             found = torch.cat([found[:at], matched_noise(found[at:], torch.Generator().manual_seed(index))])
         states.append(found)
@@ -358,28 +387,33 @@ def matched_noise(states: Tensor, generator: torch.Generator) -> Tensor:
 def hits(bench: Bench, states: Sequence[Tensor]) -> dict[str, Tensor]:
     """What the judge reads, per pair ``(N,)`` as a mean over seeds."""
     count, pairs = len(bench.cases), bench.pairs
-    per_seed = []
-    for seed in bench.seeds:
-        pictures = bench.chain.paint(
-            states, [1000 * seed + index for index in range(count)], steps=bench.steps, guidance=bench.guidance
-        )
-        logits = bench.chain.read(pictures)
-        row, scenes = torch.arange(count), pairs.references
-        found = {
-            "color": logits["color"][row, pairs.color] > 0,
-            "shape": logits["shape"][row, pairs.shape] > 0,
-            "leak": logits["pair"][row, scenes.shape[:, 0] * 10 + scenes.color[:, 0]] > 0,
-            **{name: logits[name].argmax(1) == getattr(scenes, name) for name in world.LOOK},
-            **artifacts(pictures.cpu()),
-        }
-        per_seed.append({name: values.float() for name, values in found.items()})
-    return {name: torch.stack([one[name] for one in per_seed]).mean(0) for name in per_seed[0]}
+    numbers = [1000 * seed + index for seed in bench.seeds for index in range(count)]
+    pictures = bench.chain.paint(
+        list(states) * len(bench.seeds), numbers, steps=bench.steps, guidance=bench.guidance
+    )
+    logits, scenes = bench.chain.read(pictures), pairs.references
+    row, repeat = torch.arange(len(numbers)), len(bench.seeds)
+    thing = (scenes.shape[:, 0] * 10 + scenes.color[:, 0]).repeat(repeat)
+    found = {
+        "color": logits["color"][row, pairs.color.repeat(repeat)] > 0,
+        "shape": logits["shape"][row, pairs.shape.repeat(repeat)] > 0,
+        "leak": logits["pair"][row, thing] > 0,
+        **{name: logits[name].argmax(1) == getattr(scenes, name).repeat(repeat) for name in world.LOOK},
+        **artifacts(pictures, bench.pool),
+    }
+    return {name: values.float().view(repeat, count).mean(0) for name, values in found.items()}
 
 
-def artifacts(pictures: Tensor) -> dict[str, Tensor]:
+def artifacts(pictures: Tensor, pool: Executor | None = None) -> dict[str, Tensor]:
     """Figures of :func:`vl_core.measure_artifacts` per picture; ``pictures`` are ``(N, 3, H, W)`` in [-1, 1]."""
-    measured = [asdict(measure_artifacts(picture)) for picture in (pictures.permute(0, 2, 3, 1) + 1) / 2]
-    return {name: torch.tensor([figures[name] for figures in measured]) for name in ARTIFACTS}
+    painted = ((pictures + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    parts = [painted[at : at + 40] for at in range(0, len(painted), 40)]
+    measured = list((pool.map if pool else map)(_artifact_rows, parts))
+    return dict(zip(ARTIFACTS, torch.tensor([row for rows in measured for row in rows]).unbind(1), strict=True))
+
+
+def _artifact_rows(pictures: np.ndarray) -> list[list[float]]:
+    return [list(asdict(measure_artifacts(torch.from_numpy(picture))).values()) for picture in pictures]
 
 
 def row_of(

@@ -13,7 +13,7 @@ from . import assemble, dit, judge, text, tokens, vae, vl, world
 from .chain import Chain, as_image
 from .forwards import DIT_SIDE
 from .sink import CHECKED_LAYERS, sink_figures
-from .training import Options, begin, log, write_json
+from .training import Options, begin, log, measured_with, write_json
 
 # figure, comparison, goal
 GOALS = (
@@ -46,7 +46,8 @@ def run(options: Options) -> dict[str, Any]:
             stages[stage] = json.loads(path.read_text(encoding="utf-8"))
     goals = [{"figure": name, "is": figures[name], "goal": f"{sign} {goal:g}", "pass": verdicts[name]}
              for name, sign, goal in GOALS]
-    write_json(folder / "figures.json", {"figures": figures, "goals": goals, "training": stages})
+    source = measured_with("check", device)
+    write_json(folder / "figures.json", {"measured": source, "figures": figures, "goals": goals, "training": stages})
     log(options, "check", passed=sum(verdicts.values()), of=len(verdicts))
     return figures
 
@@ -68,8 +69,8 @@ def measure(chain: Chain, options: Options) -> dict[str, float]:
     floor = judge.floor_figures(chain.judge, pipeline.vae, count, SEED + 2)
     figures |= {f"judge_{name}": value for name, value in floor.items()}
     figures |= _vl_figures(chain, options, count)
-    figures |= _sink_figures(chain, options.size(48, 4))
-    figures["aligned"] = _aligned(chain, options.size(32, 4))
+    figures |= sinks(chain, options.size(48, 4))
+    figures["aligned"] = aligned(chain, options.size(32, 4))
     figures["megabytes"] = assemble.weight_bytes(chain.folder) / 1e6
     figures["four_pictures_s"] = _seconds_for_four(chain)
     return figures
@@ -105,7 +106,7 @@ def _cases(chain: Chain, count: int) -> list[tuple[str, torch.Tensor]]:
     return list(zip(captions, as_image(pictures), strict=True))
 
 
-def _sink_figures(chain: Chain, count: int) -> dict[str, float]:
+def sinks(chain: Chain, count: int) -> dict[str, float]:
     """The worst of the checked layers, for words alone and for a picture with words."""
     layers = (*CHECKED_LAYERS, -1)
     words, seen = [], []
@@ -122,7 +123,7 @@ def _sink_figures(chain: Chain, count: int) -> dict[str, float]:
     return figures
 
 
-def _aligned(chain: Chain, count: int) -> float:
+def aligned(chain: Chain, count: int) -> float:
     """Share of prompts whose VL tokens outside the picture are the text's, token for token."""
     from vl_core.blend import aligned_positions
 

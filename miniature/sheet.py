@@ -12,10 +12,12 @@ from torch import Tensor
 from vl_core import condition
 
 from . import world
-from .chain import Chain
+from .chain import Chain, answers, as_image
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+GOOD, BAD, PLAIN = "#00684A", "#A63D00", "#222222"  # told apart by the colour-blind; the words say the same
 
 
 class Reference(NamedTuple):
@@ -25,8 +27,15 @@ class Reference(NamedTuple):
     scene: world.Scene | None = None
 
 
+class Wish(NamedTuple):
+    """The shape and colour a prompt asks for."""
+
+    shape: int
+    color: int
+
+
 class Column(NamedTuple):
-    """A way to mix, as ``vl_core.condition`` takes it."""
+    """A way to mix, as ``vl_core.condition`` takes it; DESCRIBE appends the VL's own words instead."""
 
     label: str
     mode: str
@@ -34,17 +43,47 @@ class Column(NamedTuple):
     strength: float
 
 
-PUBLISHED = Column("published blend", "blend as published", -6, 0.3)
+DESCRIBE = "describe"
+PUBLISHED = Column("published blend\nlayer -6, α 0.3", "blend as published", -6, 0.3)
 OURS = (
-    Column("aligned blend", "blend aligned", -2, 0.7),
-    Column("append picture", "append picture", -2, 0.5),
+    Column("aligned blend\nlayer -8, α 0.7", "blend aligned", -8, 0.7),
+    Column("append picture\nlayer -2, all tokens", "append picture", -2, 1.0),
+    Column("described\nby the VL, as words", DESCRIBE, -2, 1.0),
 )
+
+
+class Cell(NamedTuple):
+    """A picture, what stands under it, and its verdict with its colour."""
+
+    picture: Tensor
+    label: str
+    verdict: str = ""
+    colour: str = PLAIN
+
+
+def from_the_world(count: int, seed: int) -> tuple[list[Reference], list[str], list[Wish]]:
+    """References, and prompts that ask for another shape in another colour (:func:`~.world.conflict_pairs`)."""
+    pairs = world.conflict_pairs(count, seed)
+    pictures, _ = world.render(pairs.references, torch.Generator().manual_seed(seed))
+    references = [Reference(*both) for both in zip(as_image(pictures), pairs.references.records(), strict=True)]
+    wishes = [Wish(*both) for both in zip(pairs.shape.tolist(), pairs.color.tolist(), strict=True)]
+    return references, list(pairs.prompts), wishes
+
+
+def captions(count: int) -> list[str]:
+    """Captions to measure the text encoder's statistics on."""
+    return [world.canonical_caption(scene) for scene in world.sample_scenes(count, _fixed(5)).records()]
+
+
+def _fixed(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def sheet(
     chain: Chain,
     references: Sequence[Reference],
     prompts: Sequence[str],
+    wishes: Sequence[Wish] | None = None,
     columns: Sequence[Column] = (PUBLISHED, *OURS),
     *,
     seed: int = 0,
@@ -52,33 +91,60 @@ def sheet(
     guidance: float = 1.0,
     progress: Callable[[], None] = lambda: None,
 ) -> Image:
-    """One row per reference and its prompt, every picture from the same seed.
+    """One row per reference and its prompt, every picture of a row from the same seed.
 
     Args:
         references, prompts: as many of each.
+        wishes: what the prompts ask for; with them and a reference from the world every picture gets a verdict.
         progress: called after each row.
 
     Raises:
-        ValueError: if there are not as many prompts as references.
+        ValueError: if there are not as many prompts (or wishes) as references.
     """
-    if len(references) != len(prompts):
-        raise ValueError(f"prompts: expected {len(references)}, one per reference, got {len(prompts)}.")
-    titles = ["reference", "words only", *(column.label for column in columns), "caption in words"]
+    for name, given in (("prompts", prompts), ("wishes", wishes)):
+        if given is not None and len(given) != len(references):
+            raise ValueError(f"{name}: expected {len(references)}, one per reference, got {len(given)}.")
+    titles = ["reference", "words only", *(column.label for column in columns), "bound: the look\nin true words"]
     rows = []
-    for reference, prompt in zip(references, prompts, strict=True):
-        words, layout = chain.words(prompt)
-        seen = chain.look(reference.picture, prompt)
-        states = [words]
-        states += [condition(words, layout, seen, c.layer, c.mode, c.strength)[0] for c in columns]
-        if reference.scene is not None:
-            states.append(chain.words(", ".join([prompt, *world.look_phrases(reference.scene)]))[0])
-        painted = chain.paint(states, [seed] * len(states), steps=steps, guidance=guidance)
-        labels = readings(chain.read(painted))
-        cells = [(reference.picture, "from the world" if reference.scene is not None else "out of the world")]
-        cells += list(zip(((painted + 1) / 2).permute(0, 2, 3, 1), labels, strict=True))
-        rows.append((prompt, cells + [None] * (len(titles) - len(cells))))
+    for index, (reference, prompt) in enumerate(zip(references, prompts, strict=True)):
+        states, said = _mixed(chain, reference, prompt, columns)
+        painted = chain.paint(states, [seed + index] * len(states), steps=steps, guidance=guidance)
+        logits = chain.read(painted)
+        if reference.scene is None:
+            first = Cell(reference.picture, f"out of the world\nthe VL: “{said}”")
+        else:
+            first = Cell(reference.picture, f"from the world\nthe VL: “{said}”")
+        cells = [first]
+        for at, (picture, label) in enumerate(zip(as_image(painted), readings(logits), strict=True)):
+            verdict = ("", PLAIN)
+            if wishes is not None:
+                verdict = _verdict(logits, at, wishes[index], reference.scene)
+            cells.append(Cell(picture, label, *verdict))
+        rows.append((prompt, cells))
         progress()
     return _draw(titles, rows)
+
+
+def _mixed(
+    chain: Chain, reference: Reference, prompt: str, columns: Sequence[Column]
+) -> tuple[list[Tensor], str]:
+    """States per column, the words alone first and the true caption last, and what the VL says of the look."""
+    words, layout = chain.words(prompt)
+    seen = chain.look(reference.picture, prompt)
+    muted = chain.look(reference.picture, prompt, mute=True)
+    small = torch.nn.functional.interpolate(
+        reference.picture.permute(2, 0, 1)[None].float(), (world.SIDE, world.SIDE), mode="area"
+    )
+    (said,) = answers(chain, (2 * small - 1).to(chain.device), world.DESCRIBE_LOOK[1])
+    states = [words]
+    for column in columns:
+        if column.mode == DESCRIBE:
+            states.append(chain.words(f"{prompt}, {said}")[0])
+        else:
+            states.append(condition(words, layout, seen, column.layer, column.mode, column.strength, muted=muted)[0])
+    if reference.scene is not None:
+        states.append(chain.words(", ".join([prompt, *world.look_phrases(reference.scene)]))[0])
+    return states, said
 
 
 def readings(logits: dict[str, Tensor]) -> list[str]:
@@ -95,29 +161,54 @@ def readings(logits: dict[str, Tensor]) -> list[str]:
     return lines
 
 
-def _draw(titles: Sequence[str], rows: Sequence[tuple[str, list]]) -> Image:
+def _verdict(logits: dict[str, Tensor], index: int, wish: Wish, scene: world.Scene | None) -> tuple[str, str]:
+    kept = bool(logits["color"][index, wish.color] > 0), bool(logits["shape"][index, wish.shape] > 0)
+    text = f"prompt {sum(kept)} of 2"
+    if scene is None:
+        return text, GOOD if all(kept) else BAD
+    taken = sum(int(logits[name][index].argmax()) == getattr(scene, name) for name in world.LOOK)
+    return f"{text} · look {taken} of 3", GOOD if all(kept) and taken == 3 else BAD if not all(kept) else PLAIN
+
+
+def _draw(titles: Sequence[str], rows: Sequence[tuple[str, list[Cell]]]) -> Image:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
-    figure = Figure(figsize=(2.3 * len(titles), 2.9 * len(rows) + 0.6), dpi=100, layout="constrained")
+    figure = Figure(
+        figsize=(2.3 * len(titles), 2.95 * len(rows) + 0.9), dpi=100, layout="constrained", facecolor="white"
+    )
     grid = figure.subplots(len(rows), len(titles), squeeze=False)
     for row, (prompt, cells) in enumerate(rows):
-        for column, cell in enumerate(cells):
-            axes = grid[row, column]
+        for column, axes in enumerate(grid[row]):
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_frame_on(False)
             if row == 0:
-                axes.set_title(titles[column], fontsize=11)
+                axes.set_title(titles[column], fontsize=11, pad=20)  # room for the verdict
             if column == 0:
-                axes.set_ylabel(f"“{prompt}”", fontsize=9, wrap=True)
-            if cell is not None:
-                axes.imshow(_pixels(cell[0]), interpolation="nearest")
-                axes.set_xlabel(cell[1], fontsize=8)
+                axes.set_ylabel(f"“{prompt}”", fontsize=10)
+            if column < len(cells):
+                cell = cells[column]
+                axes.imshow(_pixels(cell.picture), interpolation="nearest", extent=(0, 1, 0, 1))
+                axes.set_xlabel(_wrapped(cell.label), fontsize=8)
+                axes.text(
+                    0.5, 1.02, cell.verdict, color=cell.colour, fontsize=8, ha="center", va="bottom",
+                    fontweight="bold" if cell.colour == GOOD else "normal",
+                )
+    figure.supxlabel(
+        "Under each picture: what the judge reads. Above it: the prompt's colour and shape, and the reference's "
+        "background, style and mood, as far as they are there.", fontsize=9,
+    )
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+def _wrapped(label: str, width: int = 34) -> str:
+    from textwrap import fill
+
+    return "\n".join(fill(line, width) for line in label.splitlines())
 
 
 def _pixels(picture: Tensor) -> np.ndarray:

@@ -6,11 +6,13 @@ import json
 import math
 import multiprocessing
 import os
+import platform
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,15 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def measured_with(command: str, device: torch.device) -> dict[str, str]:
+    """What every file of figures carries: the command, the machine and the date."""
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    if device.type == "cuda":
+        machine = f"{torch.cuda.get_device_name(device)}, {machine}"
+    today = datetime.now(timezone.utc).date().isoformat()
+    return {"command": f"python -m miniature {command}", "machine": machine, "torch": torch.__version__, "date": today}
 
 
 def begin(options: Options) -> torch.device:

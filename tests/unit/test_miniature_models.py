@@ -1,0 +1,97 @@
+"""The trained miniature: its folders load, it paints what captions say, and it has what the real chain has."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="the DiT and the VAE are diffusers classes")
+pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
+pytest.importorskip("miniature", reason="the package is installed from a clone: pip install -e .")
+
+from miniature import assemble, check, dit, judge, world
+from miniature.chain import Chain, answers
+from vl_core import condition
+
+COUNT = 64
+GOALS = {figure: goal for figure, sign, goal in check.GOALS if sign == ">="}
+
+
+@pytest.fixture(scope="module")
+def chain() -> Chain:
+    return Chain.load(assemble.MODELS)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> world.Scenes:
+    return world.sample_scenes(COUNT, torch.Generator().manual_seed(20_261))
+
+
+def least(goal: float, count: int) -> float:
+    """What a sample of that size may show at worst, three standard errors under the goal."""
+    return goal - 3 * (goal * (1 - goal) / count) ** 0.5
+
+
+def test_it_paints_what_captions_say_and_not_what_others_say(chain, scenes):
+    states = [chain.words(world.canonical_caption(scene))[0] for scene in scenes.records()]
+    readings = judge.read(chain.judge, chain.paint(states, range(COUNT), steps=dit.STEPS, guidance=dit.GUIDANCE))
+    found = judge.agreement(readings, scenes)
+    for name in ("background", "style", "mood", "shape", "pair"):
+        assert found[name] >= least(GOALS[name], COUNT), (name, found)
+    others = judge.agreement({name: logits.roll(1, 0) for name, logits in readings.items()}, scenes)
+    for name, chance in (("background", 1 / 10), ("style", 1 / 8), ("mood", 1 / 5), ("pair", 0.05)):
+        assert others[name] <= chance + 3 * (chance * (1 - chance) / COUNT) ** 0.5, (name, others)
+
+
+def test_the_judge_reads_the_worlds_pictures(chain, scenes):
+    floor = judge.floor_figures(chain.judge, chain.pipeline.vae, COUNT, 20_262)
+    for name, goal in judge.FLOOR.items():
+        assert floor[name] >= least(goal, COUNT), (name, floor)
+
+
+def test_the_vl_tells_the_look_of_pictures(chain, scenes):
+    pictures, _ = world.render(scenes[:24], torch.Generator().manual_seed(20_263))
+    said = answers(chain, pictures, world.DESCRIBE_LOOK[1])
+    truth = [world.look_answer(scene) for scene in scenes[:24].records()]
+    words = [word for text in truth for word in text.replace(",", "").split()]
+    right = [
+        word in answer.replace(",", "").split() for text, answer in zip(truth, said, strict=True)
+        for word in text.replace(",", "").split()
+    ]
+    assert sum(right) / len(words) >= least(0.97, len(words))
+
+
+def test_words_and_pictures_have_one_sink_where_the_real_models_have_it(chain):
+    figures = check.sinks(chain, 6)
+    for name in ("text", "vl"):
+        assert figures[f"{name}_sink_ratio"] >= GOALS["text_sink_ratio"]
+        assert figures[f"{name}_sink_share"] >= GOALS["text_sink_share"]
+        assert figures[f"{name}_sink_exact"] == 1
+        assert figures[f"{name}_sink_after_norm"] == 0
+
+
+def test_the_words_of_both_encoders_are_the_same_tokens(chain):
+    assert check.aligned(chain, 6) == 1
+
+
+def test_a_picture_moves_the_painting_and_strength_0_does_not(chain, scenes):
+    pictures, _ = world.render(scenes[:2], torch.Generator().manual_seed(20_264))
+    words, layout = chain.words("a red star")
+    seen = chain.look((pictures[0].permute(1, 2, 0) + 1) / 2, "a red star")
+    still, _, _ = condition(words, layout, seen, -8, "blend aligned", 0.0)
+    moved, _, _ = condition(words, layout, seen, -8, "blend aligned", 0.7)
+    plain, same, other = chain.paint([words, still, moved], [0, 0, 0])
+    torch.testing.assert_close(plain, same, atol=1e-4, rtol=0)
+    assert (plain - other).abs().mean() > 0.02
+
+
+def test_every_goal_stands_in_the_figures_with_where_it_was_measured():
+    report = json.loads((assemble.MODELS / "figures.json").read_text(encoding="utf-8"))
+    assert [goal["figure"] for goal in report["goals"]] == [figure for figure, _, _ in check.GOALS]
+    assert {"command", "machine", "date"} <= set(report["measured"])
+
+
+def test_all_files_stay_small_enough_to_clone():
+    assert assemble.weight_bytes(assemble.MODELS) <= 40e6
