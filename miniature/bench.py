@@ -42,9 +42,10 @@ from vl_core import (
     normalize,
     select_tokens,
 )
+from vl_core.picture_adapter import PictureAdapter
 from vl_core.statistics import token_rms
 
-from . import assemble, sheet, world
+from . import adapters, assemble, sheet, world
 from .chain import Chain, answers, as_image
 from .training import Options, begin, log, measured_with, write_json
 
@@ -109,6 +110,7 @@ class Bench:
     seeds: tuple[int, ...]
     steps: int
     guidance: float
+    adapter: PictureAdapter | None = None
     pool: Executor | None = None
 
 
@@ -163,6 +165,11 @@ def by_description(bench: Bench, case: Case, sight: Sight, layer: int | None, *,
     return blend(words, states, alpha, text_layout=layout, vl_layout=seen_layout)[0]
 
 
+def by_adapter(bench: Bench, case: Case, sight: Sight, layer: None, *, strength: float, **slots: float) -> Tensor:
+    """The picture adapter's description states, appended; with ``slots`` only those."""
+    return bench.adapter.apply(case.states, case.layout, sight.seen, strength, slots=slots or None)[0]
+
+
 def by_recipe(bench: Bench, case: Case, sight: Sight, layer: int, *, mode: str, strength: float) -> Tensor:
     """What the simple node and the command line do."""
     return condition(case.states, case.layout, sight.seen, layer, mode, strength)[0]
@@ -189,7 +196,8 @@ def by_delta(bench: Bench, case: Case, sight: Sight, layer: int, *, weight: floa
 
 
 WAYS: dict[str, Way] = {
-    "words": by_words, "description": by_description, "recipe": by_recipe, "blend": by_blend, "delta": by_delta,
+    "words": by_words, "adapter": by_adapter, "description": by_description, "recipe": by_recipe, "blend": by_blend,
+    "delta": by_delta,
 }
 
 
@@ -197,6 +205,10 @@ def _methods() -> tuple[Method, ...]:
     rows = [Method(CAPTION, "caption", "words"), Method("described by the VL", "caption", "description")]
     for alpha in (0.3, 0.5, 0.7, 1.0):
         rows.append(Method("described tokens", "training_free", "description", -2, {"alpha": alpha}))
+    for strength in (0.25, 0.5, 0.75, 1.0, 1.25, 1.5):
+        rows.append(Method("picture adapter", "adapter", "adapter", None, {"strength": strength}))
+    for name in world.LOOK:
+        rows.append(Method(f"picture adapter, {name} only", "adapter", "adapter", None, {"strength": 1.0, name: 1.0}))
     for layer in (-6, -2):
         for alpha in ALPHAS:
             setting = {"mode": "blend as published", "strength": alpha}
@@ -211,10 +223,11 @@ def _methods() -> tuple[Method, ...]:
         setting = {"alpha": alpha, "method": "resample", "space": "raw", "sinks": "include", "antialias": False,
                    "scale": "global"}
         rows.append(Method("published, all tokens", "published", "blend", -2, setting))
-    for layer in (-8, -6, -4, -2, -1):
-        for alpha in ALPHAS if layer == -2 else (0.3, 0.7, 1.0):
+    for layer in range(-8, 0):
+        for alpha in ALPHAS if layer == -2 else (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
             setting = {"mode": "blend aligned", "strength": alpha}
             rows.append(Method("aligned", "training_free", "recipe", layer, setting))
+    for layer in (-8, -6, -4, -2, -1):
         for strength in (1.0, 0.5, 0.25):
             setting = {"mode": "append picture", "strength": strength}
             rows.append(Method("append picture", "training_free", "recipe", layer, setting))
@@ -263,6 +276,8 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     rows = []
     for method in METHODS:
         if switches.only and method.family == "training_free" and switches.only not in method.name:
+            continue
+        if method.way == "adapter" and bench.adapter is None:
             continue
         found = ledger.measured(method.key, lambda method=method: hits(bench, mixed(bench, method)))
         rows.append(row_of(method, found, floor, ceiling))
@@ -343,7 +358,8 @@ def prepare(chain: Chain, switches: Switches, seed: int) -> Bench:
         cases.append(Case(prompt, *chain.words(prompt), *sights))
     reference = calibrate(lambda text: chain.words(text)[0], sheet.captions(64), encoder="miniature")
     seeds = tuple(range(switches.seeds))
-    return Bench(chain, reference, pairs, tuple(cases), seeds, switches.steps, switches.guidance)
+    adapter = adapters.load(chain.folder) if (chain.folder / adapters.ADAPTER).is_file() else None
+    return Bench(chain, reference, pairs, tuple(cases), seeds, switches.steps, switches.guidance, adapter)
 
 
 CONTROLS = ("another picture", "matched noise")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..vl_core import alpha_curve, blend
+from ..vl_core import TokenLayout, TokenRole, alpha_curve, alpha_on_words, blend, positions_of_words
+from ..vl_core.words import parse_words
+from . import host
 from .common import node_schema, report, sinks_input
-from .conditioning import TENSOR_OPTIONS, check_conditioning, layout_of, repack, timed
+from .conditioning import TENSOR_OPTIONS, Entry, check_conditioning, layout_of, repack, timed
 
 POSITIONS = {"end": "end", "before the template tail": "before_tail"}  # as shown -> as vl_core names them
 
@@ -99,13 +101,24 @@ class ZImageVLBlend(io.ComfyNode):
                     tooltip="When the picture stops acting. Early steps settle the layout, late ones the details.",
                 ),
                 sinks_input(),
+                io.String.Input(
+                    "words", default="", optional=True, advanced=True,
+                    tooltip="Only these words of the prompt are mixed, the others stay as they are: red hat, sea. "
+                    "Write them as the prompt does; each must be there once. Empty mixes all. Not for append.",
+                ),
+                io.Int.Input(
+                    "budget", default=0, min=0, max=16384, optional=True, advanced=True,
+                    tooltip="With append: most tokens that each picture may append; 0 is no limit. A larger picture is "
+                    "averaged further, so that no picture outweighs another by its size.",
+                ),
             ],
             outputs=[io.Conditioning.Output()],
         )
 
     @classmethod
     def execute(
-        cls, text, vl, method: dict | str, start_percent: float = 0.0, end_percent: float = 1.0, sinks: str = "exclude"
+        cls, text, vl, method: dict | str, start_percent: float = 0.0, end_percent: float = 1.0, sinks: str = "exclude",
+        words: str = "", budget: int = 0,
     ) -> io.NodeOutput:
         check_conditioning(text, "text")
         check_conditioning(vl, "vl")
@@ -118,18 +131,29 @@ class ZImageVLBlend(io.ComfyNode):
         options = dict(method) if isinstance(method, dict) else {"method": method}
         chosen, alpha = options.pop("method"), options.pop("alpha", 0.5)
         curve, alpha_end = options.pop("curve", "flat"), options.pop("alpha_end", alpha)
+        chosen_words = parse_words(words)
         if chosen == "append":
+            if chosen_words:
+                raise ValueError("words: append leaves all words as they are. Choose another method, or empty it.")
             alpha = 1.0  # every VL token goes in whole; how many there are is the strength
             position = options.get("position") or "end"  # None from a prompt saved before there was a choice
             options = {
                 "append_downsample": options.get("downsample", 1),
                 "append_position": POSITIONS.get(position, position),
+                "append_budget": budget or None,
             }
+        elif budget:
+            raise ValueError(f"budget: only append adds picture tokens that it could limit, got {budget}. Set it to 0.")
         entries, lines = [], []
         if unused := sorted({key for _, extra in vl for key in extra} - TENSOR_OPTIONS):
             lines.append(f"vl: its {', '.join(unused)} are not used. Set them on the text, or after this node.")
         for entry, seen in zip(text, vl * len(text) if len(vl) == 1 else vl, strict=True):
             steps = alpha if curve == "flat" else alpha_curve(entry[0].shape[1], alpha, alpha_end, curve)
+            if chosen_words:
+                layout = _layout_of_words(entry, seen)
+                positions = positions_of_words(layout, chosen_words, host.tokenize_words)
+                steps = alpha_on_words(layout, positions, steps)
+                lines.append(f"only on {int(positions.sum())} tokens: {', '.join(chosen_words)}")
             mixed, info = blend(
                 entry[0], seen[0], steps, chosen, text_layout=layout_of(entry), vl_layout=layout_of(seen), sinks=sinks,
                 **options,
@@ -137,3 +161,22 @@ class ZImageVLBlend(io.ComfyNode):
             entries += timed(entry, repack(entry, mixed, info.layout), start_percent, end_percent)
             lines.append(info.describe())
         return io.NodeOutput(entries, ui=report(lines))
+
+
+def _layout_of_words(text: Entry, vl: Entry) -> TokenLayout:
+    """What the text's tokens are; text from core nodes does not say, then the VL's words do if they are as many.
+
+    Raises:
+        ValueError: if neither side tells.
+    """
+    layout, seen = layout_of(text), layout_of(vl)
+    if layout is None and seen is not None:
+        positions = seen.mask(TokenRole.TEMPLATE, TokenRole.TEXT)
+        if int(positions.sum()) == text[0].shape[1]:
+            layout = seen.select(positions)
+    if layout is None:
+        raise ValueError(
+            "words: needs to know which token is which word, which neither side says. Connect all or text tokens of "
+            "Qwen3-VL Encode as vl, read with the same prompt."
+        )
+    return layout

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..vl_core.recipes import DEFAULT_LAYERS, check_recipe, condition
-from . import host
+from ..vl_core.delta import MAX_WEIGHT
+from ..vl_core.recipe_files import Recipe, load_recipes
+from ..vl_core.recipes import MODES, Settings, check_recipe, condition
+from . import host, references
 from .common import budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
-from .conditioning import check_conditioning, layout_of, repack
+from .conditioning import check_conditioning, layout_of, repack, timed
+
+NO_RECIPE = "none"
 
 
 class ZImageVLCondition(io.ComfyNode):
@@ -24,15 +28,15 @@ class ZImageVLCondition(io.ComfyNode):
                 pictures_input(),
                 prompt_input(),
                 io.Float.Input(
-                    "strength", default=0.5, min=0.0, max=1.0, step=0.01,
-                    tooltip="How much the picture counts. 0 is your words alone, exactly; higher follows the picture "
-                    "more and your words less.",
+                    "strength", default=0.5, min=-MAX_WEIGHT, max=MAX_WEIGHT, step=0.01,
+                    tooltip="How much the picture counts, 0 to 1. 0 is your words alone, exactly; higher follows the "
+                    "picture more and your words less. With image delta -3 to 3: below 0 pushes away from the picture.",
                 ),
                 io.Combo.Input(
-                    "mode", options=list(DEFAULT_LAYERS), default="blend aligned",
+                    "mode", options=list(MODES), default="blend aligned",
                     tooltip="blend aligned: mix into each word what it means beside the picture. append picture: leave "
                     "the words as they are and put the picture's tokens after them. blend as published: the research "
-                    "note's arithmetic, for comparison.",
+                    "note's arithmetic, for comparison. image delta: add to each word what the picture did to it.",
                 ),
                 io.Int.Input(
                     "layer", default=0, min=-37, max=0, advanced=True,
@@ -40,30 +44,116 @@ class ZImageVLCondition(io.ComfyNode):
                     "or -6 as published).",
                 ),
                 budget_input(),
+                io.Combo.Input(
+                    "recipe", options=[NO_RECIPE, *load_recipes(host.recipe_folder())[0]], default=NO_RECIPE,
+                    optional=True,
+                    tooltip="What to take from the picture, in plain words. A recipe sets mode, layer and timing in "
+                    "place of the inputs here and scales the strength; the numbers are shown on the node.",
+                ),
+                references.weights_input(),
+                references.combine_input(),
+                references.masks_input(),
+                references.mask_use_input(),
+                io.Float.Input(
+                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+                    tooltip="When the picture starts to act, as a share of the steps. Your words alone before.",
+                ),
+                io.Float.Input(
+                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+                    tooltip="When the picture stops acting. Your words alone after.",
+                ),
             ],
             outputs=[io.Conditioning.Output()],
         )
 
     @classmethod
+    def validate_inputs(
+        cls, strength: float = 0.0, mode: str = "blend aligned", recipe: str = NO_RECIPE, images: dict | None = None,
+        masks: dict | None = None,
+    ) -> bool | str:
+        """Which strengths are allowed depends on the mode; the host knows only one range for all.
+
+        It hands over sockets that grow as well, whether asked for or not.
+        """
+        try:
+            chosen = _find_recipe(recipe)[0]
+            check_recipe(chosen.mode if chosen else mode, strength * (chosen.scale if chosen else 1))
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, recipe: str = NO_RECIPE, **_) -> str:
+        """What a recipe says now: its file may have been edited since the last run."""
+        return repr(load_recipes(host.recipe_folder())[0].get(recipe))
+
+    @classmethod
     def execute(
         cls, clip, vision, prompt: str, strength: float = 0.5, mode: str = "blend aligned", layer: int = 0,
-        image_tokens: int = 1024, images: dict | None = None,
+        image_tokens: int = 1024, images: dict | None = None, recipe: str = NO_RECIPE, weights: str = "",
+        combine: str = references.JOINED, masks: dict | None = None, mask_use: str = references.CROP,
+        start_percent: float = 0.0, end_percent: float = 1.0,
     ) -> io.NodeOutput:
+        chosen, lines = _find_recipe(recipe)
+        settings, options, show = Settings(), {}, None
+        if chosen:
+            lines.append(chosen.describe(strength))
+            mode, layer, strength = chosen.mode, chosen.layer, chosen.scale * strength
+            start_percent, end_percent = chosen.start_percent, chosen.end_percent
+            settings, show, options = chosen.settings, chosen.show, {"system_prompt": chosen.system_prompt}
         check_recipe(mode, strength)
+        if not start_percent < end_percent:
+            raise ValueError(f"start_percent: expected less than end_percent ({end_percent}), got {start_percent}.")
         host.check_text_clip(clip)
-        layer = layer or DEFAULT_LAYERS[mode]
-        wanted = strength > 0 and any(image is not None for image in (images or {}).values())
-        if wanted:  # look first: it checks the pictures before either encoder runs
+        layer = layer or MODES[mode].layer
+        given = references.collect(images, weights, masks) if strength else []
+        if given:  # look first: it checks the pictures before either encoder runs
             host.check_widths(clip, vision)
-            seen, notes = host.encode_vision(vision, images, prompt, [layer], budget=image_tokens, name="vision")
+            seen, muted, notes = references.read(
+                vision, given, prompt, [layer], combine, mask_use, mute=MODES[mode].needs_muted, show=show,
+                budget=image_tokens, name="vision", **options,
+            )
+            lines += notes
         text = host.encode_text(clip, prompt)
         check_conditioning(text, "clip")
-        if not wanted:
-            reason = "strength 0" if strength == 0 else "no picture connected"
-            return io.NodeOutput(text, ui=report(f"Words only: {reason}."))
-        entries, lines = [], list(notes)
+        if not given:
+            return io.NodeOutput(text, ui=report(lines, f"Words only: {_why_no_picture(strength, images)}."))
+        reference = None
+        if settings.needs_reference:
+            reference, origin = host.measure_reference(clip)
+            lines.append(f"reference statistics {origin}")
+        entries = []
         for entry in text:
-            states, layout, done = condition(entry[0], layout_of(entry), seen, layer, mode, strength)
-            entries.append(repack(entry, states, layout))
+            states, layout, done = condition(
+                entry[0], layout_of(entry), seen, layer, mode, strength, muted=muted, settings=settings,
+                reference=reference,
+            )
+            entries += timed(entry, repack(entry, states, layout), start_percent, end_percent)
             lines.append(done)
+        if (start_percent, end_percent) != (0, 1):
+            lines.append(f"acts from {start_percent:.0%} to {end_percent:.0%} of the steps, words only outside")
         return io.NodeOutput(entries, ui=report(lines))
+
+
+def _find_recipe(name: str) -> tuple[Recipe | None, list[str]]:
+    """The recipe of a name, None for none, and a line for every file that had to be skipped.
+
+    Raises:
+        ValueError: if there is none of that name; the message lists those there are.
+    """
+    recipes, problems = load_recipes(host.recipe_folder())
+    if name == NO_RECIPE:
+        return None, problems
+    if name not in recipes:
+        raise ValueError(
+            f"recipe: expected one of {', '.join([NO_RECIPE, *recipes])}, got {name!r}. Own recipes belong into "
+            f"{host.recipe_folder()}. {' '.join(problems)}".strip()
+        )
+    return recipes[name], problems
+
+
+def _why_no_picture(strength: float, images: dict | None) -> str:
+    if strength == 0:
+        return "strength 0"
+    connected = any(image is not None for image in (images or {}).values())
+    return "every weight is 0" if connected else "no picture connected"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..vl_core.layers import mix_layers as weighted_mean
+from ..vl_core.layers import parse_layers
 from ..vl_core.select import SELECTIONS, select_tokens
-from . import host
+from . import host, references
 from .common import (
     budget_input,
     encoder_input,
@@ -40,6 +42,15 @@ class ZImageVLEncode(io.ComfyNode):
                 ),
                 budget_input(),
                 system_prompt_input(),
+                references.weights_input(),
+                references.combine_input(),
+                references.masks_input(),
+                references.mask_use_input(),
+                io.String.Input(
+                    "mix_layers", default="", optional=True, advanced=True,
+                    tooltip="Several layers in place of one: -2, -4:0.5 is their weighted mean, each brought to unit "
+                    "size first. Empty takes the layer above.",
+                ),
             ],
             outputs=[io.Conditioning.Output()],
         )
@@ -47,16 +58,20 @@ class ZImageVLEncode(io.ComfyNode):
     @classmethod
     def execute(
         cls, encoder, prompt: str, layer: int = -6, tokens: str = "all", image_tokens: int = 1024,
-        system_prompt: str = "", images: dict | None = None,
+        system_prompt: str = "", images: dict | None = None, weights: str = "", combine: str = references.JOINED,
+        masks: dict | None = None, mask_use: str = references.CROP, mix_layers: str = "",
     ) -> io.NodeOutput:
-        if tokens.startswith("image") and not any(image is not None for image in (images or {}).values()):
+        layers, shares = parse_layers(mix_layers) if mix_layers.strip() else ([layer], [1.0])
+        given = references.collect(images, weights, masks)
+        if tokens.startswith("image") and not given:
             raise ValueError(f"images: tokens = {tokens} needs at least one picture, got none. Connect an image.")
         if tokens == "prompt" and not prompt:
             raise ValueError("tokens: prompt leaves nothing, the prompt is empty. Write one, or choose other tokens.")
-        seen, notes = host.encode_vision(
-            encoder, images, prompt, [layer], system_prompt=system_prompt, budget=image_tokens
+        seen, _, notes = references.read(
+            encoder, given, prompt, layers, combine, mask_use, system_prompt=system_prompt, budget=image_tokens
         )
-        states, layout = select_tokens(*seen.at(layer), tokens)
+        states, layout = select_tokens(*weighted_mean(seen, layers, shares), tokens)
         conditioning = pack_states(host.states_to_host(states), layout)
-        found = f"{layout.describe()}; layer {layer}"
+        read_at = ", ".join(f"{one} × {share:g}" for one, share in zip(layers, shares, strict=True))
+        found = f"{layout.describe()}; layer {layer if not mix_layers.strip() else read_at}"
         return io.NodeOutput(conditioning, ui=report(notes, found, host.width_note(states)))

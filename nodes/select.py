@@ -33,15 +33,24 @@ class ZImageVLSelectTokens(io.ComfyNode):
                     "mask", optional=True,
                     tooltip="Keep only image tokens under the white part. Laid over every picture.",
                 ),
+                io.Int.Input(
+                    "budget", default=0, min=0, max=16384, optional=True, advanced=True,
+                    tooltip="Most tokens that each picture keeps; 0 is no limit. A larger picture is averaged further, "
+                    "so that no picture outweighs another by its size.",
+                ),
             ],
             outputs=[io.Conditioning.Output()],
         )
 
     @classmethod
-    def execute(cls, conditioning, tokens: str = "text", downsample: int = 1, mask=None) -> io.NodeOutput:
+    def execute(
+        cls, conditioning, tokens: str = "text", downsample: int = 1, mask=None, budget: int = 0
+    ) -> io.NodeOutput:
         def stage(entry):
             layout = require_layout(entry, "selecting tokens")
-            states, kept = select_tokens(entry[0], layout, tokens, downsample=downsample, mask=mask)
+            states, kept = select_tokens(
+                entry[0], layout, tokens, downsample=downsample, mask=mask, budget=budget or None
+            )
             return repack(entry, states, kept), f"kept {len(kept)} of {len(layout)} tokens: {kept.describe()}"
 
         selected, lines = map_entries(conditioning, stage)

@@ -163,6 +163,7 @@ def blend(
     antialias: bool = True,
     append_downsample: int = 1,
     append_position: AppendPosition = "end",
+    append_budget: int | None = None,
 ) -> tuple[Tensor, BlendInfo]:
     """Mix text states y with VL states x; alpha 0 gives the text bit for bit, 1 the VL side.
 
@@ -197,6 +198,8 @@ def blend(
         append_downsample: average each appended picture's tokens over n × n cells.
         append_position: "end" puts the VL tokens behind the whole text; "before_tail" between the user's words and
             the template's last 5 tokens, which needs ``text_layout``. The text's own tokens stay bit for bit.
+        append_budget: most tokens that each picture may append, None for no limit; a larger one is averaged further
+            (:func:`~.select.select_tokens`).
 
     Returns:
         ``(L, D)`` or ``(B, L, D)`` in the text's shape (but for truncate and append, its length), dtype and device,
@@ -215,7 +218,9 @@ def blend(
     check_layout("vl", vl_layout, x)
     strength = _strength(alpha, y.shape[1]).to(y.device)
     if method == "append":
-        blended, info = _append(y, x, space, text_layout, vl_layout, append_downsample, append_position)
+        blended, info = _append(
+            y, x, space, text_layout, vl_layout, append_downsample, append_position, append_budget
+        )
     else:
         blended, info = _mix_in(y, x, strength, method, space, text_layout, vl_layout, sinks, antialias)
     return (blended[0] if text.ndim == 2 else blended), info
@@ -308,17 +313,19 @@ def _append(
     vl_layout: TokenLayout | None,
     factor: int,
     position: AppendPosition,
+    budget: int | None,
 ) -> tuple[Tensor, BlendInfo]:
     at = y.shape[1] if position == "end" else tail_position(text_layout)
     if factor < 1:
         raise ValueError(f"append_downsample: expected at least 1, got {factor}.")
-    if factor > 1:
+    if factor > 1 or budget is not None:
         if vl_layout is None:
+            what = f"append_downsample: {factor}" if factor > 1 else f"append_budget: {budget}"
             raise ValueError(
-                f"append_downsample: {factor} needs to know where the pictures are, but vl has no vl_layout. Encode "
-                "with Qwen3-VL Encode, or set it to 1."
+                f"{what} needs to know where the pictures are, but vl has no vl_layout. Encode with Qwen3-VL Encode, "
+                "or set the downsampling to 1 and no budget."
             )
-        x, vl_layout = select_tokens(x, vl_layout, "all", downsample=factor)
+        x, vl_layout = select_tokens(x, vl_layout, "all", downsample=factor, budget=budget)
     layout = None
     if text_layout is not None and vl_layout is not None:
         before = torch.arange(len(text_layout)) < at

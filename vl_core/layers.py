@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -13,6 +14,31 @@ from .states import VLStates, resolve_layer
 from .statistics import EPSILON, token_rms
 
 SMALLEST_SUM = 1e-6  # of weights, as a share of the largest: below, the mean is noise
+
+
+def parse_layers(text: str) -> tuple[list[int], list[float]]:
+    """Layers as people write them: ``"-2, -4:0.5"``, each with a weight behind a colon, 1 if it has none.
+
+    Raises:
+        ValueError: for something else than whole numbers and weights, a layer named twice, or none.
+    """
+    layers, weights = [], []
+    for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*:\s*", ":", text).strip())):
+        layer, colon, weight = part.partition(":")
+        try:
+            layers.append(int(layer))
+            weights.append(float(weight) if colon else 1.0)
+        except ValueError as error:
+            raise ValueError(
+                f"mix_layers: expected layers with commas between and weights behind colons, such as -2, -4:0.5, got "
+                f"{part!r} in {text!r}."
+            ) from error
+    if not layers:
+        raise ValueError(f"mix_layers: expected at least one layer, such as -2, got {text!r}.")
+    twice = sorted({layer for layer in layers if layers.count(layer) > 1})
+    if twice:
+        raise ValueError(f"mix_layers: expected every layer once, got {twice[0]} more often in {text!r}.")
+    return layers, weights
 
 
 def mix_layers(seen: VLStates, layers: Sequence[int], weights: Sequence[float]) -> tuple[Tensor, TokenLayout]:

@@ -1,78 +1,276 @@
-"""The whole chain from one strength: what the simple node and the command line do."""
+"""The whole chain from one strength: what the simple node and the command line do.
+
+A mode is one small function in ``MODES``, with the layer it reads unless another is named, the strengths it takes and
+what it does in one line.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from .blend import blend
+from .blend import AppendPosition, BlendInfo, alpha_curve, blend
+from .delta import MAX_WEIGHT, DeltaInfo, image_delta
 from .layout import TokenLayout, TokenRole
-from .normalize import normalize
+from .normalize import NormalizeMode, normalize
+from .outliers import MaskMode, mask_outlier_dimensions
 from .select import select_tokens
 from .states import VLStates
-from .statistics import PUBLISHED_TARGET_STD
+from .statistics import PUBLISHED_TARGET_STD, ReferenceStatistics
 
-Mode = Literal["blend aligned", "blend as published", "append picture"]
+Curve = Literal["flat", "linear", "ease_in", "ease_out"]
+MixedTokens = Literal["text", "prompt"]
 
-# Hidden state each mode reads when the user names none: -2 is the one Z-Image was trained on, so nothing needs to be
-# rescaled; -6 is the research note's choice.
-DEFAULT_LAYERS: dict[str, int] = {"blend aligned": -2, "blend as published": -6, "append picture": -2}
+
+@dataclass(frozen=True)
+class Settings:
+    """How a mode acts beyond its strength; every mode names those it takes.
+
+    Attributes:
+        tokens: which of the text's tokens are changed: "text" all, "prompt" the user's words without the template.
+        curve, curve_end: strength over the tokens, from all of it at the first to its share ``curve_end``, 0 to 1, at
+            the last (:func:`~.blend.alpha_curve`); "flat" is the same everywhere.
+        normalization: brings VL states onto the text encoder's (:func:`~.normalize.normalize`).
+        outliers, outlier_threshold: what is done with outlier dimensions of the VL states
+            (:func:`~.outliers.mask_outlier_dimensions`).
+        remove_prompt_direction, rank: see :func:`~.delta.image_delta`; rank 0 keeps all directions.
+        position: where appended tokens go (:func:`~.blend.blend`).
+    """
+
+    tokens: MixedTokens = "text"
+    curve: Curve = "flat"
+    curve_end: float = 0.0
+    normalization: NormalizeMode = "none"
+    outliers: MaskMode = "none"
+    outlier_threshold: float = 10.0
+    remove_prompt_direction: bool = False
+    rank: int = 0
+    position: AppendPosition = "end"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the text encoder's statistics are needed."""
+        return self.normalization != "none" or self.outliers != "none"
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a mode works on.
+
+    Attributes:
+        text: Z-Image's states, ``(L, D)`` or ``(B, L, D)``; ``layout`` says what its tokens are, where known.
+        vl: float32 ``(L_vl, D)`` of the reading; ``vl_layout`` its tokens.
+        muted: the same two of the reading with its pictures muted, for modes that need it.
+        reference: the text encoder's statistics, for settings that need them.
+    """
+
+    text: Tensor
+    layout: TokenLayout | None
+    vl: Tensor
+    vl_layout: TokenLayout
+    strength: float
+    settings: Settings = Settings()
+    muted: tuple[Tensor, TokenLayout] | None = None
+    reference: ReferenceStatistics | None = None
+
+
+Outcome = tuple[Tensor, BlendInfo | DeltaInfo, list[str]]  # states for Z-Image, what was mixed, lines before that
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to let a picture steer the prompt.
+
+    Attributes:
+        act: what it does.
+        layer: the hidden state it reads if none is named.
+        low, high: the strengths it takes; 0 is the words alone in every mode.
+        meaning: what it does, in one line for people.
+        settings: names of the :class:`Settings` it takes.
+        needs_muted: whether it compares with the same reading, its pictures muted.
+    """
+
+    act: Callable[[Task], Outcome]
+    layer: int
+    low: float
+    high: float
+    meaning: str
+    settings: tuple[str, ...] = ()
+    needs_muted: bool = False
+
+
+def blend_aligned(task: Task) -> Outcome:
+    """Mix each token with what the VL holds at the same word."""
+    vl, lines = _clean(task)
+    mixed, info = blend(task.text, vl, _per_token(task), text_layout=task.layout, vl_layout=task.vl_layout)
+    return mixed, info, lines
+
+
+def blend_as_published(task: Task) -> Outcome:
+    """The research note's arithmetic: std 61, stretched over the text, mixed as it is."""
+    vl, vl_layout = select_tokens(task.vl, task.vl_layout, "text")
+    vl, scaled = normalize(vl, "global", target_std=PUBLISHED_TARGET_STD, sinks="include")
+    mixed, info = blend(
+        task.text, vl, task.strength, "resample", "raw", text_layout=task.layout, vl_layout=vl_layout, sinks="include",
+        antialias=False,
+    )
+    return mixed, info, [scaled.describe()]
+
+
+def append_picture(task: Task) -> Outcome:
+    """Leave the words and add the pictures' tokens, pooled n × n with n = round(1 / strength).
+
+    Z-Image normalises every token, so its size is invisible and only the number of tokens counts.
+    """
+    if not task.vl_layout.grids:
+        raise ValueError(
+            "weights: append picture has nothing to add, every picture is pushed away. Choose image delta, or give a "
+            "picture a weight above 0."
+        )
+    vl, lines = _clean(task)
+    vl, vl_layout = select_tokens(vl, task.vl_layout, "image_no_markers")
+    mixed, info = blend(
+        task.text, vl, 1.0, "append", text_layout=task.layout, vl_layout=vl_layout,
+        append_downsample=round(1 / task.strength), append_position=task.settings.position,
+    )
+    return mixed, info, lines
+
+
+def add_image_delta(task: Task) -> Outcome:
+    """Add to each token what the picture changed at that word."""
+    if task.muted is None:
+        raise ValueError("muted: image delta compares with the reading whose pictures are muted, got none.")
+    moved, info = image_delta(
+        task.text, task.vl, task.muted[0].float(), _per_token(task), text_layout=task.layout,
+        vl_layout=task.vl_layout, baseline_layout=task.muted[1],
+        remove_prompt_direction=task.settings.remove_prompt_direction, rank=task.settings.rank,
+    )
+    return moved, info, []
+
+
+CURVED = ("tokens", "curve", "curve_end")
+CLEANED = ("normalization", "outliers", "outlier_threshold")
+
+# Layer -2 is the one Z-Image was trained on, so nothing needs to be rescaled; -6 is the research note's choice.
+MODES: dict[str, Mode] = {
+    "blend aligned": Mode(
+        blend_aligned, -2, 0, 1, "mix into each word what it means beside the picture", CURVED + CLEANED
+    ),
+    "blend as published": Mode(blend_as_published, -6, 0, 1, "the research note's arithmetic, for comparison"),
+    "append picture": Mode(
+        append_picture, -2, 0, 1, "leave the words as they are and put the picture's tokens after them",
+        (*CLEANED, "position"),
+    ),
+    "image delta": Mode(
+        add_image_delta, -2, -MAX_WEIGHT, MAX_WEIGHT,
+        "add to each word what the picture did to it; below 0 pushes away from the picture",
+        (*CURVED, "remove_prompt_direction", "rank"), needs_muted=True,
+    ),
+}
+DEFAULT_LAYERS: dict[str, int] = {name: mode.layer for name, mode in MODES.items()}
 
 
 def check_recipe(mode: str, strength: float) -> None:
-    """Refuse an unknown mode or a strength outside 0 … 1, before any encoder runs.
+    """Refuse an unknown mode or a strength it does not take, before any encoder runs.
 
     Raises:
         ValueError: naming the input, what was expected and what was got.
     """
-    if mode not in DEFAULT_LAYERS:
-        raise ValueError(f"mode: expected one of {', '.join(DEFAULT_LAYERS)}, got {mode!r}.")
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength: expected 0 (words only) to 1, got {strength}.")
+    if mode not in MODES:
+        raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}.")
+    low, high = MODES[mode].low, MODES[mode].high
+    if low <= strength <= high:
+        return
+    others = [name for name, other in MODES.items() if other.low <= strength <= other.high]
+    hint = f" {' and '.join(others).capitalize()} {'takes' if len(others) == 1 else 'take'} it." if others else ""
+    least = "0 (words only)" if low == 0 else f"{low:g} (push away)"
+    raise ValueError(f"strength: expected {least} to {high:g} with {mode}, got {strength}.{hint}")
 
 
 def condition(
-    text: Tensor, layout: TokenLayout | None, seen: VLStates, layer: int, mode: Mode, strength: float
+    text: Tensor,
+    layout: TokenLayout | None,
+    seen: VLStates,
+    layer: int,
+    mode: str,
+    strength: float,
+    *,
+    muted: VLStates | None = None,
+    settings: Settings = Settings(),
+    reference: ReferenceStatistics | None = None,
 ) -> tuple[Tensor, TokenLayout | None, str]:
     """Let what the VL model saw steer the prompt.
 
     Args:
         text: Z-Image's states of the prompt, ``(L, D)`` or ``(B, L, D)``; ``layout`` says what its tokens are.
-        seen: an encode of the same prompt with pictures, in which ``layer`` was captured.
-        strength: 0 returns the text bit for bit. The blends take it as alpha; appending pools the picture n × n with
-            n = round(1 / strength), because Z-Image normalises every token, so only the number of tokens counts.
+        seen: an encode of the same prompt with pictures, in which ``layer`` was captured, or several of them combined.
+        mode: one of ``MODES``.
+        strength: 0 returns the text bit for bit. The blends take it as alpha, image delta as weight; appending pools
+            the picture n × n with n = round(1 / strength).
+        muted: the same encode with its pictures muted, for modes that need it.
+        settings: those the mode does not take are not looked at.
+        reference: the text encoder's statistics, for settings that need them.
 
     Returns:
         the states for Z-Image, their layout, and a report of what was done.
 
     Raises:
-        ValueError: see :func:`check_recipe` and :func:`~.blend.blend`.
+        ValueError: see :func:`check_recipe`, :func:`~.blend.blend` and :func:`~.delta.image_delta`; for a muted
+            encode or statistics that are needed and not given.
     """
     check_recipe(mode, strength)
     if strength == 0:
         return text, layout, "Strength 0: words only."
     vl, vl_layout = seen.at(layer)
-    vl = vl.float()  # once, so that no stage rounds
-    if not vl_layout.grids:
+    if not vl_layout.grids and muted is None:  # several pictures that are all pushed away have a muted side
         return text, layout, "No picture: words only."
-    lines = [f"{mode}, strength {strength:g}, layer {layer}"]
-    if mode == "append picture":
-        vl, vl_layout = select_tokens(vl, vl_layout, "image_no_markers")
-        mixed, info = blend(
-            text, vl, 1.0, "append", text_layout=layout, vl_layout=vl_layout, append_downsample=round(1 / strength)
-        )
-    elif mode == "blend as published":
-        vl, vl_layout = select_tokens(vl, vl_layout, "text")
-        vl, scaled = normalize(vl, "global", target_std=PUBLISHED_TARGET_STD, sinks="include")
-        lines.append(scaled.describe())
-        mixed, info = blend(
-            text, vl, strength, "resample", "raw", text_layout=layout, vl_layout=vl_layout, sinks="include",
-            antialias=False,
-        )
-    else:
-        mixed, info = blend(text, vl, strength, text_layout=layout, vl_layout=vl_layout)
-    pictures = ", ".join(f"{rows}×{columns}" for rows, columns in seen.layout.grids)
-    count = len(seen.layout.mask(TokenRole.IMAGE).nonzero())
-    lines.append(f"{count} image tokens ({pictures})")
+    # float once, so that no stage rounds
+    task = Task(text, layout, vl.float(), vl_layout, strength, settings, muted and muted.at(layer), reference)
+    mixed, info, details = MODES[mode].act(task)
+    lines = [f"{mode}, strength {strength:g}, layer {layer}", *details]
+    if count := int(seen.layout.mask(TokenRole.IMAGE).sum()):
+        pictures = ", ".join(f"{rows}×{columns}" for rows, columns in seen.layout.grids)
+        lines.append(f"{count} image tokens ({pictures})")
     return mixed, info.layout, "\n".join([*lines, info.describe()])
+
+
+def _clean(task: Task) -> tuple[Tensor, list[str]]:
+    """The VL states after outliers and normalization, and what was done."""
+    settings, vl, lines = task.settings, task.vl, []
+    if settings.needs_reference and task.reference is None:
+        raise ValueError(
+            f"reference: normalization {settings.normalization} and outliers {settings.outliers} compare with the text "
+            "encoder's statistics, got none. Measure them, or choose none for both."
+        )
+    if settings.outliers != "none":
+        pictures = task.vl_layout.mask(TokenRole.IMAGE)
+        vl, found = mask_outlier_dimensions(
+            vl, settings.outlier_threshold, settings.outliers, reference=task.reference,
+            positions=pictures if pictures.any() else None,
+        )
+        lines.append(found.describe())
+    if settings.normalization != "none":
+        vl, scaled = normalize(vl, settings.normalization, task.reference)
+        lines.append(scaled.describe())
+    return vl, lines
+
+
+def _per_token(task: Task) -> float | Tensor:
+    """The strength at each of the text's tokens, or one number for all."""
+    settings, length = task.settings, task.text.shape[-2]
+    if settings.tokens == "text" and settings.curve == "flat":
+        return task.strength
+    strength = torch.ones(length)
+    if settings.curve != "flat":
+        strength = alpha_curve(length, 1.0, settings.curve_end, settings.curve)
+    if settings.tokens == "prompt":
+        if task.layout is None:
+            raise ValueError(
+                "tokens: prompt needs to know which tokens are words, but the text does not say. Choose text."
+            )
+        strength = strength * task.layout.mask(TokenRole.TEXT)
+    return strength * task.strength

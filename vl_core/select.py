@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -30,7 +31,8 @@ def select_tokens(
     tokens: TokenSelection = "all",
     *,
     downsample: int = 1,
-    mask: Tensor | None = None,
+    mask: Tensor | Sequence[Tensor | None] | None = None,
+    budget: int | None = None,
 ) -> tuple[Tensor, TokenLayout]:
     """Keep the positions of some roles, in order; optionally pool pictures and keep only what a mask covers.
 
@@ -39,14 +41,17 @@ def select_tokens(
         layout: of the ``L`` positions.
         tokens: which roles stay, see ``SELECTIONS``.
         downsample: each picture's ``(rows, columns, D)`` grid is area-averaged over n × n tokens.
-        mask: float ``(H, W)`` in [0, 1], laid over every picture; image tokens covered less than half are dropped.
+        mask: float ``(H, W)`` in [0, 1], laid over every picture; image tokens covered less than half are dropped. A
+            list has one per picture, None for a picture that stays whole.
+        budget: most tokens of each picture, None for no limit: a picture of more is averaged over the least n × n,
+            n at least ``downsample``, that leaves as many.
 
     Returns:
         the states that stay and their layout.
 
     Raises:
-        ValueError: for an unknown selection, a layout of another length, a picture that a mask has cut before, or if
-            no token stays.
+        ValueError: for an unknown selection, a layout of another length, a picture that a mask has cut before, another
+            number of masks than pictures, a budget below 1, or if no token stays.
     """
     if tokens not in SELECTIONS:
         raise ValueError(f"tokens: expected one of {', '.join(SELECTIONS)}, got {tokens!r}.")
@@ -60,26 +65,35 @@ def select_tokens(
             f"tokens: {tokens!r} leaves nothing, the sequence holds only {present} tokens. "
             "Choose another selection, or give the encoder a picture or a prompt."
         )
-    if downsample > 1 or mask is not None:
+    if budget is not None and budget < 1:
+        raise ValueError(f"budget: expected at least 1 token per picture, got {budget}.")
+    masks = list(mask) if isinstance(mask, (list, tuple)) else [mask] * len(layout.grids)
+    if len(masks) != len(layout.grids):
+        raise ValueError(f"mask: expected one for each of {len(layout.grids)} pictures, got {len(masks)}.")
+    over = budget is not None and any(rows * columns > budget for rows, columns in layout.grids)
+    if downsample > 1 or over or any(one is not None for one in masks):
         if layout.cut:
             raise ValueError(
                 "mask, downsample: a mask was laid over this picture before, so what is where in it is lost. Use both "
-                "in one Select VL Tokens, and leave downsample at 1 after it."
+                "in one Select VL Tokens, and leave downsample at 1 and the budget open after it."
             )
-        embeddings, layout = _pool_pictures(embeddings, layout, downsample, mask)
+        embeddings, layout = _pool_pictures(embeddings, layout, downsample, masks, budget)
     kept = layout.mask(*SELECTIONS[tokens])
     if not kept.any():
         raise ValueError("mask: covers no image token. Paint a larger area, or select text tokens as well.")
     return embeddings[..., kept.to(embeddings.device), :], layout.select(kept)
 
 
-def _pool_pictures(x: Tensor, layout: TokenLayout, factor: int, mask: Tensor | None) -> tuple[Tensor, TokenLayout]:
-    """Each picture's tokens averaged over factor × factor cells, cells outside the mask dropped, the rest as it was."""
+def _pool_pictures(
+    x: Tensor, layout: TokenLayout, least: int, masks: list[Tensor | None], budget: int | None
+) -> tuple[Tensor, TokenLayout]:
+    """Each picture's tokens averaged over n × n cells, cells outside its mask dropped, the rest as it was."""
     batch = x if x.ndim == 3 else x[None]
     states, roles, ids, grids, cut, done = [], [], [], [], False, 0
-    for positions, grid in zip(layout.picture_positions(), layout.grids, strict=True):
+    for positions, grid, mask in zip(layout.picture_positions(), layout.grids, masks, strict=True):
         start, stop = int(positions[0]), int(positions[-1]) + 1
         cover = None if mask is None else _cover(mask, grid)
+        factor = _factor_within(grid, least, budget, cover)
         pooled = [downsample_grid(tokens[start:stop], grid, factor, cover) for tokens in batch]
         _, coarse, keep = pooled[0]
         kept = int(keep.sum())
@@ -93,6 +107,15 @@ def _pool_pictures(x: Tensor, layout: TokenLayout, factor: int, mask: Tensor | N
     roles, ids = torch.cat([*roles, layout.roles[done:]]), torch.cat([*ids, layout.token_ids[done:]])
     pooled_layout = replace(layout, roles=roles, token_ids=ids, grids=tuple(grids), cut=cut)
     return tokens.reshape(*x.shape[:-2], *tokens.shape[1:]), pooled_layout
+
+
+def _factor_within(grid: tuple[int, int], least: int, budget: int | None, cover: Tensor | None) -> int:
+    """The least n ≥ ``least`` at which n × n cells of a picture, those that its mask keeps, are within the budget."""
+    blank = torch.zeros(grid[0] * grid[1], 1)
+    for factor in range(least, max(*grid, least) + 1):
+        if budget is None or int(downsample_grid(blank, grid, factor, cover)[2].sum()) <= budget:
+            break
+    return factor
 
 
 def _cover(mask: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,4 +1,9 @@
-"""Where chosen words of the prompt are among its tokens, and an alpha that acts on them alone."""
+"""Where chosen words of the prompt are among its tokens, and an alpha that acts on them alone.
+
+Words are written as the prompt writes them, with commas or new lines between: ``red hat, sea``. Each is a word or a
+phrase that the prompt holds exactly once; a longer phrase tells two places apart: ``hat of the man``. A phrase with a
+comma in it stands in double quotes: ``"red, wet street", sea``.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,18 @@ from .layout import TokenLayout, TokenRole
 
 SHOWN = 16  # characters of the prompt around a place, in an error
 LETTER = r"[^\W\u2e80-\U0003ffff]"  # of scripts that put spaces between words: not Chinese, Japanese, Korean
+
+
+def parse_words(text: str) -> list[str]:
+    """Words and phrases as people write them, see above; none for an empty text.
+
+    Raises:
+        ValueError: for a double quote without its partner.
+    """
+    if text.count('"') % 2:
+        raise ValueError(f"words: expected double quotes in pairs, got {text!r}. Close the quote, or leave it out.")
+    parts = re.findall(r'(?:"[^"]*"|[^",，\n])+', text)
+    return [word for part in parts if (word := part.strip().replace('"', "").strip())]
 
 
 def positions_of_words(layout: TokenLayout, words: Sequence[str], tokenize: Callable[[str], list[int]]) -> Tensor:
@@ -46,13 +63,13 @@ def positions_of_words(layout: TokenLayout, words: Sequence[str], tokenize: Call
     return chosen
 
 
-def alpha_on_words(layout: TokenLayout, positions: Tensor, alpha: float) -> Tensor:
+def alpha_on_words(layout: TokenLayout, positions: Tensor, alpha: float | Tensor) -> Tensor:
     """A curve for :func:`~.blend.blend`: ``alpha`` at ``positions``, 0 (the text bit for bit) everywhere else.
 
     Args:
         layout: of the text.
         positions: boolean ``(L,)``, from :func:`positions_of_words` with the same layout.
-        alpha: 0 to 1.
+        alpha: 0 to 1, or one per token of the text ``(L,)``.
 
     Returns:
         float32 ``(L,)``.
@@ -60,14 +77,18 @@ def alpha_on_words(layout: TokenLayout, positions: Tensor, alpha: float) -> Tens
     Raises:
         ValueError: for an alpha outside 0 to 1, or positions of another layout.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha: expected 0 (text) to 1 (VL), got {alpha}.")
+    curve = alpha.detach().to("cpu", torch.float32) if isinstance(alpha, Tensor) else torch.tensor(float(alpha))
+    if curve.ndim and tuple(curve.shape) != (len(layout),):
+        raise ValueError(f"alpha: expected one number, or one per token ({len(layout)},), got {tuple(curve.shape)}.")
+    outside = curve[~((curve >= 0) & (curve <= 1))].flatten()
+    if len(outside):
+        raise ValueError(f"alpha: expected 0 (text) to 1 (VL), got {float(outside[0])}.")
     if positions.dtype != torch.bool or tuple(positions.shape) != (len(layout),):
         raise ValueError(
             f"positions: expected booleans of shape ({len(layout)},), one per position of the layout, got "
             f"{positions.dtype} of shape {tuple(positions.shape)}."
         )
-    return positions.to("cpu", torch.float32) * alpha
+    return positions.to("cpu", torch.float32) * curve
 
 
 def _find(word: str, ids: list[int], prompt: str, tokenize: Callable[[str], list[int]]) -> tuple[int, int]:

@@ -608,3 +608,19 @@ def test_states_that_carry_a_gradient_or_come_from_inference_mode_pass(method, s
     expected = blend(tokens(8), tokens(8, 1), 0.3, method, space)[0]
     for text in (inferred, learned, learned * 1):
         assert torch.equal(blend(text, tokens(8, 1).requires_grad_(), 0.3, method, space)[0], expected)
+
+
+def test_a_budget_averages_only_the_pictures_that_exceed_it():
+    layout = words(*FOX)
+    vl_layout = insert_pictures(layout, [(4, 4), (1, 2)])
+    text, vl = tokens(len(layout)), tokens(len(vl_layout), 1)
+    pictures = vl_layout.mask(TokenRole.IMAGE)
+    blended, info = blend(
+        text, vl[pictures], 1.0, "append", text_layout=layout, vl_layout=vl_layout.select(pictures), append_budget=4
+    )
+    assert info.layout.grids == ((2, 2), (1, 2))
+    cells = numbers(vl[pictures][:16]).reshape(2, 2, 2, 2, WIDTH).mean((1, 3)).reshape(4, WIDTH)
+    np.testing.assert_allclose(numbers(blended[len(layout) : -2]), cells, atol=1e-6)
+    assert torch.equal(blended[-2:], vl[pictures][16:]) and torch.equal(blended[: len(layout)], text)
+    with pytest.raises(ValueError, match="append_budget: 4 needs to know where the pictures are"):
+        blend(text, vl, 1.0, "append", append_budget=4)

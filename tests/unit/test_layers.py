@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.layers import mix_layers
+from vl_core.layers import mix_layers, parse_layers
 from vl_core.layout import TokenLayout, TokenRole
 from vl_core.states import VLStates
 
@@ -98,3 +98,20 @@ def test_what_was_encoded_is_left_alone():
 def test_weights_and_layers_that_do_not_fit_are_refused(layers, weights, message):
     with pytest.raises(ValueError, match=message):
         mix_layers(encode(), layers, weights)
+
+
+@pytest.mark.parametrize("text, layers, weights", [
+    ("-2", [-2], [1]), ("-2, -4:0.5", [-2, -4], [1, 0.5]), (" -2 : 2 ;-8\n-6:-.5", [-2, -8, -6], [2, 1, -0.5]),
+    ("31:1e-1", [31], [0.1]),
+])
+def test_layers_are_read_as_people_write_them(text, layers, weights):
+    assert parse_layers(text) == (layers, weights)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "expected at least one layer"), (" , ", "expected at least one layer"), ("-2:", "got '-2:'"),
+    ("two", "got 'two'"), ("-2.5", "got '-2.5'"), ("-2:a", "got '-2:a'"), ("-2, -2:0.5", "every layer once, got -2"),
+])
+def test_layers_that_are_none_are_refused(text, message):
+    with pytest.raises(ValueError, match=f"mix_layers: .*{message}"):
+        parse_layers(text)

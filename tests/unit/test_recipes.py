@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from vl_core.delta import image_delta
 from vl_core.layout import TokenLayout, TokenRole, insert_pictures, text_layout
-from vl_core.recipes import DEFAULT_LAYERS, check_recipe, condition
+from vl_core.recipes import DEFAULT_LAYERS, MODES, Settings, check_recipe, condition
 from vl_core.states import VLStates
+from vl_core.statistics import ReferenceStatistics
 
 WIDTH, GRID, LAYERS = 24, (4, 6), 8
 IDS = [151644, 872, 198, 64, 8251, 304, 151645, 198, 151644, 77091, 198]  # user header, three words, tail
@@ -28,6 +30,11 @@ def text() -> tuple[torch.Tensor, TokenLayout]:
 def seen(text) -> VLStates:
     layout = insert_pictures(text[1], [GRID])
     return VLStates(random(2, len(layout), WIDTH, seed=2) * 3 - 1, (3, 7), LAYERS, layout)  # layers -6 and -2
+
+
+@pytest.fixture
+def muted(seen) -> VLStates:
+    return VLStates(random(2, len(seen.layout), WIDTH, seed=8) * 3 - 1, (3, 7), LAYERS, seen.layout)
 
 
 def words_of(states: torch.Tensor) -> np.ndarray:
@@ -111,19 +118,110 @@ def test_appending_keeps_the_text_bit_for_bit_and_pools_the_picture(text, seen, 
 
 
 @pytest.mark.parametrize("mode", DEFAULT_LAYERS)
-def test_a_batch_and_half_precision_keep_their_shape_and_type(text, seen, mode):
+def test_a_batch_and_half_precision_keep_their_shape_and_type(text, seen, muted, mode):
     batch = text[0].bfloat16().expand(2, -1, -1)
-    mixed, _, _ = condition(batch, text[1], seen, DEFAULT_LAYERS[mode], mode, 0.5)
+    mixed, _, _ = condition(batch, text[1], seen, DEFAULT_LAYERS[mode], mode, 0.5, muted=muted)
     assert (mixed.dtype, mixed.ndim, mixed.shape[0]) == (torch.bfloat16, 3, 2)
     assert torch.equal(mixed[0], mixed[1])
 
 
-def test_inputs_stay_as_they_were(text, seen):
-    before = text[0].clone(), seen.states.clone()
+def test_inputs_stay_as_they_were(text, seen, muted):
+    before = text[0].clone(), seen.states.clone(), muted.states.clone()
     for mode in DEFAULT_LAYERS:
-        condition(*text, seen, DEFAULT_LAYERS[mode], mode, 0.5)
+        condition(*text, seen, DEFAULT_LAYERS[mode], mode, 0.5, muted=muted)
     assert torch.equal(text[0], before[0])
     assert torch.equal(seen.states, before[1])
+    assert torch.equal(muted.states, before[2])
+
+
+def test_every_mode_says_what_it_does_where_it_reads_and_which_strengths_it_takes():
+    for mode in MODES.values():
+        assert mode.meaning and -37 <= mode.layer <= -1
+        assert mode.low <= 0 < mode.high
+        assert set(mode.settings) <= set(vars(Settings()))
+
+
+@pytest.mark.parametrize("strength", [-3.0, -0.5, 0.4, 3.0])
+def test_image_delta_adds_what_the_picture_changed_at_each_word(text, seen, muted, strength):
+    moved, layout, report = condition(*text, seen, -2, "image delta", strength, muted=muted)
+    y, plus, zero = text[0].double().numpy(), words_of(seen.states[1]), words_of(muted.states[1])
+    unit = [side / np.sqrt((side**2).mean(1, keepdims=True)) for side in (plus, zero)]
+    expected = y + strength * np.sqrt((y**2).mean(1, keepdims=True)) * (unit[0] - unit[1])
+    np.testing.assert_allclose(moved.numpy(), expected, rtol=1e-4, atol=1e-4)
+    assert layout.token_ids.tolist() == IDS and f"strength {strength:g}" in report
+
+
+def test_a_picture_that_is_muted_anyway_adds_exactly_nothing(text, seen):
+    assert torch.equal(condition(*text, seen, -2, "image delta", 2.0, muted=seen)[0], text[0])
+
+
+def test_image_delta_needs_the_muted_reading(text, seen):
+    with pytest.raises(ValueError, match="whose pictures are muted, got none"):
+        condition(*text, seen, -2, "image delta", 1.0)
+
+
+def test_pictures_that_are_all_pushed_away_have_words_to_blend_and_nothing_to_append(text, seen, muted):
+    outside = seen.layout.mask(TokenRole.TEMPLATE, TokenRole.TEXT)
+    pushed, zero = (
+        VLStates(one.states[:, outside], one.layers, LAYERS, one.layout.select(outside)) for one in (seen, muted)
+    )
+    blended = condition(*text, pushed, -2, "blend aligned", 0.5, muted=zero)
+    assert torch.equal(blended[0], condition(*text, seen, -2, "blend aligned", 0.5)[0])
+    assert "image tokens" not in blended[2]
+    with pytest.raises(ValueError, match="every picture is pushed away"):
+        condition(*text, pushed, -2, "append picture", 0.5, muted=zero)
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["blend aligned", "image delta"])
+def test_prompt_tokens_only_leaves_the_template_bit_for_bit(text, seen, muted, mode):
+    mixed = condition(*text, seen, -2, mode, 0.7, muted=muted, settings=Settings(tokens="prompt"))[0]
+    whole = condition(*text, seen, -2, mode, 0.7, muted=muted)[0]
+    assert torch.equal(mixed[:3], text[0][:3]) and torch.equal(mixed[6:], text[0][6:])
+    assert torch.equal(mixed[3:6], whole[3:6]) and not torch.equal(whole[6:], text[0][6:])
+    with pytest.raises(ValueError, match="which tokens are words"):
+        condition(text[0], None, seen, -2, mode, 0.7, muted=muted, settings=Settings(tokens="prompt"))
+
+
+@pytest.mark.parametrize("mode", ["blend aligned", "image delta"])
+def test_a_curve_goes_from_all_of_the_strength_to_its_share(text, seen, muted, mode):
+    settings = Settings(curve="linear", curve_end=0.5)
+    mixed = condition(*text, seen, -2, mode, 0.8, muted=muted, settings=settings)[0]
+    for place, share in enumerate(np.linspace(1, 0.5, len(IDS))):
+        one = condition(*text, seen, -2, mode, 0.8 * share, muted=muted)[0]
+        np.testing.assert_allclose(mixed[place].numpy(), one[place].numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_rank_and_direction_are_those_of_image_delta(text, seen, muted):
+    settings = Settings(rank=1, remove_prompt_direction=True)
+    moved = condition(*text, seen, -2, "image delta", 1.0, muted=muted, settings=settings)[0]
+    expected = image_delta(
+        text[0], seen.states[1], muted.states[1], 1.0, text_layout=text[1], vl_layout=seen.layout, rank=1,
+        remove_prompt_direction=True,
+    )[0]
+    assert torch.equal(moved, expected)
+
+
+def test_appended_tokens_can_stand_before_the_template_tail(text, seen):
+    mixed, layout, _ = condition(
+        *text, seen, -2, "append picture", 1.0, settings=Settings(position="before_tail")
+    )
+    assert torch.equal(torch.cat([mixed[:6], mixed[-5:]]), text[0])
+    assert layout.token_ids[-5:].tolist() == IDS[-5:]
+
+
+@pytest.mark.parametrize("settings", [Settings(normalization="rms"), Settings(outliers="zero", outlier_threshold=1.5)])
+def test_cleaning_needs_the_text_encoders_statistics(text, seen, settings):
+    reference = ReferenceStatistics.of(text[0])
+    assert settings.needs_reference and not Settings().needs_reference
+    cleaned = condition(*text, seen, -2, "append picture", 1.0, settings=settings, reference=reference)
+    plain = condition(*text, seen, -2, "append picture", 1.0)
+    assert torch.equal(cleaned[0][: len(IDS)], text[0])
+    assert not torch.equal(cleaned[0], plain[0]) and len(cleaned[2]) > len(plain[2])
+    with pytest.raises(ValueError, match=r"reference: normalization .* got none"):
+        condition(*text, seen, -2, "append picture", 1.0, settings=settings)
 
 
 def test_the_report_tells_mode_strength_layer_and_picture(text, seen):
@@ -135,7 +233,10 @@ def test_the_report_tells_mode_strength_layer_and_picture(text, seen):
 @pytest.mark.parametrize(
     ("mode", "strength", "message"),
     [
-        ("blend", 0.5, "mode: expected one of blend aligned, blend as published, append picture, got 'blend'"),
+        ("blend", 0.5, "mode: expected one of blend aligned, blend as published, append picture, .*got 'blend'"),
+        ("image delta", -3.01, r"expected -3 \(push away\) to 3 with image delta, got -3.01"),
+        ("image delta", float("nan"), "strength: expected -3"),
+        ("blend aligned", 2, r"to 1 with blend aligned, got 2\. Image delta takes it\."),
         ("blend aligned", 1.01, "strength: expected 0"),
         ("append picture", -0.1, "strength: expected 0"),
         ("blend aligned", float("nan"), "strength: expected 0"),

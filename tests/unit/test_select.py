@@ -152,3 +152,46 @@ def test_a_second_mask_or_pooling_of_a_cut_picture_is_refused():
         with pytest.raises(ValueError, match=r"a mask was laid over this picture before.*one Select VL Tokens"):
             select_tokens(states, layout, "all", **options)
     assert torch.equal(select_tokens(states, layout, "image")[0], states)
+
+
+# --- budgets and a mask for each picture ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget, grids", [
+    (24, ((4, 6), (2, 2))), (23, ((2, 3), (2, 2))), (6, ((2, 3), (2, 2))), (5, ((2, 2), (2, 2))), (3, ((1, 2), (1, 1))),
+    (1, ((1, 1), (1, 1))),
+])
+def test_a_picture_over_its_budget_is_averaged_over_the_least_cells_that_fit(budget, grids):
+    states, layout = select_tokens(STATES, LAYOUT, "image", budget=budget)
+    assert layout.grids == grids
+    for number, (grid, pooled) in enumerate(zip(LAYOUT.grids, grids, strict=True)):
+        factor = next(n for n in range(1, 7) if (-(-grid[0] // n), -(-grid[1] // n)) == pooled)
+        alone = select_tokens(STATES, LAYOUT, "image_no_markers", downsample=factor)
+        ours, theirs = layout.picture_positions()[number], alone[1].picture_positions()[number]
+        assert torch.equal(states[ours], alone[0][theirs])
+
+
+def test_downsampling_is_the_least_a_budget_may_average():
+    assert select_tokens(STATES, LAYOUT, "image", downsample=2, budget=24)[1].grids == ((2, 3), (1, 1))
+    with pytest.raises(ValueError, match="budget: expected at least 1"):
+        select_tokens(STATES, LAYOUT, budget=0)
+
+
+def test_a_budget_counts_what_a_mask_keeps():
+    left = torch.zeros(4, 6)
+    left[:, :3] = 1
+    assert select_tokens(STATES, LAYOUT, "image", mask=[left, None], budget=12)[1].grids == ((1, 12), (2, 2))
+
+
+def test_every_picture_can_have_a_mask_of_its_own():
+    left = torch.zeros(4, 6)
+    left[:, :3] = 1
+    both = select_tokens(STATES, LAYOUT, "image", mask=[left, None])
+    one = select_tokens(STATES, LAYOUT, "image", mask=left)
+    assert both[1].grids == ((1, 12), (2, 2)) and one[1].grids == ((1, 12), (1, 2))
+    assert torch.equal(both[0][:14], one[0][:14])
+    assert torch.equal(both[0][14:], select_tokens(STATES, LAYOUT, "image")[0][26:])
+    none = select_tokens(STATES, LAYOUT, "image", mask=[None, None])
+    assert torch.equal(none[0], select_tokens(STATES, LAYOUT, "image")[0])
+    with pytest.raises(ValueError, match="mask: expected one for each of 2 pictures, got 1"):
+        select_tokens(STATES, LAYOUT, mask=[left])

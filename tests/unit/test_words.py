@@ -7,7 +7,7 @@ import torch
 
 from vl_core.blend import blend
 from vl_core.layout import USER_TURN, SpecialTokens, TokenRole, insert_pictures, text_layout
-from vl_core.words import alpha_on_words, positions_of_words
+from vl_core.words import alpha_on_words, parse_words, positions_of_words
 
 PROMPT = "a cat in a red hat, beside a catwalk: the red-haired one of 2 (old) sailors"
 
@@ -162,3 +162,31 @@ def test_an_alpha_or_positions_that_do_not_fit_are_refused(change, message, layo
     arguments = {"positions": torch.ones(len(layout), dtype=torch.bool), "alpha": 0.5, **change}
     with pytest.raises(ValueError, match=message):
         alpha_on_words(layout, **arguments)
+
+
+# --- words as people write them ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("", []), (" ,, \n", []), ("red hat", ["red hat"]), ("red hat, sea", ["red hat", "sea"]),
+    ("red hat\nsea", ["red hat", "sea"]), ('"red, wet street", sea', ["red, wet street", "sea"]),
+    ('a "hat"', ["a hat"]), ("红帽子，海", ["红帽子", "海"]),
+])
+def test_words_are_separated_by_commas_and_new_lines_and_quotes_keep_a_comma(text, expected):
+    assert parse_words(text) == expected
+
+
+def test_an_open_quote_is_refused():
+    with pytest.raises(ValueError, match="words: expected double quotes in pairs"):
+        parse_words('"red, hat')
+
+
+def test_a_curve_acts_on_the_chosen_words_alone(layout_of, tokenize):
+    layout = layout_of(PROMPT)
+    positions = positions_of_words(layout, ["hat"], tokenize)
+    curve = torch.linspace(0, 1, len(layout))
+    assert torch.equal(alpha_on_words(layout, positions, curve), torch.where(positions, curve, 0))
+    with pytest.raises(ValueError, match="alpha: expected one number, or one per token"):
+        alpha_on_words(layout, positions, curve[:-1])
+    with pytest.raises(ValueError, match=r"alpha: expected 0 \(text\) to 1"):
+        alpha_on_words(layout, positions, curve + 0.1)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..blend import BlendMethod, BlendSpace, blend
 from ..layout import TokenLayout
-from ..recipes import DEFAULT_LAYERS, check_recipe, condition
+from ..recipe_files import Recipe, load_recipes, read_recipe
+from ..recipes import DEFAULT_LAYERS, MODES, Settings, check_recipe, condition
 from ..states import LAYOUT_KEY, load_conditioning, resolve_layer, save_conditioning
 from . import checks
 from .picture import load_picture, save_png
@@ -42,10 +43,16 @@ def add_arguments(parser) -> None:
     directly.add_argument(
         "--mode", choices=list(DEFAULT_LAYERS), default="blend aligned",
         help="blend aligned tints each word, gentle; append picture puts the picture's tokens after the words, "
-        "stronger; blend as published is the research note's arithmetic",
+        "stronger; blend as published is the research note's arithmetic; image delta adds to each word what the "
+        "picture did to it",
     )
     directly.add_argument(
-        "--strength", type=float, default=0.5, metavar="X", help="how much the picture counts, 0 (words only) to 1"
+        "--strength", type=float, default=0.5, metavar="X", help="how much the picture counts, 0 (words only) to 1; -3 "
+        "to 3 for image delta"
+    )
+    directly.add_argument(
+        "--recipe", metavar="NAME", help="what to take from the picture, in place of --mode and --layer: "
+        f"{', '.join(load_recipes()[0])}, or a recipe file *.json"
     )
     directly.add_argument(
         "--layer", type=int, metavar="K", help="which hidden state of Qwen3-VL, counted from the end (default: -2, or "
@@ -170,7 +177,10 @@ def mix_saved(arguments, width: int) -> tuple[Mix, dict[str, Any]]:
 
 
 def mix_seen(arguments, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Mix, dict[str, Any]]:
-    check_recipe(arguments.mode, arguments.strength)
+    recipe = None if arguments.recipe is None else find_recipe(arguments.recipe)
+    mode = arguments.mode if recipe is None else recipe.mode
+    strength = arguments.strength if recipe is None else recipe.scale * arguments.strength
+    check_recipe(mode, strength)
     checks.in_range(arguments.image_tokens, "--image-tokens", 1)
     pictures = [load_picture(path, "--image", arguments.image_tokens) for path in arguments.image]
     vision_width, blocks = checks.vision_folder(arguments.vision, "--vision")
@@ -178,23 +188,56 @@ def mix_seen(arguments, width: int, device: torch.device, dtype: torch.dtype) ->
         raise ValueError(
             f"--vision: expected width {width} for this Z-Image, got {vision_width}. Z-Image needs the 4B."
         )
-    layer = DEFAULT_LAYERS[arguments.mode] if arguments.layer is None else arguments.layer
-    resolve_layer(layer, blocks)
+    layer = DEFAULT_LAYERS[mode] if arguments.layer is None else arguments.layer
+    if recipe is not None:
+        layer, pictures = recipe.layer, [recipe.show(picture) for picture in pictures]
+    depth = resolve_layer(layer, blocks)
     settings = {
         "vision": Path(arguments.vision).resolve().name, "images": [Path(path).name for path in arguments.image],
-        "mode": arguments.mode, "strength": arguments.strength, "layer": layer, "image_tokens": arguments.image_tokens,
-    }
-    if arguments.strength == 0:
+        "mode": mode, "strength": strength, "layer": layer, "image_tokens": arguments.image_tokens,
+    } | ({} if recipe is None else {"recipe": recipe.name})
+    if strength == 0:
         return words_only("Strength 0: words only.")[0], settings
     encoder = load_encoder(arguments.vision, device, dtype, layer)
-    notes: list[str] = []
-    with progress("Looking", steps_of_encode(encoder, len(pictures), layer)) as move:
-        seen = encoder.encode(
-            pictures, arguments.prompt, (layer,), budget=arguments.image_tokens, check=move, notes=notes
-        )
+    notes: list[str] = [] if recipe is None else [recipe.describe(arguments.strength)]
+    needs_muted = MODES[mode].needs_muted
+    with progress("Looking", steps_of_encode(encoder, len(pictures), layer) + needs_muted * depth) as move:
+        read = (pictures, arguments.prompt, (layer,), recipe.system_prompt if recipe else None)
+        seen = encoder.encode(*read, budget=arguments.image_tokens, check=move, notes=notes)
+        muted = None
+        if needs_muted:
+            muted = encoder.encode(*read, budget=arguments.image_tokens, check=move, mute=True)
 
     def mix(states: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout | None, str]:
-        mixed, mixed_layout, report = condition(states, layout, seen, layer, arguments.mode, arguments.strength)
+        mixed, mixed_layout, report = condition(
+            states, layout, seen, layer, mode, strength, muted=muted, settings=recipe.settings if recipe else Settings()
+        )
         return mixed, mixed_layout, "\n".join([*notes, report])
 
     return mix, settings
+
+
+def find_recipe(name: str) -> Recipe:
+    """A recipe by its name, or from a file.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or it asks for what only the ComfyUI nodes do.
+    """
+    recipes, _ = load_recipes()
+    if name.endswith(".json"):
+        recipe = read_recipe(checks.readable_file(name, "--recipe"))
+    elif name in recipes:
+        recipe = recipes[name]
+    else:
+        raise ValueError(f"--recipe: expected one of {', '.join(recipes)}, or a file *.json, got {name!r}.")
+    if (recipe.start_percent, recipe.end_percent) != (0, 1):
+        raise ValueError(
+            f"--recipe: {recipe.name} acts from {recipe.start_percent:.0%} to {recipe.end_percent:.0%} of the steps, "
+            "which only the ComfyUI node can do. Choose another, or a copy of its file without start and end."
+        )
+    if recipe.settings.needs_reference:
+        raise ValueError(
+            f"--recipe: {recipe.name} compares with the text encoder's statistics, which only the ComfyUI node "
+            "measures. Set its normalization and outliers to none, or use `extract` and --embeddings."
+        )
+    return recipe

@@ -1,0 +1,69 @@
+"""docs/methods.md names what there is: every mode, method, way to combine, setting and recipe, with its numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+from vl_core.blend import BlendMethod
+from vl_core.combine import COMBINATIONS
+from vl_core.recipe_files import PictureUse, load_recipes, parse_recipe
+from vl_core.recipes import MODES, Settings
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+def rows(heading: str) -> list[list[str]]:
+    """Cells of the first table below a heading, without its head."""
+    table = re.search(r"(?:^\|.*\n)+", PAGE.split(f"\n{heading}\n")[1], re.MULTILINE)[0]
+    cells = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in table.splitlines()[2:]]
+    return [[cell.strip() for cell in row] for row in cells]
+
+
+def test_every_mode_has_its_row_with_its_layer_and_strengths():
+    found = {row[0].strip("`"): (row[2], row[3]) for row in rows("## Modes of the simple node")}
+    assert found == {
+        name: (str(mode.layer), f"{mode.low:g} to {mode.high:g}") for name, mode in MODES.items() if name in found
+    }
+    assert set(found) >= {"blend aligned", "blend as published", "append picture", "image delta"}
+
+
+def test_every_method_of_blend_and_every_way_to_combine_has_its_row():
+    assert [row[0].strip("`") for row in rows("## Blend and append")] == list(get_args(BlendMethod))
+    assert [row[0].strip("`") for row in rows("## Several references")] == list(COMBINATIONS)
+
+
+def test_the_built_in_recipes_are_shown_with_their_numbers():
+    found = {}
+    for name, mode, scale, picture, rank, steps, told in rows("## Recipes"):
+        found[name.strip("`")] = (mode, float(scale), picture, int(rank or 0), steps, told)
+    assert found == {
+        name: (
+            recipe.mode, recipe.scale, recipe.picture, recipe.settings.rank,
+            f"{recipe.start_percent:g} to {recipe.end_percent:g}", recipe.system_prompt,
+        )
+        for name, recipe in load_recipes()[0].items()
+    }  # fmt: skip
+    assert {recipe.layer for recipe in load_recipes()[0].values()} == {-2}
+
+
+def test_every_setting_of_a_recipe_and_every_choice_is_explained():
+    explained = next(row[1] for row in rows("### Your own") if row[0] == "`settings`")
+    for name, kind in get_type_hints(Settings).items():
+        assert f"`{name}`" in explained
+        assert all(f"`{choice}`" in explained for choice in get_args(kind) if isinstance(choice, str))
+    assert all(f"`{use}`" in PAGE for use in get_args(PictureUse))
+
+
+def test_the_example_of_a_recipe_is_one():
+    parse_recipe(json.loads(re.search(r"```json\n(.*?)```", PAGE, re.DOTALL)[1]))
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:tests|vl_core)/[\w/]+(?:\.py|/)?)[:`]", PAGE))))
+def test_what_the_page_points_to_is_there(path):
+    assert (ROOT / path).exists()
