@@ -1,0 +1,59 @@
+"""The pictures of a sweep on labelled pages."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+
+from ..vl_core.grid import draw_grid, pictures_by_id
+from ..vl_core.pictures import split_batch
+from ..vl_core.plots import THEMES
+from ..vl_core.sweep import Plan
+from .common import node_schema
+
+
+class ZImageVLGrid(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return node_schema(
+            node_id="ZImageVLGrid",
+            display_name="Sweep Grid",
+            description="The pictures of a sweep as a labelled table, below the reference and your words alone.",
+            search_aliases=["xy plot", "image grid", "contact sheet", "compare pictures"],
+            is_output_node=True,
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", tooltip="Everything that was painted from the sweep, from VAE Decode."),
+                io.String.Input("plan", force_input=True, tooltip="What each picture is. From Sweep Settings."),
+                io.Image.Input(
+                    "reference", optional=True, tooltip="The reference pictures, to see them beside the results."
+                ),
+                io.Int.Input(
+                    "cell_size", default=0, min=0, max=16384,
+                    tooltip="Longest side of a picture in the grid, in pixels; 0 keeps full size, pixel for pixel.",
+                ),
+                io.String.Input("title", default="", tooltip="Written above every page, such as the prompt."),
+                io.Combo.Input(
+                    "theme", options=list(THEMES), default="light", advanced=True,
+                    tooltip="Colours of the page: dark on white, or light on dark grey.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="pages")],
+        )
+
+    @classmethod
+    def execute(
+        cls, images, plan, reference=None, cell_size=(0,), title=("",), theme=("light",)
+    ) -> io.NodeOutput:
+        planned = Plan.from_json(plan[0])
+        drawn = draw_grid(
+            planned, pictures_by_id(planned, split_batch(images)), split_batch(reference or []),
+            cell_size=cell_size[0] or None, title=title[0], theme=theme[0],
+        )
+        pages = torch.from_numpy(np.stack(drawn.pages)).float() / 255
+        height, width = pages.shape[1:3]
+        size = f"{len(pages)} page{'s' if len(pages) > 1 else ''} of {width}×{height} pixels"
+        text = f"{planned.describe()}\n{size}"
+        shown = {**ui.PreviewImage(pages, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
+        return io.NodeOutput(pages, ui=shown)

@@ -1,0 +1,407 @@
+"""Sweeps: which settings vary over which values, and the cells that makes.
+
+Values are written as people write them: ``0, 0.3, 1``, ``0:1:0.1`` (from:to:step, the end included), ``clamp, zero``.
+A plan is a value: the same axes in the same order give the same cells, ids and hash on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from .settings import FIELDS, WORDS_ONLY, Field, Settings, Value
+
+SEED = "seed"
+MAX_SEED = 2**64 - 1  # the host's and torch's
+MAX_CELLS = 256
+VERSION = 1  # of the JSON
+ALIASES = {"strength": "alpha", "threshold": "outlier_threshold", "layers": "layer", "alphas": "alpha"}
+SWEPT: dict[str, Field] = {**FIELDS, SEED: Field(int, 0, MAX_SEED)}
+DEFAULTS = Settings()
+LEAST, MOST = Decimal("1e-9"), Decimal(MAX_SEED)  # of the numbers people write
+SWITCHES = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One setting and the values it takes.
+
+    Attributes:
+        name: one of ``SWEPT``, or a value that the plan carries besides.
+
+    Raises:
+        ValueError: for no values, one out of range, or one twice.
+    """
+
+    name: str
+    values: tuple[Value, ...]
+
+    def __post_init__(self) -> None:
+        field = SWEPT.get(self.name)
+        values = tuple(field.check(self.name, value) if field else value for value in self.values)
+        object.__setattr__(self, "values", values)
+        if not values:
+            raise ValueError(f"{self.title}: expected at least one value, got none.")
+        twice = [value for index, value in enumerate(values) if value in values[:index]]
+        if twice:
+            raise ValueError(f"{self.title}: expected every value once, got {show_value(twice[0])} more often.")
+
+    @property
+    def title(self) -> str:
+        """The name as people read it."""
+        return self.name.replace("_", " ")
+
+    def label(self, value: Value) -> str:
+        """One value with its name: ``"alpha 0.3"``."""
+        return f"{self.title} {show_value(value)}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture to paint.
+
+    Attributes:
+        place: its index on every axis, in the plan's order; empty for a baseline.
+        settings, seed: how to paint it; ``extra`` what the plan carries besides, such as a prompt.
+        label: its values on the axes in words, ``"alpha 0.3, layer -2"``.
+    """
+
+    place: tuple[int, ...]
+    settings: Settings
+    seed: int
+    label: str
+    extra: tuple[tuple[str, Value], ...] = ()
+
+    @cached_property
+    def id(self) -> str:
+        """16 hex digits from everything that makes a difference to the picture: cells of one id are one picture."""
+        return _digest({"settings": self.settings.effective(), SEED: self.seed, "extra": dict(self.extra)})[:16]
+
+    @property
+    def words_only(self) -> bool:
+        """Whether no picture steers it: the baseline all others are compared with."""
+        return self.settings.strength == 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Axes, and what holds where no axis says otherwise. Build it with :func:`make_plan`.
+
+    Attributes:
+        axes: the first goes along columns, the second along rows, all further ones over pages.
+        base: settings that no axis names; ``seed`` and ``extra`` likewise.
+        baseline: whether the words alone are painted as well, once per seed and value of ``extra``.
+    """
+
+    axes: tuple[Axis, ...]
+    base: Settings = DEFAULTS
+    seed: int = 0
+    extra: tuple[tuple[str, Value], ...] = ()
+    baseline: bool = True
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Every cell: the first axis moves fastest, the last slowest."""
+        ranges = [range(len(axis.values)) for axis in reversed(self.axes)]
+        return tuple(self._cell(tuple(reversed(place))) for place in product(*ranges))
+
+    @cached_property
+    def baselines(self) -> tuple[Cell, ...]:
+        """The words alone, for each seed and value of ``extra``; none if the plan does without."""
+        if not self.baseline:
+            return ()
+        found: dict[str, Cell] = {}
+        for cell in self.cells:
+            words = replace(cell, place=(), settings=_without_picture(cell.settings), label=WORDS_ONLY)
+            found.setdefault(words.id, words)
+        if len(found) == 1:
+            return tuple(found.values())
+        varied = [axis for axis in self.axes if axis.name == SEED or axis.name in dict(self.extra)]
+        return tuple(
+            replace(cell, label=", ".join([WORDS_ONLY, *(axis.label(_value(cell, axis.name)) for axis in varied)]))
+            for cell in found.values()
+        )
+
+    @cached_property
+    def unique(self) -> tuple[Cell, ...]:
+        """What has to be painted: baselines and cells, each picture once, in order."""
+        found: dict[str, Cell] = {}
+        for cell in (*self.baselines, *self.cells):
+            found.setdefault(cell.id, cell)
+        return tuple(found.values())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """``(pages, rows, columns)``."""
+        columns, rows, *rest = [*(len(axis.values) for axis in self.axes), 1, 1][: max(2, len(self.axes))]
+        pages = 1
+        for count in rest:
+            pages *= count
+        return pages, rows, columns
+
+    def pages(self) -> list[tuple[str, list[list[Cell]]]]:
+        """Cells as tables: for each page its title ("" if there is one only) and its rows of cells."""
+        pages, rows, columns = self.shape
+        tables = []
+        for page in range(pages):
+            start = page * rows * columns
+            table = [list(self.cells[start + row * columns :][:columns]) for row in range(rows)]
+            place = table[0][0].place
+            names = [axis.label(axis.values[index]) for axis, index in zip(self.axes[2:], place[2:], strict=True)]
+            tables.append((", ".join(names), table))
+        return tables
+
+    def baseline_of(self, cell: Cell) -> Cell | None:
+        """The words alone with this cell's seed and extra; None if the plan does without."""
+        words = replace(cell, settings=_without_picture(cell.settings))
+        return next((one for one in self.baselines if one.id == words.id), None)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The hidden states that one encode has to capture for all cells, counted from the end."""
+        return tuple(sorted({cell.settings.read_layer for cell in self.cells if not cell.words_only}))
+
+    @property
+    def needs_muted(self) -> bool:
+        return any(cell.settings.needs_muted for cell in self.cells)
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(cell.settings.needs_reference for cell in self.cells)
+
+    @property
+    def hash(self) -> str:
+        """64 hex digits of the plan's JSON."""
+        return _digest(self.as_dict())
+
+    def describe(self) -> str:
+        """One line: the axes, how many cells, how many pictures."""
+        axes = " × ".join(f"{len(axis.values)} {axis.title}" for axis in self.axes) or "no axis"
+        same = len(self.cells) + len(self.baselines) - len(self.unique)
+        alike = f", {_count(same, 'cell')} being the same as another" if same else ""
+        return f"{axes}: {_count(len(self.cells), 'cell')}, {_count(len(self.unique), 'picture')} to paint{alike}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON takes them."""
+        return {
+            "version": VERSION, "axes": [{"name": axis.name, "values": list(axis.values)} for axis in self.axes],
+            "base": self.base.as_dict(), SEED: self.seed, "extra": dict(self.extra), "baseline": self.baseline,
+        }
+
+    def to_json(self) -> str:
+        return json.dumps(self.as_dict(), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """What :meth:`to_json` gave.
+
+        Raises:
+            ValueError: for anything else, and see :func:`make_plan`.
+        """
+        try:
+            content = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"plan: expected the plan of a sweep as JSON, got {str(text)[:40]!r}.") from error
+        if not isinstance(content, dict) or content.get("version") != VERSION:
+            raise ValueError(f"plan: expected the plan of a sweep, version {VERSION}, got {str(text)[:40]!r}.")
+        try:
+            axes = [Axis(axis["name"], tuple(axis["values"])) for axis in content["axes"]]
+            count = 1
+            for axis in axes:
+                count *= len(axis.values)
+            return make_plan(
+                axes, content["base"], content[SEED], extra=content["extra"],
+                baseline=content["baseline"], limit=count,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"plan: lacks or garbles {error}.") from error
+
+    def _cell(self, place: tuple[int, ...]) -> Cell:
+        chosen = {axis.name: axis.values[index] for axis, index in zip(self.axes, place, strict=True)}
+        label = ", ".join(axis.label(chosen[axis.name]) for axis in self.axes)
+        settings = {name: value for name, value in chosen.items() if name in FIELDS}
+        try:
+            merged = Settings.from_dict({**self.base.as_dict(), **settings})
+        except ValueError as error:
+            raise ValueError(f"{error} In the cell {label or 'without axes'}.") from error
+        extra = tuple((name, chosen.get(name, value)) for name, value in self.extra)
+        return Cell(place, merged, chosen.get(SEED, self.seed), label or "base", extra)
+
+
+def make_plan(
+    axes: Sequence[Axis],
+    base: Settings | Mapping[str, Value] = DEFAULTS,
+    seed: int = 0,
+    *,
+    extra: Mapping[str, Value] | None = None,
+    baseline: bool = True,
+    limit: int = MAX_CELLS,
+) -> Plan:
+    """The plan of a sweep, checked to the last cell before anything runs.
+
+    Args:
+        axes: none is a plan of one cell.
+        base: settings that no axis names; as a mapping it need not hold together without the axes' values.
+        extra: further values that cells carry, such as a prompt or a strength of img2img; an axis may vary them.
+        limit: most cells.
+
+    Raises:
+        ValueError: for an axis that there is not or that is there twice, too many cells, settings that do not go
+            together in some cell (named), or an axis that makes no difference to any picture.
+    """
+    extra = dict(extra or {})
+    names = [axis.name for axis in axes]
+    for name in names:
+        if name not in SWEPT and name not in extra:
+            raise ValueError(f"axis: expected one of {', '.join([*SWEPT, *extra])}, got {name!r}.")
+        if names.count(name) > 1:
+            raise ValueError(f"axis: expected every setting on one axis, got {name} on {names.count(name)}.")
+    if taken := sorted(set(extra) & set(SWEPT)):
+        raise ValueError(f"extra: expected names that no setting has, got {', '.join(taken)}.")
+    count = 1
+    for axis in axes:
+        count *= len(axis.values)
+    if count > limit:
+        sizes = " × ".join(str(len(axis.values)) for axis in axes)
+        raise ValueError(f"axes: expected at most {limit} cells, got {sizes} = {count}. Use fewer values.")
+    given = base.as_dict() if isinstance(base, Settings) else dict(base)
+    given |= {axis.name: axis.values[0] for axis in axes if axis.name in FIELDS}  # no cell has what an axis replaces
+    base = Settings.from_dict(given)
+    plan = Plan(tuple(axes), base, SWEPT[SEED].check(SEED, seed), tuple(extra.items()), baseline)
+    for number, axis in enumerate(plan.axes):
+        if len(axis.values) > 1 and not _matters(plan, number):
+            raise ValueError(
+                f"{axis.title}: makes no difference to any cell, because {_why_not(plan, axis.name)}. Change that, or "
+                "choose another axis."
+            )
+    return plan
+
+
+def _matters(plan: Plan, number: int) -> bool:
+    """Whether two cells that differ on this axis alone are ever two pictures."""
+    first: dict[tuple, str] = {}
+    for cell in plan.cells:
+        others = cell.place[:number] + cell.place[number + 1 :]
+        if first.setdefault(others, cell.id) != cell.id:
+            return True
+    return False
+
+
+def _why_not(plan: Plan, name: str) -> str:
+    settings = [cell.settings for cell in plan.cells]
+    if all(one.strength == 0 for one in settings):
+        return "every strength is 0, which is the words alone"
+    if name == "outlier_gamma" or (name.startswith("outlier_") and all(one.outlier_mode == "none" for one in settings)):
+        modes = ", ".join(dict.fromkeys(one.outlier_mode for one in settings))
+        return f"the outlier mode is {modes}"
+    if name.startswith("outlier_") and not any("outlier_mode" in one.effective() for one in settings):
+        return "outliers are changed in image tokens only and the method mixes words only"
+    methods = ", ".join(dict.fromkeys(one.method for one in settings))
+    return f"method {methods} does not use it"
+
+
+def parse_axis(name: str, text: str, fields: Mapping[str, Field] | None = None, limit: int = MAX_CELLS) -> Axis:
+    """An axis as people write it: ``parse_axis("alpha", "0:1:0.25")``.
+
+    Args:
+        name: as in ``SWEPT``, spaces for underscores, or one of ``ALIASES``.
+        fields: further names and what they may be.
+        limit: most values.
+
+    Raises:
+        ValueError: see :func:`parse_values` and :class:`Axis`; for a name there is not.
+    """
+    name = axis_name(name)
+    known = {**SWEPT, **(fields or {})}
+    if name not in known:
+        raise ValueError(f"axis: expected one of {', '.join(known)}, got {name!r}.")
+    return Axis(name, tuple(parse_values(text, known[name], name.replace("_", " "), limit)))
+
+
+def axis_name(name: str) -> str:
+    """The name of a setting as :data:`SWEPT` has it, from what people call it."""
+    plain = re.sub(r"[\s-]+", "_", name.strip().lower())
+    return ALIASES.get(plain, plain)
+
+
+def parse_values(text: str, field: Field, name: str = "values", limit: int = MAX_CELLS) -> list[Value]:
+    """Values parted by commas, semicolons or line breaks; numbers may be ranges from:to:step, the end included.
+
+    Whole numbers need no step: ``-2:-8`` is -2, -3 … -8. Decimal arithmetic: ``0:1:0.1`` has 0.3 in it.
+
+    Raises:
+        ValueError: for no value, a word or number the field does not take, a range that leads nowhere, or too many
+            values.
+    """
+    values: list[Value] = []
+    for part in filter(None, (part.strip() for part in re.split(r"[,，;；\n]+", text))):
+        if field.kind is str:
+            values.append(field.check(name, part))
+        elif field.kind is bool:
+            values.append(field.check(name, SWITCHES.get(part.lower(), part)))
+        else:
+            values += _numbers(part, field, name, limit)
+        if len(values) > limit:
+            raise ValueError(f"{name}: expected at most {limit} values, got more in {text!r}.")
+    if not values:
+        kind = f"such as {', '.join(field.choices[:2])}" if field.choices else "such as 0, 0.3, 1 or 0:1:0.1"
+        raise ValueError(f"{name}: expected at least one value, {kind}, got {text!r}.")
+    return values
+
+
+def _numbers(part: str, field: Field, name: str, limit: int) -> list[Value]:
+    try:
+        bounds = [Decimal(bound.strip()) for bound in part.split(":")]
+        fits = all(bound == 0 or LEAST <= abs(bound) <= MOST for bound in bounds)
+    except InvalidOperation:
+        fits, bounds = False, []
+    if not fits or len(bounds) > 3:
+        raise ValueError(f"{name}: expected a number or a range from:to:step such as 0:1:0.1, got {part!r}.")
+    if len(bounds) == 1:
+        return [field.check(name, _plain(bounds[0]))]
+    start, stop = bounds[:2]
+    if len(bounds) == 2 and field.kind is float:
+        raise ValueError(f"{name}: expected a step as well, such as {part}:0.1, got {part!r}.")
+    step = bounds[2] if len(bounds) == 3 else Decimal(1 if stop >= start else -1)
+    if step == 0 or (stop - start) * step < 0:
+        raise ValueError(f"{name}: expected a step that leads from {start} to {stop}, got {step}.")
+    if (stop - start) / step >= limit:
+        raise ValueError(f"{name}: expected at most {limit} values, got more in {part!r}.")
+    count = int((stop - start) // step) + 1
+    return [field.check(name, _plain(start + index * step)) for index in range(count)]
+
+
+def _plain(number: Decimal) -> int | float:
+    """A whole number exactly, whatever its size: seeds are longer than a float is precise."""
+    return int(number) if number == number.to_integral_value() else float(number)
+
+
+def show_value(value: Value) -> str:
+    """A value in words: 0.3, -2, on, clamp."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)  # every digit: labels must differ
+
+
+def _value(cell: Cell, name: str) -> Value:
+    return cell.seed if name == SEED else dict(cell.extra)[name]
+
+
+def _without_picture(settings: Settings) -> Settings:
+    return replace(settings, alpha=0.0, delta_strength=None)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _digest(content: dict) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
