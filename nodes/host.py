@@ -9,8 +9,10 @@ import logging
 import math
 import os
 import re
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,13 @@ import comfy.model_patcher
 import comfy.utils
 import folder_paths
 import torch
+from comfy.patcher_extension import CallbacksMP
 from comfy.text_encoders import qwen3vl, z_image
 
 from ..vl_core import ReferenceStatistics, TokenLayout, VLStates, calibrate, calibration_prompts
+from ..vl_core.cache import ByteCache, default_limit
 from ..vl_core.encoder import Qwen3VLEncoder
+from ..vl_core.forward import fits, mrope_rotary
 from ..vl_core.layout import (
     SYSTEM_TURN,
     USER_TURN,
@@ -42,8 +47,9 @@ from ..vl_core.pictures import (
     split_batch,
     to_float,
 )
+from ..vl_core.prefix import Reader
 from ..vl_core.states import LAYOUT_KEY, resolve_layer
-from ..vl_core.statistics import ENCODER_LAYER
+from ..vl_core.statistics import ENCODER_LAYER, length_batches
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +59,23 @@ ENCODER_SUBFOLDERS = ("LLM", "VLM", "Qwen")  # where other packs keep Hugging Fa
 UNFIT_FOR_FILES = set('<>:"|?*\0')  # no file name on Windows may hold them
 ZIMAGE_WIDTH = 2560
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FAST_VARIABLE = "ZIMAGE_VL_FAST"  # environment: 0 runs every model's own forward and keeps nothing
+CACHES = ("on", "every layer", "off")  # what Load Qwen3-VL lets an encoder keep
+
+
+def fast_allowed() -> bool:
+    """Whether the merged forward pass and what it keeps may be used."""
+    return os.environ.get(FAST_VARIABLE, "1").strip() != "0"
+
+
+class _EncoderPatcher(comfy.model_patcher.ModelPatcher):
+    """Gives back what is kept before weights, when ComfyUI needs a part of an encoder's memory."""
+
+    forget: Callable[[], None] = staticmethod(lambda: None)
+
+    def partially_unload(self, *arguments: Any, **options: Any) -> int:
+        self.forget()
+        return super().partially_unload(*arguments, **options)
 
 
 class LoadedEncoder:
@@ -61,14 +84,17 @@ class LoadedEncoder:
     def __init__(self, encoder: Qwen3VLEncoder):
         self.encoder = encoder
         # Not CoreModelPatcher: with dynamic VRAM that one copies plain torch weights to the GPU anew at every load.
-        self.patcher = comfy.model_patcher.ModelPatcher(
+        self.patcher = _EncoderPatcher(
             torch.nn.Sequential(encoder.model),  # the patcher sets `device`, which transformers' models do not allow
             load_device=comfy.model_management.text_encoder_device(),
             offload_device=comfy.model_management.text_encoder_offload_device(),
             size=comfy.model_management.module_size(encoder.model),
         )
+        self.patcher.forget = encoder.forget
+        _forget_when_unloaded(self.patcher, encoder.reader)
 
     def encode(self, images, prompt, layers, system_prompt, budget, notes, mute) -> VLStates:
+        check_interrupted()
         tokens = len(self.encoder.tokenize(prompt, system_prompt))
         for index, image in enumerate(images, 1):
             height, width = check_picture(image, f"image {index}")[0].shape[:2]
@@ -89,6 +115,19 @@ class LoadedEncoder:
         return (
             f"{encoder.name}: {encoder.variant}, {dtype}, {loaded} of {encoder.num_layers} blocks, {size:.2f} GiB"
         )
+
+
+def _forget_when_unloaded(patcher: Any, reader: Reader) -> None:
+    """Have a reader give its memory back when ComfyUI unloads the model it reads with."""
+    reference = weakref.ref(reader)
+
+    def forget(_patcher: Any, unpatched: bool) -> None:
+        kept = reference()
+        if unpatched and kept is not None:  # the host also detaches, without this, when it loads a model again
+            kept.forget()
+
+    patcher.remove_callbacks_with_key(CallbacksMP.ON_DETACH, EMBEDDINGS)
+    patcher.add_callback_with_key(CallbacksMP.ON_DETACH, EMBEDDINGS, forget)
 
 
 def _activation_bytes(width: int, tokens: int) -> int:
@@ -135,12 +174,20 @@ def encoder_roots() -> list[Path]:
     return [Path(root) for root in dict.fromkeys([*folder_paths.get_folder_paths("text_encoders"), *below_models])]
 
 
-def load_encoder(folder: str, dtype: str, deepest_layer: int) -> LoadedEncoder:
+def load_encoder(
+    folder: str, dtype: str, deepest_layer: int, cache: str = "on", compile: bool = False
+) -> LoadedEncoder:
     """Load a Qwen3-VL folder by the name the loader shows.
 
+    Args:
+        cache: one of ``CACHES``.
+        compile: see :class:`Qwen3VLEncoder`.
+
     Raises:
-        ValueError: if there is no such folder; the message lists where it looked.
+        ValueError: if there is no such folder, the message lists where it looked; for an unknown ``cache``.
     """
+    if cache not in CACHES:
+        raise ValueError(f"cache: expected one of {', '.join(CACHES)}, got {cache!r}.")
     folders = encoder_folders()
     if folder not in folders:
         looked = "\n".join(f"  {root}" for root in encoder_roots())
@@ -156,7 +203,8 @@ def load_encoder(folder: str, dtype: str, deepest_layer: int) -> LoadedEncoder:
 
     encoder = Qwen3VLEncoder.from_pretrained(
         folders[folder], device=comfy.model_management.text_encoder_offload_device(), dtype=_pick_dtype(dtype),
-        deepest_layer=deepest_layer, progress=progress,
+        deepest_layer=deepest_layer, progress=progress, cache_bytes=0 if cache == "off" else None,
+        every_layer=cache == "every layer", compile=compile, fast=fast_allowed(),
     )
     return LoadedEncoder(encoder)
 
@@ -279,6 +327,18 @@ def _encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes,
         width = model.transformer.model.config.hidden_size
         images = [{"type": "embedding", "data": torch.zeros(rows * columns, width)} for rows, columns in grids]
     layout, tokens = _native_tokens(clip, prompt, system_prompt, images, grids)
+    said = as_host_reads(prompt), as_host_reads(system_prompt), NATIVE_NAME
+    if fast_allowed() and [picture.grid for picture in prepared] == grids:
+        states = _read_native(clip, layout, prepared, wanted, mute)
+        if states is not None:
+            return VLStates(states, tuple(wanted), num_layers, layout, *said)
+    states = _native_states(clip, layout, tokens, wanted, mute)
+    return VLStates(states, tuple(wanted), num_layers, layout, *said)
+
+
+def _native_states(clip, layout: TokenLayout, tokens: dict, wanted: list[int], mute: bool) -> torch.Tensor:
+    """States ``(K, L, D)`` through ``encode_from_tokens``."""
+    model = getattr(clip.cond_stage_model, NATIVE_NAME)
     capturing = clip.clone()
     # A list makes the host capture Hugging Face's hidden_states[k] for every k in it, in one forward.
     capturing.clip_layer(wanted)
@@ -289,9 +349,102 @@ def _encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes,
             f"This ComfyUI gives Qwen3-VL states of shape {tuple(states.shape)} where (1, {len(wanted)}, "
             f"{len(layout)}, width) was expected. Update ComfyUI to 0.28 or newer, or use Load Qwen3-VL."
         )
-    return VLStates(
-        states[0], tuple(wanted), num_layers, layout, as_host_reads(prompt), as_host_reads(system_prompt), NATIVE_NAME
-    )
+    return states[0]
+
+
+class _NativeReader:
+    """Reads with the modules of a CLIP's Qwen3-VL, in bf16 where the GPU has it; the host computes in float32.
+
+    Attributes:
+        reader: what runs them; ``trusted``: whether a first reading agreed with the host's own, None before it.
+    """
+
+    def __init__(self, transformer: Any) -> None:
+        config = transformer.model.config
+
+        def rotary(layout: TokenLayout, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+            positions = mrope_positions(layout)[:, start:].to(self.device)
+            return mrope_rotary(positions, config.head_dim, config.rope_theta, config.rope_dims, self.dtype)
+
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        # The host adds deepstack before it captures a state.
+        self.reader = Reader(
+            transformer.visual, transformer.model, transformer.num_layers, rotary, ByteCache(default_limit()),
+            capture_before=False,
+        )
+        self.trusted: bool | None = None
+
+    def read(self, clip, layout: TokenLayout, pictures: list[Picture], wanted: list[int], mute: bool) -> torch.Tensor:
+        """States ``(K, L, D)``, float32 on the intermediate device, as the host gives them."""
+        width = getattr(clip.cond_stage_model, NATIVE_NAME).transformer.model.config.hidden_size
+        comfy.model_management.load_models_gpu([clip.patcher], memory_required=_activation_bytes(width, len(layout)))
+        _forget_when_unloaded(clip.patcher, self.reader)
+        self.device = torch.device(clip.patcher.load_device)
+        on_cpu = comfy.model_management.is_device_cpu(self.device)
+        self.dtype = (
+            torch.bfloat16 if not on_cpu and comfy.model_management.should_use_bf16(self.device) else torch.float32
+        )
+        with comfy.model_management.cuda_device_context(self.device):
+            states = self.reader.read(
+                layout, pictures, wanted, dtype=self.dtype, device=self.device, mute=mute,
+                identity=clip.patcher.patches_uuid, weights=_source_weights(clip), check=check_interrupted,
+            )
+        return torch.stack(states).to(comfy.model_management.intermediate_device(), torch.float32)
+
+
+def _source_weights(clip: Any) -> list[torch.Tensor]:
+    """The weights before ComfyUI patched them or, with dynamic VRAM, copied them anew for this load."""
+    kept = clip.patcher.backup
+    parameters = clip.cond_stage_model.named_parameters()
+    return [kept[name].weight if name in kept else parameter for name, parameter in parameters]
+
+
+_native_readers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+PAD_TOKEN = 151643
+SELF_CHECK_PROMPT = "a cat"
+# Largest median over tokens of |difference| / |state| between our reading and the host's. Rounding stays far below;
+# another rotary base, template or order of blocks gives about 1.
+SELF_CHECK_TOLERANCE = {torch.bfloat16: 0.1, torch.float32: 1e-3}
+
+
+def _read_native(clip, layout, pictures, wanted, mute) -> torch.Tensor | None:
+    """States ``(K, L, D)`` by our own forward on ComfyUI's modules; None where that cannot be relied on."""
+    transformer = getattr(clip.cond_stage_model, NATIVE_NAME).transformer
+    if clip.patcher.forced_hooks is not None or clip.patcher.weight_wrapper_patches:
+        return None
+    if (layout.token_ids == PAD_TOKEN).any():  # the host masks that token
+        return None
+    if not fits(transformer.visual, transformer.model):
+        return None
+    if clip.cond_stage_model not in _native_readers:
+        _native_readers[clip.cond_stage_model] = _NativeReader(transformer)
+    native = _native_readers[clip.cond_stage_model]
+    if native.trusted is None:
+        native.trusted = _agrees_with_host(native, clip)
+    if not native.trusted:
+        return None
+    return native.read(clip, layout, pictures, wanted, mute)
+
+
+def _agrees_with_host(native: _NativeReader, clip) -> bool:
+    """Whether a small picture and prompt read by our forward give what the host's own gives."""
+    ramp = torch.linspace(0, 1, 96).expand(64, 96)
+    picture = prepare_picture(torch.stack([ramp, ramp.flip(1), ramp.square()], -1))[0]
+    image = {"type": "image", "data": to_float(picture), "original_type": "image"}
+    layout, tokens = _native_tokens(clip, SELF_CHECK_PROMPT, "", [image], [picture.grid])
+    blocks = getattr(clip.cond_stage_model, NATIVE_NAME).num_layers
+    wanted = sorted({1, blocks // 2, blocks})
+    expected = _native_states(clip, layout, tokens, wanted, mute=False)
+    try:
+        ours = native.read(clip, layout, [picture], wanted, mute=False)
+        error = ((ours - expected).norm(dim=-1) / expected.norm(dim=-1)).median(-1).values.max().item()
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        log.warning("Qwen3-VL is read through ComfyUI's own, slower encode: %s", error)
+        return False
+    if not error <= SELF_CHECK_TOLERANCE[native.dtype]:
+        log.warning("Qwen3-VL is read through ComfyUI's own, slower encode: ours differs from it by %.2g.", error)
+        return False
+    return True
 
 
 def _native_grid(picture: Picture) -> tuple[int, int]:
@@ -414,12 +567,28 @@ def measure_reference(clip: Any) -> tuple[ReferenceStatistics, str]:
     reference = calibrate(
         lambda prompt: clip.encode_from_tokens(clip.tokenize(prompt)).cpu(), prompts,
         encoder=identity, layer=layer, progress=progress_bar(len(prompts)),
+        encode_many=(lambda texts: _encode_many(clip, texts)) if fast_allowed() else None,
     )
     try:
         reference.save(cached)
     except OSError as error:
         return reference, f"measured now, not kept for the next time: {error}"
     return reference, f"measured now, kept as {cached.name}"
+
+
+def _encode_many(clip: Any, texts: list[str]) -> list[torch.Tensor]:
+    """States ``(L, D)`` of every text on the CPU, texts of like length in one forward."""
+    rows = [clip.tokenize(text)[TEXT_NAME][0] for text in texts]
+    states = [torch.empty(0)] * len(rows)
+    for batch in length_batches([len(row) for row in rows]):
+        check_interrupted()
+        longest = len(rows[batch[0]])
+        # Padding is masked by the host, and comes last, where with causal attention nothing sees it anyway.
+        padded = [rows[index] + [(PAD_TOKEN, 1.0)] * (longest - len(rows[index])) for index in batch]
+        together = clip.encode_from_tokens({TEXT_NAME: padded}).reshape(len(batch), longest, -1).cpu()
+        for one, index in zip(together, batch, strict=True):
+            states[index] = one[: len(rows[index])]
+    return states
 
 
 def clip_identity(clip: Any) -> str:
@@ -448,6 +617,24 @@ def _sample(tensor: torch.Tensor) -> bytes:
     # A quantised weight as it is stored: turning one into floats to look at 64 of them takes long.
     values = getattr(tensor.detach(), "_qdata", tensor.detach()).reshape(-1)
     return values[:: max(1, values.numel() // 64)].to("cpu", torch.float32).numpy().tobytes()
+
+
+# --- words and recipes ----------------------------------------------------------------------------------------------
+
+
+@cache
+def _word_tokenizer() -> Any:
+    return z_image.Qwen3Tokenizer().tokenizer
+
+
+def tokenize_words(text: str) -> list[int]:
+    """Token ids of a plain string; every Qwen3 and Qwen3-VL has the same."""
+    return _word_tokenizer()(text)["input_ids"]
+
+
+def recipe_folder() -> Path:
+    """Where a user's own recipes are looked for."""
+    return Path(folder_paths.get_user_directory()) / "zimage_vl" / "recipes"
 
 
 # --- saved conditioning ---------------------------------------------------------------------------------------------

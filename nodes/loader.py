@@ -32,6 +32,17 @@ class ZImageVLLoader(io.ComfyNode):
                     tooltip="Deepest hidden state you will ask for. Blocks after it are never read from disk: -6 saves "
                     "about 1 GB against -1.",
                 ),
+                io.Combo.Input(
+                    "cache", options=list(host.CACHES), default="on", optional=True, advanced=True,
+                    tooltip="What to keep of pictures seen before, at most 512 MiB (environment: ZIMAGE_VL_CACHE_MIB): "
+                    "a new prompt then runs its own tokens only. every layer: changing the layer runs nothing as well. "
+                    "What is painted stays the same.",
+                ),
+                io.Boolean.Input(
+                    "compile", default=False, optional=True, advanced=True,
+                    tooltip="Replay the model as CUDA graphs, which spares launching its kernels one by one; each size "
+                    "of picture and prompt takes GPU memory. What is painted stays the same.",
+                ),
             ],
             outputs=[Qwen3VL.Output(display_name="qwen3-vl")],
         )
@@ -44,6 +55,8 @@ class ZImageVLLoader(io.ComfyNode):
         return f"folder: found no Qwen3-VL folder {folder!r}. Looked in {looked}."
 
     @classmethod
-    def execute(cls, folder: str, dtype: str = "auto", deepest_layer: int = -2) -> io.NodeOutput:
-        loaded = host.load_encoder(folder, dtype, deepest_layer)
+    def execute(
+        cls, folder: str, dtype: str = "auto", deepest_layer: int = -2, cache: str = "on", compile: bool = False
+    ) -> io.NodeOutput:
+        loaded = host.load_encoder(folder, dtype, deepest_layer, cache, compile)
         return io.NodeOutput(loaded, ui=report(loaded.describe()))

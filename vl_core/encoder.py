@@ -1,8 +1,8 @@
 """Qwen3-VL through transformers: pictures and a prompt in, the hidden states we ask for out.
 
-Only what those states need is loaded and run: the vision tower, the first blocks of the language model, no lm_head.
-The block loop is ours, so one implementation serves transformers 4.57 and 5; ``tests/unit/test_encoder.py`` holds it
-to transformers' own ``output_hidden_states``.
+Only what those states need is loaded and run: the vision tower, the first blocks of the language model, no lm_head;
+what was computed before is kept (:mod:`.prefix`). The block loop is ours, so one implementation serves transformers
+4.57 and 5; ``tests/unit/test_encoder.py`` holds it to transformers' own ``output_hidden_states``.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .cache import ByteCache, default_limit
 from .extract import DEFAULT_LAYER, VLExtraction, extract
+from .forward import fits, signed
+from .graphs import GraphPool
 from .layout import SYSTEM_TURN, USER_TURN, SpecialTokens, TokenLayout, insert_pictures, mrope_positions, text_layout
 from .pictures import DEFAULT_BUDGET, Picture, patchify, prepare_picture, split_batch
+from .prefix import Reader
 from .states import VLStates, resolve_layer
 
 if TYPE_CHECKING:
@@ -57,12 +61,33 @@ class Qwen3VLEncoder:
         width: size of a hidden state.
         name: what the model is called; ``variant``: "Instruct" or "Thinking".
         special: ids of the tokens that carry structure.
+        reader: runs the model and keeps what can be used again; :meth:`forget` gives that back.
+        fast: whether the merged forward pass of :mod:`.forward` may be used. Off, the modules' own is, and nothing is
+            kept, as with modules that are not plain Qwen3-VL or have hooks.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, num_layers: int, name: str = "qwen3-vl", variant: str = "Instruct"
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        num_layers: int,
+        name: str = "qwen3-vl",
+        variant: str = "Instruct",
+        *,
+        cache_bytes: int | None = None,
+        every_layer: bool = False,
+        compile: bool = False,
+        fast: bool = True,
     ) -> None:
         """Wrap a module that is already there.
+
+        Args:
+            cache_bytes: most memory on the model's device for what can be used again, 0 to keep nothing; None is
+                :func:`~.cache.default_limit`.
+            every_layer: keep the states of all layers on the way, so that asking for another one runs nothing.
+            compile: replay captured CUDA graphs, one for each size of picture and prompt. Faster, but every size takes
+                memory and a slow first run. Where that is not possible the model runs as usual.
+            fast: see above.
 
         Raises:
             ValueError: if the tokenizer is not the model's, or its attention needs a mask to be causal.
@@ -78,6 +103,12 @@ class Qwen3VLEncoder:
         self.name = name
         self.variant = variant
         self.special = _special_tokens(tokenizer, model.config, name)
+        self.fast = fast
+        self.reader = Reader(
+            model.visual, model.language_model, num_layers, self._rotary,
+            ByteCache(default_limit() if cache_bytes is None else cache_bytes), every_layer=every_layer,
+            graphs=GraphPool() if compile else None,
+        )
 
     @classmethod
     def from_pretrained(
@@ -87,6 +118,7 @@ class Qwen3VLEncoder:
         dtype: torch.dtype = torch.bfloat16,
         deepest_layer: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        **options: Any,
     ) -> Qwen3VLEncoder:
         """Load a Hugging Face folder of Qwen3-VL, Instruct or Thinking, without network access.
 
@@ -97,6 +129,7 @@ class Qwen3VLEncoder:
             deepest_layer: deepest ``hidden_states`` index that will be asked for (-6 of 36 blocks loads 31); None
                 loads all.
             progress: called with (tensors read, tensors to read).
+            options: ``cache_bytes``, ``every_layer``, ``compile`` and ``fast`` of the constructor.
 
         Raises:
             FileNotFoundError: if the folder, config.json, the weights, a shard or the tokenizer is missing.
@@ -117,7 +150,7 @@ class Qwen3VLEncoder:
         _rebuild_rotary_buffers(model, device)
         model.eval().requires_grad_(False)
         log.info("Loaded %s: %d of %d blocks in %s.", folder.name, blocks, num_layers, dtype)
-        return cls(model, tokenizer, num_layers, folder.resolve().name, _variant(folder, tokenizer))
+        return cls(model, tokenizer, num_layers, folder.resolve().name, _variant(folder, tokenizer), **options)
 
     @property
     def loaded_layers(self) -> int:
@@ -208,13 +241,14 @@ class Qwen3VLEncoder:
                 f"prompt and images: expected at most {limit} tokens, got {len(layout)}. Use fewer pictures, a "
                 "smaller token budget or a shorter prompt."
             )
-        with torch.inference_mode():
-            embeddings, deepstack = self._see(pictures, mute, check)
-            captured = self._run_blocks(layout, embeddings, deepstack, wanted, check)
-        states = torch.cat(captured)  # out here it is an ordinary tensor, which a caller may change in place
+        states = self._read(layout, pictures, mute, wanted, check)
         if not torch.isfinite(states).all():
             raise ValueError(f"{self.name}: the states overflowed in {self.dtype}. Load the model as bf16 or fp32.")
         return VLStates(states, wanted, self.num_layers, layout, prompt, system_prompt or "", self.name)
+
+    def forget(self) -> None:
+        """Give back the memory of everything that is kept for later encodes."""
+        self.reader.forget()
 
     def extract(self, image: Any, text: str, hidden_layer: int = DEFAULT_LAYER, **options: Any) -> VLExtraction:
         """Encode, select, mask outliers and normalise in one call, under the research note's names.
@@ -239,6 +273,34 @@ class Qwen3VLEncoder:
                 f"{self.loaded_layers - self.num_layers - 1}. Reload it with a deeper `deepest layer`."
             )
         return tuple(sorted(indices))
+
+    def _read(
+        self,
+        layout: TokenLayout,
+        pictures: Sequence[Picture],
+        mute: bool,
+        wanted: tuple[int, ...],
+        check: Callable[[], None],
+    ) -> Tensor:
+        """States ``(K, L, D)``, an ordinary tensor that a caller may change in place."""
+        if not (self.fast and fits(self.model.visual, self.model.language_model)):
+            with torch.inference_mode():
+                embeddings, deepstack = self._see(pictures, mute, check)
+                captured = self._run_blocks(layout, embeddings, deepstack, wanted, check)
+            return torch.cat(captured)  # out here it is an ordinary tensor
+        options = {"dtype": self.dtype, "device": self.device, "mute": mute, "check": check}
+        with torch.inference_mode():
+            states = self.reader.read(layout, pictures, wanted, **options)
+        return torch.stack(states)
+
+    def _rotary(self, layout: TokenLayout, start: int) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines ``(L, 1, d)`` of the positions from ``start`` on."""
+        positions = mrope_positions(layout)[:, None, start:].to(self.device)
+        cos, sin = self.model.language_model.rotary_emb(self._example(), positions)
+        return cos[0, :, None], signed(sin[0, :, None])
+
+    def _example(self) -> Tensor:
+        return torch.empty(0, dtype=self.dtype, device=self.device)
 
     def _see(
         self, pictures: Sequence[Picture], mute: bool, check: Callable[[], None]

@@ -103,3 +103,75 @@ def test_a_loaded_encoder_is_freed_with_the_last_reference(run, encoder_folder, 
     gc.collect()
     management.cleanup_models()
     assert model() is None
+
+
+# What is kept -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_goes_when_comfyui_unloads_the_model(loaded, management, encode):
+    encode()
+    assert loaded.encoder.reader.cache.bytes > 0
+    management.unload_all_models()
+    assert loaded.encoder.reader.cache.bytes == 0
+
+
+def test_what_is_kept_stays_while_the_model_does(loaded, management, encode):
+    """ComfyUI detaches and attaches a model again whenever it is asked for."""
+    encode()
+    before = loaded.encoder.reader.cache.bytes
+    management.load_models_gpu([loaded.patcher], force_full_load=True)
+    assert loaded.encoder.reader.cache.bytes == before > 0
+
+
+def test_what_is_kept_of_a_native_encoder_goes_as_well(native, management, run, part, picture):
+    run("Encode", native, "a cat", images={"image0": picture})
+    reader = part("nodes.host")._native_readers[native.cond_stage_model].reader
+    assert reader.cache.bytes > 0
+    management.unload_all_models()
+    assert reader.cache.bytes == 0
+
+
+@pytest.fixture
+def small_device(management, monkeypatch):
+    """Have ComfyUI take a CPU for a GPU with little memory; gives the function that sets how much."""
+    device, room = torch.device("cpu", 0), [0]
+
+    def free(dev=None, torch_free_too=False):
+        left = room[0] - sum(entry.model.loaded_size() for entry in management.current_loaded_models)
+        return (left, left) if torch_free_too else left
+
+    monkeypatch.setattr(management, "get_free_memory", free)
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 0)
+    monkeypatch.setattr(management, "EXTRA_RESERVED_VRAM", 0)
+    monkeypatch.setattr(management, "text_encoder_device", lambda: device)
+
+    def set_room(size):
+        room[0] = size
+
+    return set_room
+
+
+def test_with_room_for_one_model_at_a_time_both_give_their_states_by_turns(
+    tiny, run, encoder_folder, management, small_device, picture, loaded, native
+):
+    """Load, offload, load again, each time pushed out by the other encoder; nothing kept outlives its model."""
+    asked = {"prompt": "a cat in a red hat", "images": {"image0": picture}}
+    expected = [run("Encode", encoder, **asked)[0][0][0] for encoder in (loaded, native)]
+    management.unload_all_models()
+    one = run("Loader", encoder_folder.name, "fp32", deepest_layer=-1)[0]
+    other = tiny.vision_clip()
+    other.patcher.load_device = one.patcher.load_device = torch.device("cpu", 0)
+    small_device(int(1.5 * max(one.patcher.model_size(), other.patcher.model_size())))
+    for _ in range(3):
+        assert torch.allclose(run("Encode", one, **asked)[0][0][0], expected[0], atol=1e-4)
+        assert one.patcher in patchers(management) and one.encoder.reader.cache.bytes > 0
+        assert torch.allclose(run("Encode", other, **asked)[0][0][0], expected[1], atol=1e-4)
+        assert one.patcher.loaded_size() < one.patcher.model_size() and one.encoder.reader.cache.bytes == 0
+        assert other.patcher.loaded_size() > 0
+
+
+def test_a_partly_unloaded_encoder_is_loaded_whole_again(loaded, management, encode):
+    before = encode()
+    loaded.patcher.partially_unload(loaded.patcher.offload_device, loaded.patcher.model_size() // 2)
+    assert loaded.encoder.reader.cache.bytes == 0
+    assert torch.equal(encode(), before)

@@ -35,7 +35,8 @@ def reference(tiny_qwen3vl):
 
 @pytest.fixture(scope="module")
 def encoder(folder):
-    return Qwen3VLEncoder.from_pretrained(folder, dtype=torch.float32)
+    # Nothing kept: what one test asked for must not answer another (test_prefix.py tests that it may).
+    return Qwen3VLEncoder.from_pretrained(folder, dtype=torch.float32, cache_bytes=0)
 
 
 @pytest.fixture(scope="module")

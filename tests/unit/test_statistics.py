@@ -20,6 +20,7 @@ from vl_core.statistics import (
     calibration_prompts,
     counted_tokens,
     find_sinks,
+    length_batches,
     median,
     token_rms,
 )
@@ -474,3 +475,49 @@ def test_without_the_sink_the_std_does_not_know_the_prompts_length(length):
     assert find_sinks(states).nonzero().flatten().tolist() == [0]
     assert reference.moments().global_std == pytest.approx(11.28, rel=5e-3)
     assert reference.median_rms == pytest.approx(11.28, rel=1e-6)
+
+
+# In batches ---------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 200))
+def test_batches_hold_every_text_once_and_keep_to_the_limit(lengths, most):
+    batches = length_batches(lengths, most)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[index] for index in batch)
+        assert lengths[batch[0]] == longest and (len(batch) == 1 or longest * len(batch) <= most)
+    shortest_first = [min(lengths[index] for index in batch) for batch in batches]
+    assert shortest_first == sorted(shortest_first, reverse=True)
+
+
+def test_a_reader_of_many_gives_the_reference_of_one_by_one():
+    texts, read = ["a", "a cat", "the sea at night", "a", "x" * 40], []
+
+    def encode_many(texts):
+        read.append(list(texts))
+        return [fake_encode(text) for text in texts]
+
+    one = calibrate(fake_encode, texts, encoder="fake", layer=-2)
+    steps = []
+    many = calibrate(
+        fake_encode, iter(texts), encoder="fake", layer=-2, encode_many=encode_many, progress=lambda: steps.append(1)
+    )
+    assert read == [texts] and len(steps) == len(texts)
+    assert many.describe() == one.describe() and torch.equal(many.rms, one.rms)
+    for ours, theirs in ((many.ordinary, one.ordinary), (many.sinks, one.sinks)):
+        assert ours.count == theirs.count
+        assert torch.equal(ours.mean, theirs.mean) and torch.equal(ours.squares, theirs.squares)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 200])
+def test_moments_of_any_number_of_rows_are_numpys_and_leave_the_tokens_alone(count, dtype):
+    generator = torch.Generator().manual_seed(count)
+    tokens = (300 + torch.randn(count, 7, generator=generator)).to(dtype)
+    before = tokens.clone()
+    moments = Moments.of(tokens)
+    exact = tokens.double().numpy()
+    np.testing.assert_allclose(moments.mean.numpy(), exact.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.squares.numpy(), ((exact - exact.mean(0)) ** 2).sum(0), rtol=1e-9, atol=1e-20)
+    assert torch.equal(tokens, before)

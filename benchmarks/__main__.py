@@ -1,0 +1,33 @@
+"""``python -m benchmarks NAME``: run one benchmark, or write its tables into ``docs/performance.md``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+NAMES = {
+    "cpu": "what an encode costs on a CPU, first time and again",
+    "gpu": "the same and its parts on an NVIDIA GPU, at the size of Qwen3-VL-4B",
+    "stages": "each stage against one clone of its input",
+    "loading": "memory and bytes read while a model is loaded",
+    "native": "ComfyUI's own Qwen3-VL, its path and ours (run with ComfyUI's Python)",
+    "tables": "write the tables of docs/performance.md from benchmarks/results",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    for name, summary in NAMES.items():
+        module = importlib.import_module(f".{name}", __package__) if name in sys.argv[1:2] else None
+        command = commands.add_parser(name, help=summary)
+        if module:
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

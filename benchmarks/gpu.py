@@ -1,0 +1,305 @@
+"""What an encode costs on a GPU and where the time goes: Qwen3-VL-4B from its config, random bf16 weights.
+
+The note's way is the full transformers forward with all hidden states and logits; every ratio is within one run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vl_core.cache import ByteCache
+from vl_core.encoder import Qwen3VLEncoder
+from vl_core.forward import mrope_rotary, picture_spans, run_blocks, run_vision
+from vl_core.graphs import GraphPool
+from vl_core.headless.calibrate import batch_reader, text_reader
+from vl_core.layout import insert_pictures, mrope_positions
+from vl_core.pictures import Picture, patchify, prepare_picture
+from vl_core.prefix import Reader
+from vl_core.statistics import calibrate, calibration_prompts
+
+from . import stages
+from .common import Report, add_output_argument, milliseconds, peak_mib, relative_error, worst_token_error
+from .models import OTHER_PROMPT, PROMPT, build_model, picture
+
+LAYER = -6
+GIBIBYTE = 1 << 30
+
+
+def add_arguments(parser) -> None:
+    add_output_argument(parser)
+    parser.add_argument("--size", default="full", choices=["tiny", "medium", "full"])
+    parser.add_argument("--device", default="cuda:0" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--runs", type=int, default=10, help="timed calls per figure")
+
+
+def run(arguments) -> None:
+    bench = Bench(arguments)
+    for title, part in (
+        ("first encode", bench.first_encode), ("captured graphs", bench.compiled), ("vision tower", bench.vision),
+        ("language blocks", bench.blocks), ("whole calls", bench.whole_calls), ("again", bench.again),
+        ("several pictures", bench.several), ("calibration", bench.calibration), ("stages", bench.stages),
+        ("launches", bench.launches),
+        ("accuracy", bench.accuracy),
+    ):
+        bench.report.section(title, part)
+    bench.report.write()
+
+
+class Bench:
+    """The model, its inputs on the device, and one method per section."""
+
+    def __init__(self, arguments) -> None:
+        self.device, self.runs = torch.device(arguments.device), arguments.runs
+        on_gpu = self.device.type == "cuda"
+        self.dtype = torch.bfloat16 if on_gpu else torch.float32
+        self.report = Report("gpu", self.device, arguments.out, size=arguments.size, dtype=str(self.dtype))
+        self.model, self.tokenizer = build_model(arguments.size, self.device, self.dtype)
+        self.image = picture(arguments.size)
+        self.num_layers = self.model.config.text_config.num_hidden_layers
+        self.plain = Qwen3VLEncoder(self.model.model, self.tokenizer, self.num_layers, cache_bytes=0, fast=False)
+        self.encoder = Qwen3VLEncoder(self.model.model, self.tokenizer, self.num_layers, cache_bytes=0)
+        prepared = prepare_picture(self.image)[0]
+        self.picture = Picture(prepared.pixels.to(self.device))
+        self.layout = insert_pictures(self.encoder.tokenize(PROMPT), [prepared.grid], self.encoder.special)
+        self.wanted = (LAYER % (self.num_layers + 1),)
+        self.note_ms: float | None = None
+
+    # Helpers --------------------------------------------------------------------------------------------------------
+
+    def time(self, work) -> float:
+        with torch.inference_mode():
+            return milliseconds(work, self.device, self.runs)
+
+    def memory(self, work) -> float | None:
+        with torch.inference_mode():
+            return peak_mib(work, self.device)
+
+    def add(self, what: str, ms: float, **values: Any) -> None:
+        ratio = {"× faster than the note's way": self.note_ms / ms} if self.note_ms else {}
+        self.report.add(what, ms=ms, **ratio, **values)
+
+    def reader(self, graphs: bool = False, cache: int = 0, **options) -> Reader:
+        return Reader(
+            self.model.model.visual, self.model.model.language_model, self.num_layers, self.encoder._rotary,
+            ByteCache(cache), graphs=GraphPool() if graphs else None, **options,
+        )
+
+    def read(self, reader: Reader, layout=None, pictures=None, wanted=None) -> list[torch.Tensor]:
+        return reader.read(
+            layout or self.layout, pictures or [self.picture], wanted or self.wanted, dtype=self.dtype,
+            device=self.device,
+        )
+
+    def note(self, model=None, dtype=None) -> torch.Tensor:
+        """The note's way, from pixel values and ids that are on the device already."""
+        ids = self.layout.token_ids.to(self.device)[None]
+        values, grid = patchify(self.picture)
+        output = (model or self.model)(
+            input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=values.to(dtype or self.dtype),
+            image_grid_thw=grid.to(self.device), output_hidden_states=True, use_cache=False,
+            mm_token_type_ids=(ids == self.encoder.special.image_pad).int(),
+        )
+        return output.hidden_states[LAYER][0]
+
+    # Sections -------------------------------------------------------------------------------------------------------
+
+    def first_encode(self) -> None:
+        self.note_ms = self.time(self.note)
+        self.report.add("the note's way", ms=self.note_ms, peak_MiB=self.memory(self.note))
+        reader = self.reader()
+        with torch.inference_mode():
+            expected, states = self.note().clone(), self.read(reader)[0]
+        self.add(
+            f"eager, layer {LAYER}", self.time(lambda: self.read(reader)),
+            peak_MiB=self.memory(lambda: self.read(reader)), error=relative_error(states, expected),
+            worst_token=worst_token_error(states, expected),
+        )
+
+        def plain() -> torch.Tensor:
+            return self.plain._read(self.layout, [self.picture], False, self.wanted, lambda: None)
+
+        with torch.inference_mode():
+            error = relative_error(plain()[0], expected)
+        self.add(f"the modules' own forward, layer {LAYER}", self.time(plain), peak_MiB=self.memory(plain), error=error)
+        kept = self.reader(cache=GIBIBYTE)
+
+        def first() -> None:
+            kept.forget()
+            self.read(kept)
+
+        self.add(f"eager, layer {LAYER}, kept for later", self.time(first), peak_MiB=self.memory(first))
+        self.report.add("kept for later", MiB=kept.cache.bytes / 2**20)
+
+    def compiled(self) -> None:
+        reader = self.reader(graphs=True)
+        with torch.inference_mode():
+            expected, states = self.note().clone(), self.read(reader)[0].clone()
+        self.add(
+            "captured graphs", self.time(lambda: self.read(reader)), peak_MiB=self.memory(lambda: self.read(reader)),
+            error=relative_error(states, expected), graphs=str(reader._graphs.works),
+        )
+        if self.device.type == "cuda":
+            free = torch.cuda.memory_reserved(self.device)
+            reader.forget()
+            torch.cuda.empty_cache()
+            self.report.add("memory the graphs hold", MiB=(free - torch.cuda.memory_reserved(self.device)) / 2**20)
+
+    def vision(self) -> None:
+        visual, (patches, grid) = self.model.model.visual, patchify(self.picture)
+        patches = patches.to(self.dtype)
+        self.add("vision tower, transformers", self.time(lambda: visual(patches, grid_thw=grid.to(self.device))))
+        tables = self.reader()._tables(self.picture.grid, self.device)
+        self.add("vision tower, eager", self.time(lambda: run_vision(visual, patches[None], tables)))
+        reader = self.reader(graphs=True)
+        self.add("vision tower, captured graph", self.time(
+            lambda: reader._vision([self.picture], self.dtype, self.device)
+        ))
+        self.add("picture on the device -> patches", self.time(lambda: patchify(self.picture)[0].to(self.dtype)))
+        self.add("tables of a grid", self.time(lambda: self.reader()._tables(self.picture.grid, self.device)))
+
+    def blocks(self) -> None:
+        language = self.model.model.language_model
+        width = self.model.config.text_config.hidden_size
+        hidden = torch.randn(len(self.layout), width, device=self.device, dtype=self.dtype)
+        rotary = self.encoder._rotary(self.layout, 0)
+        spans = picture_spans(self.layout)
+        deepstack = [torch.zeros(spans[0][1] - spans[0][0], width, device=self.device, dtype=self.dtype)] * 3
+        count = self.wanted[-1]
+        self.add(f"{count} blocks, eager", self.time(lambda: run_blocks(
+            language, hidden.clone(), rotary, self.wanted, self.num_layers, spans=spans, deepstack=deepstack
+        )))
+        reader = self.reader(graphs=True)
+        self.add(f"{count} blocks, captured graph", self.time(lambda: reader._all_blocks(
+            hidden.clone(), self.layout, self.wanted, spans, deepstack, False, lambda: None
+        )))
+        self.add("rotary tables", self.time(lambda: self.encoder._rotary(self.layout, 0)))
+        weights = sum(
+            weight.numel() for block in language.layers[:count] for weight in block.parameters() if weight.ndim > 1
+        )
+        one = torch.randn(8192, 8192, device=self.device, dtype=self.dtype) if self.device.type == "cuda" else None
+        if one is not None:
+            rate = 2 * 8192**3 / self.time(lambda: one @ one)
+            self.report.add(f"floor: {count} blocks' products at the rate of one of 8192³",
+                            ms=2 * weights * len(self.layout) / rate)
+
+    def whole_calls(self) -> None:
+        """From an IMAGE on the CPU to states, everything included."""
+        def processed() -> torch.Tensor:
+            values, _ = patchify(prepare_picture(self.image)[0])
+            values.to(self.device)
+            return self.note()
+
+        self.report.add("the note's way from an IMAGE on the CPU", ms=self.time(processed))
+        self.report.add("preparing the picture alone", ms=self.time(lambda: prepare_picture(self.image)))
+        for name, options in (
+            ("eager", {"cache_bytes": 0}), ("captured graphs", {"cache_bytes": 0, "compile": True}),
+        ):
+            encoder = Qwen3VLEncoder(self.model.model, self.tokenizer, self.num_layers, **options)
+            work = lambda encoder=encoder: encoder.encode([self.image], PROMPT, LAYER)  # noqa: E731
+            self.report.add(f"encode() from an IMAGE on the CPU, {name}", ms=self.time(work))
+            encoder.forget()
+
+    def again(self) -> None:
+        encoder = Qwen3VLEncoder(
+            self.model.model, self.tokenizer, self.num_layers, cache_bytes=GIBIBYTE, every_layer=True
+        )
+        fresh = Qwen3VLEncoder(self.model.model, self.tokenizer, self.num_layers, cache_bytes=0)
+        encoder.encode([self.image], PROMPT, LAYER)
+        prompts = iter(f"{OTHER_PROMPT} {number}" for number in range(10000))
+        whole = self.time(lambda: fresh.encode([self.image], next(prompts), LAYER))
+        self.report.add("encode(), new prompt, nothing kept", ms=whole)
+
+        def again(what: str, work) -> None:
+            ms = self.time(work)
+            self.report.add(what, ms=ms, **{"× faster than nothing kept": whole / ms})
+
+        again("encode(), same picture, new prompt", lambda: encoder.encode([self.image], next(prompts), LAYER))
+        again("encode(), the same again", lambda: encoder.encode([self.image], PROMPT, LAYER))
+        again("encode(), another layer", lambda: encoder.encode([self.image], PROMPT, LAYER - 2))
+        ours = encoder.encode([self.image], OTHER_PROMPT, LAYER).states[0]
+        theirs = fresh.encode([self.image], OTHER_PROMPT, LAYER).states[0]
+        self.report.add("new prompt on a kept picture against a whole encode", error=relative_error(ours, theirs))
+        reader = self.reader(cache=GIBIBYTE)
+        with torch.inference_mode():
+            self.read(reader)
+            text = insert_pictures(encoder.tokenize(OTHER_PROMPT), [self.picture.grid], encoder.special)
+            prefix = next(entry for key, (entry, _) in reader.cache._entries.items() if key[0] == "prefix")
+            length = len(prefix.pairs[0][0])
+            hidden = reader._embed(text.token_ids[length:], self.dtype, self.device)
+        rotary = encoder._rotary(text, length)
+        self.add(f"{self.wanted[-1]} blocks on the {len(hidden)} positions after the picture", self.time(
+            lambda: run_blocks(
+                self.model.model.language_model, hidden.clone(), rotary, self.wanted, self.num_layers,
+                past=prefix.pairs,
+            )
+        ))
+
+    def several(self) -> None:
+        pictures = [Picture(prepare_picture(picture("tiny", seed))[0].pixels.to(self.device)) for seed in range(8)]
+        reader = self.reader()
+        together = self.time(lambda: reader._see(pictures, (), (), self.dtype, self.device, False, lambda: None))
+        apart = self.time(lambda: [
+            reader._see([one], (), (), self.dtype, self.device, False, lambda: None) for one in pictures
+        ])
+        self.report.add("vision tower, 8 pictures of 8×8 tokens one by one", ms=apart)
+        self.report.add("vision tower, 8 pictures of 8×8 tokens together", ms=together,
+                        **{"× faster than one by one": apart / together})
+
+    def calibration(self) -> None:
+        # The miniature tokenizer needs about six times the tokens of Qwen's.
+        prompts = [prompt[: len(prompt) // 6] for prompt in calibration_prompts()]
+        language = self.model.model.language_model
+        one, many = text_reader(language, self.tokenizer), batch_reader(language, self.tokenizer)
+        calibrate(one, prompts[:2])
+        apart = milliseconds(lambda: calibrate(one, prompts), self.device, 2, 0)
+        together = milliseconds(lambda: calibrate(one, prompts, encode_many=many), self.device, 3, 1)
+        self.report.add(f"calibration, {len(prompts)} prompts one by one", ms=apart)
+        self.report.add(f"calibration, {len(prompts)} prompts in batches", ms=together,
+                        **{"× faster than one by one": apart / together})
+        single, batched = calibrate(one, prompts), calibrate(one, prompts, encode_many=many)
+        self.report.add("calibration, mean over all dims: batches against one by one",
+                        error=relative_error(batched.ordinary.mean, single.ordinary.mean))
+
+    def stages(self) -> None:
+        stages.measure(self.report, self.device, runs=self.runs)
+
+    def launches(self) -> None:
+        """What the CPU hands to the GPU in one call."""
+        if self.device.type != "cuda":
+            return
+        from torch.profiler import ProfilerActivity, profile
+
+        eager, graphs = self.reader(), self.reader(graphs=True)
+        for name, work in (
+            ("the note's way", self.note), ("eager", lambda: self.read(eager)),
+            ("captured graphs", lambda: self.read(graphs)),
+        ):
+            with torch.inference_mode():
+                work()
+                with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+                    work()
+            counts = {event.key: event.count for event in recorded.key_averages()}
+            kernels = sum(count for key, count in counts.items() if "LaunchKernel" in key)
+            self.report.add(f"{name}: launches", kernels=kernels, graphs=counts.get("cudaGraphLaunch", 0))
+
+    def accuracy(self) -> None:
+        """Each way in the model's dtype against float32 weights and activations."""
+        with torch.inference_mode():
+            note = self.note().float()
+            ours, compiled = self.read(self.reader())[0].float(), self.read(self.reader(graphs=True))[0].float()
+            # cos and sin made in float32 as well, as the modules' own forward would
+            exact = self.note(self.model.float(), torch.float32)
+        for name, states in (("the note's way", note), ("eager", ours), ("captured graphs", compiled)):
+            self.report.add(f"{name}, {self.dtype} against float32", error=relative_error(states, exact),
+                            worst_token=worst_token_error(states, exact))
+        config = self.model.config.text_config
+        cos, sin = mrope_rotary(
+            mrope_positions(self.layout).to(self.device), config.head_dim, 5e6,
+            self.model.model.language_model.rotary_emb.mrope_section, torch.float32,
+        )
+        theirs = self.encoder._rotary(self.layout, 0)
+        self.report.add("our rotary tables against transformers'", error=max(
+            relative_error(cos, theirs[0]), relative_error(sin, theirs[1])
+        ))

@@ -1,0 +1,57 @@
+"""Each stage after the encode against one clone of its input, 1100 × 2560 in float32."""
+
+from __future__ import annotations
+
+import torch
+
+from vl_core.blend import blend
+from vl_core.delta import image_delta
+from vl_core.layout import insert_pictures, text_layout
+from vl_core.normalize import normalize
+from vl_core.outliers import mask_outlier_dimensions
+from vl_core.select import select_tokens
+from vl_core.statistics import ReferenceStatistics
+
+from .common import Report, add_output_argument, milliseconds
+
+WIDTH = 2560
+GRID = (32, 33)  # with the words below, 1100 positions
+
+
+def add_arguments(parser) -> None:
+    add_output_argument(parser)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--runs", type=int, default=20, help="timed calls per figure")
+
+
+def run(arguments) -> None:
+    device = torch.device(arguments.device)
+    report = Report("stages", device, arguments.out)
+    report.section("stages", lambda: measure(report, device, arguments.runs))
+    report.write()
+
+
+def measure(report: Report, device: torch.device, runs: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    words = text_layout([151644, 872, 198, *range(100, 134), 151645, 198, 151644, 77091, 198])
+    layout = insert_pictures(words, [GRID])
+    text = torch.randn(len(words), WIDTH, generator=generator).to(device)
+    states = torch.randn(len(layout), WIDTH, generator=generator).to(device)
+    other = states + 0.1 * torch.randn(len(layout), WIDTH, generator=generator).to(device)
+    reference = ReferenceStatistics.of(torch.randn(500, WIDTH, generator=generator))
+    pictures = {"text_layout": words, "vl_layout": layout}
+    clone = milliseconds(lambda: states.clone(), device, runs)
+    report.add(f"clone of {len(layout)} × {WIDTH} float32", ms=clone)
+    for name, work in (
+        ("select image tokens", lambda: select_tokens(states, layout, "image")),
+        ("mask outliers", lambda: mask_outlier_dimensions(states, reference=reference)),
+        ("normalize global", lambda: normalize(states, "global", reference)),
+        ("normalize per_dim", lambda: normalize(states, "per_dim", reference)),
+        ("normalize rms", lambda: normalize(states, "rms", reference)),
+        ("blend aligned", lambda: blend(text, states, 0.5, **pictures)),
+        ("blend append", lambda: blend(text, states, 0.5, "append", **pictures)),
+        ("image delta", lambda: image_delta(text, states, other, 1.0, baseline_layout=layout, **pictures)),
+    ):
+        with torch.inference_mode():
+            ms = milliseconds(work, device, runs)
+        report.add(name, ms=ms, **{"× one clone": ms / clone})

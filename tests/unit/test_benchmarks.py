@@ -1,0 +1,73 @@
+"""The benchmarks run, and the page shows what they wrote."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers", minversion="4.57", reason="the benchmarks build a Qwen3-VL")
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, check=check,
+        timeout=300,
+    )
+
+
+def rows_of(folder: Path, name: str) -> dict[str, dict]:
+    result = json.loads((folder / f"{name}.json").read_text())
+    assert result["failures"] == {} and result["command"].startswith(f"python -m benchmarks {name}")
+    assert result["date"] and result["machine"]["device"] and result["machine"]["torch"]
+    return {row["what"]: row for row in result["rows"]}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_loading_takes_little_more_memory_than_the_weights_and_less_for_fewer_blocks(tmp_path):
+    bench("loading", "--out", str(tmp_path))
+    rows = rows_of(tmp_path, "loading")
+    whole, shallow = rows["all blocks, bf16"], rows["to layer -6, bf16"]
+    assert whole["peak over weights"] <= 1.1 and shallow["peak over weights"] <= 1.1
+    assert shallow["blocks"] == whole["blocks"] - 5 and shallow["peak_MiB"] < 0.8 * whole["peak_MiB"]
+    full, dropped = rows["Qwen3-VL-4B, all blocks, bf16"], rows["Qwen3-VL-4B, to layer -6, bf16"]
+    assert (full["weights_MiB"] - dropped["weights_MiB"]) * 2**20 >= 1e9
+
+
+def test_every_section_of_the_gpu_benchmark_runs_on_a_cpu_too(tmp_path):
+    bench("gpu", "--size", "tiny", "--device", "cpu", "--runs", "1", "--out", str(tmp_path))
+    rows = rows_of(tmp_path, "gpu")
+    assert rows["eager, layer -6"]["error"] <= 1e-5 and rows["captured graphs"]["error"] <= 1e-5
+    assert rows["new prompt on a kept picture against a whole encode"]["error"] <= 1e-5
+
+
+def test_the_cpu_benchmark_runs(tmp_path):
+    bench("cpu", "--size", "tiny", "--runs", "1", "--out", str(tmp_path))
+    assert rows_of(tmp_path, "cpu")["new prompt on a kept picture against the modules' own forward"]["error"] <= 1e-5
+
+
+def test_the_pages_tables_are_those_of_the_results():
+    assert bench("tables", "--check", check=False).returncode == 0, "run python -m benchmarks tables"
+
+
+def test_a_benchmark_that_was_not_run_leaves_its_block_empty(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    fill = importlib.import_module("benchmarks.tables").fill
+    page = "before\n<!-- benchmark: gpu -->\nold\n<!-- end -->\nafter"
+    assert fill(page, tmp_path) == "before\n<!-- benchmark: gpu -->\n<!-- end -->\nafter"
+    result = {
+        "command": "python -m benchmarks gpu", "date": "2026-01-01", "settings": {"size": "tiny"},
+        "machine": {"device": "a GPU", "threads": None, "torch": "2.9"},
+        "rows": [{"what": "one", "ms": 1.5}, {"what": "two", "error": 0.1}],
+    }
+    (tmp_path / "gpu.json").write_text(json.dumps(result))
+    filled = fill(page, tmp_path)
+    assert "`python -m benchmarks gpu`: a GPU, torch 2.9, 2026-01-01 (size tiny)" in filled
+    assert "| what | ms | error |\n| --- | --- | --- |\n| one | 1.5 |  |\n| two |  | 0.1 |\n<!-- end -->" in filled
+    assert fill(filled, tmp_path) == filled

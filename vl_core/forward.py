@@ -1,0 +1,379 @@
+"""Qwen3-VL's forward pass with few kernel launches and few copies.
+
+At batch 1 a GPU waits for the next kernel to be launched, so every operation that is merged with another counts. Works
+on the modules of transformers and of ComfyUI, which name their parts alike. The results are those of the modules' own
+``forward`` up to rounding; ``tests/unit/test_prefix.py`` holds them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .layout import TokenLayout, TokenRole
+from .pictures import MERGE
+
+PATCHES_PER_PASS = 4096  # pictures share a pass of the vision tower up to here: what one of 1024 × 1024 takes
+KeyValues = list[tuple[Tensor, Tensor]]  # per block the keys and values (T, heads, size), keys already rotated
+
+
+def fits(visual: nn.Module, language: nn.Module) -> bool:
+    """Whether these are the modules this file knows, and nobody has hooked anything into what it passes by."""
+    try:
+        return not any(map(_is_hooked, _passed_by(visual, language)))
+    except AttributeError:  # an unknown model lacks a part
+        return False
+
+
+def _passed_by(visual: nn.Module, language: nn.Module) -> Iterator[nn.Module]:
+    """Every module whose own call :func:`run_vision` and :func:`run_blocks` replace.
+
+    Raises:
+        AttributeError: if a part that they read is not there.
+    """
+    yield from (visual, language, visual.patch_embed, visual.patch_embed.proj, language.norm, language.embed_tokens)
+    yield from (visual.pos_embed, visual.merger, visual.rotary_pos_emb)
+    _ = visual.rotary_pos_emb.inv_freq, visual.deepstack_merger_list, visual.deepstack_visual_indexes
+    for block in language.layers:
+        attention, mlp = block.self_attn, block.mlp
+        yield from (block, attention, mlp, block.input_layernorm, block.post_attention_layernorm)
+        yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
+        yield from (attention.q_norm, attention.k_norm, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    for block in visual.blocks:
+        attention, mlp = block.attn, block.mlp
+        yield from (block, attention, mlp, block.norm1, block.norm2)
+        yield from (attention.qkv, attention.proj, mlp.linear_fc1, mlp.linear_fc2)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether something beside the module itself acts in its call; transformers' recorders only look on."""
+    inside = module.__dict__
+    if "forward" in inside:
+        return True
+    if not (inside["_forward_hooks"] or inside["_forward_pre_hooks"]):
+        return False
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return not all(getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
+
+
+def weights_of(module: nn.Module) -> list[Tensor]:
+    """Its parameters; ``module.parameters()`` takes three times as long to look for doubles."""
+    found, left = [], [module]
+    while left:
+        one = left.pop()
+        found += [weight for weight in one._parameters.values() if weight is not None]
+        left += [child for child in one._modules.values() if child is not None]
+    return found
+
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+def is_bare(module: nn.Module, x: Tensor) -> bool:
+    """Whether the module's result is what its weight alone says: not quantised, patched, offloaded or to be cast.
+
+    ComfyUI's layers (which know ``comfy_cast_weights``) then do what torch's own do, after looking for all of that.
+    """
+    weight = module.weight
+    known = type(module).__module__.startswith("torch.nn.") or hasattr(module, "comfy_cast_weights")
+    if not known or type(weight) is not nn.Parameter or (weight.dtype, weight.device) != (x.dtype, x.device):
+        return False
+    bias = module.bias
+    if bias is not None and (bias.dtype, bias.device) != (x.dtype, x.device):
+        return False
+    return not (getattr(module, "weight_function", None) or getattr(module, "bias_function", None))
+
+
+def linear(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)``, past everything that looks for reasons to do more than that."""
+    return functional.linear(x, module.weight, module.bias) if is_bare(module, x) else module(x)
+
+
+def add_linear(residual: Tensor, module: nn.Module, x: Tensor) -> None:
+    """``residual += module(x)`` in place, one kernel where the module is bare and has no bias."""
+    if module.bias is None and is_bare(module, x):
+        residual.addmm_(x, module.weight.t())
+    else:
+        residual.add_(linear(module, x))
+
+
+def layer_norm(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)``, as :func:`linear`."""
+    if not is_bare(module, x):
+        return module(x)
+    return functional.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
+
+
+def rms_norm(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)``, in one kernel where its weight needs no cast."""
+    weight, epsilon = module.weight, getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
+    if epsilon is None or getattr(module, "add", False) or (weight.dtype, weight.device) != (x.dtype, x.device):
+        return module(x)
+    return functional.rms_norm(x, x.shape[-1:], weight, epsilon)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of the last axis: ``x cos + rotate_half(x) sin``, the sign of rotate_half being in ``sin``."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+def signed(sin: Tensor) -> Tensor:
+    """The sines :func:`rotate` takes: those of the first half negated."""
+    first, second = sin.chunk(2, -1)
+    return torch.cat([-first, second], -1)
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Grouped causal attention of ``(L, H, d)`` queries on ``(T, G, d)`` keys and values -> ``(L, H d)``.
+
+    Args:
+        mask: None if the queries are the last of the keys' own sequence from its start (L = T), else what
+            :func:`later_mask` gives.
+    """
+    length, heads, size = query.shape
+    query, keys, values = (part.transpose(0, 1)[None] for part in (query, keys, values))
+    groups = keys.shape[1]
+    if mask is not None:  # the heads of a group share their keys: as more queries on them they need no copies of them
+        query = query.reshape(1, groups, heads // groups * length, size)
+        seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        seen = seen.reshape(1, heads, length, size)
+    else:
+        seen = functional.scaled_dot_product_attention(
+            query, keys, values, is_causal=True, enable_gqa=heads != groups
+        )
+    return seen[0].transpose(0, 1).reshape(length, heads * size)
+
+
+def later_mask(past: int, length: int, per_group: int, device: torch.device) -> Tensor:
+    """Which of ``past + length`` keys each of ``length`` later queries sees, once per head of a group."""
+    keys = torch.arange(past + length, device=device)
+    return (keys <= past + keys[:length, None]).repeat(per_group, 1)
+
+
+# --- the language model ---------------------------------------------------------------------------------------------
+
+
+def run_block(
+    block: nn.Module,
+    hidden: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    past: tuple[Tensor, Tensor] | None = None,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One block on ``hidden (L, D)``, which it changes in place.
+
+    Args:
+        rotary: cosines and signed sines ``(L, 1, d)``.
+        past: keys and values of the positions before, with ``mask`` from :func:`later_mask`.
+
+    Returns:
+        the block's keys and values, those of ``past`` included.
+    """
+    attention, mlp = block.self_attn, block.mlp
+    x = rms_norm(block.input_layernorm, hidden)
+    heads = (-1, attention.head_dim)
+    query = rotate(rms_norm(attention.q_norm, linear(attention.q_proj, x).unflatten(-1, heads)), *rotary)
+    keys = rotate(rms_norm(attention.k_norm, linear(attention.k_proj, x).unflatten(-1, heads)), *rotary)
+    values = linear(attention.v_proj, x).unflatten(-1, heads)
+    if past is not None:
+        keys, values = torch.cat([past[0], keys]), torch.cat([past[1], values])
+    add_linear(hidden, attention.o_proj, attend(query, keys, values, mask))
+    x = rms_norm(block.post_attention_layernorm, hidden)
+    gate = functional.silu(linear(mlp.gate_proj, x), inplace=True)
+    add_linear(hidden, mlp.down_proj, gate.mul_(linear(mlp.up_proj, x)))
+    return keys, values
+
+
+def run_blocks(
+    language: nn.Module,
+    hidden: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    wanted: Sequence[int],
+    num_layers: int,
+    *,
+    spans: Sequence[tuple[int, int]] = (),
+    deepstack: Sequence[Tensor] = (),
+    capture_before: bool = True,
+    past: KeyValues | None = None,
+    keep: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[dict[int, Tensor], KeyValues]:
+    """Hidden states at the ``wanted`` indices, running no block beyond the last of them.
+
+    Args:
+        language: what holds ``layers`` and ``norm``.
+        hidden: input embeddings ``(L, D)``; used as scratch.
+        wanted: indices as Hugging Face's ``hidden_states`` counts, ascending.
+        num_layers: blocks of the whole model: that index is taken after the final norm.
+        spans: per picture where its positions start and stop; ``deepstack``: ``(n, D)`` per level for all of them.
+        capture_before: take states 1 … 3 before a level is added (transformers 5) or after it (ComfyUI).
+        past: keys and values of earlier positions, per block.
+        keep: return keys and values.
+
+    Returns:
+        states ``(L, D)`` by index, and keys and values per block if they are to be kept.
+    """
+    captured, kept = {}, []
+    mask = None
+    if past is not None and past:
+        first = language.layers[0].self_attn
+        per_group = first.q_proj.weight.shape[0] // first.k_proj.weight.shape[0]
+        mask = later_mask(len(past[0][0]), len(hidden), per_group, hidden.device)
+    if 0 in wanted:
+        captured[0] = hidden.clone()
+    for index in range(wanted[-1]):
+        check()
+        pair = run_block(language.layers[index], hidden, rotary, past[index] if past else None, mask)
+        if keep:
+            kept.append(pair)
+        number, adds = index + 1, index < len(deepstack) and bool(spans)
+        if number in wanted and (capture_before or not adds):
+            captured[number] = _capture(language, hidden, number, num_layers, wanted[-1])
+        if adds:
+            if number in captured and captured[number] is hidden:
+                break  # the last state there is to take is the one before this level
+            add_levels(hidden, deepstack[index], spans)
+            if number in wanted and not capture_before:
+                captured[number] = _capture(language, hidden, number, num_layers, wanted[-1])
+    return captured, kept
+
+
+def _capture(language: nn.Module, hidden: Tensor, number: int, num_layers: int, last: int) -> Tensor:
+    if number == num_layers:
+        return rms_norm(language.norm, hidden)
+    return hidden if number == last else hidden.clone()
+
+
+def add_levels(hidden: Tensor, features: Tensor, spans: Sequence[tuple[int, int]]) -> None:
+    """Add one deepstack level ``(n, D)`` at the pictures' places, in place."""
+    done = 0
+    for start, stop in spans:
+        hidden[start:stop] += features[done : done + stop - start]
+        done += stop - start
+
+
+def picture_spans(layout: TokenLayout) -> list[tuple[int, int]]:
+    """Per picture ``(start, stop)`` of its positions."""
+    return [(int(positions[0]), int(positions[-1]) + 1) for positions in layout.picture_positions()]
+
+
+def prefix_length(layout: TokenLayout) -> int:
+    """Positions up to the end of the last picture, its end marker included; 0 without pictures."""
+    markers = (layout.roles == TokenRole.MARKER).nonzero()
+    return int(markers[-1]) + 1 if len(markers) else 0
+
+
+def mrope_rotary(
+    positions: Tensor, size: int, theta: float, section: Sequence[int], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines ``(L, 1, size)`` of Qwen3-VL's interleaved rotary embedding.
+
+    Frequencies ``theta^(-2i/size)`` turn with the time axis, except that of the first ``3 section[1]`` every third
+    from 1 turns with the row and of the first ``3 section[2]`` every third from 2 with the column (Qwen3-VL,
+    arXiv 2511.21631).
+
+    Args:
+        positions: int64 ``(3, L)`` on the device of the result.
+    """
+    steps = torch.arange(0, size, 2, dtype=torch.float32, device=positions.device)
+    angles = positions[..., None].float() / theta ** (steps / size)
+    turned = angles[0].clone()
+    for axis in (1, 2):
+        places = slice(axis, 3 * section[axis], 3)
+        turned[:, places] = angles[axis, :, places]
+    angles = torch.cat([turned, turned], -1)[:, None]
+    return angles.cos().to(dtype), signed(angles.sin()).to(dtype)
+
+
+# --- the vision tower -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class VisionTables:
+    """What the vision tower needs to know of a grid of ``N`` patches.
+
+    Attributes:
+        corners: int64 ``(4, N)``, the learned positions around each patch; ``weights`` float32 ``(4, N, 1)``.
+        cos, sin: float32 ``(N, 1, 1, d)``, sines signed.
+    """
+
+    corners: Tensor
+    weights: Tensor
+    cos: Tensor
+    sin: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        return [self.corners, self.weights, self.cos, self.sin]
+
+
+def vision_tables(grid: tuple[int, int], side: int, frequencies: Tensor, device: torch.device) -> VisionTables:
+    """Of a picture of merged ``(rows, columns)``, patches in the order of :func:`~.pictures.patchify`.
+
+    Learned positions are a ``side`` × ``side`` grid that is stretched over the picture and read bilinearly; the first
+    half of a head turns with the patch's row, the second with its column.
+
+    Args:
+        frequencies: ``(d / 4,)``, the tower's ``inv_freq``.
+    """
+    rows, columns = (MERGE * count for count in grid)
+    order = torch.arange(rows * columns).view(grid[0], MERGE, grid[1], MERGE).transpose(1, 2).flatten()
+    row, column = order // columns, order % columns
+    at_row = torch.linspace(0, side - 1, rows)[row]
+    at_column = torch.linspace(0, side - 1, columns)[column]
+    top, left = at_row.long(), at_column.long()
+    below, right = (top + 1).clamp(max=side - 1), (left + 1).clamp(max=side - 1)
+    down, across = at_row - top, at_column - left
+    corners = torch.stack([top * side + left, top * side + right, below * side + left, below * side + right])
+    weights = torch.stack([(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across])
+    frequencies = frequencies.float().cpu()
+    angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], -1)
+    angles = torch.cat([angles, angles], -1)[:, None, None]
+    parts = corners, weights[..., None], angles.cos(), signed(angles.sin())
+    return VisionTables(*(part.to(device) for part in parts))
+
+
+def run_vision(visual: nn.Module, patches: Tensor, tables: VisionTables) -> tuple[Tensor, list[Tensor]]:
+    """Pictures of one grid through the vision tower.
+
+    Args:
+        patches: ``(B, N, 1536)`` in the dtype to compute in, on its device.
+        tables: of their grid.
+
+    Returns:
+        embeddings ``(B, N / 4, D)`` and deepstack features of the same shape, one per level.
+    """
+    count, length = patches.shape[:2]
+    places = visual.pos_embed(tables.corners.to(visual.pos_embed.weight.device)).to(patches.device)
+    places = (places * tables.weights).sum(0).to(patches.dtype)
+    hidden = (embed_patches(visual.patch_embed, patches).view(count, length, -1) + places).flatten(0, 1)
+    deepstack = []
+    for index, block in enumerate(visual.blocks):
+        attention, mlp = block.attn, block.mlp
+        x = layer_norm(block.norm1, hidden)
+        mixed = linear(attention.qkv, x).view(count, length, 3, attention.num_heads, -1)
+        # In float32, as transformers has it: the angles of a large grid are too fine for bf16.
+        turned = mixed[:, :, :2] * tables.cos
+        turned.addcmul_(mixed[:, :, :2].roll(mixed.shape[-1] // 2, -1), tables.sin)
+        query, keys = (part.transpose(1, 2) for part in turned.to(mixed.dtype).unbind(2))
+        seen = functional.scaled_dot_product_attention(query, keys, mixed[:, :, 2].transpose(1, 2))
+        hidden.add_(linear(attention.proj, seen.transpose(1, 2).reshape(count * length, -1)))
+        del x, mixed, turned, query, keys, seen  # tens of megabytes that the next lines need
+        inner = linear(mlp.linear_fc1, layer_norm(block.norm2, hidden))
+        hidden.add_(linear(mlp.linear_fc2, torch.ops.aten.gelu_(inner, approximate="tanh")))
+        del inner
+        if index in visual.deepstack_visual_indexes:
+            level = list(visual.deepstack_visual_indexes).index(index)
+            deepstack.append(visual.deepstack_merger_list[level](hidden).view(count, length // MERGE**2, -1))
+    return visual.merger(hidden).view(count, length // MERGE**2, -1), deepstack
+
+
+def embed_patches(module: nn.Module, patches: Tensor) -> Tensor:
+    """``(B, N, 1536)`` -> ``(B N, C)``: the convolution over whole patches, as the matrix product that it is."""
+    flat, projection = patches.flatten(0, 1), module.proj
+    if not is_bare(projection, flat):
+        return module(flat)
+    return functional.linear(flat, projection.weight.flatten(1), projection.bias)

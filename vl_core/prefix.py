@@ -1,0 +1,304 @@
+"""Reading a sequence without doing anything twice.
+
+Attention is causal and the pictures come before the words, so what the pictures' positions compute does not depend on
+the words. Kept per content: what the vision tower gave for a picture, the keys and values of everything up to the last
+picture, and the states that were asked for. A new prompt then runs its own positions only; the same question again runs
+nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .cache import ByteCache, digest
+from .forward import (
+    PATCHES_PER_PASS,
+    KeyValues,
+    VisionTables,
+    picture_spans,
+    prefix_length,
+    run_blocks,
+    run_vision,
+    vision_tables,
+    weights_of,
+)
+from .graphs import GraphPool
+from .layout import TokenLayout
+from .pictures import MERGE, Picture, patchify
+
+log = logging.getLogger(__name__)
+
+# (layout, first position) -> cosines and signed sines (L, 1, d) from there on
+Rotary = Callable[[TokenLayout, int], "tuple[Tensor, Tensor]"]
+PADDED_TO = 64  # captured graphs are of a length in multiples of this
+
+
+class WeightsIdentity:
+    """A number that changes whenever one of the weights is another tensor or was changed in place.
+
+    Noticed are new parameters, moves, casts and torch's own in-place operations. Not noticed is writing through
+    ``.data``, which hides itself from torch as well.
+    """
+
+    def __init__(self) -> None:
+        self._seen: list[tuple] = []
+        self._alive: list[weakref.ref] = []
+        self._numbers = itertools.count()
+        self._number = -1
+
+    def __call__(self, weights: Iterable[Tensor]) -> int:
+        parameters = list(weights)
+        now = [_fingerprint(parameter) for parameter in parameters]
+        # An id is only a name while its object lives: a new one may get the same.
+        same = len(self._alive) == len(parameters) and all(
+            reference() is parameter for reference, parameter in zip(self._alive, parameters, strict=True)
+        )
+        if not same or now != self._seen:
+            self._seen, self._alive = now, [weakref.ref(parameter) for parameter in parameters]
+            self._number = next(self._numbers)
+        return self._number
+
+
+def _fingerprint(parameter: Tensor) -> tuple:
+    stored = getattr(parameter, "_qdata", parameter)  # ComfyUI's quantised tensors
+    version = 0 if parameter.is_inference() else parameter._version
+    return stored.data_ptr(), version, parameter.dtype, parameter.device
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """What the positions after the pictures need of those before.
+
+    Attributes:
+        pairs: keys and values ``(P, heads, size)`` per block that ran.
+        states: hidden states ``(P, D)`` by index.
+    """
+
+    pairs: KeyValues
+    states: dict[int, Tensor]
+
+    def serves(self, wanted: Sequence[int]) -> bool:
+        return len(self.pairs) >= wanted[-1] and all(layer in self.states for layer in wanted)
+
+    def tensors(self) -> list[Tensor]:
+        return [*itertools.chain.from_iterable(self.pairs), *self.states.values()]
+
+
+class Reader:
+    """Runs a Qwen3-VL over sequences and keeps what can be used again.
+
+    Attributes:
+        cache: where it is kept; a limit of 0 turns that off.
+        every_layer: capture all states on the way, so that asking for another layer runs nothing; takes as much memory
+            per layer and picture as one layer's states.
+    """
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        language: nn.Module,
+        num_layers: int,
+        rotary: Rotary,
+        cache: ByteCache,
+        *,
+        every_layer: bool = False,
+        capture_before: bool = True,
+        graphs: GraphPool | None = None,
+    ) -> None:
+        """``capture_before``: see :func:`~.forward.run_blocks`; ``graphs``: replay whole passes from there."""
+        self._visual, self._language, self._num_layers, self._rotary = visual, language, num_layers, rotary
+        self._capture_before, self._graphs = capture_before, graphs
+        self._weights_identity = WeightsIdentity()
+        self._last_weights = -1
+        self.cache, self.every_layer = cache, every_layer
+
+    def forget(self) -> None:
+        """Give back everything that is kept, captured graphs included."""
+        self.cache.clear()
+        if self._graphs is not None:
+            self._graphs.clear()
+
+    def read(
+        self,
+        layout: TokenLayout,
+        pictures: Sequence[Picture],
+        wanted: Sequence[int],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        mute: bool = False,
+        identity: Any = None,
+        weights: Iterable[Tensor] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[Tensor]:
+        """Hidden states ``(L, D)`` at the ``wanted`` indices, ascending. They are kept: copy before changing them.
+
+        Args:
+            dtype, device: what to compute in, and where.
+            mute: zero the pictures' embeddings and deepstack features.
+            identity: anything else the states depend on, hashable.
+            weights: the tensors to tell the model by, its parameters unless given: for a host that makes copies of
+                them at each load.
+        """
+        if weights is None:
+            weights = weights_of(self._visual) + weights_of(self._language)
+        number = self._weights_identity(weights)
+        if number != self._last_weights:  # nothing kept will be found again, and graphs hold the old addresses
+            self.forget()
+            self._last_weights = number
+        key = (number, identity, dtype, device, mute)
+        try:
+            return self._read(layout, pictures, wanted, key, dtype, device, mute, check)
+        except torch.cuda.OutOfMemoryError:
+            if not self.cache.bytes:
+                raise
+        self.forget()
+        log.info("Out of memory, reading again with nothing kept.")
+        return self._read(layout, pictures, wanted, key, dtype, device, mute, check)
+
+    def _read(
+        self, layout: TokenLayout, pictures: Sequence[Picture], wanted: Sequence[int], key: tuple, dtype: torch.dtype,
+        device: torch.device, mute: bool, check: Callable[[], None],
+    ) -> list[Tensor]:
+        seen = tuple(digest(picture.pixels) for picture in pictures) if self.cache.limit else ()
+        whole = ("states", *key, digest(layout.token_ids), seen, layout.grids)
+        known = {layer: self.cache.get((*whole, layer)) for layer in wanted} if self.cache.limit else {}
+        if not known or any(states is None for states in known.values()):
+            layers = tuple(range(wanted[-1] + 1)) if self.every_layer else tuple(wanted)
+            known = self._run(layout, pictures, layers, key, seen, dtype, device, mute, check)
+            for layer, states in known.items():
+                self.cache.put((*whole, layer), states, [states])
+        return [known[layer] for layer in wanted]
+
+    def _run(
+        self, layout: TokenLayout, pictures: Sequence[Picture], wanted: tuple[int, ...], key: tuple, seen: tuple,
+        dtype: torch.dtype, device: torch.device, mute: bool, check: Callable[[], None],
+    ) -> dict[int, Tensor]:
+        """States ``(L, D)`` by index, with what is kept of the part up to the last picture."""
+        length = prefix_length(layout)
+        name = ("prefix", *key, digest(layout.token_ids[:length]), seen, layout.grids)
+        prefix = self.cache.get(name) if length and self.cache.limit else None
+        if prefix is not None and prefix.serves(wanted):
+            rotary = self._rotary(layout, length)
+            hidden = self._embed(layout.token_ids[length:], dtype, device)
+            later, _ = run_blocks(
+                self._language, hidden, rotary, wanted, self._num_layers, past=prefix.pairs, check=check
+            )
+            return {layer: torch.cat([prefix.states[layer], later[layer]]) for layer in wanted}
+        embeddings, deepstack = self._see(pictures, key, seen, dtype, device, mute, check)
+        hidden = self._embed(layout.token_ids, dtype, device)
+        spans = picture_spans(layout)
+        if mute:
+            for start, stop in spans:
+                hidden[start:stop] = 0
+        elif embeddings is not None:
+            done = 0
+            for start, stop in spans:
+                hidden[start:stop] = embeddings[done : done + stop - start]
+                done += stop - start
+        del embeddings
+        keep = bool(length and self.cache.limit)
+        captured, pairs = self._all_blocks(hidden, layout, wanted, spans, deepstack, keep, check)
+        if keep:
+            prefix = Prefix(
+                [(keys[:length], values[:length]) for keys, values in pairs],
+                {layer: states[:length] for layer, states in captured.items()},
+            )
+            self.cache.put(name, prefix, prefix.tensors())
+        return captured
+
+    def _embed(self, ids: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+        table = self._language.embed_tokens
+        return table(ids.to(table.weight.device)).to(device, dtype)
+
+    def _all_blocks(
+        self, hidden: Tensor, layout: TokenLayout, wanted: tuple[int, ...], spans: Sequence[tuple[int, int]],
+        deepstack: list[Tensor], keep: bool, check: Callable[[], None],
+    ) -> tuple[dict[int, Tensor], KeyValues]:
+        options = {"spans": spans, "capture_before": self._capture_before, "keep": keep}
+        cos, sin = self._rotary(layout, 0)
+        if self._graphs is None:
+            return run_blocks(
+                self._language, hidden, (cos, sin), wanted, self._num_layers, deepstack=deepstack, check=check,
+                **options,
+            )
+        check()
+
+        def run(hidden: Tensor, cos: Tensor, sin: Tensor, *deepstack: Tensor) -> list[Tensor]:
+            captured, pairs = run_blocks(
+                self._language, hidden, (cos, sin), wanted, self._num_layers, deepstack=deepstack, **options
+            )
+            return [*captured.values(), *itertools.chain.from_iterable(pairs)]
+
+        # Later positions change nothing before them, so lengths share a graph.
+        length = len(hidden)
+        padding = -length % PADDED_TO
+        inputs = [torch.cat([part, part.new_zeros(padding, *part.shape[1:])]) for part in (hidden, cos, sin)]
+        name = ("blocks", length + padding, wanted, tuple(spans), len(deepstack), keep)
+        outputs = [output[:length] for output in self._graphs.run(name, run, [*inputs, *deepstack])]
+        pairs = outputs[len(wanted) :]
+        return dict(zip(wanted, outputs, strict=False)), list(zip(pairs[::2], pairs[1::2], strict=True))
+
+    def _see(
+        self, pictures: Sequence[Picture], key: tuple, seen: tuple, dtype: torch.dtype, device: torch.device,
+        mute: bool, check: Callable[[], None],
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """All pictures' embeddings ``(n, D)`` and deepstack features, one ``(n, D)`` per level."""
+        if not pictures or mute:
+            return None, []
+        names = [("vision", *key, one) for one in seen] or [None] * len(pictures)
+        found = [self.cache.get(name) if name else None for name in names]
+        groups: dict[tuple[int, int], list[int]] = {}
+        for index, picture in enumerate(pictures):
+            check()
+            if found[index] is None:
+                groups.setdefault(picture.grid, []).append(index)
+        for grid, members in groups.items():
+            per_pass = max(1, PATCHES_PER_PASS // (grid[0] * grid[1] * MERGE**2))
+            for at in range(0, len(members), per_pass):
+                chosen = members[at : at + per_pass]
+                outputs = self._vision([pictures[index] for index in chosen], dtype, device)
+                for place, index in enumerate(chosen):
+                    found[index] = [output[place] for output in outputs]
+                    if names[index] and self.cache.limit:
+                        # A part of a shared pass would keep the whole of it.
+                        kept = found[index] if len(chosen) == 1 else [part.clone() for part in found[index]]
+                        self.cache.put(names[index], kept, kept)
+        if len(pictures) == 1:
+            embeddings, *deepstack = found[0]
+        else:
+            embeddings, *deepstack = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return embeddings, deepstack
+
+    def _vision(self, pictures: list[Picture], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+        """Embeddings and deepstack features ``(B, n, D)`` of pictures of one grid."""
+        tables = self._tables(pictures[0].grid, device)
+        # 8-bit pixels travel to the device, not the patches, which take eight times as much.
+        patches = torch.stack([patchify(Picture(one.pixels.to(device)))[0].to(dtype) for one in pictures])
+        if self._graphs is None:
+            embeddings, deepstack = run_vision(self._visual, patches, tables)
+            return [embeddings, *deepstack]
+
+        def run(patches: Tensor, *parts: Tensor) -> list[Tensor]:
+            embeddings, deepstack = run_vision(self._visual, patches, VisionTables(*parts))
+            return [embeddings, *deepstack]
+
+        name = ("vision", tuple(patches.shape))
+        return self._graphs.run(name, run, [patches, *tables.tensors()])
+
+    def _tables(self, grid: tuple[int, int], device: torch.device) -> VisionTables:
+        name = ("tables", grid, device)
+        tables = self.cache.get(name) if self.cache.limit else None
+        if tables is None:
+            side = round(self._visual.pos_embed.weight.shape[0] ** 0.5)
+            tables = vision_tables(grid, side, self._visual.rotary_pos_emb.inv_freq, device)
+            self.cache.put(name, tables, tables.tensors())
+        return tables
