@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--sampler-steps", type=int, help="(8)")
     bench.add_argument("--guidance", type=float, help="(1)")
     bench.add_argument("--only", help="of the training-free methods those whose name contains this")
+    bench.add_argument("--shard", help="0/2 and 1/2: half of the methods each, on two GPUs")
     bench.add_argument("--unseen-combinations", action="store_true", help="only looks kept from fitting")
     bench.add_argument("--leave-out-style", metavar="NAME", help="only references of this style, kept from fitting")
     bench.add_argument("--leave-out-background", metavar="NAME", help="only references on this background, likewise")
@@ -77,7 +78,7 @@ def switches(chosen: argparse.Namespace):
 
     given = {
         "pairs": chosen.pairs, "seeds": chosen.seeds, "steps": chosen.sampler_steps, "guidance": chosen.guidance,
-        "only": chosen.only,
+        "only": chosen.only, "shard": chosen.shard,
     }
     hold_out = world.HoldOut(chosen.unseen_combinations, chosen.leave_out_style, chosen.leave_out_background)
     return dataclasses.replace(

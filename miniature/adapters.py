@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vl_core.adapter import AdapterSpec, PictureAdapter, PictureAdapterFit, PictureFeatures
+from vl_core.description import Slot, describe_prompt, slot_targets
 from vl_core.headless.zimage import prompt_layout
-from vl_core.picture_adapter import PictureAdapter, PictureAdapterFit, PictureFeatures, Slot, description_target
+from vl_core.layout import TAIL_TOKENS
 
 from . import assemble, world
 from .chain import Chain, answers, as_image
 from .training import Options, begin, log, measured_with, write_json
 
 ADAPTER = "adapter.safetensors"
-SLOTS = tuple(Slot(name) for name in world.LOOK)
-FEATURES = PictureFeatures()
+SLOTS = tuple(Slot(name, 4) for name in world.LOOK)
+FEATURES = PictureFeatures("grid2")
 PAIRS = 1500
+RANK = 64  # keeps the file under 2 MB, all models under 40
 SEED = 77_000  # far from the bench's pairs
 ALL_SEEN = world.HoldOut()
 
@@ -29,7 +33,8 @@ def run(options: Options, pairs: int | None = None, hold_out: world.HoldOut = AL
     device = begin(options)
     chain = Chain.load(assemble.models_folder(options), device)
     examples = Examples.draw(chain, pairs or options.size(PAIRS, 24), SEED + options.seed, hold_out)
-    adapter = fit(examples.features(chain, FEATURES), examples.targets(chain, SLOTS), FEATURES, SLOTS, rank="auto")
+    spec = spec_of(chain)
+    adapter = fit(spec, examples.features(chain, spec.features), examples.targets(chain, spec), rank=RANK)
     folder = chain.folder if hold_out == ALL_SEEN else options.out
     adapter.save(folder / ADAPTER)
     report = adapter.report
@@ -39,11 +44,25 @@ def run(options: Options, pairs: int | None = None, hold_out: world.HoldOut = AL
     return adapter
 
 
+def spec_of(
+    chain: Chain, features: PictureFeatures = FEATURES, slots: Sequence[Slot] = SLOTS, **options: Any
+) -> AdapterSpec:
+    """What an adapter between the chain's two encoders maps."""
+    width = chain.pipeline.text_encoder.config.hidden_size
+    blocks = chain.encoder.num_layers
+    return AdapterSpec(
+        features, tuple(slots), chain.encoder.width, blocks, width, vl_model=chain.encoder.name, text_model="miniature",
+        **options,
+    )
+
+
+@dataclass(frozen=True, eq=False)
 class Examples:
     """Pictures of the world, prompts that ask for something else, and words for the pictures' looks by slot."""
 
-    def __init__(self, images: Sequence[Tensor], prompts: Sequence[str], texts: Sequence[dict[str, str]]) -> None:
-        self.images, self.prompts, self.texts = list(images), list(prompts), list(texts)
+    images: list[Tensor]
+    prompts: list[str]
+    texts: list[dict[str, str]]
 
     @classmethod
     def draw(
@@ -51,56 +70,53 @@ class Examples:
     ) -> Examples:
         """From the training part of the world; ``described``: the VL's words for the looks instead of the truth."""
         pairs = world.conflict_pairs(count, seed, hold_out=hold_out, testing=False)
-        return cls.of(chain, pairs, seed, described=described)
-
-    @classmethod
-    def of(cls, chain: Chain, pairs: world.Pairs, seed: int, *, described: bool = False) -> Examples:
-        references = pairs.references.to(chain.device)
-        pictures, _ = world.render(references, torch.Generator(chain.device).manual_seed(seed))
+        pictures, _ = world.render(
+            pairs.references.to(chain.device), torch.Generator(chain.device).manual_seed(seed)
+        )
         texts = [dict(zip(world.LOOK, world.look_phrases(scene), strict=True)) for scene in pairs.references.records()]
         if described:
             said = answers(chain, pictures, world.DESCRIBE_LOOK[1])
-            texts = [slots_of(text) or dict.fromkeys(world.LOOK, text) for text in said]
-        return cls(as_image(pictures), pairs.prompts, texts)
+            texts = [slots_of(text) or truth for text, truth in zip(said, texts, strict=True)]
+        return cls(as_image(pictures), list(pairs.prompts), texts)
 
     def features(self, chain: Chain, features: PictureFeatures) -> list[Tensor]:
         """Inputs of the map, one per picture."""
         looks = zip(self.images, self.prompts, strict=True)
         return [features.of(chain.look(image, prompt, layers=features.layers)).cpu() for image, prompt in looks]
 
-    def targets(self, chain: Chain, slots: Sequence[Slot]) -> list[Tensor]:
+    def targets(self, chain: Chain, spec: AdapterSpec) -> list[Tensor]:
         """Outputs of the map, one per picture."""
-
-        def tokenize(prompt: str) -> Any:
-            return prompt_layout(chain.pipeline.tokenizer, prompt, "miniature")
-
-        return [
-            description_target(lambda text: chain.words(text)[0], tokenize, prompt, texts, slots).cpu()
-            for prompt, texts in zip(self.prompts, self.texts, strict=True)
-        ]
+        found = []
+        for prompt, texts in zip(self.prompts, self.texts, strict=True):
+            growing = describe_prompt(prompt, texts, spec.slots)
+            layouts = [prompt_layout(chain.pipeline.tokenizer, text, "miniature") for text in growing]
+            own = chain.words(growing[0])[0][-TAIL_TOKENS:] if spec.tail == "change" else None
+            found.append(slot_targets(chain.words(growing[-1])[0], layouts, spec.slots, own).cpu())
+        return found
 
 
 def slots_of(answer: str) -> dict[str, str] | None:
     """The VL's "striped style, red background, warm colors" as phrases by slot; None if a part is missing."""
     words = answer.replace(",", " ").split()
-    found = {name: [word for word in words if word in known] for name, known in (
-        ("background", world.COLORS), ("style", world.STYLES), ("mood", world.MOODS),
-    )}
+    known = dict(zip(world.LOOK, (world.COLORS, world.STYLES, world.MOODS), strict=True))
+    found = {name: [word for word in words if word in those] for name, those in known.items()}
     if not all(found.values()):
         return None
     ground, style, mood = (found[name][0] for name in world.LOOK)
-    return {"background": f"on {world.with_article(ground)} background", "style": f"in {style} style",
-            "mood": f"with {mood} colors"}
+    return {
+        "background": f"on {world.with_article(ground)} background", "style": f"in {style} style",
+        "mood": f"with {mood} colors",
+    }
 
 
 def fit(
-    features: Sequence[Tensor], targets: Sequence[Tensor], what: PictureFeatures, slots: Sequence[Slot],
-    weights: Sequence[float] | None = None, **options: Any,
+    spec: AdapterSpec, features: Sequence[Tensor], targets: Sequence[Tensor], weights: Sequence[float] | None = None,
+    **options: Any,
 ) -> PictureAdapter:
-    """One solve; ``options`` go to :meth:`vl_core.PictureAdapterFit.solve`."""
-    fitting = PictureAdapterFit(slots, what, "qwen3-vl-mini", "z-image-mini")
+    """One solve; ``options`` go to :meth:`vl_core.adapter.PictureAdapterFit.solve`."""
+    fitting = PictureAdapterFit(spec)
     for index, (x, t) in enumerate(zip(features, targets, strict=True)):
-        fitting.add_pair(x, t, 1.0 if weights is None else weights[index], index)
+        fitting.add(x, t, 1.0 if weights is None else weights[index], index)
     return fitting.solve(**options)
 
 

@@ -42,7 +42,7 @@ from vl_core import (
     normalize,
     select_tokens,
 )
-from vl_core.picture_adapter import PictureAdapter
+from vl_core.adapter import PictureAdapter
 from vl_core.statistics import token_rms
 
 from . import adapters, assemble, sheet, world
@@ -124,6 +124,8 @@ class Switches:
         other_words: prompts in words no model was trained with.
         described: looks are described by the VL itself instead of the truth.
         only: of the training-free methods, only those whose name contains this.
+        shard: "0/2" measures half of the methods, by name, and writes no report: for two GPUs side by side. Join their
+            ``bench_rows.jsonl`` and go on with --resume.
     """
 
     pairs: int = 200
@@ -134,6 +136,7 @@ class Switches:
     other_words: bool = False
     described: bool = False
     only: str = ""
+    shard: str = ""
 
     def describe(self) -> dict[str, Any]:
         hold = self.hold_out
@@ -224,21 +227,21 @@ def _methods() -> tuple[Method, ...]:
                    "scale": "global"}
         rows.append(Method("published, all tokens", "published", "blend", -2, setting))
     for layer in range(-8, 0):
-        for alpha in ALPHAS if layer == -2 else (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        for alpha in ALPHAS if layer == -2 else (0.5, 0.7, 0.85, 1.0):
             setting = {"mode": "blend aligned", "strength": alpha}
             rows.append(Method("aligned", "training_free", "recipe", layer, setting))
-    for layer in (-8, -6, -4, -2, -1):
+    for layer in (-8, -4, -2):
         for strength in (1.0, 0.5, 0.25):
             setting = {"mode": "append picture", "strength": strength}
             rows.append(Method("append picture", "training_free", "recipe", layer, setting))
     for layer in (-6, -2):
-        for weight in (0.5, 1.0, 1.5, 2.0, 3.0):
+        for weight in (0.5, 1.0, 1.5, 2.0):
             rows.append(Method("image delta", "training_free", "delta", layer, {"weight": weight}))
     for factor in (1, 2, 4):
         setting = {"alpha": 1.0, "method": "append", "tokens": "image_no_markers", "append_downsample": factor,
                    "append_position": "before_tail"}
         rows.append(Method("append before the tail", "training_free", "blend", -2, setting))
-    for alpha in (0.3, 0.5, 0.7, 1.0):
+    for alpha in (0.5, 0.7, 1.0):
         for name, setting in {
             "aligned, slerp": {"space": "slerp"},
             "aligned, sinks mixed": {"sinks": "include"},
@@ -274,7 +277,7 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     floor = ledger.measured("text", lambda: hits(bench, [case.states for case in bench.cases]))
     ceiling = ledger.measured(caption.key, lambda: hits(bench, mixed(bench, caption)))
     rows = []
-    for method in METHODS:
+    for method in share(METHODS, switches.shard):
         if switches.only and method.family == "training_free" and switches.only not in method.name:
             continue
         if method.way == "adapter" and bench.adapter is None:
@@ -291,6 +294,8 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
             nulls.append({"control": control, "family": method.family, **row_of(method, found, floor, ceiling)})
     if bench.pool is not None:
         bench.pool.shutdown()
+    if switches.shard:
+        return {}
     report = {
         "measured": measured_with("bench", device),
         "asked": asked,
@@ -304,6 +309,15 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     reached = {family: row and row["transfer"] for family, row in report["best"].items()}
     log(options, "bench", rows=len(rows), nulls=len(nulls), best=reached)
     return report
+
+
+def share(methods: Sequence[Method], shard: str) -> list[Method]:
+    """The methods whose names fall to a shard; all of them for none."""
+    if not shard:
+        return list(methods)
+    index, count = map(int, shard.split("/"))
+    names = list(dict.fromkeys(method.name for method in methods))[index::count]
+    return [method for method in methods if method.name in names]
 
 
 class Ledger:

@@ -9,6 +9,7 @@ from .condition import ZImageVLCondition
 from .delta import ZImageVLDelta
 from .encode import ZImageVLEncode
 from .files import ZImageVLLoadSaved, ZImageVLSave
+from .grid import ZImageVLGrid
 from .inspect import ZImageVLInspect
 from .layer_report import ZImageVLLayerReport
 from .loader import ZImageVLLoader
@@ -16,6 +17,7 @@ from .normalize import ZImageVLNormalize
 from .outliers import ZImageVLMaskOutliers
 from .reference import ZImageVLReference
 from .select import ZImageVLSelectTokens
+from .sweep import ZImageVLSweep
 
 NODES: list[type[io.ComfyNode]] = [
     ZImageVLCondition,
@@ -29,6 +31,8 @@ NODES: list[type[io.ComfyNode]] = [
     ZImageVLReference,
     ZImageVLInspect,
     ZImageVLLayerReport,
+    ZImageVLSweep,
+    ZImageVLGrid,
     ZImageVLSave,
     ZImageVLLoadSaved,
 ]

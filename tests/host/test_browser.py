@@ -7,7 +7,9 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need: pip install playwright")
 
@@ -17,6 +19,9 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser tests need
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 SIMPLE, OPEN = WORKFLOWS / "zimage_vl_simple.json", WORKFLOWS / "zimage_vl_open_pipeline.json"
 SAVE, REUSE = WORKFLOWS / "zimage_vl_save_embeddings.json", WORKFLOWS / "zimage_vl_reuse_embeddings.json"
+MANY, DELTA, RECIPES = (WORKFLOWS / f"zimage_vl_{name}.json" for name in ("many_references", "image_delta", "recipes"))
+SWEEP = WORKFLOWS / "zimage_vl_sweep.json"
+SAVED = sorted(Path(__file__).with_name("saved_0_1_0").glob("*.json"))
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
@@ -31,7 +36,7 @@ OPEN_FILE = "([name, text]) => app.handleFile(new File([text], name, { type: 'ap
 MAKE_QUICK = """() => {
   const small = {
     EmptySD3LatentImage: { width: 256, height: 256 }, KSampler: { steps: 2 },
-    ZImageVLCondition: { image_tokens: 64 }, ZImageVLEncode: { image_tokens: 64 },
+    ZImageVLCondition: { image_tokens: 64 }, ZImageVLEncode: { image_tokens: 64 }, ZImageVLSweep: { image_tokens: 64 },
   };
   for (const node of app.graph.nodes)
     for (const widget of node.widgets ?? [])
@@ -80,6 +85,28 @@ OVERLAPS = """() => {
     if (a.id < b.id && a.pos[0] < b.pos[0] + b.size[0] && b.pos[0] < a.pos[0] + a.size[0] &&
         a.pos[1] - 30 < b.pos[1] + b.size[1] && b.pos[1] - 30 < a.pos[1] + a.size[1]) found.push([a.type, b.type]);
   return found;
+}"""
+
+
+# Where on the screen the grid's node shows a picture of this size; null while it does not.
+GRID_BOX = """([modern, width, height]) => {
+  const node = app.graph.nodes.find((n) => n.type === "ZImageVLGrid");
+  if (modern) {
+    const fits = (image) => image.naturalWidth === width && image.naturalHeight === height;
+    const image = [...document.querySelectorAll(`[data-node-id="${node.id}"] img`)].find(fits);
+    if (!image) return null;
+    const box = image.getBoundingClientRect(), factor = Math.min(box.width / width, box.height / height);
+    const [w, h] = [width * factor, height * factor];
+    return { x: box.left + (box.width - w) / 2, y: box.top + (box.height - h) / 2, width: w, height: h };
+  }
+  if (node.imgs?.[0]?.naturalWidth !== width || node.imgs[0].naturalHeight !== height) return null;
+  const canvas = app.canvas.canvas.getBoundingClientRect(), { scale, offset } = app.canvas.ds;
+  const preview = node.widgets.find((w) => w.name.startsWith("$$"));
+  const under = node.pos[1] + (preview?.last_y ?? preview?.y ?? 0), room = node.pos[1] + node.size[1] - under - 20;
+  const factor = Math.min(node.size[0] / width, room / height), [w, h] = [width * factor, height * factor];
+  const x = node.pos[0] + (node.size[0] - w) / 2, y = under + (room - h) / 2;
+  return { x: canvas.left + (x + offset[0]) * scale, y: canvas.top + (y + offset[1]) * scale,
+           width: w * scale, height: h * scale };
 }"""
 
 
@@ -206,7 +233,7 @@ def slots(workflow: dict) -> dict[int, tuple]:
     }
 
 
-@pytest.mark.parametrize("path", [SAVE, SIMPLE, OPEN, REUSE], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [SAVE, SIMPLE, OPEN, REUSE, MANY, DELTA, RECIPES, SWEEP], ids=lambda path: path.stem)
 def test_a_workflow_opens_runs_and_shows_its_reports(path, frontend, saved_embeddings, server, server_module):
     workflow = json.loads(path.read_text(encoding="utf-8"))
     frontend.page.evaluate("app.refreshComboInNodes()")
@@ -228,6 +255,24 @@ def test_a_workflow_opens_runs_and_shows_its_reports(path, frontend, saved_embed
     assert [len(values) for _, values, _ in slots(frontend.saved()).values()] == [
         len(values) for _, values, _ in slots(workflow).values()
     ]
+
+
+@pytest.mark.parametrize("path", SAVED, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("saved_embeddings")
+def test_a_workflow_saved_with_the_first_version_keeps_its_values(path, frontend, server, server_module):
+    frontend.page.evaluate("app.refreshComboInNodes()")
+    frontend.open(path)
+    info, new = server.get("/object_info"), set()
+    old = server_module.to_prompt(json.loads(path.read_text(encoding="utf-8")), info)
+    for number, node in frontend.prompt().items():
+        now, before = node["inputs"], old[number]["inputs"]
+        assert {**now, **before} == now
+        optional = info[node["class_type"]]["input"].get("optional", {})
+        assert {name: now[name] for name in set(now) - set(before)} == {
+            name: optional[name][1]["default"] for name in set(now) - set(before)
+        }
+        new |= set(now) - set(before)
+    assert {"words", "recipe"} & new
 
 
 def test_a_second_run_replaces_the_report_and_a_visit_to_another_tab_keeps_it(frontend):
@@ -276,6 +321,31 @@ def test_choices_that_bring_inputs_of_their_own_and_a_second_picture_work(fronte
     boxes = frontend.reports(history)
     assert any("hybrid" in box["shown"] for box in boxes.values())
     assert any("resample" in box["shown"] for box in boxes.values())
+
+
+def test_a_sweep_shows_its_grid_on_the_node(frontend, server, tmp_path):
+    frontend.open(SWEEP)
+    frontend.page.evaluate(MAKE_QUICK)
+    frontend.set("ZImageVLGrid", "title", "a lighthouse on a hill by the sea")
+    history = frontend.run()
+    assert history["status"]["status_str"] == "success"
+    (shown,) = next(output["images"] for number, output in history["outputs"].items() if number == "15")
+    with Image.open(server.base / shown["type"] / shown["subfolder"] / shown["filename"]) as page:
+        expected = np.asarray(page.convert("L").resize((64, 64), Image.Resampling.BOX)).astype(float)
+        width, height = page.size
+    # 3 columns beside the labels of 2 rows, under the reference and the words alone, none of them shrunk
+    assert width > 3 * 256 and height > 3 * 256
+
+    frontend.page.wait_for_function(GRID_BOX, arg=[frontend.modern, width, height])
+    box = frontend.page.evaluate(GRID_BOX, [frontend.modern, width, height])
+    picture = tmp_path / "sweep_grid.png"
+    frontend.page.screenshot(path=picture, clip=box)
+    with Image.open(picture) as seen:
+        found = np.asarray(seen.convert("L").resize((64, 64), Image.Resampling.BOX)).astype(float)
+    likeness, of_mirrored = (
+        np.corrcoef(side.flatten(), expected.flatten())[0, 1] for side in (found, found[:, ::-1])
+    )
+    assert likeness > 0.8 and of_mirrored < 0.5
 
 
 def test_the_server_logged_no_exception(server):

@@ -24,6 +24,8 @@ DISPLAY_NAMES = {
     "ZImageVLReference": "Reference Statistics",
     "ZImageVLInspect": "Inspect Conditioning",
     "ZImageVLLayerReport": "Layer Report",
+    "ZImageVLSweep": "Sweep Settings",
+    "ZImageVLGrid": "Sweep Grid",
     "ZImageVLSave": "Save VL Embeddings",
     "ZImageVLLoadSaved": "Load VL Embeddings",
 }

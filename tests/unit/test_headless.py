@@ -120,6 +120,23 @@ def test_calibration_reads_the_states_the_pipeline_paints_from(folders, pipeline
     torch.testing.assert_close(read(prompt), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_calibration_in_batches_reads_the_same_states(folders):
+    from vl_core.headless.calibrate import batch_reader, open_text_encoder, text_reader
+
+    folder = Path(folders["zimage"])
+    encoder, tokenizer = open_text_encoder(
+        folder / "text_encoder", folder / "tokenizer", torch.device("cpu"), torch.float32
+    )
+    texts = ["a lamp", PROMPT, "", "a cat " * 40, "a lamp"]
+    alone, forwards = text_reader(encoder, tokenizer), []
+    hook = encoder.register_forward_pre_hook(lambda *_: forwards.append(1))
+    together = batch_reader(encoder, tokenizer)(texts)
+    hook.remove()
+    assert len(forwards) < len(texts)
+    for text, states in zip(texts, together, strict=True):
+        torch.testing.assert_close(states, alone(text), rtol=1e-4, atol=1e-5)
+
+
 def test_text_states_are_the_pipelines_bit_for_bit_also_beyond_its_default_length(pipeline):
     from vl_core.headless.zimage import encode_text
 
@@ -224,7 +241,7 @@ def test_guidance_and_negative_prompt_are_diffusers_own(folders, pipeline, tmp_p
     assert np.array_equal(pixels(tmp_path / "a.png"), expected)
 
 
-@pytest.mark.parametrize("mode", ["blend aligned", "blend as published", "append picture"])
+@pytest.mark.parametrize("mode", ["blend aligned", "blend as published", "append picture", "image delta"])
 def test_strength_zero_paints_the_plain_picture_bit_for_bit_and_more_does_not(folders, pipeline, tmp_path, mode):
     plain = plainly(pipeline)
     assert main(generate(folders, tmp_path / "0.png", *seeing(folders, "--mode", mode, "--strength", "0"))) == 0
@@ -257,6 +274,47 @@ def test_a_seed_means_one_picture(folders, tmp_path):
     a, b, c = (pixels(tmp_path / f"{name}.png") for name in "abc")
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
+
+
+@pytest.mark.parametrize("recipe", ["style hint", "colour palette", "variation of the picture", "push away"])
+def test_a_recipe_steers_says_its_numbers_and_is_noted_in_the_picture(recipe, folders, pipeline, tmp_path, capsys):
+    output = tmp_path / "steered.png"
+    assert main(generate(folders, output, *seeing(folders, "--recipe", recipe, "--strength", "0.7"))) == 0
+    assert not np.array_equal(pixels(output), plainly(pipeline))
+    assert f"recipe {recipe}: " in capsys.readouterr().out
+    with Image.open(output) as picture:
+        assert json.loads(picture.text["zimage-vl"])["recipe"] == recipe
+
+
+def test_pushing_away_is_image_delta_below_zero(folders, tmp_path):
+    recipe, mode = (tmp_path / f"{name}.png" for name in ("recipe", "mode"))
+    assert main(generate(folders, recipe, *seeing(folders, "--recipe", "push away", "--strength", "0.7"))) == 0
+    assert main(generate(folders, mode, *seeing(folders, "--mode", "image delta", "--strength=-0.7"))) == 0
+    assert np.array_equal(pixels(recipe), pixels(mode))
+
+
+def test_a_recipe_can_be_a_file(folders, tmp_path, capsys):
+    mine = {"name": "mine", "meaning": "Mine.", "mode": "blend aligned", "scale": 0.5}
+    (tmp_path / "mine.json").write_text(json.dumps(mine), encoding="utf-8")
+    file, mode = tmp_path / "file.png", tmp_path / "mode.png"
+    options = seeing(folders, "--recipe", str(tmp_path / "mine.json"), "--strength", "1")
+    assert main(generate(folders, file, *options)) == 0
+    assert main(generate(folders, mode, *seeing(folders, "--strength", "0.5"))) == 0
+    assert np.array_equal(pixels(file), pixels(mode))
+
+
+@pytest.mark.parametrize("content, message", [
+    ({"end_percent": 0.4}, "acts from 0% to 40% of the steps, which only the ComfyUI node can do"),
+    ({"settings": {"normalization": "rms"}}, "compares with the text encoder's statistics"),
+    ({"scale": 2}, "scale: expected a number from 0 to 1"),
+])
+@pytest.mark.usefixtures("no_models")
+def test_a_recipe_that_the_command_line_cannot_follow_is_refused(content, message, folders, tmp_path, capsys):
+    recipe = {"name": "mine", "meaning": "Mine.", "mode": "blend aligned", **content}
+    (tmp_path / "mine.json").write_text(json.dumps(recipe), encoding="utf-8")
+    options = seeing(folders, "--recipe", str(tmp_path / "mine.json"))
+    assert main(generate(folders, tmp_path / "out.png", *options)) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_half_precision_runs(folders, tmp_path):
@@ -329,7 +387,7 @@ def no_models(monkeypatch):
     monkeypatch.setattr("vl_core.headless.extract.load_encoder", refuse)
     monkeypatch.setattr("vl_core.headless.generate.load_encoder", refuse)
     monkeypatch.setattr("vl_core.headless.generate.load_pipeline", refuse)
-    monkeypatch.setattr("vl_core.headless.calibrate.load_text_encoder", refuse)
+    monkeypatch.setattr("vl_core.headless.calibrate.open_text_encoder", refuse)
 
 
 EXTRACT = ["extract", "-m", "{vision}", "-i", "{cat}", "-p", PROMPT, "-o", "{out}.safetensors", *CPU]

@@ -1,0 +1,165 @@
+"""The picture adapter: planted maps come back, strength 0 is the text, merged and resumed fits equal one pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vl_core.adapter import AdapterSpec, PictureAdapter, PictureAdapterFit, PictureFeatures
+from vl_core.description import Slot, describe_prompt, read_description, slot_positions, slot_targets
+from vl_core.layout import SpecialTokens, insert_pictures, text_layout
+from vl_core.states import VLStates
+
+WIDTH, BLOCKS, PAIRS = 12, 6, 260
+SLOTS = (Slot("style", 2), Slot("light", 3))
+SPECIAL = SpecialTokens()
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def words(ids: tuple[int, ...]):
+    """The layout of a prompt of these ids, in Z-Image's template."""
+    user, tail = [SPECIAL.im_start, 872, 198], [SPECIAL.im_end, 198, SPECIAL.im_start, 77091, 198]
+    return text_layout([*user, *ids, *tail], special=SPECIAL)
+
+
+def seen(seed: int, ids: tuple[int, ...] = (11, 12, 13)) -> VLStates:
+    """An encode of a 2 × 2 picture and a prompt, its states drawn."""
+    layout = insert_pictures(words(ids), [(2, 2)], SPECIAL)
+    return VLStates(random(2, len(layout), WIDTH, seed=seed), (BLOCKS - 2, BLOCKS - 1), BLOCKS, layout, model="vl")
+
+
+def spec(pool: str = "grid2", **options) -> AdapterSpec:
+    return AdapterSpec(PictureFeatures(pool), SLOTS, WIDTH, BLOCKS, WIDTH, vl_model="vl", text_model="text", **options)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """A spec, a map of rank 4, pairs that follow it, and the adapter fitted on them."""
+    made = spec()
+    left, right = random(made.inputs, 4, seed=1), random(4, made.targets, seed=2)
+    offset = random(made.targets, seed=3)
+    x = random(PAIRS, made.inputs, seed=4)
+    t = (x @ left @ right + offset).unflatten(1, (-1, WIDTH))
+    fit = PictureAdapterFit(made)
+    for features, target in zip(x, t, strict=True):
+        fit.add(features, target)
+    return made, x, t, fit.solve(), (left, right, offset)
+
+
+def test_a_planted_map_comes_back(planted):
+    made, _, _, adapter, (left, right, offset) = planted
+    fresh = random(5, made.inputs, seed=9)
+    expected = (fresh.double() @ left.double() @ right.double() + offset.double()).unflatten(1, (-1, WIDTH))
+    torch.testing.assert_close(adapter.predict(fresh).double(), expected, rtol=2e-3, atol=2e-2)
+    assert adapter.report.r2 > 0.999
+    assert set(adapter.report.r2_by) == {"style", "light", "tail"}
+
+
+def test_targets_that_do_not_depend_on_the_picture_have_no_held_out_score(planted):
+    made, x, t, _, _ = planted
+    fit = PictureAdapterFit(made)
+    for features, target in zip(x, t[torch.randperm(PAIRS, generator=torch.Generator().manual_seed(5))], strict=True):
+        fit.add(features, target)
+    assert fit.solve().report.r2 < 0.1
+
+
+def test_merged_and_resumed_fits_equal_one_pass(planted, tmp_path):
+    made, x, t, adapter, _ = planted
+    halves = PictureAdapterFit(made), PictureAdapterFit(made)
+    for index, (features, target) in enumerate(zip(x, t, strict=True)):
+        halves[index >= 100].add(features, target, fold=index % 5)
+    halves[0].save(tmp_path / "part.safetensors")
+    resumed = PictureAdapterFit.load(tmp_path / "part.safetensors")
+    resumed.merge(halves[1])
+    assert resumed.pairs == PAIRS
+    torch.testing.assert_close(resumed.solve().predict(x[:3]), adapter.predict(x[:3]), rtol=1e-3, atol=1e-3)
+
+
+def test_strength_0_is_the_text_bit_for_bit_and_others_only_append_and_move_the_tail(planted):
+    adapter, layout = planted[3], words((11, 12, 13))
+    text = random(len(layout), WIDTH, seed=20)
+    still, same_layout, _ = adapter.apply(text, layout, seen(21), 0.0)
+    assert still is text or torch.equal(still, text)
+    assert same_layout is layout
+    moved, longer, info = adapter.apply(text, layout, seen(21), 0.7)
+    at = len(layout) - 5
+    assert torch.equal(moved[:at], text[:at])
+    assert moved.shape == (len(layout) + 5, WIDTH)
+    assert len(longer) == len(moved)
+    assert info.tokens == 5
+    assert not torch.equal(moved[-5:], text[-5:])
+
+
+def test_strength_1_is_what_the_map_predicts(planted):
+    made, _, _, adapter, _ = planted
+    layout = words((11, 12, 13))
+    text, look = random(len(layout), WIDTH, seed=20), seen(21)
+    moved, _, _ = adapter.apply(text, layout, look, 1.0)
+    predicted = adapter.predict(made.features.of(look))
+    at = len(layout) - 5
+    torch.testing.assert_close(moved[at : at + 5], predicted[:5], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(moved[at + 5 :], text[-5:] + predicted[5:], rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_1_and_0_equal_one_picture_and_one_slot_appends_its_tokens_alone(planted):
+    adapter, layout = planted[3], words((11, 12, 13))
+    text = random(len(layout), WIDTH, seed=20)
+    alone, _, _ = adapter.apply(text, layout, seen(21))
+    both, _, _ = adapter.apply(text, layout, [seen(21), seen(22)], weights=[1.0, 0.0])
+    torch.testing.assert_close(both, alone)
+    one, _, info = adapter.apply(text, layout, seen(21), slots=["light"])
+    assert len(one) == len(text) + 3
+    assert list(info.slots) == ["light"]
+
+
+def test_a_saved_adapter_is_the_same(planted, tmp_path):
+    made, x, _, adapter, _ = planted
+    adapter.save(tmp_path / "a.safetensors")
+    again = PictureAdapter.load(tmp_path / "a.safetensors")
+    assert again.spec == made
+    assert torch.equal(again.predict(x[:2]), adapter.predict(x[:2]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"strength": 9.0}, "strength: expected -3 to 3"),
+        ({"slots": ["mood"]}, "slots: expected some of style, light"),
+        ({"weights": [0.0]}, "weights: expected 1 numbers"),
+        ({"text": torch.zeros(11, WIDTH + 1)}, "width"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_words(planted, change, message):
+    layout = words((11, 12, 13))
+    given = {"text": random(len(layout), WIDTH), "layout": layout, "seen": seen(21)} | change
+    with pytest.raises(ValueError, match=message):
+        planted[3].apply(**given)
+
+
+def test_a_strange_picture_is_recognised(planted):
+    made, x, _, adapter, _ = planted
+    usual = [adapter.familiarity(features) for features in x[:20]]
+    assert sum(each.familiar for each in usual) >= 18
+    assert not adapter.familiarity(20 + 30 * random(made.inputs, seed=99)).familiar
+
+
+def test_the_places_of_slots_are_found_by_their_tokens():
+    prompts = [words((11, 12)), words((11, 12, 7, 21, 22)), words((11, 12, 7, 21, 22, 7, 31))]
+    style, light = slot_positions(prompts)
+    assert style.tolist() == [5, 6, 7]
+    assert light.tolist() == [8, 9]
+    states = random(len(prompts[-1]), WIDTH, seed=7)
+    found = slot_targets(states, prompts, SLOTS)
+    torch.testing.assert_close(found[2:5].mean(0), states[8:10].mean(0), rtol=1e-5, atol=1e-5)
+    assert torch.equal(found[5:], states[-5:])
+
+
+def test_descriptions_grow_slot_by_slot_and_are_read_back():
+    said = {"style": "ink wash.", "light": "dim, ", "other": "no"}
+    assert describe_prompt("a fox.", said, SLOTS) == ("a fox", "a fox, ink wash", "a fox, ink wash, dim")
+    assert read_description("- **Style**: ink wash\nLight: dim.\n", SLOTS) == {"style": "ink wash", "light": "dim"}
+    with pytest.raises(ValueError, match="light is missing"):
+        read_description("style: ink", SLOTS)
