@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vl_core import condition
+from vl_core import PictureAdapter, condition
 
 from . import world
 from .chain import Chain, answers, as_image
@@ -35,7 +35,7 @@ class Wish(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A way to mix, as ``vl_core.condition`` takes it; DESCRIBE appends the VL's own words instead."""
+    """A way to mix, as ``vl_core.condition`` takes it; or DESCRIBE (the VL's own words) or ADAPTER."""
 
     label: str
     mode: str
@@ -43,13 +43,14 @@ class Column(NamedTuple):
     strength: float
 
 
-DESCRIBE = "describe"
+DESCRIBE, ADAPTER = "describe", "picture adapter"
 PUBLISHED = Column("published blend\nlayer -6, α 0.3", "blend as published", -6, 0.3)
 OURS = (
     Column("aligned blend\nlayer -8, α 0.7", "blend aligned", -8, 0.7),
     Column("append picture\nlayer -2, all tokens", "append picture", -2, 1.0),
     Column("described\nby the VL, as words", DESCRIBE, -2, 1.0),
 )
+FITTED = Column("picture adapter\nstrength 1", ADAPTER, -2, 1.0)
 
 
 class Cell(NamedTuple):
@@ -140,6 +141,9 @@ def _mixed(
     for column in columns:
         if column.mode == DESCRIBE:
             states.append(chain.words(f"{prompt}, {said}")[0])
+        elif column.mode == ADAPTER:
+            adapter = PictureAdapter.load(chain.folder / "adapter.safetensors")
+            states.append(adapter.apply(words, layout, seen, column.strength)[0])
         else:
             states.append(condition(words, layout, seen, column.layer, column.mode, column.strength, muted=muted)[0])
     if reference.scene is not None:

@@ -1,5 +1,6 @@
 """The tensor side of zimage-vl: Python and torch only, usable from a notebook, unaware of ComfyUI."""
 
+from .adapter import AdapterSpec, PictureAdapter, PictureAdapterFit, PictureFeatures
 from .artifacts import (
     ArtifactComparison,
     Artifacts,
@@ -32,6 +33,7 @@ from .sweep import Axis, Plan, make_plan, parse_axis
 from .words import alpha_on_words, positions_of_words
 
 __all__ = [
+    "AdapterSpec",
     "ArtifactComparison",
     "Artifacts",
     "Axis",
@@ -39,6 +41,9 @@ __all__ = [
     "DeltaInfo",
     "Fidelity",
     "Inspection",
+    "PictureAdapter",
+    "PictureAdapterFit",
+    "PictureFeatures",
     "Plan",
     "Qwen3VLEncoder",
     "Recipe",

@@ -20,7 +20,7 @@ if importlib.util.find_spec("miniature") is None:  # it is no installed package:
 pytest.importorskip("diffusers", reason="the DiT and the VAE are diffusers classes")
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 
-from miniature import assemble, bench, check, judge, models, sheet, vl, world  # noqa: E402
+from miniature import adapters, assemble, bench, check, judge, models, sheet, vl, world  # noqa: E402
 from miniature.__main__ import main, parser, switches  # noqa: E402
 from miniature.chain import Chain, answers, as_image  # noqa: E402
 from miniature.training import Options  # noqa: E402
@@ -155,7 +155,7 @@ def report(run) -> dict:
 
 
 def test_the_report_has_the_parts_it_promises(report, run):
-    assert set(report) == {"asked", "methods", "baselines", "nulls", "best"}
+    assert set(report) == {"measured", "asked", "methods", "baselines", "nulls", "best"}
     assert set(report["best"]) == {"published", "training_free", "adapter", "caption"}
     for row in report["methods"]:
         assert {"name", "layer", "setting", "adherence", "transfer", "stderr", "leak", "artifacts"} <= set(row)
@@ -238,7 +238,9 @@ def test_artifacts_are_those_of_vl_core_on_every_picture():
 
 
 def test_every_method_runs_on_one_case(chain):
-    seen = bench.prepare(chain, replace(bench.TOY, pairs=2), 0)
+    spec, examples = adapters.spec_of(chain), adapters.Examples.draw(chain, 12, 0)
+    adapter = adapters.fit(spec, examples.features(chain, spec.features), examples.targets(chain, spec))
+    seen = replace(bench.prepare(chain, replace(bench.TOY, pairs=2), 0), adapter=adapter)
     for method in bench.METHODS:
         states = bench.WAYS[method.way](seen, seen.cases[0], seen.cases[0].right, method.layer, **method.setting)
         assert states.isfinite().all(), method

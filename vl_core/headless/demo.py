@@ -57,7 +57,9 @@ def run(arguments) -> None:
         references.append(sheet.Reference(photograph))
         wishes.append(sheet.Wish(*PHOTOGRAPH_PROMPT))
         prompts.append(world.with_article(f"{world.COLORS[wishes[-1].color]} {world.SHAPES[wishes[-1].shape]}"))
-        drawn = sheet.sheet(chain, references, prompts, wishes, seed=SEED, progress=move)
+        drawn = sheet.sheet(
+            chain, references, prompts, wishes, (sheet.PUBLISHED, *sheet.OURS, sheet.FITTED), seed=SEED, progress=move
+        )
         reference = calibrate(lambda text: chain.words(text)[0], sheet.captions(64), encoder="miniature")
         move()
         words, layout = chain.words(prompts[0])
