@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,12 @@ def _processor() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
+def shown_command(arguments: Sequence[str]) -> str:
+    """The command as anyone can run it: folders of this machine are nobody else's, so they read FOLDER."""
+    shown = ["FOLDER" if Path(part).is_absolute() else part for part in arguments]
+    return shlex.join(["python", "-m", "benchmarks", *shown])
+
+
 class Report:
     """Figures of one benchmark: rows of a table, sections that may fail one by one, a JSON file at the end."""
 
@@ -89,7 +95,7 @@ class Report:
         self.rows: list[dict[str, Any]] = []
         self.failures: dict[str, str] = {}
         self.head = {
-            "benchmark": name, "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+            "benchmark": name, "command": shown_command(sys.argv[1:]),
             "date": datetime.date.today().isoformat(), "machine": machine(device), "settings": settings,
         }
 
