@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -310,30 +310,6 @@ class PictureAdapterFit:
             raise ValueError(f"{Path(path).name}: the header lacks or garbles {error}.") from error
         made.sample = Sample.of(tensors["sample"]) if "sample" in tensors else Sample()
         return made
-
-
-class ResidualFit:
-    """A few examples of a new look, fitted on what an adapter gets wrong about them.
-
-    The same as ridge regression that shrinks towards the adapter's map in place of towards zero: what the examples do
-    not speak of stays as it was.
-    """
-
-    def __init__(self, adapter: PictureAdapter, *, folds: int = FOLDS, budget: int = BUDGET) -> None:
-        self.adapter = adapter
-        self._fit = PictureAdapterFit(adapter.spec, folds=folds, budget=budget)
-
-    def add(self, features: Tensor, target: Tensor, weight: float = 1.0, fold: int | None = None) -> None:
-        """See :meth:`PictureAdapterFit.add`."""
-        self._fit.add(features, target - self.adapter.predict(features).to(target.device), weight, fold)
-
-    def solve(
-        self, penalty: float | Literal["auto"] = "auto", rank: int | Literal["auto"] | None = None, *,
-        device: str | torch.device = "cpu",
-    ) -> PictureAdapter:
-        """The adapter with the new map added to its own; its scores stay those of the first fit."""
-        added = self._fit.equations.solve(penalty, rank, device=device)
-        return replace(self.adapter, map=self.adapter.map.plus(added), span=None)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ class Slot:
 
 
 SLOTS = (Slot("style", 8), Slot("palette", 8), Slot("light", 6), Slot("background", 8), Slot("composition", 6))
-ONE_SLOT = (Slot("description", 32),)
 
 
 def check_slots(slots: Sequence[Slot]) -> tuple[Slot, ...]:

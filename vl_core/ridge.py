@@ -130,12 +130,6 @@ class RidgeMap:
         center, left, right, offset = parts
         return offset + (x.float() - center) @ left @ right
 
-    def plus(self, other: RidgeMap) -> RidgeMap:
-        """The sum of two maps of the same inputs and targets; the report stays this one's."""
-        offset = self.offset + other.offset + (self.center - other.center) @ other.left @ other.right
-        left, right = torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right])
-        return replace(self, left=left, right=right, offset=offset)
-
     def tensors(self) -> dict[str, Tensor]:
         return {"center": self.center, "left": self.left, "right": self.right, "offset": self.offset}
 

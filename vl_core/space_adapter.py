@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -299,8 +299,7 @@ def fit_space_adapter(
         encode_source, encode_target: prompt -> states ``(L, D)`` or ``(1, L, D)`` of the same tokens.
         progress: called after each prompt; may raise to interrupt.
     """
-    if method not in get_args(SpaceMethod):
-        check_choice("method", method, SpaceMethod)
+    check_choice("method", method, SpaceMethod)
     fit = None
     for prompt in prompts:
         x, t = encode_source(prompt), encode_target(prompt)

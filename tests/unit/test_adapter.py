@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vl_core.adapter import AdapterSpec, PictureAdapter, PictureAdapterFit, PictureFeatures
-from vl_core.description import Slot, describe_prompt, read_description, slot_positions, slot_targets
+from vl_core.description import Slot, describe_prompt, read_description, slot_positions, slot_request, slot_targets
 from vl_core.layout import SpecialTokens, insert_pictures, text_layout
 from vl_core.states import VLStates
 
@@ -115,6 +115,29 @@ def test_weights_of_1_and_0_equal_one_picture_and_one_slot_appends_its_tokens_al
     assert list(info.slots) == ["light"]
 
 
+@pytest.mark.parametrize("neutral", ["prompt", "last word", "tail", "mean"])
+def test_strength_leads_in_a_straight_line_from_the_neutral_tokens_to_the_predicted(planted, neutral):
+    made, _, _, adapter, _ = planted
+    layout = words((11, 12, 13))
+    text, at = random(len(layout), WIDTH, seed=20), len(layout) - 5
+    half, full, twice = (
+        adapter.apply(text, layout, seen(21), strength, neutral=neutral)[0] for strength in (0.5, 1.0, 2.0)
+    )
+    # linear in the strength, and at 1 the neutral point is gone
+    torch.testing.assert_close(full, (2 * half + twice) / 3, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(full[at : at + 5], adapter.predict(made.features.of(seen(21)))[:5], rtol=1e-4, atol=1e-4)
+
+
+def test_pictures_can_be_appended_one_after_the_other(planted):
+    adapter, layout = planted[3], words((11, 12, 13))
+    text = random(len(layout), WIDTH, seed=20)
+    both, longer, info = adapter.apply(text, layout, [seen(21), seen(22)], combine="append")
+    one, two = (adapter.apply(text, layout, seen(seed))[0] for seed in (21, 22))
+    at = len(layout) - 5
+    assert info.tokens == 10 and len(longer) == len(both)
+    torch.testing.assert_close(both[at : at + 10], torch.cat([one[at : at + 5], two[at : at + 5]]))
+
+
 def test_a_saved_adapter_is_the_same(planted, tmp_path):
     made, x, _, adapter, _ = planted
     adapter.save(tmp_path / "a.safetensors")
@@ -161,5 +184,7 @@ def test_descriptions_grow_slot_by_slot_and_are_read_back():
     said = {"style": "ink wash.", "light": "dim, ", "other": "no"}
     assert describe_prompt("a fox.", said, SLOTS) == ("a fox", "a fox, ink wash", "a fox, ink wash, dim")
     assert read_description("- **Style**: ink wash\nLight: dim.\n", SLOTS) == {"style": "ink wash", "light": "dim"}
+    form = slot_request(SLOTS)
+    assert read_description(form.replace("…", "soft"), SLOTS) == {"style": "soft", "light": "soft"}
     with pytest.raises(ValueError, match="light is missing"):
         read_description("style: ink", SLOTS)

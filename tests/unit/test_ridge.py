@@ -173,13 +173,6 @@ def test_memory_stays_within_the_budget_and_what_is_given_up_is_small():
     torch.testing.assert_close(found(x), t, rtol=0, atol=float(1e-2 * (t - offset).abs().max()))
 
 
-def test_the_sum_of_two_maps_is_their_predictions_added():
-    x, t, _ = drawn(300, 10, 4)
-    first = fed(x, t).solve(100.0)
-    second = fed(x[:90] + 1, t[:90] - first(x[:90])).solve(1.0)
-    torch.testing.assert_close(first.plus(second)(x), first(x) + second(x), rtol=1e-4, atol=1e-3)
-
-
 @settings(max_examples=25)
 @given(
     pairs=st.integers(2, 30), inputs=st.integers(1, 12), targets=st.integers(1, 6), seed=st.integers(0, 99),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.space_adapter import SpaceAdapter, SpaceFit
+from vl_core.space_adapter import SpaceAdapter, SpaceFit, fit_space_adapter
 
 WIDTH, PROMPTS, TOKENS = 10, 40, 24
 
@@ -61,6 +61,22 @@ def test_whitening_brings_the_targets_mean_and_spread_without_pairs():
     found = adapter.apply(random(4000, WIDTH, seed=7), sinks="include")
     torch.testing.assert_close(found.mean(0), torch.full((WIDTH,), 5.0), rtol=0, atol=0.4)
     torch.testing.assert_close(found.std(0), torch.full((WIDTH,), 3.0), rtol=0.1, atol=0)
+
+
+def test_prompts_read_by_two_encoders_give_what_feeding_their_states_gives():
+    def source(prompt: str) -> torch.Tensor:
+        return random(TOKENS, WIDTH, seed=int(prompt))
+
+    calls = []
+    adapter = fit_space_adapter(
+        [str(index) for index in range(PROMPTS)], source, lambda prompt: 2 * source(prompt) - 1, "per_dimension",
+        progress=lambda: calls.append(0),
+    )
+    fresh = random(5, WIDTH, seed=900)
+    assert len(calls) == PROMPTS
+    torch.testing.assert_close(adapter.apply(fresh), fitted(lambda x: 2 * x - 1, "per_dimension").apply(fresh))
+    with pytest.raises(ValueError, match="at least one"):
+        fit_space_adapter([], source, source)
 
 
 def test_unrelated_states_score_nothing():
