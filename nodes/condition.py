@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..vl_core.delta import MAX_WEIGHT
 from ..vl_core.recipe_files import Recipe, load_recipes
-from ..vl_core.recipes import MODES, Settings, check_recipe, condition
+from ..vl_core.recipes import MODES, ModeSettings, check_recipe, condition
 from . import host, references
 from .common import budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 from .conditioning import check_conditioning, layout_of, repack, timed
@@ -95,7 +95,7 @@ class ZImageVLCondition(io.ComfyNode):
         start_percent: float = 0.0, end_percent: float = 1.0,
     ) -> io.NodeOutput:
         chosen, lines = _find_recipe(recipe)
-        settings, options, show = Settings(), {}, None
+        settings, options, show = ModeSettings(), {}, None
         if chosen:
             lines.append(chosen.describe(strength))
             mode, layer, strength = chosen.mode, chosen.layer, chosen.scale * strength

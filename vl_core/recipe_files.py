@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .delta import baseline_picture
 from .pictures import check_picture
-from .recipes import MODES, Settings
+from .recipes import MODES, ModeSettings
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Recipe:
     system_prompt: str = ""
     start_percent: float = 0.0
     end_percent: float = 1.0
-    settings: Settings = field(default_factory=Settings)
+    settings: ModeSettings = field(default_factory=ModeSettings)
     source: str = ""
 
     def describe(self, strength: float) -> str:
@@ -144,7 +144,7 @@ def parse_recipe(content: Any, source: str = "") -> Recipe:
     missing = [name for name in REQUIRED if name not in content]
     if missing:
         raise ValueError(f"expected {', '.join(REQUIRED)}, {' and '.join(missing)} missing.")
-    values = {**content, "settings": Settings()}
+    values = {**content, "settings": ModeSettings()}
     for name in (*REQUIRED, "system_prompt"):
         if name in values and not isinstance(values[name], str):
             raise ValueError(f"{name}: expected text, got {_kind(values[name])}.")
@@ -176,11 +176,11 @@ def parse_recipe(content: Any, source: str = "") -> Recipe:
     return Recipe(**values, source=source)
 
 
-def _settings(content: Any, mode: str) -> Settings:
+def _settings(content: Any, mode: str) -> ModeSettings:
     if not isinstance(content, dict):
         raise ValueError(f"settings: expected a JSON object, got {_kind(content)}.")
     _refuse_unknown(content, MODES[mode].settings, f"settings of {mode}: ")
-    kinds, values = get_type_hints(Settings), dict(content)
+    kinds, values = get_type_hints(ModeSettings), dict(content)
     limits = {"curve_end": (0, 1), "outlier_threshold": (1, 1e6), "rank": (0, 256)}
     for name, value in content.items():
         if name in limits:
@@ -190,7 +190,7 @@ def _settings(content: Any, mode: str) -> Settings:
                 raise ValueError(f"{name}: expected true or false, got {_kind(value)}.")
         else:
             _choice(name, value, get_args(kinds[name]))
-    return Settings(**values)
+    return ModeSettings(**values)
 
 
 def _refuse_unknown(content: dict, known: Iterable[str], where: str) -> None:

@@ -27,7 +27,7 @@ MixedTokens = Literal["text", "prompt"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class ModeSettings:
     """How a mode acts beyond its strength; every mode names those it takes.
 
     Attributes:
@@ -73,7 +73,7 @@ class Task:
     vl: Tensor
     vl_layout: TokenLayout
     strength: float
-    settings: Settings = Settings()
+    settings: ModeSettings = ModeSettings()
     muted: tuple[Tensor, TokenLayout] | None = None
     reference: ReferenceStatistics | None = None
 
@@ -90,7 +90,7 @@ class Mode:
         layer: the hidden state it reads if none is named.
         low, high: the strengths it takes; 0 is the words alone in every mode.
         meaning: what it does, in one line for people.
-        settings: names of the :class:`Settings` it takes.
+        settings: names of the :class:`ModeSettings` it takes.
         needs_muted: whether it compares with the same reading, its pictures muted.
     """
 
@@ -131,7 +131,7 @@ def append_picture(task: Task) -> Outcome:
             "weights: append picture has nothing to add, every picture is pushed away. Choose image delta, or give a "
             "picture a weight above 0."
         )
-    vl, lines = _clean(task)
+    vl, lines = _clean(task, task.vl_layout.mask(TokenRole.IMAGE))
     vl, vl_layout = select_tokens(vl, task.vl_layout, "image_no_markers")
     mixed, info = blend(
         task.text, vl, 1.0, "append", text_layout=task.layout, vl_layout=vl_layout,
@@ -200,7 +200,7 @@ def condition(
     strength: float,
     *,
     muted: VLStates | None = None,
-    settings: Settings = Settings(),
+    settings: ModeSettings = ModeSettings(),
     reference: ReferenceStatistics | None = None,
 ) -> tuple[Tensor, TokenLayout | None, str]:
     """Let what the VL model saw steer the prompt.
@@ -238,8 +238,8 @@ def condition(
     return mixed, info.layout, "\n".join([*lines, info.describe()])
 
 
-def _clean(task: Task) -> tuple[Tensor, list[str]]:
-    """The VL states after outliers and normalization, and what was done."""
+def _clean(task: Task, positions: Tensor | None = None) -> tuple[Tensor, list[str]]:
+    """The VL states after outliers and normalization, and what was done; outliers at ``positions``, None for all."""
     settings, vl, lines = task.settings, task.vl, []
     if settings.needs_reference and task.reference is None:
         raise ValueError(
@@ -247,10 +247,9 @@ def _clean(task: Task) -> tuple[Tensor, list[str]]:
             "encoder's statistics, got none. Measure them, or choose none for both."
         )
     if settings.outliers != "none":
-        pictures = task.vl_layout.mask(TokenRole.IMAGE)
         vl, found = mask_outlier_dimensions(
             vl, settings.outlier_threshold, settings.outliers, reference=task.reference,
-            positions=pictures if pictures.any() else None,
+            positions=positions,
         )
         lines.append(found.describe())
     if settings.normalization != "none":

@@ -18,8 +18,7 @@ from .delta import MAX_WEIGHT
 from .layout import TokenLayout, TokenRole
 from .normalize import NormalizeMode, normalize
 from .outliers import Direction, MaskMode, mask_outlier_dimensions
-from .recipes import MODES, check_recipe, condition
-from .recipes import Settings as ModeSettings
+from .recipes import MODES, ModeSettings, check_recipe, condition
 from .select import SELECTIONS, select_tokens
 from .states import VLStates
 from .statistics import ReferenceStatistics, Sinks
@@ -212,9 +211,7 @@ class Settings:
 
     def _outliers_out_of_sight(self) -> bool:
         """Whether only image tokens are changed and only words are mixed; statistics over both would carry it over."""
-        in_pictures = self.method == "blend aligned" or (
-            self.method == "aligned" and self.tokens == "all" and self.outlier_scope == "image tokens"
-        )
+        in_pictures = self.method == "aligned" and self.tokens == "all" and self.outlier_scope == "image tokens"
         return in_pictures and self.normalization in ("none", "rms")
 
     def as_dict(self) -> dict[str, Any]:

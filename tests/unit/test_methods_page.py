@@ -12,7 +12,7 @@ import pytest
 from vl_core.blend import BlendMethod
 from vl_core.combine import COMBINATIONS
 from vl_core.recipe_files import PictureUse, load_recipes, parse_recipe
-from vl_core.recipes import MODES, Settings
+from vl_core.recipes import MODES, ModeSettings
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def test_the_built_in_recipes_are_shown_with_their_numbers():
 
 def test_every_setting_of_a_recipe_and_every_choice_is_explained():
     explained = next(row[1] for row in rows("### Your own") if row[0] == "`settings`")
-    for name, kind in get_type_hints(Settings).items():
+    for name, kind in get_type_hints(ModeSettings).items():
         assert f"`{name}`" in explained
         assert all(f"`{choice}`" in explained for choice in get_args(kind) if isinstance(choice, str))
     assert all(f"`{use}`" in PAGE for use in get_args(PictureUse))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vl_core import recipe_files
 from vl_core.recipe_files import Recipe, load_recipes, parse_recipe, read_recipe
-from vl_core.recipes import MODES, Settings, check_recipe
+from vl_core.recipes import MODES, ModeSettings, check_recipe
 
 BUILT_IN = [
     "style hint", "colour palette", "light and mood", "composition", "variation of the picture", "push away",
@@ -51,7 +51,7 @@ def test_a_recipe_says_its_numbers():
 def test_the_smallest_recipe_has_its_modes_layer_and_plain_settings():
     recipe = parse_recipe(GOOD, "mine.json")
     assert recipe == Recipe("my look", "Looks like mine.", "blend aligned", layer=-2, source="mine.json")
-    assert recipe.settings == Settings()
+    assert recipe.settings == ModeSettings()
     assert parse_recipe({**GOOD, "mode": "blend as published"}).layer == -6
 
 
@@ -66,7 +66,7 @@ def test_everything_a_recipe_can_say_is_taken():
     recipe = parse_recipe(content)
     assert (recipe.scale, recipe.layer, recipe.picture, recipe.system_prompt) == (0.5, -4, "blurred", "Look.")
     assert (recipe.start_percent, recipe.end_percent) == (0.1, 0.9)
-    assert recipe.settings == Settings("prompt", "ease_in", 0.25, "per_dim", "clamp", 4.0)
+    assert recipe.settings == ModeSettings("prompt", "ease_in", 0.25, "per_dim", "clamp", 4.0)
 
 
 @pytest.mark.parametrize("change, message", [

@@ -8,7 +8,7 @@ import torch
 
 from vl_core.delta import image_delta
 from vl_core.layout import TokenLayout, TokenRole, insert_pictures, text_layout
-from vl_core.recipes import DEFAULT_LAYERS, MODES, Settings, check_recipe, condition
+from vl_core.recipes import DEFAULT_LAYERS, MODES, ModeSettings, check_recipe, condition
 from vl_core.states import VLStates
 from vl_core.statistics import ReferenceStatistics
 
@@ -138,7 +138,7 @@ def test_every_mode_says_what_it_does_where_it_reads_and_which_strengths_it_take
     for mode in MODES.values():
         assert mode.meaning and -37 <= mode.layer <= -1
         assert mode.low <= 0 < mode.high
-        assert set(mode.settings) <= set(vars(Settings()))
+        assert set(mode.settings) <= set(vars(ModeSettings()))
 
 
 @pytest.mark.parametrize("strength", [-3.0, -0.5, 0.4, 3.0])
@@ -177,17 +177,17 @@ def test_pictures_that_are_all_pushed_away_have_words_to_blend_and_nothing_to_ap
 
 @pytest.mark.parametrize("mode", ["blend aligned", "image delta"])
 def test_prompt_tokens_only_leaves_the_template_bit_for_bit(text, seen, muted, mode):
-    mixed = condition(*text, seen, -2, mode, 0.7, muted=muted, settings=Settings(tokens="prompt"))[0]
+    mixed = condition(*text, seen, -2, mode, 0.7, muted=muted, settings=ModeSettings(tokens="prompt"))[0]
     whole = condition(*text, seen, -2, mode, 0.7, muted=muted)[0]
     assert torch.equal(mixed[:3], text[0][:3]) and torch.equal(mixed[6:], text[0][6:])
     assert torch.equal(mixed[3:6], whole[3:6]) and not torch.equal(whole[6:], text[0][6:])
     with pytest.raises(ValueError, match="which tokens are words"):
-        condition(text[0], None, seen, -2, mode, 0.7, muted=muted, settings=Settings(tokens="prompt"))
+        condition(text[0], None, seen, -2, mode, 0.7, muted=muted, settings=ModeSettings(tokens="prompt"))
 
 
 @pytest.mark.parametrize("mode", ["blend aligned", "image delta"])
 def test_a_curve_goes_from_all_of_the_strength_to_its_share(text, seen, muted, mode):
-    settings = Settings(curve="linear", curve_end=0.5)
+    settings = ModeSettings(curve="linear", curve_end=0.5)
     mixed = condition(*text, seen, -2, mode, 0.8, muted=muted, settings=settings)[0]
     for place, share in enumerate(np.linspace(1, 0.5, len(IDS))):
         one = condition(*text, seen, -2, mode, 0.8 * share, muted=muted)[0]
@@ -195,7 +195,7 @@ def test_a_curve_goes_from_all_of_the_strength_to_its_share(text, seen, muted, m
 
 
 def test_rank_and_direction_are_those_of_image_delta(text, seen, muted):
-    settings = Settings(rank=1, remove_prompt_direction=True)
+    settings = ModeSettings(rank=1, remove_prompt_direction=True)
     moved = condition(*text, seen, -2, "image delta", 1.0, muted=muted, settings=settings)[0]
     expected = image_delta(
         text[0], seen.states[1], muted.states[1], 1.0, text_layout=text[1], vl_layout=seen.layout, rank=1,
@@ -206,16 +206,18 @@ def test_rank_and_direction_are_those_of_image_delta(text, seen, muted):
 
 def test_appended_tokens_can_stand_before_the_template_tail(text, seen):
     mixed, layout, _ = condition(
-        *text, seen, -2, "append picture", 1.0, settings=Settings(position="before_tail")
+        *text, seen, -2, "append picture", 1.0, settings=ModeSettings(position="before_tail")
     )
     assert torch.equal(torch.cat([mixed[:6], mixed[-5:]]), text[0])
     assert layout.token_ids[-5:].tolist() == IDS[-5:]
 
 
-@pytest.mark.parametrize("settings", [Settings(normalization="rms"), Settings(outliers="zero", outlier_threshold=1.5)])
+@pytest.mark.parametrize(
+    "settings", [ModeSettings(normalization="rms"), ModeSettings(outliers="zero", outlier_threshold=1.5)]
+)
 def test_cleaning_needs_the_text_encoders_statistics(text, seen, settings):
     reference = ReferenceStatistics.of(text[0])
-    assert settings.needs_reference and not Settings().needs_reference
+    assert settings.needs_reference and not ModeSettings().needs_reference
     cleaned = condition(*text, seen, -2, "append picture", 1.0, settings=settings, reference=reference)
     plain = condition(*text, seen, -2, "append picture", 1.0)
     assert torch.equal(cleaned[0][: len(IDS)], text[0])

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from vl_core import blend, image_delta, mask_outlier_dimensions, normalize, select_tokens
 from vl_core.layout import TokenLayout, TokenRole, insert_pictures, text_layout
-from vl_core.recipes import MODES, condition
-from vl_core.recipes import Settings as ModeSettings
+from vl_core.recipes import MODES, ModeSettings, condition
 from vl_core.settings import BLENDS, FIELDS, METHODS, Field, Settings
 from vl_core.states import VLStates
 from vl_core.statistics import ReferenceStatistics
@@ -143,14 +142,15 @@ def test_outliers_of_image_tokens_only_leave_the_words_as_they_are():
     assert not torch.allclose(applied(replace(scaled, **changed, outlier_scope="image tokens")), applied(scaled))
 
 
-def test_outliers_that_a_mode_looks_for_in_pictures_do_not_reach_its_words():
+def test_the_aligned_mode_looks_for_outliers_in_the_tokens_it_mixes():
     plain, masked = (Settings("blend aligned", outlier_mode=mode, outlier_threshold=2) for mode in ("none", "zero"))
     expected, *_ = condition(
         TEXT, LAYOUT, SEEN, -2, "blend aligned", 0.5, reference=REFERENCE,
         settings=ModeSettings(outliers="zero", outlier_threshold=2),
     )
-    assert torch.equal(applied(plain), expected) and torch.equal(applied(masked), expected)
-    assert masked.effective() == plain.effective() and not masked.needs_reference
+    assert torch.equal(applied(masked), expected) and not torch.equal(applied(plain), expected)
+    assert torch.equal(expected, applied(Settings("aligned", outlier_mode="zero", outlier_threshold=2)))
+    assert masked.needs_reference and not plain.needs_reference
 
 
 @pytest.mark.parametrize("settings", [
@@ -475,7 +475,7 @@ def test_what_is_no_plan_is_refused(text):
      "outlier threshold: makes no difference to any cell, because the outlier mode is none"),
     ([("space", "dit, raw")], {"method": "append"}, "space: makes no difference .* method append does not use it"),
     ([("layer", "-2, -6")], {"alpha": 0}, "layer: makes no difference .* every strength is 0"),
-    ([("outlier mode", "zero, clamp")], {"method": "blend aligned"},
+    ([("outlier mode", "zero, clamp")], {"outlier_scope": "image tokens"},
      "outlier mode: makes no difference .* in image tokens only and the method mixes words only"),
     ([("threshold", "2, 3")], {"outlier_mode": "zero", "outlier_scope": "image tokens"}, "in image tokens only"),
     ([("delta strength", "1, 2")], {}, "delta strength: makes no difference .* method aligned does not use it"),

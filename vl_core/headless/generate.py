@@ -12,7 +12,7 @@ from torch import Tensor
 from ..blend import BlendMethod, BlendSpace, blend
 from ..layout import TokenLayout
 from ..recipe_files import Recipe, load_recipes, read_recipe
-from ..recipes import DEFAULT_LAYERS, MODES, Settings, check_recipe, condition
+from ..recipes import DEFAULT_LAYERS, MODES, ModeSettings, check_recipe, condition
 from ..states import LAYOUT_KEY, load_conditioning, resolve_layer, save_conditioning
 from . import checks
 from .picture import load_picture, save_png
@@ -210,7 +210,8 @@ def mix_seen(arguments, width: int, device: torch.device, dtype: torch.dtype) ->
 
     def mix(states: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout | None, str]:
         mixed, mixed_layout, report = condition(
-            states, layout, seen, layer, mode, strength, muted=muted, settings=recipe.settings if recipe else Settings()
+            states, layout, seen, layer, mode, strength, muted=muted,
+            settings=recipe.settings if recipe else ModeSettings(),
         )
         return mixed, mixed_layout, "\n".join([*notes, report])
 
