@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-SECONDS = {"text": 150.0, "vl": 330.0, "vae": 210.0, "judge": 110.0, "dit": 860.0}
+SECONDS = {"text": 150.0, "vl": 630.0, "vae": 210.0, "judge": 200.0, "dit": 780.0}
 TOY_STEPS = {"text": 12, "vl": 6, "vae": 6, "judge": 6, "dit": 6}
 STAGES = (*SECONDS, "assemble", "check")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vl_core import Qwen3VLEncoder, TokenLayout, VLStates
+from vl_core.headless.progress import without_library_bars
 from vl_core.headless.zimage import load_pipeline, prompt_layout
 
 from . import assemble, models, world
@@ -54,6 +56,15 @@ class Chain:
         pipeline = load_pipeline(folder / assemble.PIPELINE, device, torch.float32)
         encoder = Qwen3VLEncoder.from_pretrained(folder / assemble.VISION, device, torch.float32)
         return cls(pipeline, encoder, judge_stage.load(folder / assemble.JUDGE, device), device, folder)
+
+    @cached_property
+    def speaker(self) -> Any:
+        """The VL with its head, to answer with; read from its folder once."""
+        from transformers import Qwen3VLForConditionalGeneration
+
+        with without_library_bars():
+            model = Qwen3VLForConditionalGeneration.from_pretrained(self.folder / assemble.VISION, dtype=torch.float32)
+        return model.to(self.device).eval()
 
     def words(self, prompt: str, layer: int = -2) -> tuple[Tensor, TokenLayout]:
         """The text encoder's states ``(L, D)`` of a prompt and their layout; layer −2 is what the DiT reads."""
@@ -94,11 +105,7 @@ def as_image(pictures: Tensor) -> list[Tensor]:
 @torch.no_grad()
 def answers(chain: Chain, pictures: Tensor, request: str, longest: int = 40) -> list[str]:
     """What the VL itself says about pictures ``(N, 3, 128, 128)`` in [-1, 1], greedily."""
-    from transformers import Qwen3VLForConditionalGeneration
-
-    model = Qwen3VLForConditionalGeneration.from_pretrained(chain.folder / assemble.VISION, dtype=torch.float32)
-    model = model.to(chain.device).eval()
-    tokenizer = chain.encoder.tokenizer
+    model, tokenizer = chain.speaker, chain.encoder.tokenizer
     text = world.prompt_turn(world.PICTURE + request)
     ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], device=chain.device)
     ids, start = ids.expand(len(pictures), -1), ids.shape[1]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vl_core import PictureAdapter, condition
 
-from . import world
+from . import adapters, world
 from .chain import Chain, answers, as_image
 
 if TYPE_CHECKING:
@@ -106,9 +106,10 @@ def sheet(
         if given is not None and len(given) != len(references):
             raise ValueError(f"{name}: expected {len(references)}, one per reference, got {len(given)}.")
     titles = ["reference", "words only", *(column.label for column in columns), "bound: the look\nin true words"]
+    adapter = adapters.load(chain.folder) if any(column.mode == ADAPTER for column in columns) else None
     rows = []
     for index, (reference, prompt) in enumerate(zip(references, prompts, strict=True)):
-        states, said = _mixed(chain, reference, prompt, columns)
+        states, said = _mixed(chain, reference, prompt, columns, adapter)
         painted = chain.paint(states, [seed + index] * len(states), steps=steps, guidance=guidance)
         logits = chain.read(painted)
         if reference.scene is None:
@@ -127,7 +128,7 @@ def sheet(
 
 
 def _mixed(
-    chain: Chain, reference: Reference, prompt: str, columns: Sequence[Column]
+    chain: Chain, reference: Reference, prompt: str, columns: Sequence[Column], adapter: PictureAdapter | None
 ) -> tuple[list[Tensor], str]:
     """States per column, the words alone first and the true caption last, and what the VL says of the look."""
     words, layout = chain.words(prompt)
@@ -142,7 +143,6 @@ def _mixed(
         if column.mode == DESCRIBE:
             states.append(chain.words(f"{prompt}, {said}")[0])
         elif column.mode == ADAPTER:
-            adapter = PictureAdapter.load(chain.folder / "adapter.safetensors")
             states.append(adapter.apply(words, layout, seen, column.strength)[0])
         else:
             states.append(condition(words, layout, seen, column.layer, column.mode, column.strength, muted=muted)[0])

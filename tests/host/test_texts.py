@@ -86,7 +86,7 @@ def texts(entry: dict) -> Iterator[str]:
         yield from texts(value) if isinstance(value, dict) else [value]
 
 
-def test_the_thirteen_nodes_are_the_ones_tested_here(schemas):
+def test_the_nodes_of_the_pack_are_the_ones_tested_here(schemas):
     assert list(schemas) == NODE_IDS
 
 

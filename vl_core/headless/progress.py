@@ -18,3 +18,19 @@ def progress(description: str, total: int | None = None) -> Iterator[Callable[..
             bar.update(1 if done is None else done - bar.n)
 
         yield move
+
+
+@contextmanager
+def without_library_bars() -> Iterator[None]:
+    """No bars of diffusers and transformers, which show one per file they load and write into ours."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [library for library in (of_diffusers, of_transformers) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

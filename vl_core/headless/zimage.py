@@ -16,6 +16,7 @@ from ..layout import USER_TURN, SpecialTokens, TokenLayout, text_layout
 from ..metrics import CAPTION_MULTIPLE
 from ..statistics import ENCODER_LAYER
 from .checks import read_json, text_encoder_folder
+from .progress import without_library_bars
 
 if TYPE_CHECKING:
     from diffusers import ZImagePipeline
@@ -104,7 +105,7 @@ def load_tokenizer(folder: Path) -> Any:
 def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> ZImagePipeline:
     from diffusers import ZImagePipeline
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), without_library_bars():
         warnings.simplefilter("ignore", FutureWarning)  # from 0.42 on it is called dtype, before it is not
         pipeline = ZImagePipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
     return pipeline.to(device)
