@@ -81,17 +81,20 @@ class Examples:
 
     def features(self, chain: Chain, features: PictureFeatures) -> list[Tensor]:
         """Inputs of the map, one per picture."""
-        looks = zip(self.images, self.prompts, strict=True)
-        return [features.of(chain.look(image, prompt, layers=features.layers)).cpu() for image, prompt in looks]
+        return [features.of(seen) for seen in chain.look_many(self.images, self.prompts, layers=features.layers)]
 
     def targets(self, chain: Chain, spec: AdapterSpec) -> list[Tensor]:
         """Outputs of the map, one per picture."""
+        growing = [
+            describe_prompt(prompt, texts, spec.slots) for prompt, texts in zip(self.prompts, self.texts, strict=True)
+        ]
+        own = chain.words_many([texts[0] for texts in growing])
+        described = chain.words_many([texts[-1] for texts in growing])
         found = []
-        for prompt, texts in zip(self.prompts, self.texts, strict=True):
-            growing = describe_prompt(prompt, texts, spec.slots)
-            layouts = [prompt_layout(chain.pipeline.tokenizer, text, "miniature") for text in growing]
-            own = chain.words(growing[0])[0][-TAIL_TOKENS:] if spec.tail == "change" else None
-            found.append(slot_targets(chain.words(growing[-1])[0], layouts, spec.slots, own).cpu())
+        for texts, before, states in zip(growing, own, described, strict=True):
+            layouts = [prompt_layout(chain.pipeline.tokenizer, text, "miniature") for text in texts]
+            tail = before[-TAIL_TOKENS:] if spec.tail == "change" else None
+            found.append(slot_targets(states, layouts, spec.slots, tail))
         return found
 
 

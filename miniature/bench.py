@@ -8,7 +8,8 @@ are over pairs.
 Null controls: the best setting of each family is measured again on the wrong picture (another pair's) and on noise
 with the picture states' own mean and std per dimension and RMS per token. What a null reaches is no effect.
 
-To add a method: one line in :data:`METHODS` if ``blend`` or ``recipe`` can say it, else a function in :data:`WAYS`.
+The rows are in :mod:`~.methods`. ``transfer_next`` is transfer from the reference after the right one, for rows that
+take two pictures.
 """
 
 from __future__ import annotations
@@ -27,91 +28,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vl_core import (
-    Artifacts,
-    ReferenceStatistics,
-    TokenLayout,
-    VLStates,
-    blend,
-    calibrate,
-    condition,
-    find_sinks,
-    image_delta,
-    mask_outlier_dimensions,
-    measure_artifacts,
-    normalize,
-    select_tokens,
-)
-from vl_core.adapter import PictureAdapter
-from vl_core.statistics import token_rms
+from vl_core import Artifacts, calibrate, measure_artifacts
 
 from . import adapters, assemble, sheet, world
 from .chain import Chain, answers, as_image
+from .methods import FAMILIES, METHODS, TEXT_ONLY, WAYS, Bench, Case, Method, Sight, matched_noise, noisy
 from .training import Options, begin, log, measured_with, write_json
 
-FAMILIES = ("published", "training_free", "adapter", "caption")
 ADHERENCE_GOAL = 0.85
-ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 ARTIFACTS = tuple(each.name for each in fields(Artifacts))
-TEXT_ONLY, CAPTION = "text only", "caption in words"
-
-
-@dataclass(frozen=True)
-class Method:
-    """One row of the table. ``way`` names a function in :data:`WAYS`, ``setting`` its keywords."""
-
-    name: str
-    family: str
-    way: str
-    layer: int | None = None
-    setting: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        return json.dumps([self.name, self.layer, self.setting], sort_keys=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Sight:
-    """What a method may know of a reference.
-
-    Attributes:
-        seen: the VL's states of picture and prompt; ``blind``: the same with the picture muted in place.
-        look: words for its background, style and mood; ``said``: the VL's own answer to that request.
-        seen_said: the VL's states of picture and prompt with ``said`` appended.
-    """
-
-    seen: VLStates
-    blind: VLStates
-    look: str
-    said: str
-    seen_said: VLStates
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One prompt and its references: the right one, and another pair's."""
-
-    prompt: str
-    states: Tensor
-    layout: TokenLayout
-    right: Sight
-    wrong: Sight
-
-
-@dataclass(frozen=True, eq=False)
-class Bench:
-    """What all methods share."""
-
-    chain: Chain
-    reference: ReferenceStatistics
-    pairs: world.Pairs
-    cases: tuple[Case, ...]
-    seeds: tuple[int, ...]
-    steps: int
-    guidance: float
-    adapter: PictureAdapter | None = None
-    pool: Executor | None = None
+CONTROLS = ("another picture", "matched noise")
 
 
 @dataclass(frozen=True)
@@ -149,115 +75,6 @@ class Switches:
 
 TOY = Switches(pairs=4, seeds=1, steps=2, only="aligned")
 
-# ------------------------------------------------------------------------------------------------------------- ways
-
-Way = Callable[..., Tensor]  # (bench, case, sight, layer, **setting) -> states for the DiT
-
-
-def by_words(bench: Bench, case: Case, sight: Sight, layer: None) -> Tensor:
-    """The look in words, appended to the prompt."""
-    return bench.chain.words(f"{case.prompt}, {sight.look}")[0]
-
-
-def by_description(bench: Bench, case: Case, sight: Sight, layer: int | None, *, alpha: float = 0.0) -> Tensor:
-    """What the VL says of the look, appended to the prompt; alpha mixes in its states of these very tokens."""
-    words, layout = bench.chain.words(f"{case.prompt}, {sight.said}")
-    if alpha == 0:
-        return words
-    states, seen_layout = sight.seen_said.at(layer)
-    return blend(words, states, alpha, text_layout=layout, vl_layout=seen_layout)[0]
-
-
-def by_adapter(bench: Bench, case: Case, sight: Sight, layer: None, *, strength: float, **slots: float) -> Tensor:
-    """The picture adapter's description states, appended; with ``slots`` only those."""
-    return bench.adapter.apply(case.states, case.layout, sight.seen, strength, slots=slots or None)[0]
-
-
-def by_recipe(bench: Bench, case: Case, sight: Sight, layer: int, *, mode: str, strength: float) -> Tensor:
-    """What the simple node and the command line do."""
-    return condition(case.states, case.layout, sight.seen, layer, mode, strength)[0]
-
-
-def by_blend(
-    bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float, tokens: str = "all", scale: str = "none",
-    mask: str = "none", sinks: str = "exclude", **options: Any,
-) -> Tensor:
-    """Select, mask outliers, normalise, blend: the open pipeline of nodes."""
-    states, layout = select_tokens(*sight.seen.at(layer), tokens)
-    if mask != "none":
-        states, _ = mask_outlier_dimensions(states, mode=mask, reference=bench.reference, sinks=sinks)
-    states, _ = normalize(states, scale, bench.reference, sinks=sinks)
-    return blend(
-        case.states, states, alpha, text_layout=case.layout, vl_layout=layout, sinks=sinks, **options
-    )[0]
-
-
-def by_delta(bench: Bench, case: Case, sight: Sight, layer: int, *, weight: float, **options: Any) -> Tensor:
-    """What the picture did to the words, added to the text's states."""
-    (plus, layout), (zero, _) = sight.seen.at(layer), sight.blind.at(layer)
-    return image_delta(case.states, plus, zero, weight, text_layout=case.layout, vl_layout=layout, **options)[0]
-
-
-WAYS: dict[str, Way] = {
-    "words": by_words, "adapter": by_adapter, "description": by_description, "recipe": by_recipe, "blend": by_blend,
-    "delta": by_delta,
-}
-
-
-def _methods() -> tuple[Method, ...]:
-    rows = [Method(CAPTION, "caption", "words"), Method("described by the VL", "caption", "description")]
-    for alpha in (0.3, 0.5, 0.7, 1.0):
-        rows.append(Method("described tokens", "training_free", "description", -2, {"alpha": alpha}))
-    for strength in (0.25, 0.5, 0.75, 1.0, 1.25, 1.5):
-        rows.append(Method("picture adapter", "adapter", "adapter", None, {"strength": strength}))
-    for name in world.LOOK:
-        rows.append(Method(f"picture adapter, {name} only", "adapter", "adapter", None, {"strength": 1.0, name: 1.0}))
-    for layer in (-6, -2):
-        for alpha in ALPHAS:
-            setting = {"mode": "blend as published", "strength": alpha}
-            rows.append(Method("published", "published", "recipe", layer, setting))
-    for alpha in (0.1, 0.3, 0.5):
-        # the same with the scale of this text encoder, its sink included, in place of the real one's 61
-        setting = {"alpha": alpha, "tokens": "text", "method": "resample", "space": "raw", "sinks": "include",
-                   "antialias": False, "scale": "global"}
-        rows.append(Method("published, own scale", "published", "blend", -6, setting))
-    for alpha in (0.3, 1.0):
-        # the note's other variant: every token, the picture's included, squeezed onto the text's length
-        setting = {"alpha": alpha, "method": "resample", "space": "raw", "sinks": "include", "antialias": False,
-                   "scale": "global"}
-        rows.append(Method("published, all tokens", "published", "blend", -2, setting))
-    for layer in range(-8, 0):
-        for alpha in ALPHAS if layer == -2 else (0.5, 0.7, 0.85, 1.0):
-            setting = {"mode": "blend aligned", "strength": alpha}
-            rows.append(Method("aligned", "training_free", "recipe", layer, setting))
-    for layer in (-8, -4, -2):
-        for strength in (1.0, 0.5, 0.25):
-            setting = {"mode": "append picture", "strength": strength}
-            rows.append(Method("append picture", "training_free", "recipe", layer, setting))
-    for layer in (-6, -2):
-        for weight in (0.5, 1.0, 1.5, 2.0):
-            rows.append(Method("image delta", "training_free", "delta", layer, {"weight": weight}))
-    for factor in (1, 2, 4):
-        setting = {"alpha": 1.0, "method": "append", "tokens": "image_no_markers", "append_downsample": factor,
-                   "append_position": "before_tail"}
-        rows.append(Method("append before the tail", "training_free", "blend", -2, setting))
-    for alpha in (0.5, 0.7, 1.0):
-        for name, setting in {
-            "aligned, slerp": {"space": "slerp"},
-            "aligned, sinks mixed": {"sinks": "include"},
-            "aligned, per dimension": {"scale": "per_dim"},
-            "aligned, outliers clamped": {"mask": "clamp"},
-            "adain": {"method": "adain"},
-            "adain per dimension": {"method": "adain_per_dim", "tokens": "image"},
-            "style dimensions": {"method": "style_dims"},
-            "resample, per dimension": {"method": "resample", "scale": "per_dim"},
-        }.items():
-            rows.append(Method(name, "training_free", "blend", -2, {"alpha": alpha, **setting}))
-    return tuple(rows)
-
-
-METHODS = _methods()
-
 # ------------------------------------------------------------------------------------------------------------ running
 
 
@@ -270,19 +87,21 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(folder)}
     ledger = Ledger(options.out / "bench_rows.jsonl", asked, options.resume)
     bench = prepare(chain, switches, options.seed)
+    log(options, "bench", prepared=len(bench.cases))
+    pool = None
     if (os.cpu_count() or 1) > 2:  # spawned: a process that has used a GPU must not be forked
         pool = ProcessPoolExecutor(os.cpu_count() - 1, get_context("spawn"), torch.set_num_threads, (1,))
-        bench = replace(bench, pool=pool)
+    painting = Painting(bench, tuple(range(switches.seeds)), switches.steps, switches.guidance, pool)
     text_only, caption = Method(TEXT_ONLY, "none", "words"), METHODS[0]
-    floor = ledger.measured("text", lambda: hits(bench, [case.states for case in bench.cases]))
-    ceiling = ledger.measured(caption.key, lambda: hits(bench, mixed(bench, caption)))
+    floor = ledger.measured("text", lambda: painting.hits([case.states for case in bench.cases]))
+    ceiling = ledger.measured(caption.key, lambda: painting.measure(caption))
     rows = []
     for method in share(METHODS, switches.shard):
         if switches.only and method.family == "training_free" and switches.only not in method.name:
             continue
-        if method.way == "adapter" and bench.adapter is None:
+        if method.family == "adapter" and bench.adapter is None:
             continue
-        found = ledger.measured(method.key, lambda method=method: hits(bench, mixed(bench, method)))
+        found = ledger.measured(method.key, lambda method=method: painting.measure(method))
         rows.append(row_of(method, found, floor, ceiling))
         shown = {name: rows[-1][name] for name in ("layer", "setting", "adherence", "transfer", "stderr")}
         log(options, "bench", name=method.name, **shown)
@@ -290,10 +109,10 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     for method in null_candidates(rows):
         for control in CONTROLS:
             key = f"{control}: {method.key}"
-            found = ledger.measured(key, lambda m=method, c=control: hits(bench, mixed(bench, m, c)))
+            found = ledger.measured(key, lambda m=method, c=control: painting.measure(m, c))
             nulls.append({"control": control, "family": method.family, **row_of(method, found, floor, ceiling)})
-    if bench.pool is not None:
-        bench.pool.shutdown()
+    if pool is not None:
+        pool.shutdown()
     if switches.shard:
         return {}
     report = {
@@ -359,24 +178,29 @@ def prepare(chain: Chain, switches: Switches, seed: int) -> Bench:
         ", ".join(world.look_phrases(scene)) for scene in pairs.references.records()
     ]
     images = as_image(pictures)
-    cases = []
-    for index, prompt in enumerate(pairs.prompts):
-        blind = chain.look(images[index], prompt, mute=True)  # the same whatever the picture is
-        sights = [
-            Sight(
-                chain.look(images[which], prompt), blind, looks[which], said[which],
-                chain.look(images[which], f"{prompt}, {said[which]}", layers=(-2,)),
-            )
-            for which in (index, (index + 1) % len(pairs))
-        ]
-        cases.append(Case(prompt, *chain.words(prompt), *sights))
-    reference = calibrate(lambda text: chain.words(text)[0], sheet.captions(64), encoder="miniature")
-    seeds = tuple(range(switches.seeds))
     adapter = adapters.load(chain.folder) if (chain.folder / adapters.ADAPTER).is_file() else None
-    return Bench(chain, reference, pairs, tuple(cases), seeds, switches.steps, switches.guidance, adapter)
-
-
-CONTROLS = ("another picture", "matched noise")
+    reference = calibrate(lambda text: chain.words(text)[0], sheet.captions(64), encoder="miniature")
+    bench = Bench(chain, reference, pairs, images, adapter=adapter)
+    turned = [(index + 1) % len(pairs) for index in range(len(pairs))]
+    seen, wrong, blind = bench.readings(0), bench.readings(1), bench.readings(0, mute=True)
+    seen_said, wrong_said = (
+        chain.look_many(
+            [images[which] for which in order],
+            [f"{prompt}, {said[which]}" for prompt, which in zip(pairs.prompts, order, strict=True)], layers=(-2,),
+        )
+        for order in (range(len(pairs)), turned)
+    )
+    cases = []
+    for index, (prompt, states) in enumerate(zip(pairs.prompts, chain.words_many(pairs.prompts), strict=True)):
+        other = turned[index]
+        cases.append(
+            Case(
+                index, prompt, states, chain.words(prompt)[1],
+                Sight(index, seen[index], blind[index], looks[index], said[index], seen_said[index]),
+                Sight(other, wrong[index], blind[index], looks[other], said[other], wrong_said[index]),
+            )
+        )
+    return replace(bench, cases=tuple(cases))
 
 
 def mixed(bench: Bench, method: Method, control: str = "") -> list[Tensor]:
@@ -385,7 +209,8 @@ def mixed(bench: Bench, method: Method, control: str = "") -> list[Tensor]:
     for index, case in enumerate(bench.cases):
         sight = case.wrong if control == "another picture" else case.right
         if control == "matched noise":
-            sight = replace(sight, seen=noisy(sight.seen, index), seen_said=noisy(sight.seen_said, index))
+            seen, seen_said = noisy(sight.seen, index), noisy(sight.seen_said, index)
+            sight = replace(sight, seen=seen, seen_said=seen_said, is_noise=True)
         found = way(bench, case, sight, method.layer, **method.setting)
         if control == "matched noise" and method.way in ("words", "description"):  # the words are the effect here
             at = len(case.states) - 5  # the template's tail comes after the appended words
@@ -394,44 +219,44 @@ def mixed(bench: Bench, method: Method, control: str = "") -> list[Tensor]:
     return states
 
 
-def noisy(seen: VLStates, seed: int) -> VLStates:
-    """The same sequence with every layer's states replaced by matched noise."""
-    generator = torch.Generator().manual_seed(seed)
-    states = torch.stack([matched_noise(layer, generator) for layer in seen.states])
-    return VLStates(states, seen.layers, seen.num_layers, seen.layout, seen.prompt, seen.system_prompt, seen.model)
-
-
-def matched_noise(states: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise with the states' mean and std per dimension and RMS per token; sinks stay as they are."""
-    is_sink = find_sinks(states)
-    ordinary = states[~is_sink].float()
-    drawn = torch.randn(states.shape, generator=generator).to(states.device)
-    drawn = drawn * ordinary.std(0).nan_to_num(0.0) + ordinary.mean(0)
-    drawn = drawn * (token_rms(states) / token_rms(drawn).clamp_min(1e-6)).unsqueeze(-1)
-    return torch.where(is_sink.unsqueeze(-1), states, drawn.to(states.dtype))
-
-
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def hits(bench: Bench, states: Sequence[Tensor]) -> dict[str, Tensor]:
-    """What the judge reads, per pair ``(N,)`` as a mean over seeds."""
-    count, pairs = len(bench.cases), bench.pairs
-    numbers = [1000 * seed + index for seed in bench.seeds for index in range(count)]
-    pictures = bench.chain.paint(
-        list(states) * len(bench.seeds), numbers, steps=bench.steps, guidance=bench.guidance
-    )
-    logits, scenes = bench.chain.read(pictures), pairs.references
-    row, repeat = torch.arange(len(numbers)), len(bench.seeds)
-    thing = (scenes.shape[:, 0] * 10 + scenes.color[:, 0]).repeat(repeat)
-    found = {
-        "color": logits["color"][row, pairs.color.repeat(repeat)] > 0,
-        "shape": logits["shape"][row, pairs.shape.repeat(repeat)] > 0,
-        "leak": logits["pair"][row, thing] > 0,
-        **{name: logits[name].argmax(1) == getattr(scenes, name).repeat(repeat) for name in world.LOOK},
-        **artifacts(pictures, bench.pool),
-    }
-    return {name: values.float().view(repeat, count).mean(0) for name, values in found.items()}
+@dataclass(frozen=True, eq=False)
+class Painting:
+    """How states become pictures and figures; ``pool`` measures artifacts beside it."""
+
+    bench: Bench
+    seeds: tuple[int, ...]
+    steps: int
+    guidance: float
+    pool: Executor | None = None
+
+    def measure(self, method: Method, control: str = "") -> dict[str, Tensor]:
+        """What the judge reads of a method or a control of it."""
+        return self.hits(mixed(self.bench, method, control), method.act)
+
+    def hits(self, states: Sequence[Tensor], act: tuple[float, float] = (0.0, 1.0)) -> dict[str, Tensor]:
+        """What the judge reads, per pair ``(N,)`` as a mean over seeds."""
+        cases, pairs, repeat = self.bench.cases, self.bench.pairs, len(self.seeds)
+        numbers = [1000 * seed + index for seed in self.seeds for index in range(len(cases))]
+        pictures = self.bench.chain.paint(
+            list(states) * repeat, numbers, steps=self.steps, guidance=self.guidance,
+            outside=[case.states for case in cases] * repeat, act=act,
+        )
+        logits, scenes = self.bench.chain.read(pictures), pairs.references
+        row = torch.arange(len(numbers))
+        thing = (scenes.shape[:, 0] * 10 + scenes.color[:, 0]).repeat(repeat)
+        looks = {name: getattr(scenes, name) for name in world.LOOK}
+        found = {
+            "color": logits["color"][row, pairs.color.repeat(repeat)] > 0,
+            "shape": logits["shape"][row, pairs.shape.repeat(repeat)] > 0,
+            "leak": logits["pair"][row, thing] > 0,
+            **{name: logits[name].argmax(1) == look.repeat(repeat) for name, look in looks.items()},
+            **{f"next_{name}": logits[name].argmax(1) == look.roll(-1).repeat(repeat) for name, look in looks.items()},
+            **artifacts(pictures, self.pool),
+        }
+        return {name: values.float().view(repeat, len(cases)).mean(0) for name, values in found.items()}
 
 
 def artifacts(pictures: Tensor, pool: Executor | None = None) -> dict[str, Tensor]:
@@ -458,6 +283,9 @@ def row_of(
     # Per pair, in units of what words gain; an attribute that words do not move says nothing about transfer.
     gains = {name: (found[name] - floor[name]) / span for name, span in spans.items() if span > 0.05}
     transfer = torch.stack(list(gains.values())).mean(0) if gains else None
+    # A caption of the next reference would gain what one of this does: the pairs are drawn alike.
+    nexts = [float((found[f"next_{name}"] - floor[f"next_{name}"]).mean()) / spans[name] for name in gains]
+    transfer_next = sum(nexts) / len(nexts) if nexts else None
     return {
         "name": method.name, "family": method.family, "layer": method.layer, "setting": method.setting,
         "adherence": float(found["color"].mean()), "adherence_stderr": error(found["color"]),
@@ -465,6 +293,7 @@ def row_of(
         "transfer": None if transfer is None else float(transfer.mean()),
         "stderr": None if transfer is None else error(transfer),
         "transfer_by": {name: float(values.mean()) for name, values in gains.items()},
+        "transfer_next": transfer_next,
         "leak": float(found["leak"].mean()),
         "artifacts": {name: float(found[name].mean()) for name in ARTIFACTS},
     }

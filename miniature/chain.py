@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from vl_core import Qwen3VLEncoder, TokenLayout, VLStates
 from vl_core.headless.progress import without_library_bars
 from vl_core.headless.zimage import load_pipeline, prompt_layout
+from vl_core.layout import insert_pictures
+from vl_core.pictures import prepare_picture
+from vl_core.states import resolve_layer
 
 from . import assemble, models, world
 from . import judge as judge_stage
@@ -72,23 +77,76 @@ class Chain:
         ids = layout.token_ids[None].to(self.device)
         return text_states(self.pipeline.text_encoder, ids, layer)[0].float(), layout.with_layer(layer)
 
+    def words_many(self, prompts: Sequence[str], layer: int = -2, chunk: int = 128) -> list[Tensor]:
+        """:meth:`words` of many prompts at once, their states alone."""
+        layouts = [prompt_layout(self.pipeline.tokenizer, prompt, "miniature") for prompt in prompts]
+        found = []
+        for part in _parts(layouts, chunk):
+            states = text_states(self.pipeline.text_encoder, _padded_ids(part).to(self.device), layer).float().cpu()
+            found += [one[: len(layout)].clone() for one, layout in zip(states, part, strict=True)]
+        return found
+
     def look(self, picture: Tensor, prompt: str, *, mute: bool = False, layers: Sequence[int] = LAYERS) -> VLStates:
         """What the VL makes of a picture ``(H, W, 3)`` in [0, 1] and a prompt."""
         return self.encoder.encode([picture], prompt, layers, mute=mute)
 
+    @torch.no_grad()
+    def look_many(
+        self, pictures: Sequence[Tensor], prompts: Sequence[str], *, mute: bool = False, layers: Sequence[int] = LAYERS,
+        system_prompt: str = "", chunk: int = 128,
+    ) -> list[VLStates]:
+        """:meth:`look` at many at once, the states on the CPU."""
+        encoder, found, layers = self.encoder, [], sorted(layers)
+        ready = [prepare_picture(picture)[0] for picture in pictures]
+        layouts = [
+            insert_pictures(encoder.tokenize(prompt, system_prompt), [one.grid], encoder.special)
+            for prompt, one in zip(prompts, ready, strict=True)
+        ]
+        for shown, part in zip(_parts(ready, chunk), _parts(layouts, chunk), strict=True):
+            pixels = torch.stack([one.pixels for one in shown]).to(self.device).permute(0, 3, 1, 2)
+            hidden = vl_forward(
+                encoder.model, _padded_ids(part).to(self.device), None if mute else pixels.float() / 127.5 - 1,
+                at=int(part[0].picture_positions()[0][0]), output_hidden_states=True,
+            ).hidden_states
+            states = torch.stack([hidden[layer] for layer in layers], 1).cpu()
+            indices = tuple(resolve_layer(layer, encoder.num_layers) for layer in layers)
+            found += [
+                VLStates(
+                    one[:, : len(layout)].clone(), indices, encoder.num_layers, layout, layout.prompt, system_prompt,
+                    encoder.name,
+                )
+                for one, layout in zip(states, part, strict=True)
+            ]
+        return found
+
     def paint(
-        self, states: Sequence[Tensor], seeds: Sequence[int], *, steps: int = 8, guidance: float = 1.0
+        self, states: Sequence[Tensor], seeds: Sequence[int], *, steps: int = 8, guidance: float = 1.0,
+        outside: Sequence[Tensor] | None = None, act: tuple[float, float] = (0.0, 1.0),
     ) -> Tensor:
-        """Pictures ``(N, 3, 128, 128)`` in [-1, 1], one per states ``(L, D)`` and seed."""
-        latents = sample(
-            self.pipeline.transformer, states, torch.cat([noise(seed) for seed in seeds]).to(self.device), steps=steps,
-            guidance=guidance, unwanted=self.words("")[0] if guidance else None,
-        )
+        """Pictures ``(N, 3, 128, 128)`` in [-1, 1], one per states ``(L, D)`` and seed.
+
+        Before and after the shares of the steps that ``act`` names, the states ``outside`` rule in place of ``states``.
+        """
+        options = {"steps": steps, "guidance": guidance, "unwanted": self.words("")[0] if guidance else None}
+        latents = torch.cat([noise(seed) for seed in seeds]).to(self.device)
+        bounds = (0, round(act[0] * steps), round(act[1] * steps), steps)
+        for ruling, window in zip((outside, states, outside), pairwise(bounds), strict=True):
+            if window[0] < window[1]:
+                latents = sample(self.pipeline.transformer, ruling, latents, window=window, **options)
         return decode(self.pipeline.vae, latents)
 
     def read(self, pictures: Tensor) -> dict[str, Tensor]:
         """The judge's logits, see :class:`~.models.Judge`."""
         return judge_stage.read(self.judge, pictures)
+
+
+def _parts(items: Sequence, size: int) -> list[Sequence]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _padded_ids(layouts: Sequence[TokenLayout]) -> Tensor:
+    """Token ids ``(B, L)``, padded on the right; nothing before reads what comes after."""
+    return pad_sequence([layout.token_ids for layout in layouts], batch_first=True)
 
 
 def noise(seed: int) -> Tensor:

@@ -73,44 +73,48 @@ def see(visual: nn.Module, pictures: Tensor) -> tuple[Tensor, list[Tensor]]:
     return visual.merger(x.reshape(-1, width)).view(batch, world.IMAGE_TOKENS, -1), levels
 
 
-def picture_positions(length: int, device) -> Tensor:
+def picture_positions(length: int, device, at: int = PICTURE_AT) -> Tensor:
     """Rotary positions of a sequence with a picture, ``(3, length)``: see ``vl_core.layout.mrope_positions``."""
     place = torch.arange(length, device=device)
-    after = PICTURE_AT + world.IMAGE_TOKENS
-    time = torch.where(place < PICTURE_AT, place, (place - world.IMAGE_TOKENS + MERGED).clamp_min(PICTURE_AT))
-    at_picture = (place >= PICTURE_AT) & (place < after)
-    time = torch.where(at_picture, PICTURE_AT, time)
-    cell = (place - PICTURE_AT).clamp(0, world.IMAGE_TOKENS - 1)
+    after = at + world.IMAGE_TOKENS
+    time = torch.where(place < at, place, (place - world.IMAGE_TOKENS + MERGED).clamp_min(at))
+    at_picture = (place >= at) & (place < after)
+    time = torch.where(at_picture, at, time)
+    cell = (place - at).clamp(0, world.IMAGE_TOKENS - 1)
     return torch.stack([
-        time, torch.where(at_picture, PICTURE_AT + cell // MERGED, time),
-        torch.where(at_picture, PICTURE_AT + cell % MERGED, time),
+        time, torch.where(at_picture, at + cell // MERGED, time), torch.where(at_picture, at + cell % MERGED, time),
     ])
 
 
-def vl_forward(vl: nn.Module, ids: Tensor, pictures: Tensor, text_ids: Tensor | None = None, **options):
+def vl_forward(
+    vl: nn.Module, ids: Tensor, pictures: Tensor | None, text_ids: Tensor | None = None, *, at: int = PICTURE_AT,
+    **options,
+):
     """Qwen3-VL's language model on a batch with one picture each, and optionally on texts without one.
 
     Args:
-        ids: int64 ``(B, L)``, the picture block right after the user header.
-        pictures: ``(B, 3, 128, 128)`` in [-1, 1].
+        vl: the whole model, or its part without the head.
+        ids: int64 ``(B, L)``, the picture's tokens from position ``at`` on; right padding changes nothing before it.
+        pictures: ``(B, 3, 128, 128)`` in [-1, 1]; None mutes them: zero embeddings, no deepstack.
         text_ids: ``(T, L)``, run in the same batch after the others.
         options: ``output_hidden_states`` and the like.
 
     Returns:
         transformers' output over ``B + T`` sequences.
     """
-    language, batch, device = vl.model.language_model, len(ids), ids.device
-    embeddings, levels = see(vl.model.visual, pictures)
+    model = getattr(vl, "model", vl)
+    language, batch, device = model.language_model, len(ids), ids.device
     words = language.embed_tokens(ids)
-    end = PICTURE_AT + world.IMAGE_TOKENS
-    hidden = torch.cat([words[:, :PICTURE_AT], embeddings.to(words.dtype), words[:, end:]], 1)
-    positions = picture_positions(ids.shape[1], device)[:, None].expand(3, batch, -1)
+    end = at + world.IMAGE_TOKENS
+    embeddings, levels = (torch.zeros_like(words[:, at:end]), []) if pictures is None else see(model.visual, pictures)
+    hidden = torch.cat([words[:, :at], embeddings.to(words.dtype), words[:, end:]], 1)
+    positions = picture_positions(ids.shape[1], device, at)[:, None].expand(3, batch, -1)
     if text_ids is not None:
         hidden = torch.cat([hidden, language.embed_tokens(text_ids)])
         plain = torch.arange(ids.shape[1], device=device).expand(3, len(text_ids), -1)
         positions = torch.cat([positions, plain], 1)
     at_pictures = torch.zeros(hidden.shape[:2], dtype=torch.bool, device=device)
-    at_pictures[:batch, PICTURE_AT:end] = True
+    at_pictures[:batch, at:end] = True
     return language(
         inputs_embeds=hidden, position_ids=positions, visual_pos_masks=at_pictures, use_cache=False,
         deepstack_visual_embeds=[level.flatten(0, 1).to(hidden.dtype) for level in levels], **options,
@@ -119,7 +123,7 @@ def vl_forward(vl: nn.Module, ids: Tensor, pictures: Tensor, text_ids: Tensor | 
 
 @torch.no_grad()
 def text_states(reader: nn.Module, ids: Tensor, layer: int = -2) -> Tensor:
-    """A text encoder's states ``(B, L, D)`` at ``hidden_states[layer]``; padding on the right changes nothing."""
+    """A text encoder's states ``(B, L, D)`` at ``hidden_states[layer]``; right padding changes nothing before it."""
     return reader(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states[layer]
 
 
@@ -247,6 +251,7 @@ def sample(
     steps: int,
     guidance: float = 0.0,
     unwanted: Tensor | None = None,
+    window: tuple[int, int] | None = None,
     chunk: int = 512,
 ) -> Tensor:
     """Euler sampling as ZImagePipeline does it, many captions at once.
@@ -255,10 +260,13 @@ def sample(
         captions: states ``(L_i, D)``, any lengths. ``unwanted``: states ``(L, D)`` that guidance leads away from.
         noise: ``(N, 16, 16, 16)``, one per caption.
         guidance: v + g·(v − v_unwanted); 0 turns it off.
+        window: take only the steps from the first to before the second; None takes all.
 
     Returns:
         scaled latents ``(N, 16, 16, 16)``.
     """
+    first, last = window or (0, steps)
+    levels = sigmas(steps)[first : last + 1]
     painted = torch.empty_like(noise)
     by_length: dict[int, list[int]] = {}
     for index, states in enumerate(captions):
@@ -267,12 +275,12 @@ def sample(
         for start in range(0, len(members), chunk):
             chosen = members[start : start + chunk]
             painted[chosen] = _sample_equal(
-                dit, [captions[i] for i in chosen], length, noise[chosen], steps, guidance, unwanted
+                dit, [captions[i] for i in chosen], length, noise[chosen], levels, guidance, unwanted
             )
     return painted
 
 
-def _sample_equal(dit, captions, length, latents, steps, guidance, unwanted) -> Tensor:
+def _sample_equal(dit, captions, length, latents, levels, guidance, unwanted) -> Tensor:
     device = latents.device
 
     def prepare(states: Sequence[Tensor], padded: int):
@@ -282,8 +290,7 @@ def _sample_equal(dit, captions, length, latents, steps, guidance, unwanted) -> 
 
     wanted = prepare(captions, length)
     other = prepare([unwanted] * len(captions), padded_length(len(unwanted))) if guidance else None
-    levels = sigmas(steps).to(device)
-    for now, then in pairwise(levels):
+    for now, then in pairwise(levels.to(device)):
         time = (1 - now).expand(len(latents))
         with autocast(device):
             velocity = dit_forward(dit, latents, time, *wanted).float()

@@ -113,8 +113,8 @@ def fit_size(height: int, width: int, budget: int = DEFAULT_BUDGET, name: str = 
     """The size a picture is encoded at: multiples of 32, at least 32, at most ``budget`` image tokens.
 
     The rule of transformers' ``smart_resize``: sides are rounded to the nearest multiple of 32; if that is more
-    than ``budget`` × 1024 pixels, both are scaled by one factor and rounded down. Two differences: small pictures
-    are never enlarged beyond the rounding, and a strip so long that its short side stops at 32 keeps to the budget.
+    than ``budget`` × 1024 pixels, both are scaled by one factor and rounded down. Two differences: no picture is
+    enlarged beyond the rounding, and a strip so long that its short side stops at 32 keeps to the budget.
 
     Returns:
         ``(height, width)`` in pixels.
@@ -132,7 +132,7 @@ def fit_size(height: int, width: int, budget: int = DEFAULT_BUDGET, name: str = 
         )
     rows, columns = (max(1, round(side / FACTOR)) for side in (height, width))
     if rows * columns > budget:
-        scale = math.sqrt(height * width / (budget * FACTOR**2))
+        scale = max(1.0, math.sqrt(height * width / (budget * FACTOR**2)))  # 1: only the rounding was too much
         rows, columns = (max(1, math.floor(side / scale / FACTOR)) for side in (height, width))
         rows, columns = min(rows, budget // columns or 1), min(columns, budget // rows or 1)
     return rows * FACTOR, columns * FACTOR

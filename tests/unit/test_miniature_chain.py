@@ -20,9 +20,9 @@ if importlib.util.find_spec("miniature") is None:  # it is no installed package:
 pytest.importorskip("diffusers", reason="the DiT and the VAE are diffusers classes")
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 
-from miniature import adapters, assemble, bench, check, judge, models, sheet, vl, world  # noqa: E402
+from miniature import adapters, assemble, bench, check, judge, methods, models, sheet, vl, world  # noqa: E402
 from miniature.__main__ import main, parser, switches  # noqa: E402
-from miniature.chain import Chain, answers, as_image  # noqa: E402
+from miniature.chain import LAYERS, Chain, answers, as_image  # noqa: E402
 from miniature.training import Options  # noqa: E402
 from vl_core.headless.zimage import encode_text  # noqa: E402
 from vl_core.statistics import token_rms  # noqa: E402
@@ -99,6 +99,34 @@ def test_words_are_read_as_the_stock_pipeline_reads_them(chain):
     assert torch.equal(ours.token_ids, layout.token_ids)
 
 
+@pytest.mark.parametrize("options", [{}, {"mute": True}, {"system_prompt": "a red star"}])
+def test_many_looks_are_the_encoders_one_by_one(chain, options):
+    pairs = world.conflict_pairs(5, 0)
+    images = as_image(world.render(pairs.references)[0])
+    many = chain.look_many(images, pairs.prompts, **options)
+    for seen, image, prompt in zip(many, images, pairs.prompts, strict=True):
+        alone = chain.encoder.encode([image], prompt, LAYERS, **options)
+        assert (seen.layers, seen.prompt, seen.system_prompt) == (alone.layers, alone.prompt, alone.system_prompt)
+        assert torch.equal(seen.layout.roles, alone.layout.roles)
+        torch.testing.assert_close(seen.states, alone.states, atol=1e-3, rtol=1e-4)
+
+
+def test_many_words_are_the_text_encoders_one_by_one(chain):
+    prompts = ("a red star", "", "a blue ring on a green background")
+    for states, prompt in zip(chain.words_many(prompts), prompts, strict=True):
+        torch.testing.assert_close(states, chain.words(prompt)[0], atol=1e-4, rtol=1e-4)
+
+
+def test_words_rule_outside_of_the_steps_that_a_method_acts_on(chain):
+    states, other = chain.words_many(["a red star", "a blue ring"])
+    plain, outside = chain.paint([states], [0], steps=4), chain.paint([other], [0], steps=4)
+    for act, expected in (((0.0, 1.0), plain), ((0.5, 0.5), outside), ((0.0, 0.01), outside)):
+        assert torch.equal(chain.paint([states], [0], steps=4, outside=[other], act=act), expected)
+    half = chain.paint([states], [0], steps=4, outside=[other], act=(0.0, 0.5))
+    assert not torch.equal(half, plain)
+    assert not torch.equal(half, outside)
+
+
 def test_the_vl_answers_in_words(chain):
     pictures, _ = world.render(world.sample_scenes(2, torch.Generator().manual_seed(0)))
     said = answers(chain, pictures, "describe the look.", longest=3)
@@ -159,7 +187,7 @@ def test_the_report_has_the_parts_it_promises(report, run):
     assert set(report["best"]) == {"published", "training_free", "adapter", "caption"}
     for row in report["methods"]:
         assert {"name", "layer", "setting", "adherence", "transfer", "stderr", "leak", "artifacts"} <= set(row)
-    assert [row["name"] for row in report["baselines"]] == [bench.TEXT_ONLY, bench.CAPTION]
+    assert [row["name"] for row in report["baselines"]] == [methods.TEXT_ONLY, methods.CAPTION]
     assert (run / "frontier.png").stat().st_size > 10_000
 
 
@@ -172,8 +200,8 @@ def test_every_family_that_was_measured_has_both_null_controls(report):
 def test_a_bench_that_was_stopped_measures_only_what_is_missing(run, report, monkeypatch):
     rows = (run / "bench_rows.jsonl").read_text().splitlines()
     (run / "bench_rows.jsonl").write_text("\n".join(rows[:-2]) + '\n{"asked": "cut')
-    calls, hits = [], bench.hits
-    monkeypatch.setattr(bench, "hits", lambda *arguments: calls.append(0) or hits(*arguments))
+    calls, hits = [], bench.Painting.hits
+    monkeypatch.setattr(bench.Painting, "hits", lambda *arguments: calls.append(0) or hits(*arguments))
     again = bench.run(Options(run, toy=True, device="cpu", resume=True))
     assert len(calls) == 2
     for before, after in zip(report["methods"] + report["nulls"], again["methods"] + again["nulls"], strict=True):
@@ -181,7 +209,8 @@ def test_a_bench_that_was_stopped_measures_only_what_is_missing(run, report, mon
 
 
 def found(**shares: float) -> dict[str, torch.Tensor]:
-    base = dict.fromkeys(("color", "shape", "leak", *world.LOOK, *bench.ARTIFACTS), 0.0)
+    nexts = (f"next_{name}" for name in world.LOOK)
+    base = dict.fromkeys(("color", "shape", "leak", *world.LOOK, *nexts, *bench.ARTIFACTS), 0.0)
     return {name: torch.full((10,), value) for name, value in (base | shares).items()}
 
 

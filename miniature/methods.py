@@ -1,0 +1,327 @@
+"""What the bench measures: ways to let a reference act, and a row for each setting of them.
+
+A row that :func:`vl_core.blend` or a mode of the simple node can say is one line in :data:`METHODS`; another way is a
+function in :data:`WAYS`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vl_core import (
+    PictureAdapter,
+    ReferenceStatistics,
+    TokenLayout,
+    VLStates,
+    alpha_on_words,
+    blend,
+    combine,
+    condition,
+    find_sinks,
+    image_delta,
+    load_recipes,
+    mask_outlier_dimensions,
+    mix_layers,
+    normalize,
+    positions_of_words,
+    select_tokens,
+)
+from vl_core.combine import needs_muted
+from vl_core.recipes import MODES
+from vl_core.statistics import token_rms
+
+from . import world
+from .chain import LAYERS, Chain
+
+FAMILIES = ("published", "training_free", "adapter", "caption")
+ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
+TEXT_ONLY, CAPTION = "text only", "caption in words"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the table. ``way`` names a function in :data:`WAYS`, ``setting`` its keywords.
+
+    ``act`` is when it acts, in shares of the steps; words alone before and after.
+    """
+
+    name: str
+    family: str
+    way: str
+    layer: int | None = None
+    setting: dict[str, Any] = field(default_factory=dict)
+    act: tuple[float, float] = (0.0, 1.0)
+
+    @property
+    def key(self) -> str:
+        return json.dumps([self.name, self.layer, self.setting], sort_keys=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Sight:
+    """What a method may know of a reference.
+
+    Attributes:
+        number: of the reference among all. ``seen``: the VL's states of picture and prompt; ``blind``: the same with
+            the picture muted in place.
+        look: words for its background, style and mood; ``said``: the VL's own answer to that request.
+        seen_said: the VL's states of picture and prompt with ``said`` appended.
+        is_noise: the states are a control's.
+    """
+
+    number: int
+    seen: VLStates
+    blind: VLStates
+    look: str
+    said: str
+    seen_said: VLStates
+    is_noise: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One prompt and its references: the right one, and another pair's."""
+
+    number: int
+    prompt: str
+    states: Tensor
+    layout: TokenLayout
+    right: Sight
+    wrong: Sight
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What all methods share; ``images`` are the references as ComfyUI has pictures."""
+
+    chain: Chain
+    reference: ReferenceStatistics
+    pairs: world.Pairs
+    images: Sequence[Tensor]
+    cases: tuple[Case, ...] = ()
+    adapter: PictureAdapter | None = None
+    kept: dict[tuple, list[VLStates]] = field(default_factory=dict)
+
+    def readings(self, shift: int, recipe: str = "", mute: bool = False) -> list[VLStates]:
+        """Every prompt with the picture ``shift`` places on, as a recipe shows it to the VL; "" for as it is."""
+        shift = 0 if mute else shift  # a muted picture is the same whatever it shows
+        if (shift, recipe, mute) not in self.kept:
+            chosen = load_recipes()[0][recipe] if recipe else None
+            images = [self.images[(index + shift) % len(self.images)] for index in range(len(self.images))]
+            self.kept[shift, recipe, mute] = self.chain.look_many(
+                [chosen.show(image) for image in images] if chosen else images, self.pairs.prompts, mute=mute,
+                layers=(chosen.layer,) if chosen else LAYERS, system_prompt=chosen.system_prompt if chosen else "",
+            )
+        return self.kept[shift, recipe, mute]
+
+    def reading(self, case: Case, sight: Sight, recipe: str = "", mute: bool = False) -> VLStates:
+        """One of :meth:`readings`, with a control's noise where the sight is one's."""
+        seen = self.readings((sight.number - case.number) % len(self.cases), recipe, mute)[case.number]
+        return noisy(seen, case.number) if sight.is_noise and not mute else seen
+
+
+def noisy(seen: VLStates, seed: int) -> VLStates:
+    """The same sequence with every layer's states replaced by matched noise."""
+    generator = torch.Generator().manual_seed(seed)
+    return replace(seen, states=torch.stack([matched_noise(layer, generator) for layer in seen.states]))
+
+
+def matched_noise(states: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise with the states' mean and std per dimension and RMS per token; sinks stay as they are."""
+    is_sink = find_sinks(states)
+    ordinary = states[~is_sink].float()
+    drawn = torch.randn(states.shape, generator=generator).to(states.device)
+    drawn = drawn * ordinary.std(0).nan_to_num(0.0) + ordinary.mean(0)
+    drawn = drawn * (token_rms(states) / token_rms(drawn).clamp_min(1e-6)).unsqueeze(-1)
+    return torch.where(is_sink.unsqueeze(-1), states, drawn.to(states.dtype))
+
+
+# ------------------------------------------------------------------------------------------------------------- ways
+
+Way = Callable[..., Tensor]  # (bench, case, sight, layer, **setting) -> states for the DiT
+
+
+def by_words(bench: Bench, case: Case, sight: Sight, layer: None) -> Tensor:
+    """The look in words, appended to the prompt."""
+    return bench.chain.words(f"{case.prompt}, {sight.look}")[0].cpu()
+
+
+def by_description(bench: Bench, case: Case, sight: Sight, layer: int | None, *, alpha: float = 0.0) -> Tensor:
+    """What the VL says of the look, appended to the prompt; alpha mixes in its states of these very tokens."""
+    words, layout = bench.chain.words(f"{case.prompt}, {sight.said}")
+    words = words.cpu()
+    if alpha == 0:
+        return words
+    states, seen_layout = sight.seen_said.at(layer)
+    return blend(words, states, alpha, text_layout=layout, vl_layout=seen_layout)[0]
+
+
+def by_adapter(bench: Bench, case: Case, sight: Sight, layer: None, *, strength: float, **slots: float) -> Tensor:
+    """The picture adapter's description states, appended; with ``slots`` only those."""
+    return bench.adapter.apply(case.states, case.layout, sight.seen, strength, slots=slots or None)[0]
+
+
+def by_recipe(
+    bench: Bench, case: Case, sight: Sight, layer: int, *, mode: str, strength: float, **timing: float
+) -> Tensor:
+    """What the simple node and the command line do; the timing is the row's ``act``."""
+    return condition(case.states, case.layout, sight.seen, layer, mode, strength)[0]
+
+
+def by_blend(
+    bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float, tokens: str = "all", scale: str = "none",
+    mask: str = "none", sinks: str = "exclude", **options: Any,
+) -> Tensor:
+    """Select, mask outliers, normalise, blend: the open pipeline of nodes."""
+    states, layout = select_tokens(*sight.seen.at(layer), tokens)
+    if mask != "none":
+        states, _ = mask_outlier_dimensions(states, mode=mask, reference=bench.reference, sinks=sinks)
+    states, _ = normalize(states, scale, bench.reference, sinks=sinks)
+    return blend(
+        case.states, states, alpha, text_layout=case.layout, vl_layout=layout, sinks=sinks, **options
+    )[0]
+
+
+def by_delta(bench: Bench, case: Case, sight: Sight, layer: int, *, weight: float, **options: Any) -> Tensor:
+    """What the picture did to the words, added to the text's states."""
+    (plus, layout), (zero, _) = sight.seen.at(layer), sight.blind.at(layer)
+    return image_delta(case.states, plus, zero, weight, text_layout=case.layout, vl_layout=layout, **options)[0]
+
+
+def by_recipe_file(bench: Bench, case: Case, sight: Sight, layer: int, *, recipe: str, strength: float) -> Tensor:
+    """A recipe in plain words; when it acts is the row's ``act``."""
+    chosen = load_recipes()[0][recipe]
+    seen = bench.reading(case, sight, recipe)
+    muted = bench.reading(case, sight, recipe, mute=True) if MODES[chosen.mode].needs_muted else None
+    return condition(
+        case.states, case.layout, seen, layer, chosen.mode, chosen.scale * strength, muted=muted,
+        settings=chosen.settings, reference=bench.reference,
+    )[0]
+
+
+def by_layers(bench: Bench, case: Case, sight: Sight, layer: None, *, layers: Sequence[int], alpha: float) -> Tensor:
+    """Several layers' mean, blended token by token."""
+    states, layout = mix_layers(sight.seen, layers, [1.0] * len(layers))
+    return blend(case.states, states, alpha, text_layout=case.layout, vl_layout=layout)[0]
+
+
+def by_chosen_words(bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float) -> Tensor:
+    """Aligned, but the words for the object's colour and shape stay as they are."""
+    tokenizer, pairs = bench.chain.pipeline.tokenizer, bench.pairs
+    thing = f"{world.COLORS[pairs.color[case.number]]} {world.SHAPES[pairs.shape[case.number]]}"
+    named = positions_of_words(
+        case.layout, [thing], lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    )
+    states, layout = sight.seen.at(layer)
+    per_token = alpha_on_words(case.layout, ~named, alpha)
+    return blend(case.states, states, per_token, text_layout=case.layout, vl_layout=layout)[0]
+
+
+def by_pictures(
+    bench: Bench, case: Case, sight: Sight, layer: int, *, combining: str, weights: Sequence[float], mode: str,
+    strength: float,
+) -> Tensor:
+    """The reference and the one after it, combined as the nodes do."""
+    after = replace(sight, number=(sight.number + 1) % len(bench.cases))
+    pictures = [bench.reading(case, each) for each in (sight, after)]
+    mute = needs_muted(combining, weights) or MODES[mode].needs_muted
+    muted = [bench.reading(case, each, mute=True) for each in (sight, after)] if mute else None
+    found = combine(pictures, weights, combining, muted=muted)
+    return condition(case.states, case.layout, found.seen, layer, mode, strength, muted=found.muted)[0]
+
+
+def by_two_adapted(bench: Bench, case: Case, sight: Sight, layer: None, *, combining: str) -> Tensor:
+    """The picture adapter on the reference and the one after it."""
+    after = replace(sight, number=(sight.number + 1) % len(bench.cases))
+    pictures = [bench.reading(case, each) for each in (sight, after)]
+    return bench.adapter.apply(case.states, case.layout, pictures, combine=combining)[0]
+
+
+WAYS: dict[str, Way] = {
+    "words": by_words, "adapter": by_adapter, "description": by_description, "recipe": by_recipe, "blend": by_blend,
+    "delta": by_delta, "recipe file": by_recipe_file, "layers": by_layers, "chosen words": by_chosen_words,
+    "pictures": by_pictures, "two adapted": by_two_adapted,
+}
+
+
+def _methods() -> tuple[Method, ...]:
+    rows = [Method(CAPTION, "caption", "words"), Method("described by the VL", "caption", "description")]
+    for alpha in (0.3, 0.5, 0.7, 1.0):
+        rows.append(Method("described tokens", "training_free", "description", -2, {"alpha": alpha}))
+    for strength in (0.25, 0.5, 0.75, 1.0, 1.25, 1.5):
+        rows.append(Method("picture adapter", "adapter", "adapter", None, {"strength": strength}))
+    for name in world.LOOK:
+        rows.append(Method(f"picture adapter, {name} only", "adapter", "adapter", None, {"strength": 1.0, name: 1.0}))
+    for layer in (-6, -2):
+        for alpha in ALPHAS:
+            setting = {"mode": "blend as published", "strength": alpha}
+            rows.append(Method("published", "published", "recipe", layer, setting))
+    for alpha in (0.1, 0.3, 0.5):
+        # the same with the scale of this text encoder, its sink included, in place of the real one's 61
+        setting = {"alpha": alpha, "tokens": "text", "method": "resample", "space": "raw", "sinks": "include",
+                   "antialias": False, "scale": "global"}
+        rows.append(Method("published, own scale", "published", "blend", -6, setting))
+    for alpha in (0.3, 1.0):
+        # the note's other variant: every token, the picture's included, squeezed onto the text's length
+        setting = {"alpha": alpha, "method": "resample", "space": "raw", "sinks": "include", "antialias": False,
+                   "scale": "global"}
+        rows.append(Method("published, all tokens", "published", "blend", -2, setting))
+    for layer in range(-8, 0):
+        for alpha in ALPHAS if layer == -2 else (0.5, 0.7, 0.85, 1.0):
+            setting = {"mode": "blend aligned", "strength": alpha}
+            rows.append(Method("aligned", "training_free", "recipe", layer, setting))
+    for layer in (-8, -4, -2):
+        for strength in (1.0, 0.5, 0.25):
+            setting = {"mode": "append picture", "strength": strength}
+            rows.append(Method("append picture", "training_free", "recipe", layer, setting))
+    for layer in (-6, -2):
+        for weight in (0.5, 1.0, 1.5, 2.0):
+            rows.append(Method("image delta", "training_free", "delta", layer, {"weight": weight}))
+    for factor in (1, 2, 4):
+        setting = {"alpha": 1.0, "method": "append", "tokens": "image_no_markers", "append_downsample": factor,
+                   "append_position": "before_tail"}
+        rows.append(Method("append before the tail", "training_free", "blend", -2, setting))
+    for alpha in (0.5, 0.7, 1.0):
+        for name, setting in {
+            "aligned, slerp": {"space": "slerp"},
+            "aligned, sinks mixed": {"sinks": "include"},
+            "aligned, per dimension": {"scale": "per_dim"},
+            "aligned, outliers clamped": {"mask": "clamp"},
+            "adain": {"method": "adain"},
+            "adain per dimension": {"method": "adain_per_dim", "tokens": "image"},
+            "style dimensions": {"method": "style_dims"},
+            "resample, per dimension": {"method": "resample", "scale": "per_dim"},
+        }.items():
+            rows.append(Method(name, "training_free", "blend", -2, {"alpha": alpha, **setting}))
+        for layers in ((-8, -6, -4, -2), (-8, -2)):
+            rows.append(Method("layers mixed", "training_free", "layers", None, {"layers": layers, "alpha": alpha}))
+        for layer in (-8, -2):
+            rows.append(Method("aligned, object kept", "training_free", "chosen words", layer, {"alpha": alpha}))
+    for start, end in ((0.0, 0.5), (0.5, 1.0)):
+        setting = {"mode": "blend aligned", "strength": 0.7, "start": start, "end": end}
+        rows.append(Method("aligned, part of the steps", "training_free", "recipe", -8, setting, (start, end)))
+    for name, recipe in load_recipes()[0].items():
+        setting, act = {"recipe": name, "strength": 1.0}, (recipe.start_percent, recipe.end_percent)
+        rows.append(Method(f"recipe {name}", "training_free", "recipe file", recipe.layer, setting, act))
+    for combining in ("average", "norm average", "max weight per token", "add"):
+        setting = {"combining": combining, "weights": (1.0, 1.0), "mode": "blend aligned", "strength": 0.7}
+        rows.append(Method(f"two pictures, {combining}", "training_free", "pictures", -8, setting))
+    for strength in (0.5, 1.0):
+        setting = {"combining": "average", "weights": (1.0, 1.0), "mode": "append picture", "strength": strength}
+        rows.append(Method("two pictures, appended", "training_free", "pictures", -2, setting))
+    setting = {"combining": "subtract", "weights": (1.0, 1.0), "mode": "image delta", "strength": 1.0}
+    rows.append(Method("two pictures, subtract", "training_free", "pictures", -2, setting))
+    for combining in ("average", "append"):
+        setting = {"combining": combining}
+        rows.append(Method(f"two pictures, adapter {combining}", "adapter", "two adapted", None, setting))
+    return tuple(rows)
+
+
+METHODS = _methods()
+
