@@ -324,38 +324,43 @@ def null_candidates(rows: Sequence[dict[str, Any]]) -> list[Method]:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Transfer over adherence: one line per method and layer, nulls as crosses."""
+    """Transfer over adherence, a colour per family; the best row of each name that shows anything is named."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7), dpi=120, layout="constrained")
+    figure = Figure(figsize=(12, 7), dpi=110, layout="constrained")
     axes = figure.subplots()
     colours = dict(zip(FAMILIES, ("#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=True))
-    lines: dict[tuple, list[dict]] = {}
-    for row in (row for row in report["methods"] if row["transfer"] is not None):
-        lines.setdefault((row["family"], row["name"], row["layer"]), []).append(row)
-    markers = "osD^v<>pP*h8d"
-    names = list(dict.fromkeys(name for _, name, _ in lines))
-    for (family, name, layer), rows in lines.items():
-        rows = sorted(rows, key=lambda row: -row["adherence"])
-        label = name if layer is None else f"{name}, {layer}"
+    rows = [row for row in report["methods"] if row["transfer"] is not None]
+    for family, colour in colours.items():
+        of = [row for row in rows if row["family"] == family]
         axes.errorbar(
-            [row["adherence"] for row in rows], [row["transfer"] for row in rows],
-            [row["stderr"] or 0.0 for row in rows],
-            marker=markers[names.index(name) % len(markers)], color=colours[family], alpha=0.75, linewidth=0.8,
-            markersize=5, label=label,
+            [row["adherence"] for row in of], [row["transfer"] for row in of], [row["stderr"] or 0.0 for row in of],
+            fmt="o", color=colour, alpha=0.6, markersize=5, elinewidth=0.8, label=family.replace("_", " "),
         )
-    for row in (row for row in report["nulls"] if row["transfer"] is not None):
-        axes.plot(row["adherence"], row["transfer"], "x", color="#999999", markersize=6)
-    axes.plot([], [], "x", color="#999999", label="null controls")
+    nulls = [row for row in report["nulls"] if row["transfer"] is not None]
+    axes.plot(
+        [row["adherence"] for row in nulls], [row["transfer"] for row in nulls], "x", color="#777777", markersize=6,
+        label="null controls", linestyle="none",
+    )
+    named: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: (row["adherence"] >= ADHERENCE_GOAL, row["transfer"])):
+        named[row["name"]] = row
+    shown = sorted((row for row in named.values() if row["transfer"] > 0.1), key=lambda row: -row["transfer"])
+    for number, row in enumerate(shown, 1):
+        layer = "" if row["layer"] is None else f", layer {row['layer']}"
+        label = f"{number:2d}  {row['name']}{layer}: {row['transfer']:.2f} at {row['adherence']:.2f}"
+        place = (row["adherence"], row["transfer"])
+        axes.annotate(str(number), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.plot([], [], linestyle="none", label=label)
     axes.axvline(ADHERENCE_GOAL, color="black", linewidth=0.8, linestyle="--")
     for level in (0, 1):
         axes.axhline(level, color="black", linewidth=0.5)
     axes.set(
         xlabel="adherence: the prompt's colour is there", title="The miniature's frontier",
-        ylabel="transfer of background, style, mood (0 words alone, 1 caption)",
+        ylabel="transfer of background, style, mood (0 words alone, 1 caption)", ylim=(-0.08, 1.08),
     )
     axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=7)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_png(path)

@@ -223,6 +223,16 @@ def by_chosen_words(bench: Bench, case: Case, sight: Sight, layer: int, *, alpha
     return blend(case.states, states, per_token, text_layout=case.layout, vl_layout=layout)[0]
 
 
+def by_aligned_and_appended(bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float) -> Tensor:
+    """Aligned, then the picture's own tokens at layer −2 before the template's tail."""
+    states, layout = sight.seen.at(layer)
+    mixed, info = blend(case.states, states, alpha, text_layout=case.layout, vl_layout=layout)
+    picture, picture_layout = select_tokens(*sight.seen.at(-2), "image_no_markers")
+    return blend(
+        mixed, picture, 1.0, "append", text_layout=info.layout, vl_layout=picture_layout, append_position="before_tail"
+    )[0]
+
+
 def by_pictures(
     bench: Bench, case: Case, sight: Sight, layer: int, *, combining: str, weights: Sequence[float], mode: str,
     strength: float,
@@ -246,7 +256,7 @@ def by_two_adapted(bench: Bench, case: Case, sight: Sight, layer: None, *, combi
 WAYS: dict[str, Way] = {
     "words": by_words, "adapter": by_adapter, "description": by_description, "recipe": by_recipe, "blend": by_blend,
     "delta": by_delta, "recipe file": by_recipe_file, "layers": by_layers, "chosen words": by_chosen_words,
-    "pictures": by_pictures, "two adapted": by_two_adapted,
+    "aligned and appended": by_aligned_and_appended, "pictures": by_pictures, "two adapted": by_two_adapted,
 }
 
 
@@ -301,8 +311,10 @@ def _methods() -> tuple[Method, ...]:
             rows.append(Method(name, "training_free", "blend", -2, {"alpha": alpha, **setting}))
         for layers in ((-8, -6, -4, -2), (-8, -2)):
             rows.append(Method("layers mixed", "training_free", "layers", None, {"layers": layers, "alpha": alpha}))
-        for layer in (-8, -2):
+        for layer in (-8, -4, -2):
             rows.append(Method("aligned, object kept", "training_free", "chosen words", layer, {"alpha": alpha}))
+        setting = {"alpha": alpha}
+        rows.append(Method("aligned and appended", "training_free", "aligned and appended", -4, setting))
     for start, end in ((0.0, 0.5), (0.5, 1.0)):
         setting = {"mode": "blend aligned", "strength": 0.7, "start": start, "end": end}
         rows.append(Method("aligned, part of the steps", "training_free", "recipe", -8, setting, (start, end)))
