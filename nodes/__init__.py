@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .adapter import ZImageVLAdapterApply, ZImageVLAdapterFit
 from .blend import ZImageVLBlend
 from .condition import ZImageVLCondition
 from .delta import ZImageVLDelta
+from .describe import ZImageVLDescribe
 from .encode import ZImageVLEncode
 from .files import ZImageVLLoadSaved, ZImageVLSave
 from .grid import ZImageVLGrid
@@ -28,6 +30,9 @@ NODES: list[type[io.ComfyNode]] = [
     ZImageVLNormalize,
     ZImageVLBlend,
     ZImageVLDelta,
+    ZImageVLDescribe,
+    ZImageVLAdapterFit,
+    ZImageVLAdapterApply,
     ZImageVLReference,
     ZImageVLInspect,
     ZImageVLLayerReport,

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..vl_core import TokenLayout, TokenRole, alpha_curve, alpha_on_words, blend, positions_of_words
+from ..vl_core.blend import BlendInfo
+from ..vl_core.families import by_layer, check_pair, split_layers
 from ..vl_core.words import parse_words
 from . import host
 from .common import node_schema, report, sinks_input
-from .conditioning import TENSOR_OPTIONS, Entry, check_conditioning, layout_of, repack, timed
+from .conditioning import (
+    TENSOR_OPTIONS,
+    Entry,
+    check_conditioning,
+    describe_layers,
+    layout_of,
+    put_padding,
+    take_padding,
+    timed,
+)
 
 POSITIONS = {"end": "end", "before the template tail": "before_tail"}  # as shown -> as vl_core names them
 
@@ -148,19 +162,27 @@ class ZImageVLBlend(io.ComfyNode):
         if unused := sorted({key for _, extra in vl for key in extra} - TENSOR_OPTIONS):
             lines.append(f"vl: its {', '.join(unused)} are not used. Set them on the text, or after this node.")
         for entry, seen in zip(text, vl * len(text) if len(vl) == 1 else vl, strict=True):
-            steps = alpha if curve == "flat" else alpha_curve(entry[0].shape[1], alpha, alpha_end, curve)
+            family = check_pair(entry[0].shape[-1], seen[0].shape[-1], layout_of(entry), layout_of(seen))
+            own, padding = take_padding(entry, family)
+            steps = alpha if curve == "flat" else alpha_curve(own[0].shape[1], alpha, alpha_end, curve)
             if chosen_words:
-                layout = _layout_of_words(entry, seen)
+                layout = _layout_of_words(own, seen)
                 positions = positions_of_words(layout, chosen_words, host.tokenize_words)
                 steps = alpha_on_words(layout, positions, steps)
                 lines.append(f"only on {int(positions.sum())} tokens: {', '.join(chosen_words)}")
-            mixed, info = blend(
-                entry[0], seen[0], steps, chosen, text_layout=layout_of(entry), vl_layout=layout_of(seen), sinks=sinks,
-                **options,
+            stage = partial(
+                _blend_layer, split_layers(seen[0], family), alpha=steps, method=chosen, text_layout=layout_of(own),
+                vl_layout=layout_of(seen), sinks=sinks, **options,
             )
-            entries += timed(entry, repack(entry, mixed, info.layout), start_percent, end_percent)
-            lines.append(info.describe())
+            mixed, infos = by_layer(own[0], family, stage)
+            entries += timed(entry, put_padding(entry, mixed, infos[0].layout, padding), start_percent, end_percent)
+            lines.append(describe_layers(infos, family))
         return io.NodeOutput(entries, ui=report(lines))
+
+
+def _blend_layer(vl: tuple[Tensor, ...], text: Tensor, index: int, **options) -> tuple[Tensor, BlendInfo]:
+    """One layer of a stack."""
+    return blend(text, vl[index], **options)
 
 
 def _layout_of_words(text: Entry, vl: Entry) -> TokenLayout:

@@ -1,4 +1,4 @@
-"""What every node shares: the category, our two wire types, inputs that recur, and the report on the node."""
+"""What every node shares: the category, our three wire types, inputs that recur, and the report on the node."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ CATEGORY = "conditioning/z-image vl"
 
 Qwen3VL = io.Custom("QWEN3VL")
 Reference = io.Custom("VL_REFERENCE")
+Adapter = io.Custom("VL_ADAPTER")
 
 SCOPES = ["image tokens", "all tokens"]
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..vl_core import TokenLayout
 from ..vl_core.delta import MAX_WEIGHT
+from ..vl_core.families import steer
 from ..vl_core.recipe_files import Recipe, load_recipes
 from ..vl_core.recipes import MODES, ModeSettings, check_recipe, condition
 from . import host, references
@@ -12,6 +15,7 @@ from .common import budget_input, encoder_input, node_schema, pictures_input, pr
 from .conditioning import check_conditioning, layout_of, repack, timed
 
 NO_RECIPE = "none"
+PUBLISHED = "blend as published"
 
 
 class ZImageVLCondition(io.ComfyNode):
@@ -23,7 +27,11 @@ class ZImageVLCondition(io.ComfyNode):
             description="Let a reference picture steer Z-Image: connect both encoders, a picture and your prompt.",
             search_aliases=["ip adapter", "reference image", "image prompt", "redux", "style reference"],
             inputs=[
-                io.Clip.Input("clip", tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2. Or FLUX.2 klein's: type "
+                    "flux2.",
+                ),
                 encoder_input("vision"),
                 pictures_input(),
                 prompt_input(),
@@ -104,32 +112,47 @@ class ZImageVLCondition(io.ComfyNode):
         check_recipe(mode, strength)
         if not start_percent < end_percent:
             raise ValueError(f"start_percent: expected less than end_percent ({end_percent}), got {start_percent}.")
-        host.check_text_clip(clip)
-        layer = layer or MODES[mode].layer
+        family = host.check_text_clip(clip, klein=True)
+        layers = list(family.layers) if family.stacked else [layer or MODES[mode].layer]
+        if family.stacked and mode == PUBLISHED:
+            raise ValueError(
+                f"mode: {PUBLISHED} is Z-Image's (it scales to the spread of its layer -2), got a text encoder of "
+                f"{family.name}. Choose another mode."
+            )
         given = references.collect(images, weights, masks) if strength else []
         if given:  # look first: it checks the pictures before either encoder runs
             host.check_widths(clip, vision)
             seen, muted, notes = references.read(
-                vision, given, prompt, [layer], combine, mask_use, mute=MODES[mode].needs_muted, show=show,
-                budget=image_tokens, name="vision", **options,
+                vision, given, prompt, layers, combine, mask_use, mute=MODES[mode].needs_muted, show=show,
+                budget=image_tokens, name="vision", family=family, **options,
             )
             lines += notes
         text = host.encode_text(clip, prompt)
         check_conditioning(text, "clip")
         if not given:
             return io.NodeOutput(text, ui=report(lines, f"Words only: {_why_no_picture(strength, images)}."))
-        reference = None
+        measured = [None] * len(layers)
         if settings.needs_reference:
-            reference, origin = host.measure_reference(clip)
+            measured, origin = host.measure_layers(clip)
             lines.append(f"reference statistics {origin}")
+
+        def act(part: Tensor, own: TokenLayout | None, index: int) -> tuple[Tensor, TokenLayout | None, str]:
+            return condition(
+                part, own, seen, layers[index], mode, strength, muted=muted, settings=settings,
+                reference=measured[index],
+            )
+
+        if family.stacked:
+            place = f" in place of layer {layer}" if layer else ""
+            lines.append(
+                f"{family.name}: {family.describe_layers()}{place}, each mixed for itself; padding stays as it is"
+            )
         entries = []
         for entry in text:
-            states, layout, done = condition(
-                entry[0], layout_of(entry), seen, layer, mode, strength, muted=muted, settings=settings,
-                reference=reference,
-            )
-            entries += timed(entry, repack(entry, states, layout), start_percent, end_percent)
-            lines.append(done)
+            states, layout, done = steer(entry[0], layout_of(entry), family, act, words=host.words_of(entry))
+            mixed = host.attend_words(repack(entry, states, layout))
+            entries += timed(entry, mixed, start_percent, end_percent)
+            lines += done
         if (start_percent, end_percent) != (0, 1):
             lines.append(f"acts from {start_percent:.0%} to {end_percent:.0%} of the steps, words only outside")
         return io.NodeOutput(entries, ui=report(lines))

@@ -8,8 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from ..vl_core import ReferenceStatistics, TokenLayout, TokenRole
+from ..vl_core.families import (
+    ZIMAGE,
+    Family,
+    Padding,
+    find_family,
+    restore_padding,
+    split_padding,
+)
 from ..vl_core.states import LAYOUT_KEY
 from ..vl_core.statistics import ENCODER_LAYER
+from . import host
 
 Entry = list  # [tensor (B, L, D), dict]
 TENSOR_OPTIONS = {LAYOUT_KEY, "attention_mask", "pooled_output"}  # what says something about the tokens themselves
@@ -44,11 +53,71 @@ def check_reference(reference: ReferenceStatistics | None) -> None:
     Raises:
         ValueError: naming both layers.
     """
+    check_one_layer(reference)
     if reference is not None and reference.layer not in (None, ENCODER_LAYER):
         raise ValueError(
             f"reference: expected statistics of layer {ENCODER_LAYER}, which Z-Image reads, got {reference.layer}. "
             "Measure the text encoder without CLIP Set Last Layer before it."
         )
+
+
+def check_one_layer(reference: ReferenceStatistics | tuple[ReferenceStatistics, ...] | None) -> None:
+    """Refuse statistics of layers that lie side by side, one for each.
+
+    Raises:
+        ValueError: naming the layers.
+    """
+    if isinstance(reference, tuple):
+        raise ValueError(
+            f"reference: expected statistics of one layer ({ENCODER_LAYER}), got those of layers "
+            f"{', '.join(str(one.layer) for one in reference)}, which FLUX.2 klein reads. Measure Z-Image's encoder."
+        )
+
+
+def references_of(
+    reference: ReferenceStatistics | tuple[ReferenceStatistics, ...] | None, family: Family
+) -> tuple[ReferenceStatistics | None, ...]:
+    """Statistics for each layer of a family, as Reference Statistics measured them.
+
+    Raises:
+        ValueError: if they are of another family.
+    """
+    if not family.stacked:
+        check_reference(reference)
+        return (reference,)
+    if reference is None:
+        return (None,) * len(family.layers)
+    if not isinstance(reference, tuple) or tuple(one.layer for one in reference) != family.layers:
+        layer = "s of another family" if isinstance(reference, tuple) else f" {reference.layer}"
+        raise ValueError(
+            f"reference: expected statistics of {family.describe_layers()}, which {family.name} reads, got layer"
+            f"{layer}. Connect Load CLIP, type flux2, to Reference Statistics."
+        )
+    return reference
+
+
+def entry_family(entry: Entry) -> Family:
+    """The family of an entry's states; a single layer if nothing tells."""
+    return find_family(entry[0].shape[-1], layout_of(entry)) or ZIMAGE
+
+
+def take_padding(entry: Entry, family: Family) -> tuple[Entry, Padding | None]:
+    """An entry without its padding, and the padding."""
+    words = host.words_of(entry) if family.padded_to else None
+    states, layout, padding = split_padding(entry[0], layout_of(entry), words)
+    return (repack(entry, states, layout), padding) if padding else (entry, None)
+
+
+def put_padding(entry: Entry, states: Tensor, layout: TokenLayout | None, padding: Padding | None) -> Entry:
+    """A new entry with other states and the padding behind them again; ``entry`` is the one that had it."""
+    return host.attend_words(repack(entry, *restore_padding(states, layout, padding)))
+
+
+def describe_layers(infos: list, family: Family) -> str:
+    """What was done in each layer, in the words of its info; layers that lie side by side are numbered."""
+    if not family.stacked:
+        return infos[0].describe()
+    return "\n".join(f"layer {layer}: {info.describe()}" for layer, info in zip(family.layers, infos, strict=True))
 
 
 def layout_of(entry: Entry) -> TokenLayout | None:

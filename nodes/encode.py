@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..vl_core.families import GROUPS, ZIMAGE, stack_layers
 from ..vl_core.layers import mix_layers as weighted_mean
 from ..vl_core.layers import parse_layers
 from ..vl_core.select import SELECTIONS, select_tokens
@@ -51,6 +52,11 @@ class ZImageVLEncode(io.ComfyNode):
                     tooltip="Several layers in place of one: -2, -4:0.5 is their weighted mean, each brought to unit "
                     "size first. Empty takes the layer above.",
                 ),
+                io.Combo.Input(
+                    "family", options=list(GROUPS), default=ZIMAGE.group, optional=True, advanced=True,
+                    tooltip="Which image model will paint from this. FLUX.2 klein reads layers 9, 18 and 27 side by "
+                    "side and has a template of its own, so the layer inputs here are not used.",
+                ),
             ],
             outputs=[io.Conditioning.Output()],
         )
@@ -59,8 +65,13 @@ class ZImageVLEncode(io.ComfyNode):
     def execute(
         cls, encoder, prompt: str, layer: int = -6, tokens: str = "all", image_tokens: int = 1024,
         system_prompt: str = "", images: dict | None = None, weights: str = "", combine: str = references.JOINED,
-        masks: dict | None = None, mask_use: str = references.CROP, mix_layers: str = "",
+        masks: dict | None = None, mask_use: str = references.CROP, mix_layers: str = "", family: str = ZIMAGE.group,
     ) -> io.NodeOutput:
+        chosen = host.pick_family(family, encoder)
+        if chosen.stacked and mix_layers.strip():
+            raise ValueError(
+                f"mix_layers: {family} reads {chosen.describe_layers()}, expected none, got {mix_layers!r}. Empty it."
+            )
         layers, shares = parse_layers(mix_layers) if mix_layers.strip() else ([layer], [1.0])
         given = references.collect(images, weights, masks)
         if tokens.startswith("image") and not given:
@@ -68,10 +79,14 @@ class ZImageVLEncode(io.ComfyNode):
         if tokens == "prompt" and not prompt:
             raise ValueError("tokens: prompt leaves nothing, the prompt is empty. Write one, or choose other tokens.")
         seen, _, notes = references.read(
-            encoder, given, prompt, layers, combine, mask_use, system_prompt=system_prompt, budget=image_tokens
+            encoder, given, prompt, list(chosen.layers) if chosen.stacked else layers, combine, mask_use,
+            system_prompt=system_prompt, budget=image_tokens, family=chosen,
         )
-        states, layout = select_tokens(*weighted_mean(seen, layers, shares), tokens)
+        whole = stack_layers(seen, chosen) if chosen.stacked else weighted_mean(seen, layers, shares)
+        states, layout = select_tokens(*whole, tokens)
         conditioning = pack_states(host.states_to_host(states), layout)
         read_at = ", ".join(f"{one} × {share:g}" for one, share in zip(layers, shares, strict=True))
-        found = f"{layout.describe()}; layer {layer if not mix_layers.strip() else read_at}"
-        return io.NodeOutput(conditioning, ui=report(notes, found, host.width_note(states)))
+        at = chosen.describe_layers() if chosen.stacked else f"layer {layer if not mix_layers.strip() else read_at}"
+        return io.NodeOutput(
+            conditioning, ui=report(notes, f"{layout.describe()}; {at}", host.width_note(states, family))
+        )

@@ -22,18 +22,30 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy.patcher_extension import CallbacksMP
-from comfy.text_encoders import qwen3vl, z_image
+from comfy.text_encoders import flux, qwen3vl, z_image
 
-from ..vl_core import ReferenceStatistics, TokenLayout, VLStates, calibrate, calibration_prompts
+from ..vl_core import Description, ReferenceStatistics, TokenLayout, VLStates, calibrate, calibration_prompts
 from ..vl_core.cache import ByteCache, default_limit
+from ..vl_core.describe import TOP_K, check_request, describe, finish, sampling
 from ..vl_core.encoder import Qwen3VLEncoder
+from ..vl_core.families import (
+    FAMILIES,
+    ZIMAGE,
+    Family,
+    check_encoders,
+    detect_text_family,
+    family_of,
+    published,
+    split_layers,
+)
 from ..vl_core.forward import fits, mrope_rotary
 from ..vl_core.layout import (
+    PAD_TOKEN,
     SYSTEM_TURN,
-    USER_TURN,
     SpecialTokens,
     insert_pictures,
     mrope_positions,
+    pad_layout,
     picture_insertion_point,
     text_layout,
 )
@@ -57,7 +69,6 @@ EMBEDDING_FILE = re.compile(r"(^|\s)embedding:")  # how ComfyUI's tokenizers are
 EMBEDDINGS = "vl_embeddings"  # folder of saved conditioning, below output/ and models/
 ENCODER_SUBFOLDERS = ("LLM", "VLM", "Qwen")  # where other packs keep Hugging Face folders, below models/
 UNFIT_FOR_FILES = set('<>:"|?*\0')  # no file name on Windows may hold them
-ZIMAGE_WIDTH = 2560
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 FAST_VARIABLE = "ZIMAGE_VL_FAST"  # environment: 0 runs every model's own forward and keeps nothing
 CACHES = ("on", "every layer", "off")  # what Load Qwen3-VL lets an encoder keep
@@ -93,19 +104,33 @@ class LoadedEncoder:
         self.patcher.forget = encoder.forget
         _forget_when_unloaded(self.patcher, encoder.reader)
 
-    def encode(self, images, prompt, layers, system_prompt, budget, notes, mute) -> VLStates:
+    def encode(self, images, prompt, layers, system_prompt, budget, notes, mute, family=ZIMAGE) -> VLStates:
+        self._load(images, len(self.encoder.tokenize(prompt, system_prompt, family)), budget)
+        return self.encoder.encode(
+            images, prompt, layers, system_prompt, budget=budget, mute=mute, notes=notes, check=check_interrupted,
+            family=family,
+        )
+
+    def write(self, images, instruction, max_tokens, budget, **options) -> Description:
+        """Words about pictures; see :func:`~..vl_core.describe.describe` for ``options``."""
+        step, encoder = progress_bar(max_tokens), self.encoder
+        own_head = 0 if encoder.model.config.tie_word_embeddings else encoder.head().nbytes
+        self._load(images, len(encoder.tokenize(instruction)) + max_tokens, budget, own_head)
+        return describe(
+            encoder, images, instruction, max_tokens=max_tokens, budget=budget, on_text=lambda _: step(), **options
+        )
+
+    def _load(self, images, tokens: int, budget: int, more_bytes: int = 0) -> None:
+        """Have the model on its device, with room for the pictures and ``tokens`` beside them."""
         check_interrupted()
-        tokens = len(self.encoder.tokenize(prompt, system_prompt))
         for index, image in enumerate(images, 1):
             height, width = check_picture(image, f"image {index}")[0].shape[:2]
             rows, columns = fit_size(height, width, budget, f"image {index}")
             tokens += rows * columns // FACTOR**2
         # Plain torch layers cannot be streamed in parts, so the model is loaded whole.
         comfy.model_management.load_models_gpu(
-            [self.patcher], memory_required=_activation_bytes(self.encoder.width, tokens), force_full_load=True
-        )
-        return self.encoder.encode(
-            images, prompt, layers, system_prompt, budget=budget, mute=mute, notes=notes, check=check_interrupted
+            [self.patcher], memory_required=_activation_bytes(self.encoder.width, tokens) + more_bytes,
+            force_full_load=True,
         )
 
     def describe(self) -> str:
@@ -231,14 +256,16 @@ def encode_vision(
     budget: int = DEFAULT_BUDGET,
     mute: bool = False,
     name: str = "encoder",
+    family: Family = ZIMAGE,
 ) -> tuple[VLStates, list[str]]:
     """Read pictures and a prompt with whatever hangs on the socket.
 
     Args:
-        encoder: a QWEN3VL, or a CLIP that holds Qwen3-VL-4B.
+        encoder: a QWEN3VL, or a CLIP that holds Qwen3-VL.
         images: name -> IMAGE ``(B, H, W, C)``, as an Autogrow input gives them; each of a batch is a picture.
         layers: Hugging Face numbering.
         mute: leave the pictures' places empty: zeros for their embeddings and no deepstack features.
+        family: whose template.
 
     Returns:
         the states, and remarks for the node about what was changed on the way in.
@@ -252,9 +279,48 @@ def encode_vision(
     notes: list[str] = []
     if isinstance(encoder, LoadedEncoder):
         system = as_host_reads(system_prompt) or None
-        return encoder.encode(pictures, as_host_reads(prompt), layers, system, budget, notes, mute), notes
-    check_vision_clip(encoder, name)
-    return _encode_native(encoder, pictures, prompt, layers, system_prompt, budget, notes, mute), notes
+        return encoder.encode(pictures, as_host_reads(prompt), layers, system, budget, notes, mute, family), notes
+    check_vision_clip(encoder, name, family)
+    return _encode_native(encoder, pictures, prompt, layers, system_prompt, budget, notes, mute, family), notes
+
+
+def write_words(
+    encoder: Any,
+    images: dict[str, torch.Tensor] | None,
+    instruction: str,
+    *,
+    max_tokens: int,
+    seed: int = 0,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = TOP_K,
+    budget: int = DEFAULT_BUDGET,
+    name: str = "encoder",
+) -> Description:
+    """What the Qwen3-VL on the socket writes about pictures, with a bar on the node; Stop ends it between two tokens.
+
+    Args:
+        encoder, images: as :func:`encode_vision` takes them; Qwen3-VL-4B and 8B can write.
+        instruction … budget: see :func:`~..vl_core.describe.describe`.
+
+    Raises:
+        ValueError: see there and :func:`check_vision_clip`; without a picture.
+    """
+    check_request(instruction, max_tokens, temperature, top_p, top_k)
+    if EMBEDDING_FILE.search(instruction):
+        raise ValueError("instruction: contains an embedding: file; Qwen3-VL has none. Remove it from the words.")
+    pictures = [one for image in (images or {}).values() if image is not None for one in split_batch(image)]
+    if not pictures:
+        raise ValueError("images: expected at least one picture to describe, got none. Connect an image.")
+    if isinstance(encoder, LoadedEncoder):
+        return encoder.write(
+            pictures, as_host_reads(instruction), max_tokens, budget, seed=seed, temperature=temperature, top_p=top_p,
+            top_k=top_k,
+        )
+    clip_name = getattr(getattr(encoder, "cond_stage_model", None), "clip_name", None)
+    families = [family for family in FAMILIES if family.vision_encoder == SIBLINGS.get(clip_name)]
+    check_vision_clip(encoder, name, families[0] if families else ZIMAGE)
+    return _write_native(encoder, pictures, instruction, max_tokens, budget, seed, temperature, top_p, top_k)
 
 
 def as_host_reads(prompt: str) -> str:
@@ -267,52 +333,97 @@ def states_to_host(states: torch.Tensor) -> torch.Tensor:
     return states.to(comfy.model_management.intermediate_device(), torch.float32, copy=True).unsqueeze(0)
 
 
-def width_note(states: torch.Tensor) -> str:
-    """A remark if these states cannot go to Z-Image as they are."""
-    width = states.shape[-1]
-    return "" if width == ZIMAGE_WIDTH else f"Width {width}: Z-Image takes {ZIMAGE_WIDTH}, which Qwen3-VL-4B gives."
+def width_note(states: torch.Tensor, group: str = ZIMAGE.group) -> str:
+    """A remark if these states cannot go to any image model of the group as they are."""
+    width, members = states.shape[-1], [family for family in FAMILIES if family.group == group]
+    if width in {family.width for family in members}:
+        return ""
+    takes = ", ".join(f"{one.name} takes {one.width}, which {one.vision_encoder} gives" for one in members)
+    return f"Width {width}: {takes}."
+
+
+def pick_family(group: str, encoder: Any) -> Family:
+    """The family of a group that goes with an encoder's size.
+
+    Raises:
+        ValueError: for a group there is not.
+    """
+    if isinstance(encoder, LoadedEncoder):
+        return family_of(group, encoder.encoder.width)
+    native = _native_model(encoder)
+    if native is None:
+        return family_of(group, ZIMAGE.hidden)  # check_vision_clip will say what is wrong with it
+    name = SIBLINGS.get(encoder.cond_stage_model.clip_name, "")
+    return family_of(group, native.transformer.model.config.hidden_size, name)
 
 
 # --- Qwen3-VL as ComfyUI loads it ------------------------------------------------------------------------------------
 
 NATIVE_NAME = "qwen3vl_4b"
+# What ComfyUI calls the encoders, and what their makers do.
+SIBLINGS = {"qwen3_4b": "Qwen3-4B", "qwen3_8b": "Qwen3-8B", NATIVE_NAME: "Qwen3-VL-4B", "qwen3vl_8b": "Qwen3-VL-8B"}
 # Fewest and most pixels of a picture in comfy.text_encoders.qwen_vl.process_qwen2vl_images, which resizes all others.
 NATIVE_PIXELS = (3136, 12845056)
 LOAD_NATIVE = "Load Qwen3-VL-4B with Load CLIP, type lumina2 (ComfyUI 0.28 or newer), or use Load Qwen3-VL."
 
 
-def check_vision_clip(clip: Any, name: str = "encoder") -> None:
-    """Refuse a CLIP that cannot look at pictures the way we need.
+def _native_model(clip: Any) -> Any:
+    """ComfyUI's Qwen3-VL in a CLIP, None if it holds another model."""
+    model = getattr(clip, "cond_stage_model", None)
+    return getattr(model, model.clip_name) if isinstance(model, qwen3vl.Qwen3VLTEModel) else None
+
+
+def check_vision_clip(clip: Any, name: str = "encoder", family: Family = ZIMAGE) -> None:
+    """Refuse a CLIP that cannot look at pictures the way the family needs.
 
     Raises:
         ValueError: for every other kind, saying which it is and what to load instead.
     """
     model = getattr(clip, "cond_stage_model", None)
+    size = family.vision_encoder.rpartition("-")[2]
+    load = LOAD_NATIVE.replace("4B", size, 1)
     if model is None:
-        raise ValueError(f"{name}: expected a Qwen3-VL encoder, got {type(clip).__name__}. {LOAD_NATIVE}")
+        raise ValueError(f"{name}: expected a Qwen3-VL encoder, got {type(clip).__name__}. {load}")
     kind, clip_name = type(model).__name__, getattr(model, "clip_name", "?")
     if isinstance(model, qwen3vl.Qwen3VLTEModel):
-        if clip_name == NATIVE_NAME:
+        if SIBLINGS.get(clip_name) == family.vision_encoder:
             return
-        raise ValueError(f"{name}: got {clip_name}, but Z-Image needs the 4B (width 2560). {LOAD_NATIVE}")
+        width = published(family).hidden
+        raise ValueError(f"{name}: got {clip_name}, but {family.name} needs the {size} (width {width}). {load}")
     if isinstance(model, z_image.ZImageTEModel):
         raise ValueError(
             f"{name}: got the text-only Qwen3-4B, which cannot see pictures (a Qwen3-VL file without its vision "
-            f"weights loads as that too). {LOAD_NATIVE}"
+            f"weights loads as that too). {load}"
         )
     if clip_name == NATIVE_NAME or NATIVE_NAME in kind.lower() or kind.startswith(("Krea2", "Mage")):
         raise ValueError(
             f"{name}: got Qwen3-VL-4B wrapped for another image model ({kind}), which changes its template and "
-            f"layers. {LOAD_NATIVE}"
+            f"layers. {load}"
         )
-    raise ValueError(f"{name}: expected Qwen3-VL-4B, got {kind} ({clip_name}). {LOAD_NATIVE}")
+    raise ValueError(f"{name}: expected {family.vision_encoder}, got {kind} ({clip_name}). {load}")
 
 
-def _encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes, mute) -> VLStates:
+def _encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes, mute, family) -> VLStates:
     check_interrupted()
-    model = getattr(clip.cond_stage_model, NATIVE_NAME)
+    model = _native_model(clip)
     num_layers = model.num_layers
     wanted = sorted({resolve_layer(layer, num_layers) for layer in layers})
+    prepared, grids, images = _native_pictures(pictures, budget, notes)
+    if mute:
+        width = model.transformer.model.config.hidden_size
+        images = [{"type": "embedding", "data": torch.zeros(rows * columns, width)} for rows, columns in grids]
+    layout, tokens = _native_tokens(clip, prompt, system_prompt, images, grids, family)
+    said = as_host_reads(prompt), as_host_reads(system_prompt), clip.cond_stage_model.clip_name
+    if fast_allowed() and [picture.grid for picture in prepared] == grids:
+        states = _read_native(clip, layout, prepared, wanted, mute)
+        if states is not None:
+            return VLStates(states, tuple(wanted), num_layers, layout, *said)
+    states = _native_states(clip, layout, tokens, wanted, mute)
+    return VLStates(states, tuple(wanted), num_layers, layout, *said)
+
+
+def _native_pictures(pictures, budget, notes) -> tuple[list[Picture], list[tuple[int, int]], list[dict]]:
+    """Pictures ready for ComfyUI's Qwen3-VL: they, the grids it makes of them, and the entries among its tokens."""
     prepared, grids = [], []
     for index, picture in enumerate(pictures, 1):
         ready, remarks = prepare_picture(picture, min(budget, NATIVE_PIXELS[1] // FACTOR**2), f"image {index}")
@@ -322,23 +433,12 @@ def _encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes,
         if grids[-1] != ready.grid:
             rows, columns = grids[-1]
             notes.append(f"image {index}: enlarged to {rows}×{columns} image tokens, ComfyUI takes none smaller")
-    images = [{"type": "image", "data": to_float(picture), "original_type": "image"} for picture in prepared]
-    if mute:
-        width = model.transformer.model.config.hidden_size
-        images = [{"type": "embedding", "data": torch.zeros(rows * columns, width)} for rows, columns in grids]
-    layout, tokens = _native_tokens(clip, prompt, system_prompt, images, grids)
-    said = as_host_reads(prompt), as_host_reads(system_prompt), NATIVE_NAME
-    if fast_allowed() and [picture.grid for picture in prepared] == grids:
-        states = _read_native(clip, layout, prepared, wanted, mute)
-        if states is not None:
-            return VLStates(states, tuple(wanted), num_layers, layout, *said)
-    states = _native_states(clip, layout, tokens, wanted, mute)
-    return VLStates(states, tuple(wanted), num_layers, layout, *said)
+    return prepared, grids, [{"type": "image", "data": to_float(one), "original_type": "image"} for one in prepared]
 
 
 def _native_states(clip, layout: TokenLayout, tokens: dict, wanted: list[int], mute: bool) -> torch.Tensor:
     """States ``(K, L, D)`` through ``encode_from_tokens``."""
-    model = getattr(clip.cond_stage_model, NATIVE_NAME)
+    model = _native_model(clip)
     capturing = clip.clone()
     # A list makes the host capture Hugging Face's hidden_states[k] for every k in it, in one forward.
     capturing.clip_layer(wanted)
@@ -376,7 +476,7 @@ class _NativeReader:
 
     def read(self, clip, layout: TokenLayout, pictures: list[Picture], wanted: list[int], mute: bool) -> torch.Tensor:
         """States ``(K, L, D)``, float32 on the intermediate device, as the host gives them."""
-        width = getattr(clip.cond_stage_model, NATIVE_NAME).transformer.model.config.hidden_size
+        width = _native_model(clip).transformer.model.config.hidden_size
         comfy.model_management.load_models_gpu([clip.patcher], memory_required=_activation_bytes(width, len(layout)))
         _forget_when_unloaded(clip.patcher, self.reader)
         self.device = torch.device(clip.patcher.load_device)
@@ -400,7 +500,6 @@ def _source_weights(clip: Any) -> list[torch.Tensor]:
 
 
 _native_readers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-PAD_TOKEN = 151643
 SELF_CHECK_PROMPT = "a cat"
 # Largest median over tokens of |difference| / |state| between our reading and the host's. Rounding stays far below;
 # another rotary base, template or order of blocks gives about 1.
@@ -409,7 +508,7 @@ SELF_CHECK_TOLERANCE = {torch.bfloat16: 0.1, torch.float32: 1e-3}
 
 def _read_native(clip, layout, pictures, wanted, mute) -> torch.Tensor | None:
     """States ``(K, L, D)`` by our own forward on ComfyUI's modules; None where that cannot be relied on."""
-    transformer = getattr(clip.cond_stage_model, NATIVE_NAME).transformer
+    transformer = _native_model(clip).transformer
     if clip.patcher.forced_hooks is not None or clip.patcher.weight_wrapper_patches:
         return None
     if (layout.token_ids == PAD_TOKEN).any():  # the host masks that token
@@ -431,8 +530,8 @@ def _agrees_with_host(native: _NativeReader, clip) -> bool:
     ramp = torch.linspace(0, 1, 96).expand(64, 96)
     picture = prepare_picture(torch.stack([ramp, ramp.flip(1), ramp.square()], -1))[0]
     image = {"type": "image", "data": to_float(picture), "original_type": "image"}
-    layout, tokens = _native_tokens(clip, SELF_CHECK_PROMPT, "", [image], [picture.grid])
-    blocks = getattr(clip.cond_stage_model, NATIVE_NAME).num_layers
+    layout, tokens = _native_tokens(clip, SELF_CHECK_PROMPT, "", [image], [picture.grid], ZIMAGE)
+    blocks = _native_model(clip).num_layers
     wanted = sorted({1, blocks // 2, blocks})
     expected = _native_states(clip, layout, tokens, wanted, mute=False)
     try:
@@ -445,6 +544,23 @@ def _agrees_with_host(native: _NativeReader, clip) -> bool:
         log.warning("Qwen3-VL is read through ComfyUI's own, slower encode: ours differs from it by %.2g.", error)
         return False
     return True
+
+
+def _write_native(clip, pictures, instruction, max_tokens, budget, seed, temperature, top_p, top_k) -> Description:
+    """Words by ``clip.generate``, whose own progress bar asks for Stop after each token."""
+    check_interrupted()
+    notes: list[str] = []
+    _, grids, images = _native_pictures(pictures, budget, notes)
+    _, tokens = _native_tokens(clip, instruction, "", images, grids, ZIMAGE)
+    # The host's own defaults would penalise repetitions and cut unlikely tokens, which transformers does not.
+    written = clip.generate(
+        tokens, max_length=max_tokens, seed=seed, min_p=0.0, repetition_penalty=1.0,
+        **sampling(temperature, top_p, top_k),
+    )
+    truncated = not written or written[-1] not in _native_model(clip).transformer.model.config.stop_tokens
+    raw = clip.decode(written)
+    words, remarks = finish(raw, len(written), truncated)
+    return Description(words, raw, len(written), truncated, (*notes, *remarks))
 
 
 def _native_grid(picture: Picture) -> tuple[int, int]:
@@ -475,73 +591,138 @@ def _rotary_positions(transformer: torch.nn.Module, layout: TokenLayout) -> Iter
         hook.remove()
 
 
-def _native_tokens(clip, prompt, system_prompt, images, grids) -> tuple[TokenLayout, dict]:
-    """Token ids of Z-Image's template, with picture entries put after the user header."""
+def _native_tokens(clip, prompt, system_prompt, images, grids, family) -> tuple[TokenLayout, dict]:
+    """Token ids of the family's template, with picture entries put after the user header."""
     # Text that starts with <|im_start|> is taken as it stands: no template, no think block.
     system = SYSTEM_TURN.format(system_prompt) if system_prompt else ""
-    pairs = clip.tokenize(system + USER_TURN.format(prompt))[NATIVE_NAME][0]
-    system_tokens = len(clip.tokenize(system)[NATIVE_NAME][0]) if system else 0
+    name = clip.cond_stage_model.clip_name
+    pairs = clip.tokenize(system + family.turn.format(prompt))[name][0]
+    system_tokens = len(clip.tokenize(system)[name][0]) if system else 0
     ids = [pair[0] for pair in pairs]
     if not all(isinstance(token, int) for token in ids):
         raise ValueError("prompt: contains an embedding: file; Qwen3-VL has none. Remove it from the prompt.")
-    text = text_layout(ids, system_tokens=system_tokens, prompt=as_host_reads(prompt), model=NATIVE_NAME)
+    text = text_layout(
+        ids, system_tokens=system_tokens, turn=family.turn, tail_tokens=family.tail_tokens,
+        prompt=as_host_reads(prompt), model=name,
+    )
     special, at = SpecialTokens(), picture_insertion_point(text)
     blocks = []
     for image in images:
         blocks += [(special.vision_start, 1.0), (image, 1.0), (special.vision_end, 1.0)]
     layout = insert_pictures(text, grids)
-    return layout, {NATIVE_NAME: [pairs[:at] + blocks + pairs[at:]]}
+    return layout, {name: [pairs[:at] + blocks + pairs[at:]]}
 
 
-# --- Z-Image's text encoder -----------------------------------------------------------------------------------------
+# --- text encoders ---------------------------------------------------------------------------------------------------
 
 TEXT_NAME = "qwen3_4b"
 LOAD_TEXT = "Load qwen_3_4b.safetensors with Load CLIP, type lumina2."
+LOAD_KLEIN = "For FLUX.2 klein the type is flux2."
 
 
-def check_text_clip(clip: Any, name: str = "clip") -> None:
-    """Refuse a CLIP that is not Z-Image's text encoder.
+def _is_klein(model: Any) -> bool:
+    """Whether a text encoder is FLUX.2 klein's; FLUX.2 dev's Mistral is of the same class."""
+    return isinstance(model, flux.Flux2TEModel) and model.clip_name in SIBLINGS
+
+
+def check_text_clip(clip: Any, name: str = "clip", klein: bool = False) -> Family:
+    """The family of a text encoder; a CLIP that is of none is refused.
+
+    Args:
+        klein: whether the caller can take FLUX.2 klein's as well as Z-Image's.
 
     Raises:
-        ValueError: for every other kind, saying which it is and what to load instead.
+        ValueError: for every other kind, saying which it is and what to load instead; for other layers than the
+            family's.
     """
     model = getattr(clip, "cond_stage_model", None)
+    if klein and _is_klein(model):
+        encoder = getattr(model, model.clip_name)
+        hidden = encoder.transformer.model.config.hidden_size
+        family = detect_text_family(encoder.options_default[0], hidden, SIBLINGS[model.clip_name], name)
+        if encoder.num_layers < max(family.layers):
+            raise ValueError(
+                f"{name}: expected Z-Image's text encoder {ZIMAGE.text_encoder}, or {family.name}'s with the "
+                f"{family.describe_layers()}, got {type(model).__name__} of {encoder.num_layers} blocks. {LOAD_TEXT} "
+                f"{LOAD_KLEIN}"
+            )
+        return family
     if not isinstance(model, z_image.ZImageTEModel):
         kind = type(clip if model is None else model).__name__
         hint = " (that goes to the vision input)" if isinstance(model, qwen3vl.Qwen3VLTEModel) else ""
-        raise ValueError(f"{name}: expected Z-Image's text encoder Qwen3-4B, got {kind}{hint}. {LOAD_TEXT}")
+        load = f"{LOAD_TEXT} {LOAD_KLEIN}" if klein else LOAD_TEXT
+        raise ValueError(f"{name}: expected Z-Image's text encoder Qwen3-4B, got {kind}{hint}. {load}")
+    return family_of(ZIMAGE.group, getattr(model, TEXT_NAME).transformer.model.config.hidden_size)
 
 
 def check_widths(clip: Any, vision: Any) -> None:
-    """Refuse a text and a vision encoder whose states cannot be mixed; both were, or will be, checked for their kind.
+    """Refuse a text and a vision encoder whose states cannot be mixed.
 
     Raises:
-        ValueError: if their hidden states differ in width.
+        ValueError: if their hidden states differ in width, or a family's layers are not at the same depth in both; see
+            :func:`check_vision_clip` too.
     """
-    text = getattr(clip.cond_stage_model, TEXT_NAME).transformer.model.config.hidden_size
-    if isinstance(vision, LoadedEncoder) and vision.encoder.width != text:
-        raise ValueError(
-            f"vision: expected an encoder of width {text} like the text encoder's, got {vision.encoder.width} "
-            f"({vision.encoder.name}). Z-Image needs Qwen3-VL-4B, width {ZIMAGE_WIDTH}."
-        )
+    family = check_text_clip(clip, klein=True)
+    text = getattr(clip.cond_stage_model, clip.cond_stage_model.clip_name)
+    hidden = text.transformer.model.config.hidden_size
+    if isinstance(vision, LoadedEncoder):
+        encoder = vision.encoder
+        check_encoders(family, hidden, encoder.width, text.num_layers, encoder.num_layers, encoder.name)
+    elif family.stacked:
+        check_vision_clip(vision, "vision", family)
+        native = _native_model(vision)
+        width = native.transformer.model.config.hidden_size
+        name = vision.cond_stage_model.clip_name
+        check_encoders(family, hidden, width, text.num_layers, native.num_layers, name)
 
 
 def encode_text(clip: Any, prompt: str) -> list[list]:
-    """Z-Image's own encoding of the prompt, as CLIP Text Encode gives it, with a layout on every entry.
+    """A family's own encoding of the prompt, as CLIP Text Encode gives it, with a layout on every entry.
 
     Raises:
         ValueError: see :func:`check_text_clip`.
     """
-    check_text_clip(clip)
+    family = check_text_clip(clip, klein=True)
     tokens = clip.tokenize(prompt)
-    ids = [pair[0] for pair in tokens[TEXT_NAME][0]]
-    layer = ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx
+    name = clip.cond_stage_model.clip_name
+    ids = [pair[0] for pair in tokens[name][0]]
+    layer = None if family.stacked else ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx
     layout = None
     if all(isinstance(token, int) for token in ids):  # anything else is an embedding file
+        words = _words(tokens[name][0], family)
         with contextlib.suppress(ValueError):  # tokens of pictures in the words: core reads them all the same
-            layout = text_layout(ids, layer=layer, prompt=as_host_reads(prompt), model=TEXT_NAME)
+            layout = text_layout(
+                ids[:words], turn=family.turn, tail_tokens=family.tail_tokens, layer=layer,
+                prompt=as_host_reads(prompt), model=name,
+            )
+            if words < len(ids):
+                layout = pad_layout(layout, len(ids) - words)
     entries = clip.encode_from_tokens_scheduled(tokens)
     return [[states, {**options, LAYOUT_KEY: layout} if layout else options] for states, options in entries]
+
+
+def words_of(entry: list) -> int | None:
+    """How many tokens of a text entry come before its padding, None if it has no attention mask."""
+    mask = entry[1].get("attention_mask")
+    return None if mask is None else int((mask.reshape(-1, mask.shape[-1])[0] != 0).sum())
+
+
+def attend_words(entry: list) -> list:
+    """The entry, its attention mask brought up to date where tokens have taken the places of padding."""
+    states, options = entry
+    mask, layout = options.get("attention_mask"), options.get(LAYOUT_KEY)
+    if mask is None or layout is None or not layout.padding().any():
+        return entry
+    attended = (~layout.padding()).to(mask).expand(mask.shape)
+    return [states, {**options, "attention_mask": attended}]
+
+
+def _words(row: list[tuple], family: Family) -> int:
+    """Tokens of a row of ComfyUI's that come before its padding."""
+    count = len(row)
+    while family.padded_to and count and row[count - 1][0] == PAD_TOKEN:
+        count -= 1
+    return count
 
 
 def measure_reference(clip: Any) -> tuple[ReferenceStatistics, str]:
@@ -553,16 +734,9 @@ def measure_reference(clip: Any) -> tuple[ReferenceStatistics, str]:
     check_text_clip(clip, "source")
     layer = ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx
     identity = clip_identity(clip)
-    folder = Path(folder_paths.get_user_directory()) / "zimage_vl"
-    cached = folder / f"reference_{identity[:16]}_layer{layer}.safetensors"
-    if cached.is_file():
-        try:
-            reference = ReferenceStatistics.load(cached)
-        except ValueError as error:
-            log.warning("Measuring again, because the cached reference cannot be read: %s", error)
-        else:
-            if reference.encoder == identity and reference.layer == layer:
-                return reference, f"from the cache: {cached.name}"
+    cached = _reference_file(identity, layer)
+    if reference := _read_reference(cached, identity, layer):
+        return reference, f"from the cache: {cached.name}"
     prompts = calibration_prompts()
     reference = calibrate(
         lambda prompt: clip.encode_from_tokens(clip.tokenize(prompt)).cpu(), prompts,
@@ -576,16 +750,67 @@ def measure_reference(clip: Any) -> tuple[ReferenceStatistics, str]:
     return reference, f"measured now, kept as {cached.name}"
 
 
+def measure_layers(clip: Any) -> tuple[list[ReferenceStatistics], str]:
+    """Statistics of every layer that a text encoder puts side by side, one for each, padding left out.
+
+    Returns:
+        the statistics in the family's order, and where they came from; for a single layer what
+        :func:`measure_reference` gives.
+    """
+    family = check_text_clip(clip, "source", klein=True)
+    if not family.stacked:
+        reference, origin = measure_reference(clip)
+        return [reference], origin
+    identity = clip_identity(clip)
+    files = [_reference_file(identity, layer) for layer in family.layers]
+    names = ", ".join(file.name for file in files)
+    found = [_read_reference(file, identity, layer) for file, layer in zip(files, family.layers, strict=True)]
+    if all(found):
+        return found, f"from the cache: {names}"
+    prompts = calibration_prompts()
+    texts = _encode_many(clip, prompts)
+    measured = []
+    for index, layer in enumerate(family.layers):
+        states = dict(zip(prompts, (split_layers(text, family)[index] for text in texts), strict=True))
+        measured.append(calibrate(states.__getitem__, prompts, encoder=identity, layer=layer))
+    try:
+        for reference, file in zip(measured, files, strict=True):
+            reference.save(file)
+    except OSError as error:
+        return measured, f"measured now, not kept for the next time: {error}"
+    return measured, f"measured now, kept as {names}"
+
+
+def _reference_file(identity: str, layer: int) -> Path:
+    folder = Path(folder_paths.get_user_directory()) / "zimage_vl"
+    return folder / f"reference_{identity[:16]}_layer{layer}.safetensors"
+
+
+def _read_reference(file: Path, identity: str, layer: int) -> ReferenceStatistics | None:
+    """Statistics that were kept, None if there are none of this encoder and layer that can be read."""
+    if not file.is_file():
+        return None
+    try:
+        reference = ReferenceStatistics.load(file)
+    except ValueError as error:
+        log.warning("Measuring again, because the cached reference cannot be read: %s", error)
+        return None
+    return reference if reference.encoder == identity and reference.layer == layer else None
+
+
 def _encode_many(clip: Any, texts: list[str]) -> list[torch.Tensor]:
-    """States ``(L, D)`` of every text on the CPU, texts of like length in one forward."""
-    rows = [clip.tokenize(text)[TEXT_NAME][0] for text in texts]
+    """States ``(L, D)`` of every text without padding on the CPU, texts of like length in one forward."""
+    name, family = clip.cond_stage_model.clip_name, check_text_clip(clip, klein=True)
+    rows = [clip.tokenize(text)[name][0] for text in texts]
+    if family.padded_to:
+        rows = [row[: _words(row, family)] for row in rows]
     states = [torch.empty(0)] * len(rows)
     for batch in length_batches([len(row) for row in rows]):
         check_interrupted()
         longest = len(rows[batch[0]])
         # Padding is masked by the host, and comes last, where with causal attention nothing sees it anyway.
         padded = [rows[index] + [(PAD_TOKEN, 1.0)] * (longest - len(rows[index])) for index in batch]
-        together = clip.encode_from_tokens({TEXT_NAME: padded}).reshape(len(batch), longest, -1).cpu()
+        together = clip.encode_from_tokens({name: padded}).reshape(len(batch), longest, -1).cpu()
         for one, index in zip(together, batch, strict=True):
             states[index] = one[: len(rows[index])]
     return states
@@ -638,6 +863,41 @@ def recipe_folder() -> Path:
 
 
 # --- saved conditioning ---------------------------------------------------------------------------------------------
+
+
+def input_folder(name: str) -> Path:
+    """A folder below ComfyUI's input folder.
+
+    Raises:
+        ValueError: if the name leads out of it.
+    """
+    root = os.path.abspath(folder_paths.get_input_directory())
+    path = Path(os.path.abspath(os.path.join(root, name)))
+    if not path.is_relative_to(root):
+        raise ValueError(f"folder: expected a folder below {root}, got {name!r}. Use a relative one without .. in it.")
+    return path
+
+
+def adapters_folder() -> Path:
+    """Where picture adapters are kept."""
+    return Path(folder_paths.models_dir) / "zimage_vl_adapters"
+
+
+def saved_adapters() -> dict[str, Path]:
+    """Picture adapters by the name shown in the list."""
+    return {path.name: path for path in sorted(adapters_folder().glob("*.safetensors"))}
+
+
+def adapter_path(name: str) -> Path:
+    """The file of an adapter of that name; its folder is there afterwards.
+
+    Raises:
+        ValueError: if it is no name for a file.
+    """
+    if not name.strip() or set("/" + os.sep) & set(name) or UNFIT_FOR_FILES.intersection(name):
+        raise ValueError(f"name: expected a plain file name, got {name!r}.")
+    adapters_folder().mkdir(parents=True, exist_ok=True)
+    return adapters_folder() / f"{name.removesuffix('.safetensors')}.safetensors"
 
 
 def embeddings_folder() -> Path:

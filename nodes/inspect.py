@@ -9,6 +9,7 @@ from ..vl_core.metrics import inspect
 from ..vl_core.plots import THEMES, inspection_figure, stack_figures
 from ..vl_core.states import LAYOUT_KEY
 from .common import Reference, node_schema
+from .conditioning import check_one_layer
 
 
 class ZImageVLInspect(io.ComfyNode):
@@ -46,6 +47,7 @@ class ZImageVLInspect(io.ComfyNode):
     def execute(
         cls, conditioning, reference=None, threshold: float = 10.0, plots: str = "overview", theme: str = "light"
     ) -> io.NodeOutput:
+        check_one_layer(reference)
         if not conditioning:
             raise ValueError("conditioning: expected at least one entry, got an empty CONDITIONING.")
         figures, lines = [], []

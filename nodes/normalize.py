@@ -5,8 +5,18 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import normalize
+from ..vl_core.families import by_layer
 from .common import SCOPES, Reference, node_schema, report, sinks_input
-from .conditioning import check_reference, layout_of, map_entries, repack, scope_positions
+from .conditioning import (
+    describe_layers,
+    entry_family,
+    layout_of,
+    map_entries,
+    put_padding,
+    references_of,
+    scope_positions,
+    take_padding,
+)
 
 
 def _clip() -> io.Float.Input:
@@ -70,16 +80,18 @@ class ZImageVLNormalize(io.ComfyNode):
     def execute(
         cls, conditioning, mode: dict | str, reference=None, scope: str = "all tokens", sinks: str = "exclude"
     ) -> io.NodeOutput:
-        check_reference(reference)
         options = dict(mode) if isinstance(mode, dict) else {"mode": mode}
         chosen, target = options.pop("mode"), options.pop("target_std", 0.0)
 
         def stage(entry):
-            states, info = normalize(
-                entry[0], chosen, reference, target_std=target or None, sinks=sinks,
-                positions=scope_positions(entry, scope), **options,
-            )
-            return repack(entry, states, layout_of(entry)), info.describe()
+            family = entry_family(entry)
+            references = references_of(reference, family)
+            words, padding = take_padding(entry, family)
+            positions = scope_positions(words, scope)
+            states, infos = by_layer(words[0], family, lambda part, index: normalize(
+                part, chosen, references[index], target_std=target or None, sinks=sinks, positions=positions, **options,
+            ))
+            return put_padding(entry, states, layout_of(words), padding), describe_layers(infos, family)
 
         scaled, lines = map_entries(conditioning, stage)
         return io.NodeOutput(scaled, ui=report(lines))

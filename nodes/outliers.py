@@ -5,8 +5,18 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import mask_outlier_dimensions
+from ..vl_core.families import by_layer
 from .common import SCOPES, Reference, node_schema, report, sinks_input
-from .conditioning import check_reference, layout_of, map_entries, repack, scope_positions
+from .conditioning import (
+    describe_layers,
+    entry_family,
+    layout_of,
+    map_entries,
+    put_padding,
+    references_of,
+    scope_positions,
+    take_padding,
+)
 
 
 class ZImageVLMaskOutliers(io.ComfyNode):
@@ -63,15 +73,18 @@ class ZImageVLMaskOutliers(io.ComfyNode):
         cls, conditioning, reference, mode: dict | str, threshold: float = 10.0, direction: str = "both",
         scope: str = "image tokens", sinks: str = "exclude",
     ) -> io.NodeOutput:
-        check_reference(reference)
         chosen = mode if isinstance(mode, dict) else {"mode": mode}
 
         def stage(entry):
-            masked, info = mask_outlier_dimensions(
-                entry[0], threshold, chosen["mode"], reference=reference, direction=direction,
-                gamma=chosen.get("gamma", 0.5), sinks=sinks, positions=scope_positions(entry, scope),
-            )
-            return repack(entry, masked, layout_of(entry)), info.describe()
+            family = entry_family(entry)
+            references = references_of(reference, family)
+            words, padding = take_padding(entry, family)
+            positions = scope_positions(words, scope)
+            masked, infos = by_layer(words[0], family, lambda part, index: mask_outlier_dimensions(
+                part, threshold, chosen["mode"], reference=references[index], direction=direction,
+                gamma=chosen.get("gamma", 0.5), sinks=sinks, positions=positions,
+            ))
+            return put_padding(entry, masked, layout_of(words), padding), describe_layers(infos, family)
 
         cleaned, lines = map_entries(conditioning, stage)
         return io.NodeOutput(cleaned, ui=report(lines))

@@ -31,8 +31,9 @@ class ZImageVLReference(io.ComfyNode):
     @classmethod
     def execute(cls, source) -> io.NodeOutput:
         if not isinstance(source, list):
-            reference, origin = host.measure_reference(source)
-            return io.NodeOutput(reference, ui=report(reference.describe(), origin))
+            measured, origin = host.measure_layers(source)
+            reference = measured[0] if len(measured) == 1 else tuple(measured)
+            return io.NodeOutput(reference, ui=report(*(one.describe() for one in measured), origin))
         check_conditioning(source, "source")
         reference, warning = None, ""
         for entry in source:

@@ -14,8 +14,10 @@ from .artifacts import (
 from .blend import alpha_curve, blend, blend_adain, blend_adain_per_dim, blend_style_dims
 from .combine import Combined, combine
 from .delta import DeltaInfo, baseline_picture, image_delta
+from .describe import Description, describe
 from .encoder import Qwen3VLEncoder
 from .extract import VLExtraction
+from .families import FAMILIES, Family, detect_family, stack_layers
 from .grid import draw_grid
 from .layers import mix_layers
 from .layout import SpecialTokens, TokenLayout, TokenRole
@@ -33,12 +35,15 @@ from .sweep import Axis, Plan, make_plan, parse_axis
 from .words import alpha_on_words, positions_of_words
 
 __all__ = [
+    "FAMILIES",
     "AdapterSpec",
     "ArtifactComparison",
     "Artifacts",
     "Axis",
     "Combined",
     "DeltaInfo",
+    "Description",
+    "Family",
     "Fidelity",
     "Inspection",
     "PictureAdapter",
@@ -66,6 +71,8 @@ __all__ = [
     "combine",
     "compare_artifacts",
     "condition",
+    "describe",
+    "detect_family",
     "downsample_grid",
     "draw_grid",
     "find_sinks",
@@ -91,4 +98,5 @@ __all__ = [
     "save_conditioning",
     "scale_embeddings",
     "select_tokens",
+    "stack_layers",
 ]

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from .cache import ByteCache, default_limit
 from .extract import DEFAULT_LAYER, VLExtraction, extract
+from .families import ZIMAGE, Family
 from .forward import fits, signed
 from .graphs import GraphPool
-from .layout import SYSTEM_TURN, USER_TURN, SpecialTokens, TokenLayout, insert_pictures, mrope_positions, text_layout
+from .layout import SYSTEM_TURN, SpecialTokens, TokenLayout, insert_pictures, mrope_positions, text_layout
 from .pictures import DEFAULT_BUDGET, Picture, patchify, prepare_picture, split_batch
 from .prefix import Reader
 from .states import VLStates, resolve_layer
@@ -36,6 +37,7 @@ MODEL_TYPE = "qwen3_vl"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+HEAD = "lm_head.weight"
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".safetensors")
 PREFIX = "model."  # what published keys start with; a bare Qwen3VLModel is saved without it
 # Name in SpecialTokens, the token, and what config.json calls its id.
@@ -61,6 +63,7 @@ class Qwen3VLEncoder:
         width: size of a hidden state.
         name: what the model is called; ``variant``: "Instruct" or "Thinking".
         special: ids of the tokens that carry structure.
+        folder: where it was loaded from, None for a module that was already there.
         reader: runs the model and keeps what can be used again; :meth:`forget` gives that back.
         fast: whether the merged forward pass of :mod:`.forward` may be used. Off, the modules' own is, and nothing is
             kept, as with modules that are not plain Qwen3-VL or have hooks.
@@ -74,6 +77,7 @@ class Qwen3VLEncoder:
         name: str = "qwen3-vl",
         variant: str = "Instruct",
         *,
+        folder: Path | None = None,
         cache_bytes: int | None = None,
         every_layer: bool = False,
         compile: bool = False,
@@ -82,6 +86,7 @@ class Qwen3VLEncoder:
         """Wrap a module that is already there.
 
         Args:
+            folder: what :meth:`head` reads from, if the model's own weights do not hold it.
             cache_bytes: most memory on the model's device for what can be used again, 0 to keep nothing; None is
                 :func:`~.cache.default_limit`.
             every_layer: keep the states of all layers on the way, so that asking for another one runs nothing.
@@ -102,6 +107,8 @@ class Qwen3VLEncoder:
         self.width = model.config.text_config.hidden_size
         self.name = name
         self.variant = variant
+        self.folder = folder
+        self._head: Tensor | None = None
         self.special = _special_tokens(tokenizer, model.config, name)
         self.fast = fast
         self.reader = Reader(
@@ -150,7 +157,8 @@ class Qwen3VLEncoder:
         _rebuild_rotary_buffers(model, device)
         model.eval().requires_grad_(False)
         log.info("Loaded %s: %d of %d blocks in %s.", folder.name, blocks, num_layers, dtype)
-        return cls(model, tokenizer, num_layers, folder.resolve().name, _variant(folder, tokenizer), **options)
+        name, variant = folder.resolve().name, _variant(folder, tokenizer)
+        return cls(model, tokenizer, num_layers, name, variant, folder=folder, **options)
 
     @property
     def loaded_layers(self) -> int:
@@ -164,12 +172,13 @@ class Qwen3VLEncoder:
     def dtype(self) -> torch.dtype:
         return self.model.language_model.embed_tokens.weight.dtype
 
-    def tokenize(self, prompt: str, system_prompt: str | None = None) -> TokenLayout:
-        """Z-Image's template filled with ``prompt``, tokenised as one string.
+    def tokenize(self, prompt: str, system_prompt: str | None = None, family: Family = ZIMAGE) -> TokenLayout:
+        """The family's template filled with ``prompt``, tokenised as one string, without padding.
 
         Args:
             prompt: the user's words, as they are: braces, newlines and an empty string included.
             system_prompt: put into a system turn before; None or "" means no such turn, as Z-Image has it.
+            family: whose template.
 
         Raises:
             TypeError: if a prompt is not a string.
@@ -181,9 +190,11 @@ class Qwen3VLEncoder:
             _require_string(system_prompt, "system_prompt")
             system = SYSTEM_TURN.format(system_prompt) if system_prompt else ""
         return text_layout(
-            self._ids(system + USER_TURN.format(prompt)),
+            self._ids(system + family.turn.format(prompt)),
             system_tokens=len(self._ids(system)) if system else 0,
             special=self.special,
+            turn=family.turn,
+            tail_tokens=family.tail_tokens,
             prompt=prompt,
             model=self.name,
         )
@@ -199,8 +210,9 @@ class Qwen3VLEncoder:
         mute: bool = False,
         check: Callable[[], None] = lambda: None,
         notes: list[str] | None = None,
+        family: Family = ZIMAGE,
     ) -> VLStates:
-        """Hidden states of pictures and prompt in Z-Image's template, pictures before the words.
+        """Hidden states of pictures and prompt in the family's template, pictures before the words.
 
         State ``k`` is what transformers 5 gives as ``hidden_states[k]``: 0 the input embeddings with the pictures in
         place, ``k`` the output of block ``k - 1`` before that block's deepstack features are added, ``num_layers``
@@ -217,6 +229,7 @@ class Qwen3VLEncoder:
             mute: zero the pictures' embeddings and deepstack features; every position keeps its place.
             check: called between pictures and blocks; whatever it raises ends the encode.
             notes: gets one line for everything that was changed in a picture.
+            family: whose template; ask for its layers in ``layers`` (:func:`~.families.stack_layers`).
 
         Returns:
             states ``(K, L, D)`` in the model's dtype on its device.
@@ -227,7 +240,7 @@ class Qwen3VLEncoder:
                 encoded, a sequence longer than the model's context, or states that overflowed.
         """
         wanted = self._resolve_layers(layers)
-        text = self.tokenize(prompt, system_prompt)
+        text = self.tokenize(prompt, system_prompt, family)
         pictures = []
         for number, image in enumerate(split_batch(images), 1):
             picture, changes = prepare_picture(image, budget, f"image {number}")
@@ -245,6 +258,28 @@ class Qwen3VLEncoder:
         if not torch.isfinite(states).all():
             raise ValueError(f"{self.name}: the states overflowed in {self.dtype}. Load the model as bf16 or fp32.")
         return VLStates(states, wanted, self.num_layers, layout, prompt, system_prompt or "", self.name)
+
+    def head(self) -> Tensor:
+        """What turns the last states into scores of words, ``(vocabulary, D)`` in the model's dtype.
+
+        Models that use their embeddings for it, as Qwen3-VL-4B does, give those. Of others it is read at the first
+        call and kept on the CPU, since only writing words needs it.
+
+        Raises:
+            FileNotFoundError: if the folder's weights are gone.
+            ValueError: if the folder has no head of the model's size, or there is no folder to read it from.
+        """
+        embeddings = self.model.language_model.embed_tokens.weight
+        if self.model.config.tie_word_embeddings:
+            return embeddings
+        if self._head is None:
+            if self.folder is None:
+                raise ValueError(
+                    f"{self.name}: expected a model that scores words with its embeddings, or the folder to read "
+                    f"{HEAD} from, got neither. Load it with Qwen3VLEncoder.from_pretrained."
+                )
+            self._head = _read_head(self.folder, embeddings.shape, self.dtype)
+        return self._head
 
     def forget(self) -> None:
         """Give back the memory of everything that is kept for later encodes."""
@@ -522,6 +557,27 @@ def _read_weights(
             if progress is not None:
                 progress(len(weights), len(needed))
     return weights
+
+
+def _read_head(folder: Path, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The untied head of a folder, on the CPU."""
+    for file, keys in _weight_files(folder).items():
+        if keys is not None and HEAD not in keys:
+            continue
+        with _open(folder, file, "cpu") as handle:
+            if HEAD not in handle.keys():  # noqa: SIM118 (not a dict)
+                continue
+            head = handle.get_tensor(HEAD)
+        if head.shape != shape or not head.is_floating_point() or head.itemsize < 2:
+            raise ValueError(
+                f"{file}: expected {HEAD} of shape {tuple(shape)} as bf16, fp16 or fp32, got {tuple(head.shape)} of "
+                f"{head.dtype}. Use the unquantised folder."
+            )
+        return head.to(dtype)
+    raise ValueError(
+        f"{folder.name}: expected {HEAD}, since its config.json says that its embeddings are not used for it, got "
+        "none. It can be read from, but writes no words; download the folder again."
+    )
 
 
 def _rebuild_rotary_buffers(model: nn.Module, device: str | torch.device) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 SYSTEM_TURN = "<|im_start|>system\n{}<|im_end|>\n"
 USER_TURN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 HEADER_TOKENS = 3  # <|im_start|> user \n
+PAD_TOKEN = 151643  # fills texts up to a length, in every Qwen3 and Qwen3-VL tokenizer
 TAIL_TOKENS = 5  # <|im_end|> \n <|im_start|> assistant \n
 
 
@@ -102,10 +103,20 @@ class TokenLayout:
         return {role: int(count) for role in TokenRole if (count := (self.roles == role).sum())}
 
     def describe(self) -> str:
-        """The counts in words: ``"8 template, 5 text, 2 marker, 64 image (8×8)"``."""
-        parts = [f"{count} {role.name.lower()}" for role, count in self.counts().items()]
+        """The counts in words: ``"8 template, 5 text, 2 marker, 64 image (8×8)"``, padding apart."""
+        padding = int(self.padding().sum())
+        counts = {role.name.lower(): count for role, count in self.counts().items()}
+        if padding:
+            counts["template"] -= padding
+            counts["padding"] = padding
+        parts = [f"{count} {name}" for name, count in counts.items() if count]
         sizes = ", ".join(f"{rows}×{columns}" for rows, columns in self.grids)
         return (", ".join(parts) or "no tokens") + (f" ({sizes})" if sizes else "")
+
+    def padding(self) -> Tensor:
+        """Boolean ``(L,)``: the template's positions at the very end that only fill a text up to a length."""
+        fills = (self.roles == TokenRole.TEMPLATE) & (self.token_ids == PAD_TOKEN)
+        return fills.flip(0).to(torch.uint8).cumprod(0).flip(0).bool()
 
     def picture_positions(self) -> list[Tensor]:
         """Per picture the int64 indices of its IMAGE positions, in raster order."""
@@ -153,14 +164,17 @@ def text_layout(
     system_tokens: int = 0,
     special: SpecialTokens = SpecialTokens(),
     source: str = "text",
+    turn: str = USER_TURN,
+    tail_tokens: int = TAIL_TOKENS,
     **provenance,
 ) -> TokenLayout:
-    """Layout of a Z-Image text sequence: user header, words, assistant header.
+    """Layout of a text sequence: user header, words, assistant header.
 
     Args:
         token_ids: ids of the filled template, a leading system turn included.
         system_tokens: how many of them are the system turn.
         special: ids that carry structure.
+        turn, tail_tokens: the template, Z-Image's unless told otherwise, and how many of its tokens follow the words.
         provenance: ``layer``, ``prompt`` and ``model`` of the layout.
 
     Raises:
@@ -168,10 +182,11 @@ def text_layout(
     """
     ids = torch.as_tensor(list(token_ids), dtype=torch.int64)
     length, start = ids.numel(), system_tokens
-    head_fits = length >= start + HEADER_TOKENS + TAIL_TOKENS and int(ids[start]) == special.im_start
-    if not head_fits or int(ids[-TAIL_TOKENS]) != special.im_end or int(ids[2 - TAIL_TOKENS]) != special.im_start:
+    head_fits = length >= start + HEADER_TOKENS + tail_tokens and int(ids[start]) == special.im_start
+    if not head_fits or int(ids[-tail_tokens]) != special.im_end or int(ids[2 - tail_tokens]) != special.im_start:
+        owner = "Z-Image's" if turn == USER_TURN else "this family's"
         raise ValueError(
-            f"Expected the token ids of Z-Image's chat template ({USER_TURN!r}), got {length} ids that are not: "
+            f"Expected the token ids of {owner} chat template ({turn!r}), got {length} ids that are not: "
             "the tokenizer belongs to another model family."
         )
     reserved = {special.image_pad: "<|image_pad|>", special.vision_start: "<|vision_start|>",
@@ -180,8 +195,17 @@ def text_layout(
         if (ids == token).any():
             raise ValueError(f"prompt: contains {name}, a token reserved for pictures. Remove it from the prompt.")
     roles = torch.full((length,), TokenRole.TEMPLATE, dtype=torch.uint8)
-    roles[start + HEADER_TOKENS : length - TAIL_TOKENS] = TokenRole.TEXT
+    roles[start + HEADER_TOKENS : length - tail_tokens] = TokenRole.TEXT
     return TokenLayout(roles, ids, source=source, **provenance)
+
+
+def pad_layout(layout: TokenLayout, count: int) -> TokenLayout:
+    """The layout with ``count`` padding positions behind it; they belong to the template."""
+    return replace(
+        layout,
+        roles=torch.cat([layout.roles, torch.full((count,), TokenRole.TEMPLATE, dtype=torch.uint8)]),
+        token_ids=torch.cat([layout.token_ids, torch.full((count,), PAD_TOKEN)]),
+    )
 
 
 def picture_insertion_point(layout: TokenLayout, special: SpecialTokens = SpecialTokens()) -> int:

@@ -21,8 +21,8 @@ PACK = HERE.parents[1]
 PACK_FOLDER = "zimage-vl"  # as the registry and `git clone` name it
 MODELS = {
     "text_encoders": ["qwen_3_4b.safetensors", "qwen3vl_4b_fp8_scaled.safetensors"],
-    "diffusion_models": ["z_image_turbo_bf16.safetensors"],
-    "vae": ["ae.safetensors"],
+    "diffusion_models": ["z_image_turbo_bf16.safetensors", "flux-2-klein-4b.safetensors"],
+    "vae": ["ae.safetensors", "flux2-vae.safetensors"],
 }
 START_SECONDS = 120
 
@@ -164,8 +164,8 @@ def to_prompt(workflow: dict, info: dict) -> dict[str, dict]:
 def quick(prompt: dict[str, dict], size: int = 256, steps: int = 2) -> dict[str, dict]:
     """The same prompt, painted small and in few steps."""
     for node in prompt.values():
-        if node["class_type"] == "EmptySD3LatentImage":
+        if node["class_type"] in ("EmptySD3LatentImage", "EmptyFlux2LatentImage", "Flux2Scheduler"):
             node["inputs"].update(width=size, height=size)
-        if node["class_type"] == "KSampler":
+        if node["class_type"] in ("KSampler", "Flux2Scheduler"):
             node["inputs"]["steps"] = steps
     return prompt

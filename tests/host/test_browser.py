@@ -20,7 +20,7 @@ WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 SIMPLE, OPEN = WORKFLOWS / "zimage_vl_simple.json", WORKFLOWS / "zimage_vl_open_pipeline.json"
 SAVE, REUSE = WORKFLOWS / "zimage_vl_save_embeddings.json", WORKFLOWS / "zimage_vl_reuse_embeddings.json"
 MANY, DELTA, RECIPES = (WORKFLOWS / f"zimage_vl_{name}.json" for name in ("many_references", "image_delta", "recipes"))
-SWEEP = WORKFLOWS / "zimage_vl_sweep.json"
+SWEEP, KLEIN = WORKFLOWS / "zimage_vl_sweep.json", WORKFLOWS / "zimage_vl_flux2_klein.json"
 SAVED = sorted(Path(__file__).with_name("saved_0_1_0").glob("*.json"))
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -36,6 +36,7 @@ OPEN_FILE = "([name, text]) => app.handleFile(new File([text], name, { type: 'ap
 MAKE_QUICK = """() => {
   const small = {
     EmptySD3LatentImage: { width: 256, height: 256 }, KSampler: { steps: 2 },
+    EmptyFlux2LatentImage: { width: 256, height: 256 }, Flux2Scheduler: { steps: 2, width: 256, height: 256 },
     ZImageVLCondition: { image_tokens: 64 }, ZImageVLEncode: { image_tokens: 64 }, ZImageVLSweep: { image_tokens: 64 },
   };
   for (const node of app.graph.nodes)
@@ -233,7 +234,9 @@ def slots(workflow: dict) -> dict[int, tuple]:
     }
 
 
-@pytest.mark.parametrize("path", [SAVE, SIMPLE, OPEN, REUSE, MANY, DELTA, RECIPES, SWEEP], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [SAVE, SIMPLE, OPEN, REUSE, MANY, DELTA, RECIPES, SWEEP, KLEIN], ids=lambda path: path.stem
+)
 def test_a_workflow_opens_runs_and_shows_its_reports(path, frontend, saved_embeddings, server, server_module):
     workflow = json.loads(path.read_text(encoding="utf-8"))
     frontend.page.evaluate("app.refreshComboInNodes()")

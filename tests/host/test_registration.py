@@ -13,13 +13,14 @@ PACK = Path(__file__).resolve().parents[2]
 
 # Ids are forever: workflows name them. This list only grows.
 IDS = {
-    "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta", "ZImageVLEncode", "ZImageVLGrid", "ZImageVLInspect",
-    "ZImageVLLayerReport", "ZImageVLLoadSaved", "ZImageVLLoader", "ZImageVLMaskOutliers", "ZImageVLNormalize",
-    "ZImageVLReference", "ZImageVLSave", "ZImageVLSelectTokens", "ZImageVLSweep",
+    "ZImageVLAdapterApply", "ZImageVLAdapterFit", "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta",
+    "ZImageVLDescribe", "ZImageVLEncode", "ZImageVLGrid", "ZImageVLInspect", "ZImageVLLayerReport", "ZImageVLLoadSaved",
+    "ZImageVLLoader", "ZImageVLMaskOutliers", "ZImageVLNormalize", "ZImageVLReference", "ZImageVLSave",
+    "ZImageVLSelectTokens", "ZImageVLSweep",
 }
 CONDITIONING_NODES = {
-    "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta", "ZImageVLEncode", "ZImageVLLoadSaved",
-    "ZImageVLMaskOutliers", "ZImageVLNormalize", "ZImageVLSelectTokens",
+    "ZImageVLAdapterApply", "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta", "ZImageVLEncode",
+    "ZImageVLLoadSaved", "ZImageVLMaskOutliers", "ZImageVLNormalize", "ZImageVLSelectTokens",
 }
 
 

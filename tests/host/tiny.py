@@ -15,11 +15,12 @@ import comfy.sample
 import comfy.sd
 import comfy.supported_models
 import torch
-from comfy.text_encoders import qwen3vl, z_image
+from comfy.text_encoders import flux, qwen3vl, z_image
 from safetensors.torch import save_file
 
 WIDTH = 64
 BLOCKS = 6
+DEEP = 28  # FLUX.2 klein reads layers 9, 18 and 27
 HEAD = 128  # not configurable in the host's Qwen3
 TEXT = {
     "hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "intermediate_size": 128, "num_attention_heads": 2,
@@ -72,6 +73,11 @@ def vision_clip(seed: int = 1, model_type: str = "qwen3vl_4b", **text) -> comfy.
     return build_clip(qwen3vl.te(model_type=model_type), qwen3vl.tokenizer(model_type), model_type, seed, **text)
 
 
+def klein_clip(seed: int = 2, **text) -> comfy.sd.CLIP:
+    """FLUX.2 klein's text encoder, as Load CLIP (type flux2) returns it."""
+    return build_clip(flux.klein_te(), flux.KleinTokenizer, "qwen3_4b", seed, **{"num_hidden_layers": DEEP, **text})
+
+
 def zimage_model(seed: int = 3) -> comfy.model_patcher.ModelPatcher:
     """Z-Image, as Load Diffusion Model returns it."""
     config = comfy.supported_models.ZImage({
@@ -89,9 +95,29 @@ def zimage_model(seed: int = 3) -> comfy.model_patcher.ModelPatcher:
     )
 
 
-def sample(model, positive: list, negative: list | None = None, steps: int = 2, size: int = 8) -> torch.Tensor:
-    """A latent ``(1, 16, size, size)`` drawn from fixed noise, as KSampler (euler, simple, cfg 1) draws it."""
-    noise = torch.empty(1, 16, size, size).normal_(generator=torch.Generator().manual_seed(1))
+def flux2_model(seed: int = 3) -> comfy.model_patcher.ModelPatcher:
+    """FLUX.2 klein, as Load Diffusion Model returns it."""
+    config = comfy.supported_models.Flux2({
+        "image_model": "flux2", "patch_size": 1, "in_channels": 128, "out_channels": 128, "hidden_size": 128,
+        "context_in_dim": 3 * WIDTH, "vec_in_dim": None, "num_heads": 1, "mlp_ratio": 3.0, "depth": 1,
+        "depth_single_blocks": 1, "axes_dim": [32, 32, 32, 32], "theta": 2000, "qkv_bias": False, "ops_bias": False,
+        "global_modulation": True, "mlp_silu_act": True, "guidance_embed": False, "txt_ids_dims": [3],
+        "default_ref_method": "index", "ref_index_scale": 10.0,
+    })
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "")
+    randomize(model.diffusion_model, seed)
+    return comfy.model_patcher.CoreModelPatcher(
+        model, load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
+def sample(
+    model, positive: list, negative: list | None = None, steps: int = 2, size: int = 8, channels: int = 16
+) -> torch.Tensor:
+    """A latent ``(1, channels, size, size)`` drawn from fixed noise, as KSampler (euler, simple, cfg 1) draws it."""
+    noise = torch.empty(1, channels, size, size).normal_(generator=torch.Generator().manual_seed(1))
     return comfy.sample.sample(
         model, noise, steps, 1.0, "euler", "simple", positive, negative or positive, torch.zeros_like(noise), seed=1,
         disable_pbar=True,

@@ -16,10 +16,10 @@ CORE, NODES = ROOT / "vl_core", ROOT / "nodes"
 
 # A file imports only from files before it.
 ORDER = [
-    "layout", "storage", "states", "statistics", "pictures", "outliers", "normalize", "resample", "select", "blend",
-    "words", "layers", "delta", "description", "familiarity", "ridge", "adapter", "space_adapter",
+    "layout", "storage", "states", "statistics", "families", "pictures", "outliers", "normalize", "resample", "select",
+    "blend", "words", "layers", "delta", "description", "familiarity", "ridge", "adapter", "examples", "space_adapter",
     "combine", "recipes", "recipe_files", "settings", "sweep", "metrics", "layer_report", "artifacts", "plots", "grid",
-    "cache", "forward", "graphs", "prefix", "extract", "encoder", "headless", "__init__", "__main__",
+    "cache", "forward", "graphs", "prefix", "extract", "encoder", "describe", "headless", "__init__", "__main__",
 ]  # fmt: skip
 ALWAYS_THERE = {"torch", "numpy", "safetensors"}
 OPTIONAL = {"transformers", "PIL", "matplotlib", "diffusers", "tokenizers", "tqdm", "accelerate", "jinja2"}

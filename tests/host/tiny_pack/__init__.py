@@ -22,7 +22,7 @@ spec.loader.exec_module(tiny)
 
 
 class TinyVAE:
-    """Decodes the first three latent channels as colours, eight times as large."""
+    """Decodes the first three latent channels as colours, eight times as large (sixteen times for FLUX.2's latents)."""
 
     def __init__(self, **_):
         self.patcher = SimpleNamespace()  # the loader notes on it how to load the file again
@@ -31,19 +31,33 @@ class TinyVAE:
         pass
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        colours = torch.nn.functional.interpolate(latent[:, :3].float(), scale_factor=8, mode="bilinear")
+        scale = 16 if latent.shape[1] == 128 else 8
+        colours = torch.nn.functional.interpolate(latent[:, :3].float(), scale_factor=scale, mode="bilinear")
         return colours.movedim(1, -1).tanh().add(1).div(2)
 
 
-vision_clip, text_clip, zimage_model = map(cache, (tiny.vision_clip, tiny.text_clip, tiny.zimage_model))
+@cache
+def vision_clip():
+    """As deep as FLUX.2 klein's text encoder, so that it goes with both families."""
+    return tiny.vision_clip(num_hidden_layers=tiny.DEEP)
 
 
-def load_clip(ckpt_paths, *_, **__):
+text_clip, klein_clip, zimage_model, flux2_model = map(
+    cache, (tiny.text_clip, tiny.klein_clip, tiny.zimage_model, tiny.flux2_model)
+)
+
+
+def load_clip(ckpt_paths, *_, clip_type=None, **__):
     (name,) = [Path(path).name for path in ckpt_paths]
-    return (vision_clip() if name.startswith("qwen3vl_4b") else text_clip()).clone()
+    text = klein_clip if clip_type == comfy.sd.CLIPType.FLUX2 else text_clip
+    return (vision_clip() if name.startswith("qwen3vl_4b") else text()).clone()
+
+
+def load_diffusion_model(path, *_, **__):
+    return (flux2_model() if Path(path).name.startswith("flux-2") else zimage_model()).clone()
 
 
 comfy.sd.load_clip = load_clip
-comfy.sd.load_diffusion_model = lambda *_, **__: zimage_model().clone()
+comfy.sd.load_diffusion_model = load_diffusion_model
 comfy.sd.VAE = TinyVAE
 comfy.utils.load_torch_file = lambda *_, return_metadata=False, **__: ({}, None) if return_metadata else {}

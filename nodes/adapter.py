@@ -1,0 +1,216 @@
+"""Fit a picture adapter on a folder of pictures, and apply one: a picture becomes description states without words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from comfy_api.latest import io
+
+from ..vl_core.adapter import MAX_STRENGTH, AdapterSpec, PictureAdapter, PictureFeatures
+from ..vl_core.combine import parse_weights
+from ..vl_core.description import slot_request
+from ..vl_core.examples import examples_key, find_examples, fit_examples, slots_of
+from ..vl_core.pictures import split_batch
+from . import host
+from .common import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
+from .conditioning import check_conditioning, layout_of, repack
+
+CAPTIONS, DESCRIBED = "text files beside the pictures", "Qwen3-VL describes them"
+NO_FILE = "none"
+LONGEST_ANSWER = 160  # tokens of a description in slots
+
+
+class ZImageVLAdapterFit(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return node_schema(
+            node_id="ZImageVLAdapterFit",
+            display_name="Fit Picture Adapter",
+            description="Learn from a folder of pictures what a description of a picture would be to Z-Image, in one "
+            "solve.",
+            search_aliases=["train adapter", "ip adapter", "style adapter", "calibrate pictures"],
+            is_output_node=True,
+            inputs=[
+                io.Clip.Input("clip", tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2."),
+                encoder_input("vision"),
+                io.String.Input(
+                    "folder", default="adapter_pictures",
+                    tooltip="A folder of pictures below ComfyUI's input folder, 10 at least. More pictures of more "
+                    "looks make the adapter follow more looks.",
+                ),
+                io.Combo.Input(
+                    "captions", options=[CAPTIONS, DESCRIBED], default=CAPTIONS,
+                    tooltip="Where the words come from. Text files: photo.txt beside photo.png says what its look is. "
+                    "Qwen3-VL: it writes them now, picture by picture.",
+                ),
+                io.String.Input(
+                    "name", default="adapter",
+                    tooltip="Name of the file in models/zimage_vl_adapters; one of that name is replaced.",
+                ),
+                budget_input(),
+            ],
+            outputs=[Adapter.Output(display_name="adapter")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str = "", **_) -> str:
+        """The folder's files may have changed since the last run."""
+        try:
+            files = host.input_folder(folder).iterdir()
+            return repr(sorted((path.name, path.stat().st_mtime_ns) for path in files))
+        except (OSError, ValueError) as error:
+            return str(error)
+
+    @classmethod
+    def execute(
+        cls, clip, vision, folder: str, captions: str = CAPTIONS, name: str = "adapter", image_tokens: int = 1024
+    ) -> io.NodeOutput:
+        host.check_text_clip(clip)
+        host.check_widths(clip, vision)
+        path, lines = host.adapter_path(name), []
+        examples = find_examples(host.input_folder(folder), captions == CAPTIONS)
+        if captions == DESCRIBED:
+            examples = _described(vision, examples, image_tokens, lines)
+
+        def look(picture, prompt: str):
+            seen, _ = host.encode_vision(
+                vision, {"image": picture}, prompt, features.layers, budget=image_tokens, name="vision"
+            )
+            return seen
+
+        def read(text: str):
+            states, options = host.encode_text(clip, text)[0]
+            return states[0], options[host.LAYOUT_KEY]
+
+        features = PictureFeatures()
+        own, seen = read("a cat"), look(examples[0].pixels(), "a cat")
+        spec = AdapterSpec(
+            features, slots_of(examples), seen.states.shape[-1], seen.num_layers, own[0].shape[-1],
+            vl_model=seen.model, text_model=own[1].model,
+        )
+        part = path.with_name(f"{path.stem}_{examples_key(examples, spec, ())}.part")
+        adapter, resumed = fit_examples(examples, spec, look, read, part=part, step=host.progress_bar(len(examples)))
+        adapter.save(path)
+        if resumed:
+            lines.append(f"went on after {resumed} pictures of a fit that was stopped")
+        return io.NodeOutput(adapter, ui=report(adapter.describe(), lines, f"kept as {path.name}"))
+
+
+class ZImageVLAdapterApply(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return node_schema(
+            node_id="ZImageVLAdapterApply",
+            display_name="Apply Picture Adapter",
+            description="Append to the prompt what the picture's description would be, without words for it.",
+            search_aliases=["ip adapter", "image prompt", "reference image", "style reference", "redux"],
+            inputs=[
+                encoder_input(),
+                pictures_input(),
+                prompt_input(),
+                io.Conditioning.Input(
+                    "text", tooltip="Z-Image's own encoding of the same prompt, from CLIP Text Encode; it is added to."
+                ),
+                io.Float.Input(
+                    "strength", default=1.0, min=-MAX_STRENGTH, max=MAX_STRENGTH, step=0.05,
+                    tooltip="How far the added tokens go from neutral to the picture's own description. 0 is the text "
+                    "alone, 1 the picture, more exaggerates it; negative pushes away from it.",
+                ),
+                io.Combo.Input(
+                    "file", options=[NO_FILE, *host.saved_adapters()], default=NO_FILE,
+                    tooltip="An adapter in models/zimage_vl_adapters, if none is connected. Press R to see new ones.",
+                ),
+                budget_input(),
+                Adapter.Input("adapter", optional=True, tooltip="From Fit Picture Adapter; goes before the file."),
+                io.String.Input(
+                    "slots", default="", optional=True, advanced=True,
+                    tooltip="Only these parts of the description, such as style, palette:0.5; empty takes all. The "
+                    "node lists those that the adapter has.",
+                ),
+                io.String.Input(
+                    "weights", default="", optional=True, advanced=True,
+                    tooltip="How much each picture counts, such as 1, 0.5; empty counts all alike.",
+                ),
+                io.Combo.Input(
+                    "combine", options=["average", "append"], default="average", optional=True, advanced=True,
+                    tooltip="Several pictures: average is one description between theirs; append puts one after the "
+                    "other.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output()],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str = NO_FILE, **_) -> str:
+        path = host.saved_adapters().get(file)
+        return f"{path} {path.stat().st_mtime_ns}" if path else ""
+
+    @classmethod
+    def execute(
+        cls, encoder, prompt: str, text, strength: float = 1.0, file: str = NO_FILE, image_tokens: int = 1024,
+        images: dict | None = None, adapter: PictureAdapter | None = None, slots: str = "", weights: str = "",
+        combine: str = "average",
+    ) -> io.NodeOutput:
+        check_conditioning(text, "text")
+        pictures = [one for image in (images or {}).values() if image is not None for one in split_batch(image)]
+        if not pictures:
+            return io.NodeOutput(text, ui=report("Words only: no picture connected."))
+        adapter = adapter or _load(file)
+        shares = parse_weights(weights, len(pictures)) if weights.strip() else None
+        seen, lines = [], [adapter.describe()]
+        for picture in pictures:
+            states, notes = host.encode_vision(
+                encoder, {"image": picture}, prompt, adapter.spec.features.layers, budget=image_tokens
+            )
+            seen.append(states)
+            lines += notes
+        entries = []
+        for entry in text:
+            states, layout, info = adapter.apply(
+                entry[0], layout_of(entry), seen, strength, weights=shares, slots=_parse_slots(slots), combine=combine
+            )
+            entries.append(repack(entry, states, layout))
+            lines.append(info.describe())
+            if not info.familiar:
+                lines.append("The adapter has not seen pictures like this: Describe Picture with Qwen3-VL needs none.")
+        return io.NodeOutput(entries, ui=report(lines))
+
+
+def _described(vision, examples, budget: int, lines: list[str]):
+    """The examples with Qwen3-VL's words in slots; pictures it does not answer for are left out and named."""
+    found, left_out, step = [], [], host.progress_bar(len(examples))
+    for example in examples:
+        answer = host.write_words(
+            vision, {"image": example.pixels()[None]}, slot_request(), max_tokens=LONGEST_ANSWER, budget=budget,
+            name="vision",
+        )
+        if answer.words.strip():
+            found.append(replace(example, words=answer.words))
+        else:
+            left_out.append(example.picture.name)
+        step()
+    if left_out:
+        lines.append(f"left out, Qwen3-VL found no words: {', '.join(left_out)}")
+    return found
+
+
+def _load(file: str) -> PictureAdapter:
+    saved = host.saved_adapters()
+    if file not in saved:
+        raise ValueError(
+            f"file: expected one of {', '.join(saved) or 'the adapters in models/zimage_vl_adapters, there are none'}, "
+            f"got {file!r}. Connect an adapter, or fit one with Fit Picture Adapter."
+        )
+    return PictureAdapter.load(saved[file])
+
+
+def _parse_slots(text: str) -> dict[str, float] | None:
+    """"style, palette:0.5" as name -> factor; None for empty text."""
+    found = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, colon, factor = part.partition(":")
+        try:
+            found[name.strip()] = float(factor) if colon else 1.0
+        except ValueError as error:
+            raise ValueError(f"slots: expected names, with a number behind a colon, got {part!r}.") from error
+    return found or None

@@ -1,0 +1,134 @@
+"""Fit and Apply Picture Adapter on tiny models: a folder in, a file out, and what it adds to a prompt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+PROMPT = "a cat in a red hat"
+PICTURES = 12
+CAPTIONS = "text files beside the pictures"
+SLOTS = ("style", "palette", "light", "background", "composition")
+TAIL = 5
+
+
+@pytest.fixture(scope="module")
+def folder(base_folder):
+    """A folder below ComfyUI's input folder, pictures with slot words beside them."""
+    import folder_paths
+
+    root = base_folder / "adapter_input"
+    path = root / "looks"
+    path.mkdir(parents=True)
+    drawn = np.random.default_rng(0)
+    for index in range(PICTURES):
+        Image.fromarray(drawn.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(path / f"{index:02}.png")
+        (path / f"{index:02}.txt").write_text("\n".join(f"{slot}: {slot} number {index}" for slot in SLOTS))
+    before = folder_paths.get_input_directory(), folder_paths.models_dir
+    folder_paths.set_input_directory(str(root))
+    folder_paths.models_dir = str(base_folder / "adapter_models")
+    yield "looks"
+    folder_paths.set_input_directory(before[0])
+    folder_paths.models_dir = before[1]
+
+
+@pytest.fixture(scope="module")
+def fitted(run, text_clip, native, folder):
+    return run("AdapterFit", text_clip, native, folder, CAPTIONS, "looks")
+
+
+@pytest.fixture(scope="module")
+def text(core_text):
+    return core_text(PROMPT)
+
+
+def test_the_fit_says_what_it_did_and_keeps_the_file(fitted, told, part):
+    assert f"{PICTURES} pairs" in told(fitted)
+    assert "looks.safetensors" in told(fitted)
+    assert list(part("nodes.host").saved_adapters()) == ["looks.safetensors"]
+    assert not list(part("nodes.host").adapters_folder().glob("*.part"))
+
+
+def test_a_picture_adds_the_slots_tokens_before_the_tail(run, fitted, text, native, picture, told):
+    output = run("AdapterApply", native, PROMPT, text, images={"image0": picture}, adapter=fitted[0])
+    before, after = text[0][0], output[0][0][0]
+    added = sum(slot.tokens for slot in fitted[0].spec.slots)
+    assert after.shape[1] == before.shape[1] + added
+    assert torch.equal(after[:, : before.shape[1] - TAIL], before[:, :-TAIL])
+    assert f"{added} description tokens" in told(output)
+
+
+def test_strength_0_and_no_picture_are_the_text_bit_for_bit(run, fitted, text, native, picture):
+    for options in ({"strength": 0.0, "images": {"image0": picture}}, {"images": {}}):
+        found = run("AdapterApply", native, PROMPT, text, adapter=fitted[0], **options)[0]
+        assert torch.equal(found[0][0], text[0][0])
+
+
+def test_another_picture_adds_other_tokens(run, fitted, text, native, picture, shuffled):
+    first, second = (
+        run("AdapterApply", native, PROMPT, text, images={"image0": image}, adapter=fitted[0])[0][0][0]
+        for image in (picture, shuffled)
+    )
+    assert not torch.allclose(first, second)
+
+
+def test_the_file_is_the_adapter(run, fitted, text, native, picture):
+    wired = run("AdapterApply", native, PROMPT, text, images={"image0": picture}, adapter=fitted[0])[0][0][0]
+    read = run("AdapterApply", native, PROMPT, text, 1.0, "looks.safetensors", images={"image0": picture})[0][0][0]
+    assert torch.equal(wired, read)
+
+
+def test_slots_and_weights_are_words_people_write(run, fitted, text, native, picture, shuffled):
+    pictures = {"image0": picture, "image1": shuffled}
+    options = {"images": pictures, "adapter": fitted[0]}
+    style = run("AdapterApply", native, PROMPT, text, slots="style, palette:0.5", **options)[0][0][0]
+    assert style.shape[1] == text[0][0].shape[1] + 16
+    one = run("AdapterApply", native, PROMPT, text, weights="1, 0", **options)[0][0][0]
+    alone = run("AdapterApply", native, PROMPT, text, images={"image0": picture}, adapter=fitted[0])[0][0][0]
+    torch.testing.assert_close(one, alone)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"slots": "smell"}, "slots: expected some of"), ({"slots": "style:much"}, "slots: expected names"),
+        ({"weights": "1, 2"}, "weights"), ({"adapter": None}, "file: expected one of"),
+    ],
+)
+def test_bad_input_is_named(run, fitted, text, native, picture, options, expected):
+    given = {"images": {"image0": picture}, "adapter": fitted[0], **options}
+    with pytest.raises(ValueError, match=expected):
+        run("AdapterApply", native, PROMPT, text, **given)
+
+
+@pytest.mark.parametrize(
+    ("folder_name", "name", "expected"),
+    [("../..", "x", "folder: expected a folder below"), ("looks", "a/b", "name: expected a plain file name")],
+)
+def test_names_that_lead_elsewhere_are_refused(run, text_clip, native, folder, folder_name, name, expected):
+    with pytest.raises(ValueError, match=expected):
+        run("AdapterFit", text_clip, native, folder_name, CAPTIONS, name)
+
+
+def test_a_folder_that_is_not_there_is_named(run, text_clip, native, folder):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run("AdapterFit", text_clip, native, "nowhere")
+
+
+def test_a_fit_that_was_stopped_goes_on(run, text_clip, native, folder, part, told, monkeypatch):
+    examples, left = part("vl_core.examples"), [9]
+    monkeypatch.setattr(examples, "KEEP_EVERY", 4)
+
+    def stop():
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(part("nodes.host"), "progress_bar", lambda total: stop)
+        run("AdapterFit", text_clip, native, folder, CAPTIONS, "stopped")
+    output = run("AdapterFit", text_clip, native, folder, CAPTIONS, "stopped")
+    assert "went on after 8 pictures" in told(output)
+    assert not list(part("nodes.host").adapters_folder().glob("*.part"))

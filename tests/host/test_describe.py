@@ -1,0 +1,192 @@
+"""Describe Picture with Qwen3-VL on both encoders: the same words, progress, Stop, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+REQUEST = "describe the (light) of the \\(sea\\)"
+
+
+@pytest.fixture(scope="module")
+def writers(tiny, run, base_folder):
+    """The same weights through both encoders, so weighed that a token is not followed by itself for ever."""
+    clip = tiny.vision_clip(seed=7)
+    language = clip.cond_stage_model.qwen3vl_4b.transformer.model
+    with torch.no_grad():
+        language.embed_tokens.weight.mul_(0.1)
+        for block in language.layers:
+            block.self_attn.o_proj.weight.mul_(0.5)
+    folder = tiny.write_folder(base_folder / "models" / "text_encoders" / "Qwen3-VL-Writer", clip)
+    return {"native": clip, "transformers": run("Loader", folder.name, "fp32", deepest_layer=-1)[0]}
+
+
+@pytest.fixture(params=["native", "transformers"])
+def writer(request, writers):
+    return writers[request.param]
+
+
+@pytest.fixture(scope="module")
+def write(part):
+    """Words and all that is known of them."""
+    words = part("nodes.host").write_words
+
+    def run_it(encoder, images, instruction=REQUEST, max_tokens=16, **options):
+        with torch.inference_mode():
+            return words(encoder, {f"image{k}": one for k, one in enumerate(images)}, instruction,
+                         max_tokens=max_tokens, **options)
+
+    return run_it
+
+
+def noise(seed: int, height: int = 64, width: int = 96) -> torch.Tensor:
+    return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(seed))
+
+
+# --- both encoders write the same ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sizes", [((64, 96),), ((250, 130),), ((64, 96), (71, 127))], ids=lambda s: " and ".join(f"{h}×{w}" for h, w in s)
+)
+def test_both_encoders_write_the_same_likeliest_words(sizes, writers, write):
+    pictures = [noise(seed, *size) for seed, size in enumerate(sizes)]
+    ours, theirs = (write(writers[name], pictures) for name in ("native", "transformers"))
+    assert ours.raw and ours == theirs
+    assert len(set(ours.raw)) > 12  # one word over and over would agree cheaply
+
+
+def test_the_words_depend_on_the_picture_and_on_the_request(writer, write):
+    same = write(writer, [noise(1)]).raw
+    assert write(writer, [noise(1)]).raw == same
+    assert write(writer, [noise(2)]).raw != same
+    assert write(writer, [noise(1)], "what colours are there?").raw != same
+
+
+def test_the_budget_of_tokens_reaches_both_encoders(writers, write):
+    small = [write(writers[name], [noise(1, 256, 192)], budget=6) for name in ("native", "transformers")]
+    assert small[0] == small[1] and any("6" in note or "scaled" in note for note in small[0].notes)
+
+
+def test_a_seed_draws_the_same_words_again_and_another_seed_others(writer, write):
+    def drawn(seed):
+        return write(writer, [noise(1)], temperature=1.0, top_k=0, seed=seed).raw
+
+    assert drawn(2**64 - 1) == drawn(2**64 - 1)
+    assert len({drawn(seed) for seed in range(5)}) > 3
+
+
+def test_drawing_from_one_token_is_taking_the_likeliest(writer, write):
+    assert write(writer, [noise(1)], temperature=1.0, top_k=1, seed=3).raw == write(writer, [noise(1)]).raw
+
+
+def test_an_encode_gives_the_same_states_before_and_after_writing(writer, write, part):
+    def states():
+        with torch.inference_mode():
+            return part("nodes.host").encode_vision(writer, {"image0": noise(1)}, "a cat", [-2])[0].states
+
+    before = states()
+    write(writer, [noise(2)])
+    assert torch.equal(states(), before)
+
+
+# --- progress and Stop ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hook(monkeypatch):
+    """Puts a function where ComfyUI's main.py puts the one that shows progress and asks for Stop.
+
+    A bar calls it at most every tenth of a second; here it calls it every time.
+    """
+    import comfy.utils
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_THROTTLE_MIN_INTERVAL", 0.0)
+    before = comfy.utils.PROGRESS_BAR_HOOK
+    yield comfy.utils.set_progress_bar_global_hook
+    comfy.utils.set_progress_bar_global_hook(before)
+
+
+def test_progress_is_shown_token_by_token(writer, write, hook):
+    seen = []
+    hook(lambda value, total, *_, **__: seen.append((value, total)))
+    found = write(writer, [noise(1)])
+    assert seen[-1] == (found.tokens, 16)
+    assert [value for value, _ in seen] == list(range(1, found.tokens + 1))
+
+
+def test_stop_ends_the_writing_between_two_tokens(writer, write, hook):
+    import comfy.model_management as management
+
+    seen = []
+
+    def asked(value, total, *_, **__):  # as the hook of main.py
+        management.throw_exception_if_processing_interrupted()
+        seen.append(value)
+        if value == 3:
+            management.interrupt_current_processing()
+
+    hook(asked)
+    with pytest.raises(management.InterruptProcessingException):
+        write(writer, [noise(1)])
+    assert seen == [1, 2, 3]
+    hook(None)
+    assert write(writer, [noise(1)]).raw
+
+
+# --- the node -------------------------------------------------------------------------------------------------------
+
+
+def test_the_node_gives_the_words_and_shows_them(writer, run, told, picture):
+    words, prompt = run("Describe", writer, images={"image0": picture}, prompt="a cat. ", max_tokens=12)[:2]
+    assert words and prompt.startswith("a cat, ")
+    assert " ".join(words.split()).strip(" ,.;:") in prompt
+    assert words in told(run("Describe", writer, images={"image0": picture}, max_tokens=12))
+
+
+def test_the_choice_is_the_request_and_own_words_overrule_it(writer, run, part, picture, write):
+    instructions = part("vl_core.describe").INSTRUCTIONS
+    given = {"images": {"image0": picture}, "max_tokens": 12}
+    for take in ("style hint", "slots"):
+        assert run("Describe", writer, take, **given)[0] == write(writer, [picture], instructions[take], 12).words
+    own = run("Describe", writer, "slots", instruction=REQUEST, **given)[0]
+    assert own == write(writer, [picture], REQUEST, 12).words
+
+
+def test_without_a_prompt_the_second_output_is_the_words_alone(writer, run, picture):
+    words, alone = run("Describe", writer, images={"image0": picture}, max_tokens=12)[:2]
+    assert alone == " ".join(words.split()).strip(" \t\r\n,.;:")
+
+
+def test_an_answer_that_did_not_fit_says_so(writer, run, told, picture):
+    output = run("Describe", writer, images={"image0": picture}, max_tokens=6)
+    assert "ended at its limit after 6 tokens" in told(output)
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("images", [None, {}, {"image0": None}])
+def test_no_picture_is_refused(images, writer, run):
+    with pytest.raises(ValueError, match="images: expected at least one picture"):
+        run("Describe", writer, images=images)
+
+
+def test_a_clip_that_cannot_see_is_refused(run, text_clip, picture):
+    with pytest.raises(ValueError, match="cannot see pictures"):
+        run("Describe", text_clip, images={"image0": picture})
+
+
+def test_an_encoder_without_its_last_blocks_is_refused_and_told_the_mend(run, encoder_folder, picture):
+    short = run("Loader", encoder_folder.name, "fp32", deepest_layer=-2)[0]
+    with pytest.raises(ValueError, match="`deepest layer` -1"):
+        run("Describe", short, images={"image0": picture})
+
+
+def test_an_embedding_file_in_the_instruction_is_refused(writer, run, picture):
+    with pytest.raises(ValueError, match="instruction: contains an embedding: file"):
+        run("Describe", writer, images={"image0": picture}, instruction="embedding:face")
+
+
+def test_qwen3_vl_8b_can_write_too(tiny, write):
+    assert write(tiny.vision_clip(model_type="qwen3vl_8b", lm_head=False), [noise(1)]).tokens

@@ -1,0 +1,464 @@
+"""FLUX.2 klein on tiny models: three layers side by side, read, mixed and padded as the host does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+PROMPT = "a cat in a red hat"
+BLOCKS, WIDTH, LAYERS, LENGTH = 28, 64, (9, 18, 27), 512
+PAD = 151643
+TAIL = [151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271]  # … assistant \n <think> \n\n </think> \n\n
+LAYOUT = "vl_layout"
+MODES = ["blend aligned", "append picture", "image delta"]
+
+
+@pytest.fixture(scope="module")
+def build(tiny):
+    """FLUX.2 klein's text encoder as Load CLIP (type flux2) returns it."""
+    from comfy.text_encoders import flux
+
+    def clip(model_type="qwen3_4b", seed=2, **text):
+        tokenizer = flux.KleinTokenizer8B if model_type == "qwen3_8b" else flux.KleinTokenizer
+        return tiny.build_clip(
+            flux.klein_te(model_type=model_type), tokenizer, model_type, seed, **{"num_hidden_layers": BLOCKS, **text}
+        )
+
+    return clip
+
+
+@pytest.fixture(scope="module")
+def klein(build):
+    return build()
+
+
+@pytest.fixture(scope="module")
+def native(tiny):
+    """Qwen3-VL as deep as the text encoder."""
+    return tiny.vision_clip(num_hidden_layers=BLOCKS)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny, run, native, base_folder):
+    """The same weights as Load Qwen3-VL gives them."""
+    import json
+
+    folder = base_folder / "models" / "text_encoders" / "Qwen3-VL-Deep"
+    tiny.write_folder(folder, native)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["num_hidden_layers"] = BLOCKS
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return run("Loader", folder.name, "fp32", deepest_layer=-1)[0]
+
+
+@pytest.fixture(params=["native", "transformers"])
+def vision(request):
+    return request.getfixturevalue({"native": "native", "transformers": "loaded"}[request.param])
+
+
+@pytest.fixture(scope="module")
+def relatives(native, build):
+    """Qwen3-VL and klein's text encoder with the same language weights and rotary base."""
+    text = build(rope_theta=5000000.0)
+    text.cond_stage_model.qwen3_4b.transformer.model.load_state_dict(
+        native.cond_stage_model.qwen3vl_4b.transformer.model.state_dict()
+    )
+    return native, text
+
+
+def words_of(layout) -> torch.Tensor:
+    return ~layout.padding()
+
+
+# --- what the host does -----------------------------------------------------------------------------------------------
+
+
+def test_the_text_is_what_clip_text_encode_gives_and_its_layout_says_what_is_padding(klein, core_text, part, told, run):
+    (states, options), = core_text(PROMPT, klein)
+    with torch.inference_mode():
+        (entry,) = part("nodes.host").encode_text(klein, PROMPT)
+    assert torch.equal(entry[0], states) and states.shape == (1, LENGTH, 3 * WIDTH)
+    layout = entry[1][LAYOUT]
+    assert torch.equal(words_of(layout), options["attention_mask"][0].bool())
+    ids = [pair[0] for pair in klein.tokenize(PROMPT)["qwen3_4b"][0]]
+    assert layout.token_ids.tolist() == ids and ids[-1] == PAD
+    assert layout.token_ids[words_of(layout)].tolist()[-9:] == TAIL
+    assert layout.describe() == f"12 template, 6 text, {LENGTH - 18} padding" and layout.layer is None
+
+
+def test_the_template_is_the_hosts_own(part):
+    from comfy.text_encoders import flux
+
+    families = part("vl_core.families")
+    for family, tokenizer in ((families.KLEIN_4B, flux.KleinTokenizer), (families.KLEIN_9B, flux.KleinTokenizer8B)):
+        assert tokenizer().llama_template == family.turn
+        rows = tokenizer().tokenize_with_weights("")
+        ((row,),) = rows.values()
+        assert len(row) == family.padded_to and row[-1][0] == PAD
+        assert [pair[0] for pair in row if pair[0] != PAD][-family.tail_tokens :] == TAIL
+
+
+def test_a_prompt_longer_than_the_padding_has_none(klein, part):
+    with torch.inference_mode():
+        (entry,) = part("nodes.host").encode_text(klein, "cat " * 600)
+    assert entry[0].shape[1] == len(entry[1][LAYOUT]) > LENGTH
+    assert words_of(entry[1][LAYOUT]).all()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_both_encoders_read_the_same_stack(run, native, loaded, picture):
+    ours, theirs = (
+        run("Encode", encoder, PROMPT, images={"image0": picture}, family="FLUX.2 klein")[0]
+        for encoder in (native, loaded)
+    )
+    assert ours[0][0].shape == theirs[0][0].shape and ours[0][0].shape[-1] == 3 * WIDTH
+    assert torch.equal(ours[0][1][LAYOUT].token_ids, theirs[0][1][LAYOUT].token_ids)
+    # transformers gives a state before deepstack is added and the host after it, which ends below layer 9
+    torch.testing.assert_close(ours[0][0], theirs[0][0], rtol=1e-3, atol=1e-3)
+
+
+def test_without_a_picture_qwen3_vl_reads_as_kleins_text_encoder_does(relatives, run, core_text):
+    vision, text = relatives
+    states = run("Encode", vision, PROMPT, family="FLUX.2 klein")[0][0][0]
+    own = core_text(PROMPT, text)[0][0]
+    torch.testing.assert_close(states, own[:, : states.shape[1]], rtol=1e-3, atol=1e-3)
+
+
+def test_each_part_of_the_width_is_one_layer(run, vision, picture, part):
+    stack = run("Encode", vision, PROMPT, images={"image0": picture}, family="FLUX.2 klein")[0][0][0]
+    with torch.inference_mode():
+        seen, _ = part("nodes.host").encode_vision(
+            vision, {"image0": picture}, PROMPT, LAYERS, family=part("vl_core.families").KLEIN_4B
+        )
+    for index, layer in enumerate(LAYERS):
+        assert torch.equal(stack[0, :, index * WIDTH : (index + 1) * WIDTH], seen.at(layer)[0].float())
+
+
+def test_one_forward_gives_all_three_layers(run, native, picture, monkeypatch):
+    asked = []
+    read = native.encode_from_tokens
+    monkeypatch.setenv("ZIMAGE_VL_FAST", "0")
+    monkeypatch.setattr(type(native), "encode_from_tokens", lambda self, *a, **k: asked.append(1) or read(*a, **k))
+    monkeypatch.setattr(type(native), "clone", lambda self: self)
+    monkeypatch.setattr(type(native), "clip_layer", lambda self, layers: asked.append(list(layers)))
+    with pytest.raises(RuntimeError, match=r"shape"):  # the patched clip captures nothing
+        run("Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein")
+    assert asked == [list(LAYERS), 1]
+
+
+def test_zimage_stays_what_it_was(run, vision, picture):
+    old = run("Encode", vision, PROMPT, -2, images={"image0": picture})[0]
+    named = run("Encode", vision, PROMPT, -2, images={"image0": picture}, family="Z-Image")[0]
+    assert torch.equal(old[0][0], named[0][0]) and old[0][0].shape[-1] == WIDTH
+    assert old[0][1][LAYOUT].token_ids[-1] == 198
+
+
+def test_mixed_layers_are_refused(run, native, picture):
+    with pytest.raises(ValueError, match=r"mix_layers: FLUX.2 klein reads layers 9, 18, 27 side by side.*Empty it"):
+        run("Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein", mix_layers="-2, -4")
+
+
+def test_the_node_says_what_it_read(run, native, picture, told):
+    text = told(run("Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein"))
+    assert "layers 9, 18, 27 side by side" in text
+    assert "Width 192: FLUX.2 klein 4B takes 7680, which Qwen3-VL-4B gives" in text
+
+
+# --- mixing -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_picture_changes_the_words_and_no_padding(mode, run, klein, vision, picture, core_text):
+    own = core_text(PROMPT, klein)[0][0]
+    (mixed, options), = run("Condition", klein, vision, PROMPT, 0.5, mode, images={"image0": picture})[0]
+    layout = options[LAYOUT]
+    assert mixed.shape == own.shape and mixed.isfinite().all()
+    padding = ~words_of(layout)
+    assert torch.equal(mixed[:, padding], own[:, padding])
+    changed = (mixed != own).any(-1)[0]
+    assert changed.any() and not changed[padding].any()
+    for part_of_width in (mixed - own).split(WIDTH, -1):
+        assert part_of_width.abs().max() > 1e-3  # every layer is steered
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_strength_0_is_the_words_alone_bit_for_bit(mode, run, klein, vision, picture, core_text):
+    output = run("Condition", klein, vision, PROMPT, 0.0, mode, images={"image0": picture})[0]
+    assert torch.equal(output[0][0], core_text(PROMPT, klein)[0][0])
+
+
+def test_each_layer_is_mixed_as_if_it_were_alone(run, klein, native, picture, part, core_text):
+    mixed = run("Condition", klein, native, PROMPT, 0.3, images={"image0": picture})[0][0][0]
+    stack = run("Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein", tokens="text")[0][0][0]
+    own = core_text(PROMPT, klein)[0][0][:, : stack.shape[1]]
+    blend = part("vl_core").blend
+    for index in range(3):
+        at = slice(index * WIDTH, (index + 1) * WIDTH)
+        alone, _ = blend(own[..., at], stack[..., at], 0.3, "aligned")
+        torch.testing.assert_close(mixed[:, : own.shape[1], at], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_blending_relatives_without_their_picture_changes_nothing(relatives, core_text, part, run):
+    vision, text = relatives
+    families, condition = part("vl_core.families"), part("vl_core.recipes").blend_aligned
+    with torch.inference_mode():
+        (entry,) = part("nodes.host").encode_text(text, PROMPT)
+        seen, _ = part("nodes.host").encode_vision(vision, {}, PROMPT, LAYERS, family=families.KLEIN_4B)
+
+        def act(own, layout, index):
+            task = part("vl_core.recipes").Task(own, layout, *seen.at(LAYERS[index]), 0.5)
+            mixed, info, _ = condition(task)
+            return mixed, info.layout, info.describe()
+
+        mixed, _, lines = families.steer(entry[0], entry[1][LAYOUT], families.KLEIN_4B, act)
+    torch.testing.assert_close(mixed, entry[0], rtol=1e-3, atol=1e-3)
+    assert len(lines) == 3 and all("cosine between text and VL at the same positions: 1.00" in line for line in lines)
+
+
+def test_appended_tokens_go_before_the_padding_and_take_its_first_places(run, klein, vision, picture, core_text):
+    own, mask = (core_text(PROMPT, klein)[0][0], core_text(PROMPT, klein)[0][1]["attention_mask"])
+    (mixed, options), = run("Condition", klein, vision, PROMPT, 1.0, "append picture", images={"image0": picture})[0]
+    words, added = int(mask.sum()), 6  # a picture of 2 × 3 tokens
+    layout = options[LAYOUT]
+    assert mixed.shape == own.shape
+    assert torch.equal(mixed[:, :words], own[:, :words])
+    assert layout.roles[words : words + added].tolist() == [3] * added and layout.grids == ((2, 3),)
+    assert torch.equal(mixed[:, words + added :], own[:, words + added :])
+    assert options["attention_mask"][0].tolist() == [1] * (words + added) + [0] * (LENGTH - words - added)
+
+
+def test_what_finds_no_padding_makes_the_text_longer(run, klein, native, picture, core_text):
+    prompt = "cat " * 600
+    own = core_text(prompt, klein)[0][0]
+    mixed = run("Condition", klein, native, prompt, 1.0, "append picture", images={"image0": picture})[0][0][0]
+    assert mixed.shape[1] == own.shape[1] + 6 and torch.equal(mixed[:, : own.shape[1]], own)
+
+
+def test_every_layer_is_measured_for_itself_and_without_padding(klein, part, core_text):
+    with torch.inference_mode():
+        measured, origin = part("nodes.host").measure_layers(klein)
+        again, cached = part("nodes.host").measure_layers(klein)
+    assert [one.layer for one in measured] == list(LAYERS) and [one.width for one in measured] == [WIDTH] * 3
+    assert "measured now" in origin and "from the cache" in cached
+    assert torch.equal(again[2].ordinary.mean, measured[2].ordinary.mean)
+    texts = part("vl_core").calibration_prompts()
+    rows = [klein.tokenize(text)["qwen3_4b"][0] for text in texts]
+    words = sum(token != PAD for row in rows for token, _ in row)
+    assert {one.ordinary.count + one.sinks.count for one in measured} == {words} and measured[0].prompts == len(texts)
+    lengths = [sum(token != PAD for token, _ in row) for row in rows]
+    own = torch.cat([core_text(text, klein)[0][0][0, :one] for text, one in zip(texts, lengths, strict=True)])
+    for index, one in enumerate(measured):
+        every = own[:, index * WIDTH : (index + 1) * WIDTH].double()
+        torch.testing.assert_close(one.moments("include").mean, every.mean(0), rtol=1e-3, atol=1e-4)
+
+
+def test_several_pictures_are_combined_in_every_layer(run, klein, native, picture, shuffled, core_text, told):
+    own = core_text(PROMPT, klein)[0][0]
+
+    def mixed(weights, **options):
+        images = {"image0": picture, "image1": shuffled}
+        return run("Condition", klein, native, PROMPT, images=images, weights=weights, combine="average", **options)
+
+    both, first = mixed("1, 0.5")[0][0][0], mixed("1, 0")[0][0][0]
+    alone = run("Condition", klein, native, PROMPT, images={"image0": picture})[0][0][0]
+    torch.testing.assert_close(first, alone, rtol=1e-5, atol=1e-5)
+    for part_of_width in (both - first).split(WIDTH, -1):
+        assert part_of_width.abs().max() > 1e-3
+    assert torch.equal(both[:, -1], own[:, -1])
+
+
+@pytest.mark.parametrize("recipe", ["style hint", "colour palette", "light and mood", "composition", "push away"])
+def test_recipes_work_and_say_that_their_layer_is_not_read(recipe, run, klein, native, picture, core_text, told):
+    output = run("Condition", klein, native, PROMPT, images={"image0": picture}, recipe=recipe)
+    assert all(entry[0].isfinite().all() for entry in output[0])
+    assert any(not torch.equal(entry[0], core_text(PROMPT, klein)[0][0]) for entry in output[0])
+    assert "layers 9, 18, 27 side by side in place of layer -2" in told(output)
+
+
+def test_a_recipe_that_normalises_brings_every_layer_to_its_own_size(run, klein, native, picture, part, told):
+    import json
+
+    file = part("nodes.host").recipe_folder() / "size.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({
+        "name": "size", "meaning": "the text's sizes", "mode": "append picture", "settings": {"normalization": "rms"},
+    }), encoding="utf-8")
+    try:
+        output = run("Condition", klein, native, PROMPT, 1.0, images={"image0": picture}, recipe="size")
+    finally:
+        file.unlink()
+    with torch.inference_mode():
+        measured, _ = part("nodes.host").measure_layers(klein)
+    states, options = output[0][0]
+    added = states[0, options[LAYOUT].roles == 3].reshape(-1, 3, WIDTH).square().mean(-1).sqrt()
+    for index, one in enumerate(measured):
+        torch.testing.assert_close(added[:, index], torch.full((6,), one.median_rms), rtol=1e-3, atol=0)
+    assert "reference statistics" in told(output)
+
+
+@pytest.mark.parametrize("node_mode", MODES)
+def test_words_alone_without_a_picture(node_mode, run, klein, native, told, core_text):
+    output = run("Condition", klein, native, PROMPT, 0.5, node_mode)
+    assert torch.equal(output[0][0][0], core_text(PROMPT, klein)[0][0])
+    assert "Words only: no picture connected" in told(output)
+
+
+def test_the_node_says_how_it_mixed(run, klein, native, picture, told):
+    text = told(run("Condition", klein, native, PROMPT, images={"image0": picture}))
+    assert "layers 9, 18, 27 side by side, each mixed for itself; padding stays as it is" in text
+    assert all(f"layer {layer}" in text for layer in LAYERS)
+
+
+# --- what does not fit ------------------------------------------------------------------------------------------------
+
+
+def test_zimages_arithmetic_is_refused(run, klein, native, picture):
+    with pytest.raises(ValueError, match=r"mode: blend as published is Z-Image's.*Choose another mode"):
+        run("Condition", klein, native, PROMPT, mode="blend as published", images={"image0": picture})
+
+
+def test_a_vision_encoder_of_another_width_is_refused(run, build, loaded, picture):
+    wide = build(hidden_size=96)
+    with pytest.raises(ValueError, match=r"vision: expected an encoder of width 96.*got 64.*needs Qwen3-VL-4B, width"):
+        run("Condition", wide, loaded, PROMPT, images={"image0": picture})
+
+
+def test_a_vision_encoder_of_another_depth_is_refused(run, klein, tiny, picture):
+    shallow = tiny.vision_clip(num_hidden_layers=30)
+    with pytest.raises(ValueError, match=r"vision: expected an encoder of 28 blocks.*got 30 \(qwen3vl_4b\)"):
+        run("Condition", klein, shallow, PROMPT, images={"image0": picture})
+
+
+def test_the_sizes_go_together(run, build, tiny, klein, native, picture):
+    large, eyes = build("qwen3_8b"), tiny.vision_clip(model_type="qwen3vl_8b", num_hidden_layers=BLOCKS)
+    output = run("Condition", large, eyes, PROMPT, images={"image0": picture})[0]
+    assert output[0][0].shape == (1, LENGTH, 3 * WIDTH) and output[0][0].isfinite().all()
+    with pytest.raises(ValueError, match=r"vision: got qwen3vl_8b, but FLUX.2 klein 4B needs the 4B"):
+        run("Condition", klein, eyes, PROMPT, images={"image0": picture})
+    with pytest.raises(ValueError, match=r"vision: got qwen3vl_4b, but FLUX.2 klein 9B needs the 8B.*Load Qwen3-VL-8B"):
+        run("Condition", large, native, PROMPT, images={"image0": picture})
+
+
+def test_the_8b_is_still_refused_for_zimage(run, tiny, picture):
+    eyes = tiny.vision_clip(model_type="qwen3vl_8b")
+    with pytest.raises(ValueError, match=r"encoder: got qwen3vl_8b, but Z-Image needs the 4B \(width 2560\)"):
+        run("Encode", eyes, PROMPT, images={"image0": picture})
+
+
+def test_states_of_two_families_are_refused(run, native, picture, core_text, text_clip):
+    seen = run("Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein")[0]
+    with pytest.raises(ValueError, match=r"expected"):
+        run("Blend", core_text(PROMPT, text_clip), seen, {"method": "aligned"})
+
+
+def test_flux_2_devs_text_encoder_is_refused(run, native):
+    from types import SimpleNamespace
+
+    from comfy.text_encoders import flux
+
+    class Mistral(flux.Flux2TEModel):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+            self.clip_name = "mistral3_24b"
+
+    with pytest.raises(ValueError, match=r"clip: expected Z-Image's text encoder.*For FLUX.2 klein the type is flux2"):
+        run("Condition", SimpleNamespace(cond_stage_model=Mistral()), native, PROMPT)
+
+
+# --- the open pipeline ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stack(run, native, picture):
+    return run("Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein")[0]
+
+
+@pytest.mark.parametrize("method", ["aligned", "resample", "truncate", "adain_per_dim"])
+def test_blending_core_text_leaves_its_padding_bit_for_bit(method, run, klein, stack, core_text, told):
+    (own, options), = core_text(PROMPT, klein)  # no layout: the attention mask says where the padding begins
+    output = run("Blend", core_text(PROMPT, klein), stack, {"method": method, "alpha": 0.5})
+    mixed, words = output[0][0][0], int(options["attention_mask"].sum())
+    assert mixed.shape[-1] == own.shape[-1] and torch.equal(mixed[:, words:], own[:, words:])
+    assert all((mixed != own)[:, :words, at : at + WIDTH].any() for at in range(0, 3 * WIDTH, WIDTH))
+    assert all(f"layer {layer}: {method}" in told(output) for layer in LAYERS)
+
+
+def test_alpha_0_is_the_text_bit_for_bit_here_too(run, klein, stack, core_text):
+    text = core_text(PROMPT, klein)
+    assert torch.equal(run("Blend", text, stack, {"method": "aligned", "alpha": 0.0})[0][0][0], text[0][0])
+
+
+def test_the_open_pipeline_gives_what_the_simple_node_gives(run, klein, native, stack, picture, core_text):
+    simple = run("Condition", klein, native, PROMPT, 0.4, images={"image0": picture})[0][0][0]
+    blended = run("Blend", core_text(PROMPT, klein), stack, {"method": "aligned", "alpha": 0.4})[0][0][0]
+    assert torch.equal(simple, blended)
+
+
+def test_appending_here_takes_the_first_places_of_the_padding(run, klein, stack, core_text):
+    (own, options), = core_text(PROMPT, klein)
+    mixed = run("Blend", core_text(PROMPT, klein), stack, {"method": "append"})[0][0][0]
+    words, added = int(options["attention_mask"].sum()), stack[0][0].shape[1]
+    assert mixed.shape == own.shape
+    assert torch.equal(mixed[:, words : words + added], stack[0][0])
+    assert torch.equal(mixed[:, words + added :], own[:, words + added :])
+
+
+def test_each_layer_is_normalised_to_its_own_statistics(run, klein, stack, told):
+    references = run("Reference", klein)[0]
+    assert [one.layer for one in references] == list(LAYERS)
+    output = run("Normalize", stack, {"mode": "rms"}, references)
+    sizes = output[0][0][0].reshape(1, -1, 3, WIDTH).square().mean(-1).sqrt()
+    for index, one in enumerate(references):
+        torch.testing.assert_close(sizes[..., index].median(), torch.tensor(one.median_rms), rtol=1e-3, atol=0)
+    masked = run("MaskOutliers", stack, references, {"mode": "clamp"}, 2.0, scope="all tokens")
+    for shown in (told(output), told(masked)):
+        assert all(f"layer {layer}: " in shown for layer in LAYERS)
+
+
+def test_normalising_a_text_leaves_its_padding(run, klein, part, core_text):
+    with torch.inference_mode():
+        text = part("nodes.host").encode_text(klein, PROMPT)
+    scaled = run("Normalize", text, {"mode": "global", "target_std": 3.0})[0][0]
+    padding = ~words_of(text[0][1][LAYOUT])
+    assert torch.equal(scaled[0][:, padding], text[0][0][:, padding])
+    assert not torch.equal(scaled[0], text[0][0]) and scaled[1][LAYOUT].counts() == text[0][1][LAYOUT].counts()
+
+
+def test_statistics_of_the_other_family_are_refused(run, klein, text_clip, stack, native, picture):
+    ours, theirs = run("Reference", klein)[0], run("Reference", text_clip)[0]
+    with pytest.raises(ValueError, match=r"reference: expected statistics of layers 9, 18, 27.*got layer -2"):
+        run("Normalize", stack, {"mode": "rms"}, theirs)
+    seen = run("Encode", native, PROMPT, -2, images={"image0": picture})[0]
+    with pytest.raises(ValueError, match=r"reference: expected statistics of one layer.*layers 9, 18, 27"):
+        run("Normalize", seen, {"mode": "rms"}, ours)
+    with pytest.raises(ValueError, match=r"reference: expected statistics of one layer"):
+        run("Inspect", seen, ours)
+
+
+def test_the_template_tail_is_zimages_only(run, klein, part, stack):
+    with torch.inference_mode():
+        text = part("nodes.host").encode_text(klein, PROMPT)
+    with pytest.raises(ValueError, match=r"append_position: before_tail expected a text that ends"):
+        run("Blend", text, stack, {"method": "append", "position": "before the template tail"})
+
+
+def test_states_of_two_families_are_told_apart_with_how_to_mend_it(run, stack, core_text, text_clip, klein, native):
+    with pytest.raises(ValueError, match=r"a VL of FLUX.2 klein 4B \(width 192.*family = Z-Image"):
+        run("Blend", core_text(PROMPT, text_clip), stack, {"method": "aligned"})
+    seen = run("Encode", native, PROMPT, -2)[0]
+    with pytest.raises(ValueError, match=r"text and vl: expected .* widths, got 192 and 64"):
+        run("Blend", core_text(PROMPT, klein), seen, {"method": "aligned"})
+
+
+# --- painting ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_picture_changes_what_flux_2_paints(mode, run, tiny, klein, native, picture, core_text):
+    model, text = tiny.flux2_model(), core_text(PROMPT, klein)
+    mixed = run("Condition", klein, native, PROMPT, 1.0, mode, images={"image0": picture})[0]
+    with torch.inference_mode():
+        words, both = (tiny.sample(model, one, channels=128) for one in (text, mixed))
+    assert both.isfinite().all() and not torch.allclose(both, words, atol=1e-3)

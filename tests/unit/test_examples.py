@@ -1,0 +1,184 @@
+"""Folders of pictures into a picture adapter: what is read, what is refused, and a fit that is stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+Image = pytest.importorskip("PIL.Image", reason="pictures are read with pillow")
+
+from vl_core.adapter import AdapterSpec, PictureAdapter, PictureFeatures  # noqa: E402
+from vl_core.description import SLOTS  # noqa: E402
+from vl_core.examples import FREE_TEXT, Example, examples_key, find_examples, fit_examples, slots_of  # noqa: E402
+from vl_core.layout import insert_pictures, text_layout  # noqa: E402
+from vl_core.states import VLStates  # noqa: E402
+
+WIDTH = 8
+PROMPTS = ("a cat", "a dog")
+
+
+def tokens_of(text: str):
+    """A layout with one token per character, in Z-Image's template."""
+    ids = [151644, 872, 198, *(1000 + ord(letter) for letter in text), 151645, 198, 151644, 77091, 198]
+    return text_layout(ids, prompt=text, model="planted")
+
+
+def read(text: str):
+    layout = tokens_of(text)
+    table = torch.randn(70_000, WIDTH, generator=torch.Generator().manual_seed(0))
+    states = table[layout.token_ids.clamp(max=69_999)].cumsum(0) / torch.arange(1, len(layout) + 1)[:, None]
+    return states, layout
+
+
+def look(pixels: torch.Tensor, prompt: str) -> VLStates:
+    layout = insert_pictures(tokens_of(prompt), [(2, 2)])
+    colour = pixels.float().mean((0, 1)) / 255
+    states = torch.randn(len(layout), WIDTH, generator=torch.Generator().manual_seed(1))
+    states[:, :3] += colour * 5
+    return VLStates(states[None], (5,), 6, layout, prompt, "", "planted")
+
+
+SPEC = AdapterSpec(PictureFeatures("mean"), FREE_TEXT, WIDTH, 6, WIDTH, vl_model="planted", text_model="planted")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    for index in range(20):
+        shade = 12 * index
+        Image.new("RGB", (64, 64), (shade, 255 - shade, 40)).save(tmp_path / f"{index:02}.png")
+        (tmp_path / f"{index:02}.txt").write_text(f"shade {'abcdefghijklmnopqrst'[index]}, soft light")
+    return tmp_path
+
+
+def test_pictures_and_words_are_found_by_name(folder):
+    (folder / "notes.md").write_text("no picture")
+    found = find_examples(folder)
+    assert [example.picture.name for example in found] == [f"{index:02}.png" for index in range(20)]
+    assert found[3].words == "shade d, soft light"
+    assert tuple(found[0].pixels().shape) == (64, 64, 3)
+    assert {example.words for example in find_examples(folder, captions=False)} == {None}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "expected"),
+    [
+        (lambda folder: (folder / "07.txt").unlink(), "07.txt"),
+        (lambda folder: (folder / "07.txt").write_text(" \n"), "1 of 20"),
+        (lambda folder: [path.unlink() for path in sorted(folder.glob("*.png"))[5:]], "at least 10"),
+    ],
+)
+def test_what_is_missing_is_named(folder, spoil, expected):
+    spoil(folder)
+    with pytest.raises(ValueError, match=expected):
+        find_examples(folder)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        find_examples(tmp_path / "nowhere")
+
+
+def test_a_file_that_is_no_picture_is_named(folder):
+    (folder / "07.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"07\.png"):
+        fit_examples(find_examples(folder), SPEC, look, read, prompts=PROMPTS)
+
+
+def test_slots_are_those_that_every_text_names():
+    lines = "\n".join(f"{slot.name}: something" for slot in SLOTS)
+    assert slots_of([Example(Path("a.png"), lines)] * 2) == SLOTS
+    assert slots_of([Example(Path("a.png"), lines), Example(Path("b.png"), "a free text")]) == FREE_TEXT
+
+
+def test_the_key_changes_with_pictures_words_prompts_and_spec(folder):
+    found = find_examples(folder)
+    keys = {examples_key(found, SPEC, PROMPTS), examples_key(found[1:], SPEC, PROMPTS)}
+    keys.add(examples_key(found, SPEC, ("a cat",)))
+    keys.add(examples_key([*found[:-1], Example(found[-1].picture, "other words")], SPEC, PROMPTS))
+    other = AdapterSpec(PictureFeatures("grid2"), FREE_TEXT, WIDTH, 6, WIDTH)
+    keys.add(examples_key(found, other, PROMPTS))
+    assert len(keys) == 5
+    assert examples_key(find_examples(folder), SPEC, PROMPTS) in keys
+
+
+def same(a: PictureAdapter, b: PictureAdapter) -> bool:
+    first, second = a.map.tensors(), b.map.tensors()
+    return all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+
+
+def test_a_fit_that_is_stopped_goes_on_to_the_same_adapter(folder, tmp_path):
+    examples, part, done = find_examples(folder), tmp_path / "half.part", []
+    whole, resumed = fit_examples(examples, SPEC, look, read, prompts=PROMPTS)
+    assert resumed == 0
+
+    def stop():
+        done.append(0)
+        if len(done) == 18:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_examples(examples, SPEC, look, read, prompts=PROMPTS, part=part, step=stop)
+    seen = []
+    again, resumed = fit_examples(
+        examples, SPEC, lambda pixels, prompt: seen.append(prompt) or look(pixels, prompt), read, prompts=PROMPTS,
+        part=part,
+    )
+    assert resumed == 16
+    assert len(seen) == 4
+    assert not part.exists()
+    assert same(whole, again)
+
+
+def test_a_fit_that_is_killed_goes_on_to_the_same_adapter(folder, tmp_path):
+    """A process of its own, killed by the system in mid-fit: what it kept is whole."""
+    part = tmp_path / "killed.part"
+    code = (
+        f"import os, signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from pathlib import Path\n"
+        "from test_examples import PROMPTS, SPEC, find_examples, fit_examples, look, read\n"
+        "done = []\n"
+        "def die():\n"
+        "    done.append(0)\n"
+        "    if len(done) == 19: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"fit_examples(find_examples(Path({str(folder)!r})), SPEC, look, read, prompts=PROMPTS,"
+        f" part=Path({str(part)!r}), step=die)\n"
+    )
+    if not hasattr(signal, "SIGKILL"):
+        pytest.skip("this system has no SIGKILL")
+    root = Path(__file__).resolve().parents[2]
+    paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    again, resumed = fit_examples(find_examples(folder), SPEC, look, read, prompts=PROMPTS, part=part)
+    assert resumed == 16
+    assert same(again, fit_examples(find_examples(folder), SPEC, look, read, prompts=PROMPTS)[0])
+
+
+def test_a_part_of_another_fit_is_refused(folder, tmp_path):
+    part = tmp_path / "other.part"
+    with pytest.raises(KeyboardInterrupt):
+        fit_examples(
+            find_examples(folder), SPEC, look, read, prompts=PROMPTS, part=part,
+            step=iter_raise(17),
+        )
+    other = AdapterSpec(PictureFeatures("grid1"), FREE_TEXT, WIDTH, 6, WIDTH, vl_model="planted", text_model="planted")
+    with pytest.raises(ValueError, match="another fit"):
+        fit_examples(find_examples(folder), other, look, read, prompts=PROMPTS, part=part)
+
+
+def iter_raise(count: int):
+    """A step that interrupts at its ``count``-th call."""
+    left = [count]
+
+    def step():
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    return step

@@ -1,0 +1,157 @@
+"""A folder of pictures and their descriptions, and a picture adapter fitted on them, picture by picture.
+
+A fit that is stopped goes on where it was: what is known so far is kept in one file beside the adapter, under a name
+that stands for the very same examples and spec.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from .adapter import AdapterSpec, PictureAdapter, PictureAdapterFit
+from .description import SLOTS, Slot, describe_prompt, read_description
+from .layout import TokenLayout
+from .pictures import check_picture
+from .states import VLStates
+from .statistics import calibration_prompts
+
+PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+FREE_TEXT = (Slot("description", 16),)  # where captions name no slots
+LEAST = 10  # pictures; fewer than the folds of the fit can tell nothing
+KEEP_EVERY = 16  # pictures between two writes of what is known so far
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture file and what it is like in words; no words yet if None."""
+
+    picture: Path
+    words: str | None = None
+
+    def pixels(self) -> Tensor:
+        """uint8 ``(H, W, 3)``, turned as the camera noted.
+
+        Raises:
+            ValueError: if the file cannot be read as a picture.
+        """
+        import numpy as np
+        import torch
+        from PIL import Image, ImageOps
+
+        try:
+            with Image.open(self.picture) as image:
+                pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{self.picture.name}: cannot be read as a picture. Remove it.") from error
+        return check_picture(torch.from_numpy(pixels), self.picture.name)[0]
+
+
+def find_examples(folder: Path, captions: bool = True) -> list[Example]:
+    """Pictures of a folder by name, and the ``.txt`` file of the same name beside each.
+
+    Args:
+        captions: whether the words are read, and needed.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: for fewer than 10 pictures, or pictures without words; the message names them.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"folder: expected a folder of pictures, found none at {folder}.")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_FILES)
+    if len(files) < LEAST:
+        raise ValueError(f"folder: expected at least {LEAST} pictures, better 200, found {len(files)} in {folder}.")
+    if not captions:
+        return [Example(path) for path in files]
+    found, missing = [], []
+    for path in files:
+        note = path.with_suffix(".txt")
+        words = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        found.append(Example(path, words))
+        if not words:
+            missing.append(note.name)
+    if missing:
+        shown = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise ValueError(
+            f"folder: expected words for each picture in a .txt file of its name, {len(missing)} of {len(files)} are "
+            f"missing or empty: {shown}. Write them, or let Qwen3-VL describe the pictures."
+        )
+    return found
+
+
+def slots_of(examples: Sequence[Example]) -> tuple[Slot, ...]:
+    """The slots of the examples' words: style, palette … if every one names them, else a single free description."""
+    try:
+        for example in examples:
+            read_description(example.words or "", SLOTS)
+    except ValueError:
+        return FREE_TEXT
+    return SLOTS
+
+
+def examples_key(examples: Sequence[Example], spec: AdapterSpec, prompts: Sequence[str]) -> str:
+    """16 hex digits that stand for the pictures, their words, the prompts and the spec."""
+    digest = hashlib.sha256(repr((spec, tuple(prompts))).encode())
+    for example in examples:
+        stat = example.picture.stat()
+        digest.update(repr((example.picture.name, stat.st_size, stat.st_mtime_ns, example.words)).encode())
+    return digest.hexdigest()[:16]
+
+
+def fit_examples(
+    examples: Sequence[Example],
+    spec: AdapterSpec,
+    look: Callable[[Tensor, str], VLStates],
+    read: Callable[[str], tuple[Tensor, TokenLayout]],
+    *,
+    prompts: Sequence[str] | None = None,
+    part: Path | None = None,
+    step: Callable[[], None] = lambda: None,
+) -> tuple[PictureAdapter, int]:
+    """Fit on every example, each beside another prompt, so that the map learns what is the picture's and what is not.
+
+    Args:
+        look: the VL's states of a picture (uint8 ``(H, W, 3)``) and a prompt, the spec's layers captured.
+        read: the text encoder's states ``(L, D)`` of a text, and their layout.
+        prompts: taken in turn; the built-in ones if None.
+        part: file that keeps what is known so far, written every 16 pictures and removed at the end; the examples in
+            it are not read again. It must belong to the same examples and spec (:func:`examples_key`).
+        step: called after each example; what it raises stops the fit, and ``part`` keeps what was done.
+
+    Returns:
+        the adapter, and how many of the examples were taken from ``part``.
+
+    Raises:
+        ValueError: for a picture that cannot be read, words that do not fit the slots, or other encoders than the
+            spec's; each names the file.
+    """
+    prompts = list(prompts or calibration_prompts())
+    fit = PictureAdapterFit(spec)
+    if part is not None and part.is_file():
+        fit = PictureAdapterFit.load(part)
+        if fit.spec != spec or fit.pairs > len(examples):
+            raise ValueError(f"{part.name}: belongs to another fit. Remove it.")
+    resumed = fit.pairs
+    for index in range(resumed, len(examples)):
+        example = examples[index]
+        prompt = prompts[index % len(prompts)]
+        try:
+            texts = describe_prompt(prompt, read_description(example.words or "", spec.slots), spec.slots)
+            layouts = [read(text)[1] for text in texts[1:-1]]
+            own, own_layout = read(texts[0])
+            described, layout = read(texts[-1])
+            fit.add_pair(look(example.pixels(), texts[0]), described, [own_layout, *layouts, layout], own, fold=index)
+        except ValueError as error:
+            raise ValueError(f"{example.picture.name}: {error}") from error
+        step()
+        if part is not None and ((index + 1) % KEEP_EVERY == 0) and index + 1 < len(examples):
+            fit.save(part)
+    adapter = fit.solve()
+    if part is not None:
+        part.unlink(missing_ok=True)
+    return adapter, resumed
