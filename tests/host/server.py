@@ -88,6 +88,18 @@ def prepare_base(comfyui: Path, base: Path) -> None:
     (base / "custom_nodes" / PACK_FOLDER).symlink_to(PACK, target_is_directory=True)
     (base / "custom_nodes" / "tiny_pack").symlink_to(HERE / "tiny_pack", target_is_directory=True)
     shutil.copy(comfyui / "input" / "example.png", base / "input")
+    _write_examples(base / "input" / "adapter_pictures")
+
+
+def _write_examples(folder: Path, count: int = 12) -> None:
+    """Plain pictures and words beside them, for a picture adapter."""
+    from PIL import Image
+
+    folder.mkdir()
+    for index in range(count):
+        shade = 255 * index // count
+        Image.new("RGB", (96, 64), (shade, 128, 255 - shade)).save(folder / f"{index:02}.png")
+        (folder / f"{index:02}.txt").write_text(f"a plain colour number {index}", encoding="utf-8")
 
 
 def command(comfyui: Path, base: Path, *options: str) -> list[str]:

@@ -59,6 +59,7 @@ def test_every_recipe_has_its_workflow():
         "zimage_vl_simple", "zimage_vl_open_pipeline", "zimage_vl_save_embeddings", "zimage_vl_reuse_embeddings",
         "zimage_vl_many_references", "zimage_vl_image_delta", "zimage_vl_recipes",
         "zimage_vl_sweep", "zimage_vl_flux2_klein", "zimage_vl_describe",
+        "zimage_vl_picture_adapter",
     }
 
 
