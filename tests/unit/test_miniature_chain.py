@@ -276,6 +276,15 @@ def test_every_method_runs_on_one_case(chain):
         assert states.shape[-1] == models.TOY.width
 
 
+def test_the_curves_of_the_adapter_have_a_row_for_each_point(run):
+    main(["curves", "--toy", "--out", str(run), "--pairs", "2", "--device", "cpu"])
+    rows = json.loads((run / "adapter_curves.json").read_text())["rows"]
+    assert {row["what"] for row in rows} == {
+        "pairs", "rank", "strength", "picture tokens", "layer", "tail", "words",
+    }
+    assert {row["value"] for row in rows if row["what"] == "picture tokens"} == {"none", "mean", "grid4"}
+
+
 def test_switches_reach_the_pairs():
     asked = switches(
         parser().parse_args(["bench", "--out", "x", "--leave-out-style", "striped", "--other-words", "--pairs", "9"])
