@@ -79,8 +79,7 @@ def measure(report: Report, device: torch.device, size: str, folder: Path) -> No
 
     def read(text: str):
         def states():
-            found, layout = encoder.encode([], text, -2).at(-2)
-            return found.cpu(), layout
+            return encoder.encode([], text, -2).at(-2)[0].cpu()
 
         return timed("texts", states)
 
@@ -91,7 +90,7 @@ def measure(report: Report, device: torch.device, size: str, folder: Path) -> No
         weights = torch.cuda.memory_allocated(device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     start = time.perf_counter()
-    adapter, _ = fit_examples(find_examples(folder), spec, look, read, prompts=[PROMPT])
+    adapter, _ = fit_examples(find_examples(folder), spec, look, read, encoder.tokenize, prompts=[PROMPT])
     whole = time.perf_counter() - start
     report.add(f"fit on {adapter.report.pairs} pictures of {SIDE}²", s=whole)
     for part, spent in seconds.items():

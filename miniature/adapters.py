@@ -91,7 +91,7 @@ class Examples:
         own = chain.words_many([texts[0] for texts in growing])
         described = chain.words_many([texts[-1] for texts in growing])
         found = []
-        for texts, before, states in zip(growing, own, described, strict=True):
+        for texts, (before, _), (states, _) in zip(growing, own, described, strict=True):
             layouts = [prompt_layout(chain.pipeline.tokenizer, text, "miniature") for text in texts]
             tail = before[-TAIL_TOKENS:] if spec.tail == "change" else None
             found.append(slot_targets(states, layouts, spec.slots, tail))

@@ -191,11 +191,11 @@ def prepare(chain: Chain, switches: Switches, seed: int) -> Bench:
         for order in (range(len(pairs)), turned)
     )
     cases = []
-    for index, (prompt, states) in enumerate(zip(pairs.prompts, chain.words_many(pairs.prompts), strict=True)):
+    for index, (prompt, words) in enumerate(zip(pairs.prompts, chain.words_many(pairs.prompts), strict=True)):
         other = turned[index]
         cases.append(
             Case(
-                index, prompt, states, chain.words(prompt)[1],
+                index, prompt, *words,
                 Sight(index, seen[index], blind[index], looks[index], said[index], seen_said[index]),
                 Sight(other, wrong[index], blind[index], looks[other], said[other], wrong_said[index]),
             )

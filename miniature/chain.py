@@ -77,13 +77,18 @@ class Chain:
         ids = layout.token_ids[None].to(self.device)
         return text_states(self.pipeline.text_encoder, ids, layer)[0].float(), layout.with_layer(layer)
 
-    def words_many(self, prompts: Sequence[str], layer: int = -2, chunk: int = 128) -> list[Tensor]:
-        """:meth:`words` of many prompts at once, their states alone."""
+    def words_many(
+        self, prompts: Sequence[str], layer: int = -2, chunk: int = 128
+    ) -> list[tuple[Tensor, TokenLayout]]:
+        """:meth:`words` of many prompts at once, the states on the CPU."""
         layouts = [prompt_layout(self.pipeline.tokenizer, prompt, "miniature") for prompt in prompts]
         found = []
         for part in _parts(layouts, chunk):
             states = text_states(self.pipeline.text_encoder, _padded_ids(part).to(self.device), layer).float().cpu()
-            found += [one[: len(layout)].clone() for one, layout in zip(states, part, strict=True)]
+            found += [
+                (one[: len(layout)].clone(), layout.with_layer(layer))
+                for one, layout in zip(states, part, strict=True)
+            ]
         return found
 
     def look(self, picture: Tensor, prompt: str, *, mute: bool = False, layers: Sequence[int] = LAYERS) -> VLStates:

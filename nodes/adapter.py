@@ -8,15 +8,15 @@ from comfy_api.latest import io
 
 from ..vl_core.adapter import MAX_STRENGTH, AdapterSpec, PictureAdapter, PictureFeatures
 from ..vl_core.combine import parse_weights
-from ..vl_core.description import slot_request
-from ..vl_core.examples import examples_key, find_examples, fit_examples, slots_of
-from ..vl_core.pictures import split_batch
+from ..vl_core.description import SLOTS, slot_request
+from ..vl_core.examples import FREE_TEXT, Example, examples_key, find_examples, fit_examples, slots_of
 from . import host
 from .common import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 from .conditioning import check_conditioning, layout_of, repack
 
 CAPTIONS, DESCRIBED = "text files beside the pictures", "Qwen3-VL describes them"
 NO_FILE = "none"
+PROBE = "a cat"  # any prompt: what the encoders give for it says how wide and deep they are
 LONGEST_ANSWER = 160  # tokens of a description in slots
 
 
@@ -67,10 +67,10 @@ class ZImageVLAdapterFit(io.ComfyNode):
     ) -> io.NodeOutput:
         host.check_text_clip(clip)
         host.check_widths(clip, vision)
-        path, lines = host.adapter_path(name), []
+        path = host.adapter_path(name)
         examples = find_examples(host.input_folder(folder), captions == CAPTIONS)
         if captions == DESCRIBED:
-            examples = _described(vision, examples, image_tokens, lines)
+            examples = _described(vision, examples, image_tokens)
 
         def look(picture, prompt: str):
             seen, _ = host.encode_vision(
@@ -79,17 +79,24 @@ class ZImageVLAdapterFit(io.ComfyNode):
             return seen
 
         def read(text: str):
-            states, options = host.encode_text(clip, text)[0]
-            return states[0], options[host.LAYOUT_KEY]
+            return host.encode_text(clip, text)[0][0][0]
 
-        features = PictureFeatures()
-        own, seen = read("a cat"), look(examples[0].pixels(), "a cat")
+        def tokenize(text: str):
+            return host.tokenize_text(clip, text)
+
+        features, slots, lines = PictureFeatures(), slots_of(examples), []
+        if slots == FREE_TEXT:
+            names = ", ".join(slot.name for slot in SLOTS)
+            lines.append(f"not every description has lines for {names}: taken as a whole")
+        seen = look(examples[0].pixels(), PROBE)
         spec = AdapterSpec(
-            features, slots_of(examples), seen.states.shape[-1], seen.num_layers, own[0].shape[-1],
-            vl_model=seen.model, text_model=own[1].model,
+            features, slots, seen.states.shape[-1], seen.num_layers, read(PROBE).shape[-1], vl_model=seen.model,
+            text_model=tokenize(PROBE).model,
         )
         part = path.with_name(f"{path.stem}_{examples_key(examples, spec, ())}.part")
-        adapter, resumed = fit_examples(examples, spec, look, read, part=part, step=host.progress_bar(len(examples)))
+        adapter, resumed = fit_examples(
+            examples, spec, look, read, tokenize, part=part, step=host.progress_bar(len(examples))
+        )
         adapter.save(path)
         if resumed:
             lines.append(f"went on after {resumed} pictures of a fit that was stopped")
@@ -152,9 +159,10 @@ class ZImageVLAdapterApply(io.ComfyNode):
         combine: str = "average",
     ) -> io.NodeOutput:
         check_conditioning(text, "text")
-        pictures = [one for image in (images or {}).values() if image is not None for one in split_batch(image)]
-        if not pictures:
-            return io.NodeOutput(text, ui=report("Words only: no picture connected."))
+        pictures = host.single_pictures(images)
+        if not pictures or strength == 0:
+            reason = "strength 0" if pictures else "no picture connected"
+            return io.NodeOutput(text, ui=report(f"Words only: {reason}."))
         adapter = adapter or _load(file)
         shares = parse_weights(weights, len(pictures)) if weights.strip() else None
         seen, lines = [], [adapter.describe()]
@@ -176,21 +184,19 @@ class ZImageVLAdapterApply(io.ComfyNode):
         return io.NodeOutput(entries, ui=report(lines))
 
 
-def _described(vision, examples, budget: int, lines: list[str]):
-    """The examples with Qwen3-VL's words in slots; pictures it does not answer for are left out and named."""
-    found, left_out, step = [], [], host.progress_bar(len(examples))
+def _described(vision, examples: list[Example], budget: int) -> list[Example]:
+    """The examples with Qwen3-VL's words in slots."""
+    found, step = [], host.progress_bar(len(examples))
     for example in examples:
-        answer = host.write_words(
-            vision, {"image": example.pixels()[None]}, slot_request(), max_tokens=LONGEST_ANSWER, budget=budget,
-            name="vision",
-        )
-        if answer.words.strip():
-            found.append(replace(example, words=answer.words))
-        else:
-            left_out.append(example.picture.name)
+        try:
+            answer = host.write_words(
+                vision, {"image": example.pixels()}, slot_request(), max_tokens=LONGEST_ANSWER, budget=budget,
+                name="vision",
+            )
+        except ValueError as error:
+            raise ValueError(f"{example.picture.name}: {error}") from error
+        found.append(replace(example, words=answer.words))
         step()
-    if left_out:
-        lines.append(f"left out, Qwen3-VL found no words: {', '.join(left_out)}")
     return found
 
 

@@ -12,6 +12,7 @@ from ..vl_core.families import (
     ZIMAGE,
     Family,
     Padding,
+    by_layer,
     find_family,
     restore_padding,
     split_padding,
@@ -182,6 +183,28 @@ def map_entries(conditioning: list[Entry], stage: Callable[[Entry], tuple[Entry,
     if len(reports) == 1:
         return list(entries), reports[0]
     return list(entries), "\n".join(f"[{index}] {report}" for index, report in enumerate(reports, 1))
+
+
+def map_layers(
+    conditioning: list[Entry],
+    reference: ReferenceStatistics | tuple[ReferenceStatistics, ...] | None,
+    scope: str,
+    stage: Callable[[Tensor, ReferenceStatistics | None, Tensor | None], tuple[Tensor, Any]],
+) -> tuple[list[Entry], str]:
+    """Run a stage over every entry, on each layer of a stack for itself, padding left as it is.
+
+    ``stage`` takes a layer's states, its statistics and the positions it acts on; gives new states and what was done.
+    """
+
+    def change(entry: Entry) -> tuple[Entry, str]:
+        family = entry_family(entry)
+        references = references_of(reference, family)
+        words, padding = take_padding(entry, family)
+        positions = scope_positions(words, scope)
+        states, infos = by_layer(words[0], family, lambda part, index: stage(part, references[index], positions))
+        return put_padding(entry, states, layout_of(words), padding), describe_layers(infos, family)
+
+    return map_entries(conditioning, change)
 
 
 def timed(text: Entry, mixed: Entry, start: float, end: float) -> list[Entry]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -246,6 +245,11 @@ def _pick_dtype(name: str) -> torch.dtype:
 # --- any encoder ----------------------------------------------------------------------------------------------------
 
 
+def single_pictures(images: dict[str, torch.Tensor] | None) -> list[torch.Tensor]:
+    """The connected pictures of an Autogrow input, each ``(1, H, W, C)``."""
+    return [one for image in (images or {}).values() if image is not None for one in split_batch(image)]
+
+
 def encode_vision(
     encoder: Any,
     images: dict[str, torch.Tensor] | None,
@@ -275,7 +279,7 @@ def encode_vision(
     """
     if EMBEDDING_FILE.search(prompt):
         raise ValueError("prompt: contains an embedding: file; Qwen3-VL has none. Remove it from the prompt.")
-    pictures = [one for image in (images or {}).values() if image is not None for one in split_batch(image)]
+    pictures = single_pictures(images)
     notes: list[str] = []
     if isinstance(encoder, LoadedEncoder):
         system = as_host_reads(system_prompt) or None
@@ -309,7 +313,7 @@ def write_words(
     check_request(instruction, max_tokens, temperature, top_p, top_k)
     if EMBEDDING_FILE.search(instruction):
         raise ValueError("instruction: contains an embedding: file; Qwen3-VL has none. Remove it from the words.")
-    pictures = [one for image in (images or {}).values() if image is not None for one in split_batch(image)]
+    pictures = single_pictures(images)
     if not pictures:
         raise ValueError("images: expected at least one picture to describe, got none. Connect an image.")
     if isinstance(encoder, LoadedEncoder):
@@ -682,23 +686,43 @@ def encode_text(clip: Any, prompt: str) -> list[list]:
     Raises:
         ValueError: see :func:`check_text_clip`.
     """
-    family = check_text_clip(clip, klein=True)
+    check_text_clip(clip, klein=True)
     tokens = clip.tokenize(prompt)
-    name = clip.cond_stage_model.clip_name
-    ids = [pair[0] for pair in tokens[name][0]]
-    layer = None if family.stacked else ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx
-    layout = None
-    if all(isinstance(token, int) for token in ids):  # anything else is an embedding file
-        words = _words(tokens[name][0], family)
-        with contextlib.suppress(ValueError):  # tokens of pictures in the words: core reads them all the same
-            layout = text_layout(
-                ids[:words], turn=family.turn, tail_tokens=family.tail_tokens, layer=layer,
-                prompt=as_host_reads(prompt), model=name,
-            )
-            if words < len(ids):
-                layout = pad_layout(layout, len(ids) - words)
+    layout = _layout_of_tokens(clip, prompt, tokens)
     entries = clip.encode_from_tokens_scheduled(tokens)
     return [[states, {**options, LAYOUT_KEY: layout} if layout else options] for states, options in entries]
+
+
+def tokenize_text(clip: Any, prompt: str) -> TokenLayout:
+    """What the tokens of :func:`encode_text` are, without running the encoder.
+
+    Raises:
+        ValueError: see :func:`check_text_clip`; for words that hold an embedding file or tokens of pictures.
+    """
+    check_text_clip(clip, klein=True)
+    is_plain = not EMBEDDING_FILE.search(prompt)  # core leaves out one that it cannot find
+    layout = _layout_of_tokens(clip, prompt, clip.tokenize(prompt)) if is_plain else None
+    if layout is None:
+        raise ValueError(f"words: expected plain words, got an embedding: file or tokens of pictures in {prompt!r}.")
+    return layout
+
+
+def _layout_of_tokens(clip: Any, prompt: str, tokens: dict) -> TokenLayout | None:
+    """None where a token is no word: an embedding file, or those of pictures, which core reads all the same."""
+    family, name = check_text_clip(clip, klein=True), clip.cond_stage_model.clip_name
+    ids = [pair[0] for pair in tokens[name][0]]
+    if not all(isinstance(token, int) for token in ids):
+        return None
+    words = _words(tokens[name][0], family)
+    try:
+        layout = text_layout(
+            ids[:words], turn=family.turn, tail_tokens=family.tail_tokens,
+            layer=None if family.stacked else ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx,
+            prompt=as_host_reads(prompt), model=name,
+        )
+    except ValueError:
+        return None
+    return pad_layout(layout, len(ids) - words) if words < len(ids) else layout
 
 
 def words_of(entry: list) -> int | None:
@@ -862,7 +886,7 @@ def recipe_folder() -> Path:
     return Path(folder_paths.get_user_directory()) / "zimage_vl" / "recipes"
 
 
-# --- saved conditioning ---------------------------------------------------------------------------------------------
+# --- picture adapters -----------------------------------------------------------------------------------------------
 
 
 def input_folder(name: str) -> Path:
@@ -898,6 +922,9 @@ def adapter_path(name: str) -> Path:
         raise ValueError(f"name: expected a plain file name, got {name!r}.")
     adapters_folder().mkdir(parents=True, exist_ok=True)
     return adapters_folder() / f"{name.removesuffix('.safetensors')}.safetensors"
+
+
+# --- saved conditioning ---------------------------------------------------------------------------------------------
 
 
 def embeddings_folder() -> Path:

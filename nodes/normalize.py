@@ -5,18 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import normalize
-from ..vl_core.families import by_layer
 from .common import SCOPES, Reference, node_schema, report, sinks_input
-from .conditioning import (
-    describe_layers,
-    entry_family,
-    layout_of,
-    map_entries,
-    put_padding,
-    references_of,
-    scope_positions,
-    take_padding,
-)
+from .conditioning import map_layers
 
 
 def _clip() -> io.Float.Input:
@@ -83,15 +73,10 @@ class ZImageVLNormalize(io.ComfyNode):
         options = dict(mode) if isinstance(mode, dict) else {"mode": mode}
         chosen, target = options.pop("mode"), options.pop("target_std", 0.0)
 
-        def stage(entry):
-            family = entry_family(entry)
-            references = references_of(reference, family)
-            words, padding = take_padding(entry, family)
-            positions = scope_positions(words, scope)
-            states, infos = by_layer(words[0], family, lambda part, index: normalize(
-                part, chosen, references[index], target_std=target or None, sinks=sinks, positions=positions, **options,
-            ))
-            return put_padding(entry, states, layout_of(words), padding), describe_layers(infos, family)
+        def stage(states, statistics, positions):
+            return normalize(
+                states, chosen, statistics, target_std=target or None, sinks=sinks, positions=positions, **options
+            )
 
-        scaled, lines = map_entries(conditioning, stage)
+        scaled, lines = map_layers(conditioning, reference, scope, stage)
         return io.NodeOutput(scaled, ui=report(lines))

@@ -5,18 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import mask_outlier_dimensions
-from ..vl_core.families import by_layer
 from .common import SCOPES, Reference, node_schema, report, sinks_input
-from .conditioning import (
-    describe_layers,
-    entry_family,
-    layout_of,
-    map_entries,
-    put_padding,
-    references_of,
-    scope_positions,
-    take_padding,
-)
+from .conditioning import map_layers
 
 
 class ZImageVLMaskOutliers(io.ComfyNode):
@@ -75,16 +65,11 @@ class ZImageVLMaskOutliers(io.ComfyNode):
     ) -> io.NodeOutput:
         chosen = mode if isinstance(mode, dict) else {"mode": mode}
 
-        def stage(entry):
-            family = entry_family(entry)
-            references = references_of(reference, family)
-            words, padding = take_padding(entry, family)
-            positions = scope_positions(words, scope)
-            masked, infos = by_layer(words[0], family, lambda part, index: mask_outlier_dimensions(
-                part, threshold, chosen["mode"], reference=references[index], direction=direction,
+        def stage(states, statistics, positions):
+            return mask_outlier_dimensions(
+                states, threshold, chosen["mode"], reference=statistics, direction=direction,
                 gamma=chosen.get("gamma", 0.5), sinks=sinks, positions=positions,
-            ))
-            return put_padding(entry, masked, layout_of(words), padding), describe_layers(infos, family)
+            )
 
-        cleaned, lines = map_entries(conditioning, stage)
+        cleaned, lines = map_layers(conditioning, reference, scope, stage)
         return io.NodeOutput(cleaned, ui=report(lines))

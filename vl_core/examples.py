@@ -107,7 +107,8 @@ def fit_examples(
     examples: Sequence[Example],
     spec: AdapterSpec,
     look: Callable[[Tensor, str], VLStates],
-    read: Callable[[str], tuple[Tensor, TokenLayout]],
+    read: Callable[[str], Tensor],
+    tokenize: Callable[[str], TokenLayout],
     *,
     prompts: Sequence[str] | None = None,
     part: Path | None = None,
@@ -117,7 +118,7 @@ def fit_examples(
 
     Args:
         look: the VL's states of a picture (uint8 ``(H, W, 3)``) and a prompt, the spec's layers captured.
-        read: the text encoder's states ``(L, D)`` of a text, and their layout.
+        read: the text encoder's states ``(L, D)`` of a text; ``tokenize``: what its tokens are.
         prompts: taken in turn; the built-in ones if None.
         part: file that keeps what is known so far, written every 16 pictures and removed at the end; the examples in
             it are not read again. It must belong to the same examples and spec (:func:`examples_key`).
@@ -142,10 +143,8 @@ def fit_examples(
         prompt = prompts[index % len(prompts)]
         try:
             texts = describe_prompt(prompt, read_description(example.words or "", spec.slots), spec.slots)
-            layouts = [read(text)[1] for text in texts[1:-1]]
-            own, own_layout = read(texts[0])
-            described, layout = read(texts[-1])
-            fit.add_pair(look(example.pixels(), texts[0]), described, [own_layout, *layouts, layout], own, fold=index)
+            seen, layouts = look(example.pixels(), texts[0]), [tokenize(text) for text in texts]
+            fit.add_pair(seen, read(texts[-1]), layouts, read(texts[0]), fold=index)
         except ValueError as error:
             raise ValueError(f"{example.picture.name}: {error}") from error
         step()

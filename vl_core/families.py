@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .layout import TAIL_TOKENS, USER_TURN, TokenLayout, TokenRole, pad_layout
-from .states import VLStates, resolve_layer
+from .states import VLStates
 
 Info = TypeVar("Info")
 
@@ -336,15 +336,6 @@ def steer(
 
     states, lines = by_layer(own, family, stage)
     return *restore_padding(states, layouts[0], padding), lines
-
-
-def captured_layers(family: Family, num_layers: int) -> tuple[int, ...]:
-    """The family's layers as indices into ``hidden_states``, in its order.
-
-    Raises:
-        ValueError: if the model is not that deep.
-    """
-    return tuple(resolve_layer(layer, num_layers) for layer in family.layers)
 
 
 def _tail_length(layout: TokenLayout) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +117,45 @@ def test_names_that_lead_elsewhere_are_refused(run, text_clip, native, folder, f
 def test_a_folder_that_is_not_there_is_named(run, text_clip, native, folder):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         run("AdapterFit", text_clip, native, "nowhere")
+
+
+def test_descriptions_that_qwen3_vl_writes_are_words_like_any(run, text_clip, native, folder, part, told, monkeypatch):
+    asked, description = [], part("vl_core.describe").Description
+
+    def write(encoder, images, instruction, **options):
+        asked.append(instruction)
+        if len(asked) == 20:
+            raise ValueError("instruction: expected words, the model wrote nothing")
+        words = "\n".join(f"{slot}: {slot} number {len(asked)}" for slot in SLOTS)
+        return description(words, words, 9, False)
+
+    monkeypatch.setattr(part("nodes.host"), "write_words", write)
+    output = run("AdapterFit", text_clip, native, folder, "Qwen3-VL describes them", "told")
+    assert [slot.name for slot in output[0].spec.slots] == list(SLOTS)
+    assert len(asked) == PICTURES and all(f"{slot}: …" in asked[0] for slot in SLOTS)
+    with pytest.raises(ValueError, match=r"07\.png: instruction: expected words"):
+        run("AdapterFit", text_clip, native, folder, "Qwen3-VL describes them", "told")
+
+
+def test_words_without_slots_are_taken_as_a_whole_and_the_node_says_so(run, text_clip, native, folder, told):
+    import folder_paths
+
+    odd = Path(folder_paths.get_input_directory()) / folder / "03.txt"
+    before = odd.read_text()
+    odd.write_text("a plain look")
+    output = run("AdapterFit", text_clip, native, folder, CAPTIONS, "odd")
+    odd.write_text("embedding:look, a plain look")
+    with pytest.raises(ValueError, match=r"03\.png: words: expected plain words"):
+        run("AdapterFit", text_clip, native, folder, CAPTIONS, "odd")
+    odd.write_text(before)
+    assert [slot.name for slot in output[0].spec.slots] == ["description"]
+    assert "taken as a whole" in told(output)
+
+
+def test_strength_0_runs_no_encoder(run, fitted, text, picture, told):
+    output = run("AdapterApply", None, PROMPT, text, 0.0, images={"image0": picture}, adapter=fitted[0])
+    assert output[0] is text
+    assert "strength 0" in told(output)
 
 
 def test_a_fit_that_was_stopped_goes_on(run, text_clip, native, folder, part, told, monkeypatch):

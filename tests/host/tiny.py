@@ -78,6 +78,16 @@ def klein_clip(seed: int = 2, **text) -> comfy.sd.CLIP:
     return build_clip(flux.klein_te(), flux.KleinTokenizer, "qwen3_4b", seed, **{"num_hidden_layers": DEEP, **text})
 
 
+def _build_diffusion_model(config, seed: int) -> comfy.model_patcher.ModelPatcher:
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "")
+    randomize(model.diffusion_model, seed)
+    return comfy.model_patcher.CoreModelPatcher(
+        model, load_device=comfy.model_management.get_torch_device(),
+        offload_device=comfy.model_management.unet_offload_device(),
+    )
+
+
 def zimage_model(seed: int = 3) -> comfy.model_patcher.ModelPatcher:
     """Z-Image, as Load Diffusion Model returns it."""
     config = comfy.supported_models.ZImage({
@@ -86,13 +96,7 @@ def zimage_model(seed: int = 3) -> comfy.model_patcher.ModelPatcher:
         "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0,
         "pad_tokens_multiple": 32,
     })
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}, "")
-    randomize(model.diffusion_model, seed)
-    return comfy.model_patcher.CoreModelPatcher(
-        model, load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )
+    return _build_diffusion_model(config, seed)
 
 
 def flux2_model(seed: int = 3) -> comfy.model_patcher.ModelPatcher:
@@ -104,13 +108,7 @@ def flux2_model(seed: int = 3) -> comfy.model_patcher.ModelPatcher:
         "global_modulation": True, "mlp_silu_act": True, "guidance_embed": False, "txt_ids_dims": [3],
         "default_ref_method": "index", "ref_index_scale": 10.0,
     })
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}, "")
-    randomize(model.diffusion_model, seed)
-    return comfy.model_patcher.CoreModelPatcher(
-        model, load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )
+    return _build_diffusion_model(config, seed)
 
 
 def sample(

@@ -33,7 +33,7 @@ def read(text: str):
     layout = tokens_of(text)
     table = torch.randn(70_000, WIDTH, generator=torch.Generator().manual_seed(0))
     states = table[layout.token_ids.clamp(max=69_999)].cumsum(0) / torch.arange(1, len(layout) + 1)[:, None]
-    return states, layout
+    return states
 
 
 def look(pixels: torch.Tensor, prompt: str) -> VLStates:
@@ -87,7 +87,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_a_file_that_is_no_picture_is_named(folder):
     (folder / "07.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"07\.png"):
-        fit_examples(find_examples(folder), SPEC, look, read, prompts=PROMPTS)
+        fit_examples(find_examples(folder), SPEC, look, read, tokens_of, prompts=PROMPTS)
 
 
 def test_slots_are_those_that_every_text_names():
@@ -114,7 +114,7 @@ def same(a: PictureAdapter, b: PictureAdapter) -> bool:
 
 def test_a_fit_that_is_stopped_goes_on_to_the_same_adapter(folder, tmp_path):
     examples, part, done = find_examples(folder), tmp_path / "half.part", []
-    whole, resumed = fit_examples(examples, SPEC, look, read, prompts=PROMPTS)
+    whole, resumed = fit_examples(examples, SPEC, look, read, tokens_of, prompts=PROMPTS)
     assert resumed == 0
 
     def stop():
@@ -123,11 +123,11 @@ def test_a_fit_that_is_stopped_goes_on_to_the_same_adapter(folder, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit_examples(examples, SPEC, look, read, prompts=PROMPTS, part=part, step=stop)
+        fit_examples(examples, SPEC, look, read, tokens_of, prompts=PROMPTS, part=part, step=stop)
     seen = []
     again, resumed = fit_examples(
-        examples, SPEC, lambda pixels, prompt: seen.append(prompt) or look(pixels, prompt), read, prompts=PROMPTS,
-        part=part,
+        examples, SPEC, lambda pixels, prompt: seen.append(prompt) or look(pixels, prompt), read, tokens_of,
+        prompts=PROMPTS, part=part,
     )
     assert resumed == 16
     assert len(seen) == 4
@@ -141,12 +141,12 @@ def test_a_fit_that_is_killed_goes_on_to_the_same_adapter(folder, tmp_path):
     code = (
         f"import os, signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "from pathlib import Path\n"
-        "from test_examples import PROMPTS, SPEC, find_examples, fit_examples, look, read\n"
+        "from test_examples import PROMPTS, SPEC, find_examples, fit_examples, look, read, tokens_of\n"
         "done = []\n"
         "def die():\n"
         "    done.append(0)\n"
         "    if len(done) == 19: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"fit_examples(find_examples(Path({str(folder)!r})), SPEC, look, read, prompts=PROMPTS,"
+        f"fit_examples(find_examples(Path({str(folder)!r})), SPEC, look, read, tokens_of, prompts=PROMPTS,"
         f" part=Path({str(part)!r}), step=die)\n"
     )
     if not hasattr(signal, "SIGKILL"):
@@ -155,21 +155,21 @@ def test_a_fit_that_is_killed_goes_on_to_the_same_adapter(folder, tmp_path):
     paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, check=False)
     assert ended.returncode == -signal.SIGKILL
-    again, resumed = fit_examples(find_examples(folder), SPEC, look, read, prompts=PROMPTS, part=part)
+    again, resumed = fit_examples(find_examples(folder), SPEC, look, read, tokens_of, prompts=PROMPTS, part=part)
     assert resumed == 16
-    assert same(again, fit_examples(find_examples(folder), SPEC, look, read, prompts=PROMPTS)[0])
+    assert same(again, fit_examples(find_examples(folder), SPEC, look, read, tokens_of, prompts=PROMPTS)[0])
 
 
 def test_a_part_of_another_fit_is_refused(folder, tmp_path):
     part = tmp_path / "other.part"
     with pytest.raises(KeyboardInterrupt):
         fit_examples(
-            find_examples(folder), SPEC, look, read, prompts=PROMPTS, part=part,
+            find_examples(folder), SPEC, look, read, tokens_of, prompts=PROMPTS, part=part,
             step=iter_raise(17),
         )
     other = AdapterSpec(PictureFeatures("grid1"), FREE_TEXT, WIDTH, 6, WIDTH, vl_model="planted", text_model="planted")
     with pytest.raises(ValueError, match="another fit"):
-        fit_examples(find_examples(folder), other, look, read, prompts=PROMPTS, part=part)
+        fit_examples(find_examples(folder), other, look, read, tokens_of, prompts=PROMPTS, part=part)
 
 
 def iter_raise(count: int):

@@ -113,12 +113,15 @@ def test_many_looks_are_the_encoders_one_by_one(chain, options):
 
 def test_many_words_are_the_text_encoders_one_by_one(chain):
     prompts = ("a red star", "", "a blue ring on a green background")
-    for states, prompt in zip(chain.words_many(prompts), prompts, strict=True):
-        torch.testing.assert_close(states, chain.words(prompt)[0], atol=1e-4, rtol=1e-4)
+    for (states, layout), prompt in zip(chain.words_many(prompts), prompts, strict=True):
+        alone, alone_layout = chain.words(prompt)
+        torch.testing.assert_close(states, alone, atol=1e-4, rtol=1e-4)
+        assert torch.equal(layout.token_ids, alone_layout.token_ids)
+        assert layout.layer == alone_layout.layer
 
 
 def test_words_rule_outside_of_the_steps_that_a_method_acts_on(chain):
-    states, other = chain.words_many(["a red star", "a blue ring"])
+    (states, _), (other, _) = chain.words_many(["a red star", "a blue ring"])
     plain, outside = chain.paint([states], [0], steps=4), chain.paint([other], [0], steps=4)
     for act, expected in (((0.0, 1.0), plain), ((0.5, 0.5), outside), ((0.0, 0.01), outside)):
         assert torch.equal(chain.paint([states], [0], steps=4, outside=[other], act=act), expected)
