@@ -66,10 +66,14 @@ class Examples:
 
     @classmethod
     def draw(
-        cls, chain: Chain, count: int, seed: int, hold_out: world.HoldOut = ALL_SEEN, *, described: bool = False
+        cls, chain: Chain, count: int, seed: int, hold_out: world.HoldOut = ALL_SEEN, *, described: bool = False,
+        testing: bool = False,
     ) -> Examples:
-        """From the training part of the world; ``described``: the VL's words for the looks instead of the truth."""
-        pairs = world.conflict_pairs(count, seed, hold_out=hold_out, testing=False)
+        """From the training part of the world, or from what is held out of it.
+
+        ``described``: the VL's words for the looks instead of the truth.
+        """
+        pairs = world.conflict_pairs(count, seed, hold_out=hold_out, testing=testing)
         pictures, _ = world.render(
             pairs.references.to(chain.device), torch.Generator(chain.device).manual_seed(seed)
         )

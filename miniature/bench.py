@@ -88,9 +88,7 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     ledger = Ledger(options.out / "bench_rows.jsonl", asked, options.resume)
     bench = prepare(chain, switches, options.seed)
     log(options, "bench", prepared=len(bench.cases))
-    pool = None
-    if (os.cpu_count() or 1) > 2:  # spawned: a process that has used a GPU must not be forked
-        pool = ProcessPoolExecutor(os.cpu_count() - 1, get_context("spawn"), torch.set_num_threads, (1,))
+    pool = workers()
     painting = Painting(bench, tuple(range(switches.seeds)), switches.steps, switches.guidance, pool)
     text_only, caption = Method(TEXT_ONLY, "none", "words"), METHODS[0]
     floor = ledger.measured("text", lambda: painting.hits([case.states for case in bench.cases]))
@@ -128,6 +126,12 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     reached = {family: row and row["transfer"] for family, row in report["best"].items()}
     log(options, "bench", rows=len(rows), nulls=len(nulls), best=reached)
     return report
+
+
+def workers() -> Executor | None:
+    """Processes that measure pictures; None where there are no cores to spare."""
+    cores = os.cpu_count() or 1  # spawned: a process that has used a GPU must not be forked
+    return ProcessPoolExecutor(cores - 1, get_context("spawn"), torch.set_num_threads, (1,)) if cores > 2 else None
 
 
 def share(methods: Sequence[Method], shard: str) -> list[Method]:
@@ -248,15 +252,24 @@ class Painting:
         row = torch.arange(len(numbers))
         thing = (scenes.shape[:, 0] * 10 + scenes.color[:, 0]).repeat(repeat)
         looks = {name: getattr(scenes, name) for name in world.LOOK}
+        shown = {name: logits[name].argmax(1) for name in looks}
+        ahead = {name: look.roll(-1).repeat(repeat) for name, look in looks.items()}
+        looks = {name: look.repeat(repeat) for name, look in looks.items()}
         found = {
             "color": logits["color"][row, pairs.color.repeat(repeat)] > 0,
             "shape": logits["shape"][row, pairs.shape.repeat(repeat)] > 0,
             "leak": logits["pair"][row, thing] > 0,
-            **{name: logits[name].argmax(1) == look.repeat(repeat) for name, look in looks.items()},
-            **{f"next_{name}": logits[name].argmax(1) == look.roll(-1).repeat(repeat) for name, look in looks.items()},
+            **{name: shown[name] == look for name, look in looks.items()},
+            **{f"next_{name}": shown[name] == ahead[name] for name in looks},
+            "parts_of_both": _shows_one(shown, looks, ahead) & _shows_one(shown, ahead, looks),
             **artifacts(pictures, self.pool),
         }
         return {name: values.float().view(repeat, len(cases)).mean(0) for name, values in found.items()}
+
+
+def _shows_one(shown: dict[str, Tensor], of: dict[str, Tensor], other: dict[str, Tensor]) -> Tensor:
+    """Boolean ``(N,)``: some part of one look is there which is not the other's too."""
+    return torch.stack([(shown[name] == of[name]) & (of[name] != other[name]) for name in shown]).any(0)
 
 
 def artifacts(pictures: Tensor, pool: Executor | None = None) -> dict[str, Tensor]:

@@ -3,69 +3,222 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from vl_core.adapter import PictureAdapter, PictureFeatures
 
-from . import adapters, assemble
-from .adapters import Examples, fit, spec_of
-from .bench import Painting, prepare, row_of
-from .chain import Chain
-from .methods import METHODS, Method
+from . import adapters, assemble, world
+from .adapters import ALL_SEEN, Examples, fit, spec_of
+from .bench import Painting, Switches, prepare, row_of, workers
+from .chain import Chain, as_image
+from .methods import METHODS, TEXT_ONLY, Method
 from .training import Options, begin, log, measured_with, write_json
 
 FIT_SIZES = (50, 100, 200, 500, 1500)
-STRENGTHS = (0.15, 0.3, 0.45, 0.6, 0.75, 0.9)
-TARGET = 500  # pairs of the points that vary something else
+STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.25, 1.5)
+SOME = 500  # pairs of the points that vary something else
+NEW_STYLES = ("striped", "checkered", "gradient")  # each is left out of a fit, then shown in a few pictures
+FEW = 10
+NEW_SEED = 88_000  # far from the fit's pictures and the bench's
+RING = 8  # pixels at the edges where nothing but the background is
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One row: what is varied, its value, the adapter, and how it is asked; ``hold_out`` and ``other_words`` too."""
+
+    what: str
+    value: Any
+    adapter: PictureAdapter
+    strength: float = 1.0
+    way: str = "adapter"
+    setting: dict[str, Any] | None = None
+    hold_out: world.HoldOut = ALL_SEEN
+    other_words: bool = False
+
+    @property
+    def method(self) -> Method:
+        return Method(self.what, "adapter", self.way, None, self.setting or {"strength": self.strength})
 
 
 def run(options: Options, switches) -> dict[str, Any]:
     """Measure on the bench's pairs and write ``adapter_curves.json`` beside the models."""
     device = begin(options)
     chain = Chain.load(assemble.models_folder(options), device)
-    bench = prepare(chain, switches, options.seed)
-    painting = Painting(bench, tuple(range(switches.seeds)), switches.steps, switches.guidance)
-    floor, ceiling = painting.hits([case.states for case in bench.cases]), painting.measure(METHODS[0])
-    rows = []
-    for what, value, adapter, strength in points(chain, options):
-        with_it = replace(bench, adapter=adapter)
-        method = Method(what, "adapter", "adapter", None, {"strength": strength})
-        found = row_of(method, replace(painting, bench=with_it).measure(method), floor, ceiling)
-        row = {
-            "what": what, "value": value, "pairs": adapter.report.pairs, "r2": adapter.report.r2,
-            **{name: found[name] for name in ("transfer", "stderr", "transfer_by", "adherence", "leak")},
-        }
-        rows.append(row)
-        shown = ("what", "value", "r2", "transfer", "stderr", "adherence")
-        log(options, "curves", **{name: row[name] for name in shown})
-    report = {"measured": measured_with("curves", device), "asked": switches.describe(), "rows": rows}
+    pool = workers()
+    grounds: dict[tuple, Ground] = {}
+    rows, widest = [], None
+    for point in points(chain, options):
+        key = point.hold_out, point.other_words
+        if key not in grounds:
+            grounds[key] = Ground.of(
+                chain, replace(switches, hold_out=point.hold_out, other_words=point.other_words), options.seed, pool
+            )
+            if not rows:
+                rows += grounds[key].bounds()
+        rows.append(grounds[key].row(point))
+        shown = ("what", "value", "r2", "transfer", "stderr", "adherence", "parts_of_both")
+        log(options, "curves", **{name: rows[-1][name] for name in shown})
+        widest = point.adapter if point.what == "pairs" else widest
+    between = between_colours(chain, widest, range(switches.seeds), switches.steps, switches.guidance, options)
+    log(options, "curves", **{name: row["error"] for name, row in between.items()})
+    if pool is not None:
+        pool.shutdown()
+    report = {
+        "measured": measured_with("curves", device), "asked": switches.describe(), "rows": rows, "between": between,
+    }
     write_json(options.report("adapter_curves.json"), report)
     return report
 
 
-def points(chain: Chain, options: Options) -> Iterator[tuple[str, Any, PictureAdapter, float]]:
-    """What is varied, its value, the adapter of that point and its strength."""
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What one part of the world is measured against."""
+
+    painting: Painting
+    floor: dict[str, Tensor]
+    ceiling: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, chain: Chain, switches: Switches, seed: int, pool) -> Ground:
+        bench = prepare(chain, switches, seed)
+        painting = Painting(bench, tuple(range(switches.seeds)), switches.steps, switches.guidance, pool)
+        return cls(painting, painting.hits([case.states for case in bench.cases]), painting.measure(METHODS[0]))
+
+    def row(self, point: Point) -> dict[str, Any]:
+        """One entry of the report."""
+        painting = replace(self.painting, bench=replace(self.painting.bench, adapter=point.adapter))
+        row = self._figures(point.method, painting.measure(point.method))
+        report = point.adapter.report
+        return {"what": point.what, "value": point.value, "pairs": report.pairs, "r2": report.r2, **row}
+
+    def bounds(self) -> list[dict[str, Any]]:
+        """Words alone, and a caption in words."""
+        named = ((Method(TEXT_ONLY, "none", "words"), self.floor), (METHODS[0], self.ceiling))
+        return [
+            {"what": "bound", "value": method.name, "pairs": None, "r2": None, **self._figures(method, found)}
+            for method, found in named
+        ]
+
+    def _figures(self, method: Method, found: dict[str, Tensor]) -> dict[str, Any]:
+        row = row_of(method, found, self.floor, self.ceiling)
+        names = ("transfer", "stderr", "transfer_by", "transfer_next", "adherence", "adherence_shape", "leak")
+        return {**{name: row[name] for name in names}, "parts_of_both": float(found["parts_of_both"].mean())}
+
+
+def points(chain: Chain, options: Options) -> Iterator[Point]:
+    """Every row, cheapest readings first."""
     seed, spec = adapters.SEED + options.seed, spec_of(chain)
     sizes = [options.size(size, 12) for size in FIT_SIZES]
-    examples = Examples.draw(chain, max(sizes), seed)
+    many, some = max(sizes), options.size(SOME, 12)
+    examples = Examples.draw(chain, many, seed)
     features, targets = examples.features(chain, spec.features), examples.targets(chain, spec)
     for size in sizes:
-        yield "pairs", size, fit(spec, features[:size], targets[:size]), 1.0
-    some = options.size(TARGET, 12)
+        widest = fit(spec, features[:size], targets[:size])
+        yield Point("pairs", size, widest)
+    yield Point("prompts", "other words", widest, other_words=True)
+    for combining in ("average", "append"):
+        yield Point("two pictures", combining, widest, way="two adapted", setting={"combining": combining})
     for rank in (4, 16, 64):
-        yield "rank", rank, fit(spec, features[:some], targets[:some], rank=rank), 1.0
+        yield Point("rank", rank, fit(spec, features[:some], targets[:some], rank=rank))
     adapter = fit(spec, features[:some], targets[:some])
     for strength in STRENGTHS:
-        yield "strength", strength, adapter, strength
+        yield Point("strength", strength, adapter, strength)
     few = Examples(examples.images[:some], examples.prompts[:some], examples.texts[:some])
     for pool in ("none", "mean", "grid4"):
         other = spec_of(chain, PictureFeatures(pool))
-        yield "picture tokens", pool, fit(other, few.features(chain, other.features), targets[:some]), 1.0
+        yield Point("picture tokens", pool, fit(other, few.features(chain, other.features), targets[:some]))
     for layer in (-8, -4):
         other = spec_of(chain, PictureFeatures(layers=(layer,)))
-        yield "layer", layer, fit(other, few.features(chain, other.features), targets[:some]), 1.0
+        yield Point("layer", layer, fit(other, few.features(chain, other.features), targets[:some]))
+    included = spec_of(chain, PictureFeatures(sinks="include"))
+    yield Point("sinks", "include", fit(included, few.features(chain, included.features), targets[:some]))
     state = spec_of(chain, tail="state")
-    yield "tail", "state", fit(state, features[:some], few.targets(chain, state)), 1.0
+    yield Point("tail", "state", fit(state, features[:some], few.targets(chain, state)))
     told = Examples.draw(chain, some, seed, described=True)
-    yield "words", "by the VL", fit(spec, told.features(chain, spec.features), told.targets(chain, spec)), 1.0
+    yield Point("words", "by the VL", fit(spec, told.features(chain, spec.features), told.targets(chain, spec)))
+    held = world.HoldOut(combinations=True)
+    seen = Examples.draw(chain, many, seed, held)
+    unseen = fit(spec, seen.features(chain, spec.features), seen.targets(chain, spec))
+    yield Point("looks", "unseen combinations", unseen, hold_out=held)
+    for style in NEW_STYLES[: 1 if options.toy else None]:
+        yield from new_look(chain, spec, style, many, seed)
+
+
+def new_look(chain: Chain, spec, style: str, count: int, seed: int) -> Iterator[Point]:
+    """A style left out of the fit, then shown in a few pictures that count more or less."""
+    held = world.HoldOut(style=style)
+    known, added = (
+        (examples.features(chain, spec.features), examples.targets(chain, spec))
+        for examples in (
+            Examples.draw(chain, count, seed, held), Examples.draw(chain, FEW, NEW_SEED, held, testing=True),
+        )
+    )
+    yield Point(f"{style} left out", "none shown", fit(spec, *known), hold_out=held)
+    both = [first + more for first, more in zip(known, added, strict=True)]
+    for weight in (1.0, 10.0, 30.0):
+        weights = [1.0] * count + [weight] * FEW
+        yield Point(f"{style} left out", f"{FEW} shown, weight {weight:g}", fit(spec, *both, weights), hold_out=held)
+
+
+def between_colours(
+    chain: Chain, adapter: PictureAdapter, seeds, steps: int, guidance: float, options: Options
+) -> dict[str, dict[str, float]]:
+    """RGB distance of the painted background from one that lies halfway between two named colours.
+
+    The adapter against the caption of the nearer of the two names, and the adapter on another picture; each a mean
+    over all pairs of names and seeds, with its standard error over pairs.
+    """
+    pairs = list(combinations(range(len(world.COLORS)), 2))[: 3 if options.toy else None]
+    scenes = world.sample_scenes(len(pairs), torch.Generator().manual_seed(NEW_SEED), two_shapes=0.0)
+    flat = torch.zeros_like(scenes.style)  # style "flat", mood "neutral": the background is its colour
+    thing = torch.tensor([next(c for c in range(len(world.COLORS)) if c not in pair) for pair in pairs])
+    scenes = replace(scenes, style=flat, mood=flat, color=thing[:, None].expand(-1, 2).contiguous())
+    rendered, covers = world.render(scenes.to(chain.device), torch.Generator(chain.device).manual_seed(NEW_SEED))
+    names = torch.tensor(world.RGB)[torch.tensor(pairs)]  # (pairs, 2, 3)
+    goal = names.mean(1)
+    ground = (goal * 2 - 1).to(chain.device)[:, :, None, None]
+    pictures = torch.lerp(ground.expand_as(rendered), rendered, covers.sum(1, keepdim=True).clamp(0, 1))
+    prompts = [f"a {world.COLORS[color]} circle" for color in thing.tolist()]
+    texts = chain.words_many(prompts)
+    images = as_image(pictures)
+
+    def captions(side: int) -> list[Tensor]:
+        words = [
+            f"{prompt}, on {world.with_article(world.COLORS[pair[side]])} background, in flat style, with neutral "
+            "colors" for prompt, pair in zip(prompts, pairs, strict=True)
+        ]
+        return [states for states, _ in chain.words_many(words)]
+
+    def adapted(shift: int) -> list[Tensor]:
+        order = [(index + shift) % len(pairs) for index in range(len(pairs))]
+        looks = chain.look_many(
+            [images[which] for which in order], prompts, layers=adapter.spec.features.layers
+        )
+        return [
+            adapter.apply(states, layout, seen)[0] for (states, layout), seen in zip(texts, looks, strict=True)
+        ]
+
+    def error(states: list[Tensor]) -> Tensor:
+        """(pairs,): of the mean over seeds of the painted ring's median colour."""
+        numbers = [1000 * seed + index for seed in seeds for index in range(len(pairs))]
+        painted = chain.paint(states * len(seeds), numbers, steps=steps, guidance=guidance)
+        edge = torch.ones(painted.shape[-2:], dtype=torch.bool)
+        edge[RING:-RING, RING:-RING] = False
+        found = ((painted.cpu()[..., edge] + 1) / 2).clamp(0, 1).median(-1).values  # (seeds · pairs, 3)
+        return (found.view(len(seeds), -1, 3) - goal).norm(dim=-1).mean(0)
+
+    nearer = torch.stack([error(captions(side)) for side in (0, 1)]).amin(0)
+    another = 7 % len(pairs)
+    found = {
+        "picture adapter": error(adapted(0)), "nearest word": nearer, "another picture": error(adapted(another)),
+    }
+    return {
+        name: {"error": float(values.mean()), "stderr": float(values.std() / len(values) ** 0.5)}
+        for name, values in found.items()
+    }

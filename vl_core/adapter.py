@@ -19,14 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .blend import aligned_positions, tail_position
-from .description import Slot, check_slots, slot_targets
+from .description import Slot, check_slots, lead_in, slot_targets, spread
 from .familiarity import Familiarity, FamiliarSpan, Sample
 from .layout import TAIL_TOKENS, TokenLayout, TokenRole, concatenate_layouts
 from .outliers import as_batch, check_choice, check_embeddings, to_dtype
 from .resample import resample_tokens
 from .ridge import BUDGET, FOLDS, NormalEquations, RidgeMap, RidgeReport
 from .states import VLStates, resolve_layer
-from .statistics import ENCODER_LAYER, EPSILON, Sinks, check_sinks, find_sinks, token_rms
+from .statistics import ENCODER_LAYER, EPSILON, Sinks, check_sinks, find_sinks
 from .storage import read_tensors, write_tensors
 
 TailTarget = Literal["change", "state"]
@@ -386,9 +386,9 @@ class PictureAdapter:
     ) -> tuple[Tensor, TokenLayout | None, AdapterInfo]:
         """Append the predicted description to a prompt's states, before the template tail, and bring the tail along.
 
-        Every description token goes from a neutral one to the predicted, n + s·(p − n), n scaled to p's RMS; the tail
-        goes from the prompt's own to the predicted. So at a small strength there is little to see yet, and negative
-        strengths push away.
+        Every description token goes from a neutral one to the predicted, n + s'·(p − n), n scaled to p's RMS; the tail
+        goes from the prompt's own to the predicted. s' is the strength, spread so that small ones show
+        (:func:`~.description.spread`); negative strengths push away.
 
         Args:
             text: Z-Image's states of the prompt, ``(L, D)`` or ``(B, L, D)``, any float dtype.
@@ -434,20 +434,18 @@ class PictureAdapter:
         own, tail = batch.float(), batch[:, at:].float()
         mean = torch.einsum("p,ptd->td", shares, predicted)
         goal = mean[self.spec.words :] + (tail if self.spec.tail == "change" else 0)
-        pull = strength * sum(factors.values()) / len(factors)
+        pull = spread(strength * sum(factors.values()) / len(factors))
         tail = tail + pull * (goal - tail)
 
         described = mean[None] if combine == "average" else predicted[shares > 0]
         amount = torch.tensor(
-            [strength * factors[slot.name] for slot in self.spec.slots for _ in range(slot.tokens)], device=text.device
+            [spread(strength * factors[slot.name]) for slot in self.spec.slots for _ in range(slot.tokens)],
+            device=text.device,
         )
         ground = self._neutral(neutral, own, at, layout)
         words = []
         for one in described:
-            target = one[: self.spec.words]
-            scaled = ground * (token_rms(target) / token_rms(ground).clamp_min(EPSILON)).unsqueeze(-1)
-            mixed = scaled + amount.unsqueeze(1) * (target - scaled)
-            words.append(mixed[:, amount != 0])
+            words.append(lead_in(one[: self.spec.words], ground, amount)[:, amount != 0])
         words = to_dtype(torch.cat(words, 1), text.dtype)
         result = torch.cat([batch[:, :at], words, to_dtype(tail, text.dtype), batch[:, at + TAIL_TOKENS :]], 1)
         info = AdapterInfo(

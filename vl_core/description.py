@@ -1,7 +1,8 @@
-"""Descriptions in slots: how they are appended to a prompt, and where their tokens are then."""
+"""Descriptions: in slots, appended to a prompt, and their states brought in by a strength."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,11 +10,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from .blend import tail_position
 from .layout import TAIL_TOKENS, TokenLayout, TokenRole
+from .outliers import as_batch, check_embeddings, to_dtype
 from .resample import resample_tokens
+from .statistics import EPSILON, token_rms
 
 SEPARATOR = ", "
 ENDS = " \t\r\n,.;:"  # at the end of a phrase these would melt into one token with the separator
+SPREAD = 0.6  # on the miniature next to nothing shows of a description before it is more than a third of the way there
 
 
 @dataclass(frozen=True)
@@ -151,3 +156,68 @@ def slot_targets(
     if own_tail is not None:
         tail = tail - own_tail.detach().float().to(tail.device)
     return torch.cat([*words, tail])
+
+
+def spread(strength: float) -> float:
+    """How far a strength leads from neutral tokens, 0, to a description's own, 1: sign(s)·|s|^0.6 up to 1, s beyond.
+
+    What a description does grows late and then steeply with the share of its states; the root spreads that over the
+    slider (``docs/adapter.md`` has the curve).
+    """
+    return strength if abs(strength) > 1 else math.copysign(abs(strength) ** SPREAD, strength)
+
+
+def lead_in(words: Tensor, neutral: Tensor, share: float | Tensor) -> Tensor:
+    """Description tokens on the way from neutral ones: n + share·(p − n), n scaled to p's RMS.
+
+    Args:
+        words: p, ``(T, D)`` or ``(B, T, D)``; ``neutral``: n, ``(B, T, D)``; both float32.
+        share: one number, or one per token ``(T,)``.
+
+    Returns:
+        ``(B, T, D)``.
+    """
+    scaled = neutral * (token_rms(words) / token_rms(neutral).clamp_min(EPSILON)).unsqueeze(-1)
+    return scaled + torch.as_tensor(share, device=words.device).reshape(-1, 1) * (words - scaled)
+
+
+def bring_in(
+    text: Tensor, layout: TokenLayout, described: Tensor, described_layout: TokenLayout, strength: float
+) -> tuple[Tensor, TokenLayout]:
+    """A prompt with words after it, the words at a strength: what a picture adapter does, with true words.
+
+    Args:
+        text: Z-Image's states of the prompt alone, ``(L, D)`` or ``(B, L, D)``; ``layout``: its tokens.
+        described: its states of the prompt with the words after it, likewise; ``described_layout``: its tokens.
+        strength: 0 returns the text itself, 1 the described states themselves; between, and beyond, each of the words'
+            tokens is on its way from the prompt's last word (:func:`lead_in`), and the template tail from the prompt's
+            own, by :func:`spread` of the strength.
+
+    Returns:
+        the states in the text's dtype, and their layout.
+
+    Raises:
+        ValueError: if the two do not begin alike, end with other template tails, or nothing was added.
+    """
+    check_embeddings(text, "text")
+    check_embeddings(described, "described")
+    if strength == 0:
+        return text, layout
+    ids, own = described_layout.token_ids, layout.token_ids
+    shared = min(len(ids), len(own)) - TAIL_TOKENS
+    start = int((ids[:shared] == own[:shared]).cumprod(0).sum())
+    at, own_at = tail_position(described_layout), tail_position(layout)
+    if start == 0 or start >= at or not torch.equal(ids[at : at + TAIL_TOKENS], own[own_at : own_at + TAIL_TOKENS]):
+        raise ValueError(
+            f"described: expected the text's prompt with words after it, got {described_layout.describe()} for "
+            f"{layout.describe()}. Encode both with the same text encoder."
+        )
+    if strength == 1:
+        return described, described_layout
+    share = spread(strength)
+    whole, before = as_batch(described).float(), as_batch(text).float()
+    neutral = whole[:, start - 1 : start].expand(-1, at - start, -1)
+    words = lead_in(whole[:, start:at], neutral, share)
+    tail = torch.lerp(before[:, own_at : own_at + TAIL_TOKENS], whole[:, at : at + TAIL_TOKENS], share)
+    mixed = to_dtype(torch.cat([whole[:, :start], words, tail, whole[:, at + TAIL_TOKENS :]], 1), text.dtype)
+    return (mixed[0] if text.ndim == 2 else mixed), described_layout

