@@ -83,9 +83,10 @@ class Examples:
             texts = [slots_of(text) or truth for text, truth in zip(said, texts, strict=True)]
         return cls(as_image(pictures), list(pairs.prompts), texts)
 
-    def features(self, chain: Chain, features: PictureFeatures) -> list[Tensor]:
-        """Inputs of the map, one per picture."""
-        return [features.of(seen) for seen in chain.look_many(self.images, self.prompts, layers=features.layers)]
+    def features(self, chain: Chain, features: PictureFeatures, beside: str | None = None) -> list[Tensor]:
+        """Inputs of the map, one per picture, each read beside its own prompt or all beside one."""
+        prompts = self.prompts if beside is None else [beside] * len(self.images)
+        return [features.of(seen) for seen in chain.look_many(self.images, prompts, layers=features.layers)]
 
     def targets(self, chain: Chain, spec: AdapterSpec) -> list[Tensor]:
         """Outputs of the map, one per picture."""

@@ -14,7 +14,7 @@ from vl_core.adapter import PictureAdapter, PictureFeatures
 
 from . import adapters, assemble, world
 from .adapters import ALL_SEEN, Examples, fit, spec_of
-from .bench import Painting, Switches, prepare, row_of, workers
+from .bench import Ledger, Painting, Switches, prepare, row_of, workers
 from .chain import Chain, as_image
 from .methods import METHODS, TEXT_ONLY, Method
 from .training import Options, begin, log, measured_with, write_json
@@ -25,6 +25,7 @@ SOME = 500  # pairs of the points that vary something else
 NEW_STYLES = ("striped", "checkered", "gradient")  # each is left out of a fit, then shown in a few pictures
 FEW = 10
 NEW_SEED = 88_000  # far from the fit's pictures and the bench's
+FIXED_PROMPTS = ("", world.DESCRIBE_LOOK[1])  # read in place of the user's
 RING = 8  # pixels at the edges where nothing but the background is
 
 
@@ -42,6 +43,12 @@ class Point:
     other_words: bool = False
 
     @property
+    def where(self) -> str:
+        """The part of the world it is asked in."""
+        held = "unseen combinations" if self.hold_out.combinations else self.hold_out.style
+        return "other words" if self.other_words else held or "all"
+
+    @property
     def method(self) -> Method:
         return Method(self.what, "adapter", self.way, None, self.setting or {"strength": self.strength})
 
@@ -51,17 +58,16 @@ def run(options: Options, switches) -> dict[str, Any]:
     device = begin(options)
     chain = Chain.load(assemble.models_folder(options), device)
     pool = workers()
-    grounds: dict[tuple, Ground] = {}
+    asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(chain.folder)}
+    ledger = Ledger(options.out / "curves_rows.jsonl", asked, options.resume)
+    grounds: dict[str, Ground] = {}
     rows, widest = [], None
     for point in points(chain, options):
-        key = point.hold_out, point.other_words
-        if key not in grounds:
-            grounds[key] = Ground.of(
-                chain, replace(switches, hold_out=point.hold_out, other_words=point.other_words), options.seed, pool
-            )
-            if not rows:
-                rows += grounds[key].bounds()
-        rows.append(grounds[key].row(point))
+        if point.where not in grounds:
+            there = replace(switches, hold_out=point.hold_out, other_words=point.other_words)
+            grounds[point.where] = Ground.of(chain, there, options.seed, pool, ledger, point.where)
+            rows += grounds[point.where].bounds()
+        rows.append(grounds[point.where].row(point))
         shown = ("what", "value", "r2", "transfer", "stderr", "adherence", "parts_of_both")
         log(options, "curves", **{name: rows[-1][name] for name in shown})
         widest = point.adapter if point.what == "pairs" else widest
@@ -80,22 +86,27 @@ def run(options: Options, switches) -> dict[str, Any]:
 class Ground:
     """What one part of the world is measured against."""
 
+    where: str
     painting: Painting
+    ledger: Ledger
     floor: dict[str, Tensor]
     ceiling: dict[str, Tensor]
 
     @classmethod
-    def of(cls, chain: Chain, switches: Switches, seed: int, pool) -> Ground:
+    def of(cls, chain: Chain, switches: Switches, seed: int, pool, ledger: Ledger, where: str) -> Ground:
         bench = prepare(chain, switches, seed)
         painting = Painting(bench, tuple(range(switches.seeds)), switches.steps, switches.guidance, pool)
-        return cls(painting, painting.hits([case.states for case in bench.cases]), painting.measure(METHODS[0]))
+        floor = ledger.measured(f"{where}: text", lambda: painting.hits([case.states for case in bench.cases]))
+        ceiling = ledger.measured(f"{where}: caption", lambda: painting.measure(METHODS[0]))
+        return cls(where, painting, ledger, floor, ceiling)
 
     def row(self, point: Point) -> dict[str, Any]:
         """One entry of the report."""
         painting = replace(self.painting, bench=replace(self.painting.bench, adapter=point.adapter))
-        row = self._figures(point.method, painting.measure(point.method))
+        key = f"{self.where}: {point.what} {point.value}"
+        figures = self._figures(point.method, self.ledger.measured(key, lambda: painting.measure(point.method)))
         report = point.adapter.report
-        return {"what": point.what, "value": point.value, "pairs": report.pairs, "r2": report.r2, **row}
+        return {"what": point.what, "value": point.value, "pairs": report.pairs, "r2": report.r2, **figures}
 
     def bounds(self) -> list[dict[str, Any]]:
         """Words alone, and a caption in words."""
@@ -108,7 +119,8 @@ class Ground:
     def _figures(self, method: Method, found: dict[str, Tensor]) -> dict[str, Any]:
         row = row_of(method, found, self.floor, self.ceiling)
         names = ("transfer", "stderr", "transfer_by", "transfer_next", "adherence", "adherence_shape", "leak")
-        return {**{name: row[name] for name in names}, "parts_of_both": float(found["parts_of_both"].mean())}
+        figures = {name: row[name] for name in names}
+        return {"where": self.where, **figures, "parts_of_both": float(found["parts_of_both"].mean())}
 
 
 def points(chain: Chain, options: Options) -> Iterator[Point]:
@@ -121,9 +133,20 @@ def points(chain: Chain, options: Options) -> Iterator[Point]:
     for size in sizes:
         widest = fit(spec, features[:size], targets[:size])
         yield Point("pairs", size, widest)
-    yield Point("prompts", "other words", widest, other_words=True)
-    for combining in ("average", "append"):
+    yield Point("prompt", "other words", widest, other_words=True)
+    for combining in ("average", "append", "parts"):
         yield Point("two pictures", combining, widest, way="two adapted", setting={"combining": combining})
+    setting = {"combining": "average", "strength": 1.5}
+    yield Point("two pictures", "average, strength 1.5", widest, way="two adapted", setting=setting)
+    blind = spec_of(chain, PictureFeatures(tail=0))
+    seen_alone = fit(blind, examples.features(chain, blind.features), targets)
+    for beside in FIXED_PROMPTS:
+        fixed = spec_of(chain, own_prompt=False, prompt=beside)
+        apart = fit(fixed, examples.features(chain, fixed.features, beside), targets)
+        for other in (False, True):
+            yield Point("prompt", f"always {beside!r} beside the picture", apart, other_words=other)
+    for other in (False, True):
+        yield Point("prompt", "none beside the picture: no tail tokens", seen_alone, other_words=other)
     for rank in (4, 16, 64):
         yield Point("rank", rank, fit(spec, features[:some], targets[:some], rank=rank))
     adapter = fit(spec, features[:some], targets[:some])

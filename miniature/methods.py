@@ -108,22 +108,36 @@ class Bench:
     adapter: PictureAdapter | None = None
     kept: dict[tuple, list[VLStates]] = field(default_factory=dict)
 
-    def readings(self, shift: int, recipe: str = "", mute: bool = False) -> list[VLStates]:
-        """Every prompt with the picture ``shift`` places on, as a recipe shows it to the VL; "" for as it is."""
+    def readings(
+        self, shift: int, recipe: str = "", mute: bool = False, beside: str | None = None
+    ) -> list[VLStates]:
+        """Every prompt with the picture ``shift`` places on, as a recipe shows it to the VL; "" for as it is.
+
+        ``beside``: one prompt in place of all of them.
+        """
         shift = 0 if mute else shift  # a muted picture is the same whatever it shows
-        if (shift, recipe, mute) not in self.kept:
+        key = shift, recipe, mute, beside
+        if key not in self.kept:
             chosen = load_recipes()[0][recipe] if recipe else None
             images = [self.images[(index + shift) % len(self.images)] for index in range(len(self.images))]
-            self.kept[shift, recipe, mute] = self.chain.look_many(
-                [chosen.show(image) for image in images] if chosen else images, self.pairs.prompts, mute=mute,
+            prompts = self.pairs.prompts if beside is None else [beside] * len(images)
+            self.kept[key] = self.chain.look_many(
+                [chosen.show(image) for image in images] if chosen else images, prompts, mute=mute,
                 layers=(chosen.layer,) if chosen else LAYERS, system_prompt=chosen.system_prompt if chosen else "",
             )
-        return self.kept[shift, recipe, mute]
+        return self.kept[key]
 
-    def reading(self, case: Case, sight: Sight, recipe: str = "", mute: bool = False) -> VLStates:
+    def reading(
+        self, case: Case, sight: Sight, recipe: str = "", mute: bool = False, beside: str | None = None
+    ) -> VLStates:
         """One of :meth:`readings`, with a control's noise where the sight is one's."""
-        seen = self.readings((sight.number - case.number) % len(self.cases), recipe, mute)[case.number]
+        seen = self.readings((sight.number - case.number) % len(self.cases), recipe, mute, beside)[case.number]
         return noisy(seen, case.number) if sight.is_noise and not mute else seen
+
+    def adapted(self, case: Case, sight: Sight) -> VLStates:
+        """The reading that the adapter wants: beside the prompt, or beside its own."""
+        spec = self.adapter.spec
+        return sight.seen if spec.own_prompt else self.reading(case, sight, beside=spec.prompt)
 
 
 def noisy(seen: VLStates, seed: int) -> VLStates:
@@ -164,7 +178,7 @@ def by_description(bench: Bench, case: Case, sight: Sight, layer: int | None, *,
 
 def by_adapter(bench: Bench, case: Case, sight: Sight, layer: None, *, strength: float, **slots: float) -> Tensor:
     """The picture adapter's description states, appended; with ``slots`` only those."""
-    return bench.adapter.apply(case.states, case.layout, sight.seen, strength, slots=slots or None)[0]
+    return bench.adapter.apply(case.states, case.layout, bench.adapted(case, sight), strength, slots=slots or None)[0]
 
 
 def by_recipe(
@@ -246,11 +260,14 @@ def by_pictures(
     return condition(case.states, case.layout, found.seen, layer, mode, strength, muted=found.muted)[0]
 
 
-def by_two_adapted(bench: Bench, case: Case, sight: Sight, layer: None, *, combining: str) -> Tensor:
+def by_two_adapted(
+    bench: Bench, case: Case, sight: Sight, layer: None, *, combining: str, strength: float = 1.0
+) -> Tensor:
     """The picture adapter on the reference and the one after it."""
     after = replace(sight, number=(sight.number + 1) % len(bench.cases))
-    pictures = [bench.reading(case, each) for each in (sight, after)]
-    return bench.adapter.apply(case.states, case.layout, pictures, combine=combining)[0]
+    beside = None if bench.adapter.spec.own_prompt else bench.adapter.spec.prompt
+    pictures = [bench.reading(case, each, beside=beside) for each in (sight, after)]
+    return bench.adapter.apply(case.states, case.layout, pictures, strength, combine=combining)[0]
 
 
 WAYS: dict[str, Way] = {

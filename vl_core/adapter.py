@@ -31,7 +31,7 @@ from .storage import read_tensors, write_tensors
 
 TailTarget = Literal["change", "state"]
 Neutral = Literal["prompt", "last word", "tail", "mean"]
-Combine = Literal["average", "append"]
+Combine = Literal["average", "append", "parts"]
 
 MAX_STRENGTH = 3.0
 PREDICTED_TOKEN = -1  # id of a token that no word was written for
@@ -400,7 +400,8 @@ class PictureAdapter:
                 the mean factor of all slots.
             neutral: what a description token says at strength 0: the "prompt" (its words, resampled), its "last
                 word", its "tail", the "mean" description of the fit; or states ``(slot tokens, D)``.
-            combine: several pictures' descriptions are averaged, or appended one after the other.
+            combine: several pictures' descriptions are averaged ("average"), appended one after the other ("append"),
+                or each slot is one picture's, in turn ("parts"): with two, the first's style, the second's palette …
 
         Returns:
             the states in the text's dtype, their layout, and what was done.
@@ -437,7 +438,9 @@ class PictureAdapter:
         pull = spread(strength * sum(factors.values()) / len(factors))
         tail = tail + pull * (goal - tail)
 
-        described = mean[None] if combine == "average" else predicted[shares > 0]
+        described = predicted[shares > 0] if combine == "append" else mean[None]
+        if combine == "parts":
+            described = self._dealt(predicted[shares > 0])[None]
         amount = torch.tensor(
             [spread(strength * factors[slot.name]) for slot in self.spec.slots for _ in range(slot.tokens)],
             device=text.device,
@@ -453,6 +456,15 @@ class PictureAdapter:
             result.shape[1], known, notes,
         )
         return (result[0] if text.ndim == 2 else result), _with_words(layout, at, words.shape[1]), info
+
+    def _dealt(self, predicted: Tensor) -> Tensor:
+        """``(slot tokens + 5, D)``: the slots of several pictures in turn; the tail is left to the caller."""
+        taken = predicted[0].clone()
+        start = 0
+        for index, slot in enumerate(self.spec.slots):
+            taken[start : start + slot.tokens] = predicted[index % len(predicted), start : start + slot.tokens]
+            start += slot.tokens
+        return taken
 
     def _factors(self, slots: Sequence[str] | Mapping[str, float] | None) -> dict[str, float]:
         names = [slot.name for slot in self.spec.slots]

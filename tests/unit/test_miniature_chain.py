@@ -284,7 +284,7 @@ def test_the_curves_of_the_adapter_have_a_row_for_each_point(run):
     report = json.loads((run / "adapter_curves.json").read_text())
     rows = report["rows"]
     assert {row["what"] for row in rows} == {
-        "bound", "pairs", "prompts", "two pictures", "rank", "strength", "picture tokens", "layer", "sinks", "tail",
+        "bound", "pairs", "prompt", "two pictures", "rank", "strength", "picture tokens", "layer", "sinks", "tail",
         "words", "looks", "striped left out",
     }
     assert set(report["between"]) == {"picture adapter", "nearest word", "another picture"}
