@@ -7,11 +7,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from . import calibrate, demo, extract, generate
+from . import calibrate, compare, demo, extract, generate
 from .checks import INSTALL
 
 USER_ERROR, INTERRUPTED = 1, 130
-COMMANDS = {"demo": demo, "extract": extract, "generate": generate, "calibrate": calibrate}
+COMMANDS = {"demo": demo, "extract": extract, "generate": generate, "calibrate": calibrate, "compare": compare}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

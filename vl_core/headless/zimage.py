@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..encoder import SPECIAL_TOKENS
+from ..families import ZIMAGE, Family
 from ..layout import USER_TURN, SpecialTokens, TokenLayout, text_layout
 from ..metrics import CAPTION_MULTIPLE
 from ..statistics import ENCODER_LAYER
@@ -86,14 +87,17 @@ def special_tokens(tokenizer: Any) -> SpecialTokens:
     return SpecialTokens(**{name: -1 if found is None else found for name, found in ids.items()})
 
 
-def prompt_layout(tokenizer: Any, prompt: str, model: str = "") -> TokenLayout:
-    """Layout of a prompt in Z-Image's template.
+def prompt_layout(tokenizer: Any, prompt: str, model: str = "", family: Family = ZIMAGE) -> TokenLayout:
+    """Layout of a prompt in Z-Image's template, or another's.
 
     Raises:
         ValueError: if the tokenizer is of another family, or the prompt contains a token reserved for pictures.
     """
-    ids = tokenizer(USER_TURN.format(prompt), add_special_tokens=False)["input_ids"]
-    return text_layout(ids, special=special_tokens(tokenizer), layer=ENCODER_LAYER, prompt=prompt, model=model)
+    ids = tokenizer(family.turn.format(prompt), add_special_tokens=False)["input_ids"]
+    return text_layout(
+        ids, special=special_tokens(tokenizer), turn=family.turn, tail_tokens=family.tail_tokens, layer=ENCODER_LAYER,
+        prompt=prompt, model=model,
+    )
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -134,6 +138,17 @@ def encode_text(pipeline: ZImagePipeline, prompt: str, model: str = "") -> tuple
     return states, layout
 
 
+@torch.no_grad()
+def text_states(
+    pipeline: ZImagePipeline, prompt: str, family: Family, model: str = ""
+) -> tuple[Tensor, TokenLayout]:
+    """As :func:`encode_text` in another template than the pipeline's own: there is nothing to compare it with."""
+    layout = prompt_layout(pipeline.tokenizer, prompt, model, family)
+    ids = layout.token_ids[None].to(pipeline.text_encoder.device)
+    hidden = pipeline.text_encoder(input_ids=ids, output_hidden_states=True).hidden_states
+    return hidden[ENCODER_LAYER][0], layout
+
+
 def paint(
     pipeline: ZImagePipeline,
     states: Tensor,
@@ -152,15 +167,58 @@ def paint(
         negative: what to stay away from; only read if ``guidance`` > 0.
         progress: called after each step.
     """
+    return _run(
+        pipeline, pipeline, states, negative, steps, guidance, seed, progress, width=width, height=height
+    )
+
+
+def repaint(
+    pipeline: ZImagePipeline,
+    states: Tensor,
+    picture: Tensor,
+    denoise: float,
+    *,
+    negative: str = "",
+    steps: int,
+    guidance: float,
+    width: int,
+    height: int,
+    seed: int,
+    progress: Callable[[], None] = lambda: None,
+) -> Image:
+    """Paint over a picture, which is cut to the shape asked for about its middle.
+
+    Args:
+        picture: uint8 ``(H, W, 3)``.
+        denoise: how much of it is painted anew, above 0 to 1: steps before that share are left out.
+
+    The rest is :func:`paint`'s.
+    """
+    from diffusers import ZImageImg2ImgPipeline
+    from PIL import Image, ImageOps
+
+    over = ZImageImg2ImgPipeline(**pipeline.components)
+    start = ImageOps.fit(Image.fromarray(picture.numpy()), (width, height), Image.Resampling.LANCZOS)
+    # at least one step is left whatever the share
+    return _run(
+        pipeline, over, states, negative, steps, guidance, seed, progress, image=start, width=width, height=height,
+        strength=max(denoise, 1 / steps),
+    )
+
+
+def _run(
+    pipeline: ZImagePipeline, runner: Any, states: Tensor, negative: str, steps: int, guidance: float, seed: int,
+    progress: Callable[[], None], **options: Any,
+) -> Image:
     unwanted = [encode_text(pipeline, negative)[0]] if guidance > 0 else None
 
     def step_done(_pipeline, _step, _timestep, values):
         progress()
         return values
 
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(
+    runner.set_progress_bar_config(disable=True)
+    return runner(
         prompt_embeds=[states.to(pipeline.device)], negative_prompt_embeds=unwanted, num_inference_steps=steps,
-        guidance_scale=guidance, width=width, height=height, generator=torch.Generator().manual_seed(seed),
-        callback_on_step_end=step_done,
+        guidance_scale=guidance, generator=torch.Generator().manual_seed(seed), callback_on_step_end=step_done,
+        **options,
     ).images[0]

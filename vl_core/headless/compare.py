@@ -1,0 +1,209 @@
+"""``compare``: paint every combination of settings from one reading of each picture and prompt, and lay them out."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from importlib.util import find_spec
+
+from ..adapter import PictureAdapter
+from ..sweep import Axis
+from . import checks
+from .fleet import paint_on_ray
+from .presets import PRESETS
+from .report import write_report
+from .runner import Paint, local, needs_of, run_study
+from .scores import load_score
+from .study import ADAPTER, DESCRIBE, Models, Study, choose_axes, make_study, read_prompts
+from .zimage import ZImageFolder, load_tokenizer, prompt_layout
+
+SUMMARY = "paint a grid of settings from one reading of each picture, measure it, and write a report to browse"
+
+DEMO = "demo"
+INSTRUCTION = (
+    "Describe the style, colours, light and mood of this picture in one line of keywords. Do not name what it shows."
+)
+# How Z-Image-Turbo, and the trained miniature, are meant to be sampled; what Qwen3-VL is asked for.
+DEFAULTS = {"steps": 9, "guidance": 0.0, "width": 1024, "height": 1024, "instruction": INSTRUCTION}
+DEMO_DEFAULTS = {"steps": 8, "guidance": 1.0, "width": 128, "height": 128, "instruction": "describe the look."}
+# Options by the names the settings have.
+OPTIONS = {
+    "alphas": "alpha", "layers": "layer", "token_modes": "tokens", "normalization": "normalization",
+    "outlier_masking": "outlier_mode", "outlier_threshold": "outlier_threshold", "methods": "method",
+    "spaces": "space", "downsample": "downsample", "target_std": "target_std", "denoise": "denoise", "think": "think",
+    "describe": DESCRIBE, "adapter_strengths": ADAPTER,
+}
+HELP = {
+    "alphas": "how much the picture counts", "layers": "hidden states of Qwen3-VL, as in --layers=-2,-6",
+    "token_modes": "full, text, image, image_no_markers", "normalization": "none, global, per_dim, hybrid, rms",
+    "outlier_masking": "none, zero, clamp, scale", "outlier_threshold": "ratio from which a dimension is an outlier",
+    "methods": "aligned, resample, append …, or a mode such as 'blend aligned'", "spaces": "dit, raw, slerp",
+    "downsample": "pictures averaged over N × N tokens", "target_std": "of normalization global; 61 is the note's",
+    "denoise": "paint over the first picture; 1 starts from noise", "think": "off, on: an empty think block",
+    "describe": "off, on: Qwen3-VL's words after the prompt", "adapter_strengths": "of the picture adapter",
+}
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument(
+        "-i", "--image", action="append", required=True, metavar="FILE",
+        help="a reference picture; several are compared one after the other, or read together with --together",
+    )
+    parser.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="one or several")
+    parser.add_argument("--prompts", metavar="FILE", help="more prompts, *.yaml or *.json: a list, or names and texts")
+    parser.add_argument("-o", "--output", default="comparison", metavar="FOLDER", help="what is there is taken over")
+    parser.add_argument("--together", action="store_true", help="read all pictures at once")
+    presets = "; ".join(f"{name}: {preset.meaning}" for name, preset in PRESETS.items())
+    parser.add_argument("--sweep", choices=list(PRESETS), metavar="PRESET", help=presets)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be painted, and end")
+    axes = parser.add_argument_group(
+        "axes", "several values make an axis, one holds throughout; both win over the preset. 0:1:0.25 is a range; "
+        "write --layers=-2:-8 where the first value is negative."
+    )
+    for option in OPTIONS:
+        axes.add_argument(f"--{option.replace('_', '-')}", nargs="+", default=[], metavar="X", help=HELP[option])
+    axes.add_argument("--seeds", nargs="+", default=[], metavar="N", help="the same seed gives the same noise")
+    axes.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUES", help="any other setting, such as sinks=include"
+    )
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "-m", "--model", default=DEMO, metavar="FOLDER",
+        help="diffusers folder of Z-Image; demo is the trained miniature of this repository",
+    )
+    models.add_argument("--vision", metavar="FOLDER", help="Hugging Face folder of a Qwen3-VL-4B")
+    models.add_argument("--reference", metavar="FILE", help="from `calibrate`; measured if it is needed and not given")
+    models.add_argument("--adapter", metavar="FILE", help="a picture adapter")
+    models.add_argument("--instruction", metavar="TEXT", help="what --describe asks Qwen3-VL for")
+    models.add_argument(
+        "--score", action="append", default=[], metavar="FOLDER", help="a CLIP or DINO on disk to score pictures with"
+    )
+    painting = parser.add_argument_group("painting")
+    painting.add_argument("--steps", type=int, help="9 suits Z-Image-Turbo, 28 to 50 Z-Image")
+    painting.add_argument("--guidance", type=float, help="0 suits Z-Image-Turbo, 3 to 5 Z-Image")
+    painting.add_argument("--negative", default="", metavar="TEXT", help="what to stay away from; needs --guidance")
+    painting.add_argument("--width", type=int, help="in pixels")
+    painting.add_argument("--height", type=int, help="in pixels")
+    painting.add_argument("--image-tokens", type=int, default=1024, metavar="N", help="most tokens of a picture")
+    cluster = parser.add_argument_group("more than one machine")
+    cluster.add_argument("--ray", metavar="ADDRESS", help="paint on a Ray cluster; local, auto, or its address")
+    cluster.add_argument("--workers", type=int, default=0, metavar="N", help="painters; 0 is one per GPU")
+    checks.add_device_arguments(parser)
+
+
+def run(arguments) -> None:
+    checks.require_packages("accelerate", "diffusers", "transformers", "PIL", "tqdm")
+    folder = checks.output_folder(arguments.output, "--output")
+    checks.in_range(arguments.workers, "--workers", 0)
+    study, pictures = study_of(arguments)
+    print(study.describe())
+    if arguments.dry_run:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    plan = folder / "study.json"
+    plan.write_text(json.dumps(study.as_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    rows = run_study(study, pictures, folder, painter_of(arguments, study, pictures), score_of(arguments))
+    page, grids = write_report(study, rows, pictures, folder)
+    for path in (*grids, folder / "results.jsonl", page):
+        print(path)
+
+
+def study_of(arguments):
+    """The study that the options ask for, and its pictures; everything is checked, no model is loaded."""
+    given = {OPTIONS[option]: getattr(arguments, option) for option in OPTIONS}
+    for text in arguments.set:
+        name, equals, values = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set: expected NAME=VALUES, got {text!r}.")
+        given[name.strip()] = [values]
+    axes, base, title = choose_axes(arguments.sweep, given, arguments.seeds)
+    prompts = {text: text for text in arguments.prompt}
+    if arguments.prompts is not None:
+        prompts |= read_prompts(arguments.prompts)
+    if not prompts:
+        raise ValueError("--prompt: expected at least one, or a file with --prompts, got none.")
+    models = models_of(arguments)
+    pictures = [arguments.image] if arguments.together else [[path] for path in arguments.image]
+    study, shown = make_study(models, pictures, prompts, axes, base, title)
+    zimage = ZImageFolder.check(models.zimage, "--model")
+    zimage.check_size(models.width, models.height)
+    width, _ = checks.vision_folder(models.vision, "--vision")
+    if width != zimage.width:
+        raise ValueError(
+            f"--vision: expected width {zimage.width} for this Z-Image, got {width}. Z-Image needs the 4B."
+        )
+    tokenizer = load_tokenizer(zimage.tokenizer)
+    for prompt in prompts.values():
+        zimage.check_caption(len(prompt_layout(tokenizer, prompt)))
+    return replace(study, models=replace(models, layer=deepest(study, axes))), shown
+
+
+def models_of(arguments) -> Models:
+    """What paints, from the options.
+
+    Raises:
+        FileNotFoundError, ValueError: for folders, files and numbers that do not fit.
+    """
+    demo = arguments.model == DEMO
+    if demo:
+        if find_spec("miniature") is None:
+            raise ValueError("--model: the demo's miniature lies in a clone of the repository. Give a Z-Image folder.")
+        from miniature.assemble import MODELS, PIPELINE, VISION
+
+        if arguments.vision is not None:
+            raise ValueError("--vision: the demo has its own Qwen3-VL. Give --model as well, or leave it out.")
+        zimage, vision = str(MODELS / PIPELINE), str(MODELS / VISION)
+        adapter = arguments.adapter or str(MODELS / "adapter.safetensors")
+    elif arguments.vision is None:
+        raise ValueError("--vision: expected a Qwen3-VL folder beside --model, got none.")
+    else:
+        zimage, vision, adapter = arguments.model, arguments.vision, arguments.adapter or ""
+    for option, path in (("--reference", arguments.reference), ("--adapter", adapter)):
+        if path:
+            checks.readable_file(path, option)
+    files = [os.path.abspath(path) if path else "" for path in (zimage, vision, arguments.reference, adapter)]
+    defaults = DEMO_DEFAULTS if demo else DEFAULTS
+    chosen = {
+        name: default if getattr(arguments, name) is None else getattr(arguments, name)
+        for name, default in defaults.items()
+    }
+    found = Models(
+        *files, **chosen, device=arguments.device, dtype=arguments.dtype, negative=arguments.negative,
+        image_tokens=arguments.image_tokens,
+    )
+    checks.in_range(found.steps, "--steps", 1)
+    checks.in_range(found.guidance, "--guidance", 0, 100)
+    checks.in_range(found.image_tokens, "--image-tokens", 1)
+    checks.pick_device(found.device)
+    return found
+
+
+def deepest(study: Study, axes: list[Axis]) -> int:
+    """The deepest hidden state that any cell needs: blocks above it are not loaded."""
+    extras = [dict(cell.extra) for _, cell in study.cells]
+    if any(extra[DESCRIBE] for extra in extras):
+        return -1  # the whole model writes
+    layers = set(study.layers)
+    if any(extra[ADAPTER] for extra in extras):
+        layers |= set(PictureAdapter.load(study.models.adapter).spec.features.layers)
+    return max(layers, default=-1)
+
+
+def painter_of(arguments, study: Study, pictures) -> Paint:
+    if arguments.ray is None:
+        return local(study, pictures)
+
+    def paint(cells):
+        return paint_on_ray(arguments.ray, arguments.workers, study.models, pictures, needs_of(study), cells)
+
+    return paint
+
+
+def score_of(arguments):
+    """All the scores asked for as one function; None for none."""
+    if not arguments.score:
+        return None
+    device = checks.pick_device(arguments.device)
+    scores = [load_score(folder, "--score", device) for folder in arguments.score]
+    return lambda *both: {name: value for score in scores for name, value in score(*both).items()}

@@ -1,0 +1,246 @@
+"""A study: pictures × prompts × a plan of settings, every cell of it known before anything is painted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..settings import FIELDS, Field, Value
+from ..sweep import SEED, Axis, Cell, Plan, make_plan, parse_axis
+from . import checks
+from .picture import load_picture
+from .presets import PRESETS, Preset
+
+DENOISE, THINK, DESCRIBE, ADAPTER = "denoise", "think", "describe", "adapter"
+EXTRA: dict[str, Field] = {
+    DENOISE: Field(float, 0.01, 1), THINK: Field(bool), DESCRIBE: Field(bool), ADAPTER: Field(float, -3, 3),
+}  # what a comparison can vary besides the settings of the blend
+UNSTEERED: dict[str, Value] = {DENOISE: 1.0, THINK: False, DESCRIBE: False, ADAPTER: 0.0}
+# What the research note's runner calls its selections of tokens.
+TOKEN_NAMES = {"full": "all", "text_only": "text", "image_only": "image", "image_no_special": "image_no_markers"}
+MAX_CELLS = 4096
+DIGITS = 16  # of a picture's hash
+
+
+@dataclass(frozen=True)
+class Models:
+    """What paints, and how. Plain values: it travels to other machines, where the folders must be too.
+
+    Attributes:
+        zimage, vision: folders of Z-Image (diffusers) and Qwen3-VL (Hugging Face).
+        reference, adapter: files of reference statistics and of a picture adapter; "" for none.
+        instruction: what Qwen3-VL is asked for where cells are described.
+        layer: the deepest hidden state that is needed, negative from the end; blocks above it are not loaded.
+    """
+
+    zimage: str
+    vision: str
+    reference: str = ""
+    adapter: str = ""
+    instruction: str = ""
+    device: str = "auto"
+    dtype: str = "bfloat16"
+    steps: int = 9
+    guidance: float = 0.0
+    negative: str = ""
+    width: int = 1024
+    height: int = 1024
+    image_tokens: int = 1024
+    layer: int = -1
+
+    def identity(self) -> dict[str, Value]:
+        """What makes a difference to pictures; names in place of paths."""
+        plain = {name: value for name, value in asdict(self).items() if name not in ("device", "layer")}
+        for name in ("zimage", "vision", "reference", "adapter"):
+            plain[name] = Path(plain[name]).resolve().name if plain[name] else ""
+        return {f"{name}_file" if name == ADAPTER else name: value for name, value in plain.items()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """One set of pictures beside one prompt.
+
+    Attributes:
+        name: of files and headings. ``files``: names of the pictures. ``key``: stands for their content.
+    """
+
+    name: str
+    prompt: str
+    files: tuple[str, ...]
+    key: str
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Study:
+    """All groups, and what paints them."""
+
+    title: str
+    models: Models
+    groups: tuple[Group, ...]
+
+    @cached_property
+    def cells(self) -> tuple[tuple[Group, Cell], ...]:
+        """Every picture to paint, once, in order: baselines of a group before what is compared with them."""
+        found: dict[str, tuple[Group, Cell]] = {}
+        for group in self.groups:
+            for cell in sorted(group.plan.unique, key=lambda cell: baseline_of(group.plan, cell).id != cell.id):
+                found.setdefault(cell.id, (group, cell))
+        return tuple(found.values())
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Hidden states that one reading of a picture and prompt has to hold."""
+        return tuple(sorted({layer for group in self.groups for layer in group.plan.layers}))
+
+    @property
+    def needs_muted(self) -> bool:
+        return any(group.plan.needs_muted for group in self.groups)
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(group.plan.needs_reference for group in self.groups)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "title": self.title, "models": self.models.identity(),
+            "groups": [
+                {
+                    "name": group.name, "prompt": group.prompt, "pictures": list(group.files),
+                    "plan": group.plan.as_dict(),
+                }
+                for group in self.groups
+            ],
+        }
+
+    def describe(self) -> str:
+        """A line for people."""
+        plan = self.groups[0].plan.describe()
+        many = f"{len(self.groups)} × " if len(self.groups) > 1 else ""
+        return f"{self.title}: {many}{plan}" + (f", {len(self.cells)} in all" if many else "")
+
+
+def baseline_of(plan: Plan, cell: Cell) -> Cell:
+    """What a cell is compared with: the words alone at its seed, undescribed, unadapted; at its own denoise and think.
+
+    Where the plan has no such cell it is the one of the plan, or the cell itself.
+    """
+    words = plan.baseline_of(cell) or cell
+    plain = {**dict(words.extra), DESCRIBE: False, ADAPTER: 0.0}
+    for other in plan.unique:
+        if other.words_only and other.seed == cell.seed and dict(other.extra) == plain:
+            return other
+    return words
+
+
+def choose_axes(
+    preset: str | None, given: Mapping[str, Sequence[str]], seeds: Sequence[str] = ()
+) -> tuple[list[Axis], dict[str, Value], str]:
+    """Axes and base of a comparison; what is given explicitly always wins over the preset.
+
+    Args:
+        preset: one of ``PRESETS``, or None.
+        given: name -> values as people write them. Several make an axis, in the preset's place for it if it has one;
+            one holds throughout.
+        seeds: likewise.
+
+    Returns:
+        the axes, what holds besides, and a title.
+
+    Raises:
+        ValueError: for a preset, a name or a value there is not.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"--sweep: expected one of {', '.join(PRESETS)}, got {preset!r}.")
+    chosen = PRESETS[preset] if preset is not None else Preset("chosen settings", {})
+    axes = {name: parse_axis(name, text, EXTRA) for name, text in chosen.axes.items()}
+    base = dict(chosen.base)
+    for name, texts in [*given.items(), (SEED, seeds)]:
+        if not texts:
+            continue
+        axis = parse_axis(name, ", ".join(TOKEN_NAMES.get(text, text) for text in texts), EXTRA)
+        if len(axis.values) > 1:
+            axes[axis.name] = axis
+        else:
+            axes.pop(axis.name, None)
+            base[axis.name] = axis.values[0]
+    return list(axes.values()), base, preset or "comparison"
+
+
+def make_study(
+    models: Models, pictures: Sequence[Sequence[str]], prompts: Mapping[str, str], axes: Sequence[Axis],
+    base: Mapping[str, Value], title: str, *, baseline: bool = True,
+) -> tuple[Study, dict[str, list[Tensor]]]:
+    """The study, checked to its last cell, and the pictures by key.
+
+    Args:
+        pictures: files of each set. ``prompts``: by name.
+
+    Raises:
+        FileNotFoundError, ValueError: for pictures that cannot be read, settings that do not go together, two prompts
+            that are the same.
+    """
+    if len(set(prompts.values())) < len(prompts):
+        raise ValueError("--prompt: expected every prompt once, got one more often.")
+    base = dict(base)
+    seed = base.pop(SEED, 0)
+    besides = {name: base.pop(name, plain) for name, plain in UNSTEERED.items()}
+    settings = {name: value for name, value in base.items() if name in FIELDS}
+    shown: dict[str, list[Tensor]] = {}
+    groups = []
+    for files in pictures:
+        key = _content(files)
+        shown[key] = [load_picture(path, "--image", models.image_tokens) for path in files]
+        for name, prompt in prompts.items():
+            extra = {**besides, **models.identity(), "prompt": prompt, "pictures": key}
+            plan = make_plan(axes, settings, seed, extra=extra, baseline=baseline, limit=MAX_CELLS)
+            names = tuple(Path(path).name for path in files)
+            groups.append(Group(f"{Path(names[0]).stem}, {name}", prompt, names, key, plan))
+    study = Study(title, models, tuple(groups))
+    varied = [dict(cell.extra) for _, cell in study.cells]
+    if any(extra[ADAPTER] for extra in varied) and not models.adapter:
+        raise ValueError("--adapter-strengths: need the picture adapter's file, got none. Give it with --adapter.")
+    return study, shown
+
+
+def read_prompts(path: str) -> dict[str, str]:
+    """Prompts by name from a YAML or JSON file: a list of texts, or names and texts.
+
+    Raises:
+        FileNotFoundError, ValueError: if it cannot be read, or holds anything else.
+    """
+    text = checks.readable_file(path, "--prompts").read_text(encoding="utf-8-sig")
+    try:
+        if path.lower().endswith(".json"):
+            content = json.loads(text)
+        else:
+            checks.require_packages("yaml")
+            import yaml
+
+            content = yaml.safe_load(text)
+    except ValueError as error:
+        raise ValueError(f"--prompts: {path} cannot be read ({error}).") from error
+    except Exception as error:  # yaml's own errors are no ValueError
+        if type(error).__module__.startswith("yaml"):
+            raise ValueError(f"--prompts: {path} cannot be read ({' '.join(str(error).split())}).") from error
+        raise
+    if isinstance(content, list):
+        content = {f"prompt {number}": text for number, text in enumerate(content, 1)}
+    fits = isinstance(content, dict) and content and all(isinstance(value, str) for value in content.values())
+    if not fits:
+        raise ValueError(f"--prompts: expected a list of texts, or names and texts, in {path}.")
+    return {str(name): text for name, text in content.items()}
+
+
+def _content(files: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(hashlib.sha256(checks.readable_file(path, "--image").read_bytes()).digest())
+    return digest.hexdigest()[:DIGITS]
