@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 
 from ..adapter import PictureAdapter
+from ..states import resolve_layer
 from ..sweep import Axis
 from . import checks
 from .fleet import paint_on_ray
@@ -128,7 +129,9 @@ def study_of(arguments):
     study, shown = make_study(models, pictures, prompts, axes, base, title)
     zimage = ZImageFolder.check(models.zimage, "--model")
     zimage.check_size(models.width, models.height)
-    width, _ = checks.vision_folder(models.vision, "--vision")
+    width, blocks = checks.vision_folder(models.vision, "--vision")
+    for layer in study.layers:
+        resolve_layer(layer, blocks)
     if width != zimage.width:
         raise ValueError(
             f"--vision: expected width {zimage.width} for this Z-Image, got {width}. Z-Image needs the 4B."

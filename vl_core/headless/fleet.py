@@ -12,7 +12,7 @@ from . import checks
 from .painter import Needs, Painted, Painter
 from .study import Models
 
-INSTALL = 'pip install "ray[default]"'
+INSTALL = "pip install ray"
 
 
 class Worker(Painter):

@@ -176,7 +176,7 @@ def choose_axes(
 
 def make_study(
     models: Models, pictures: Sequence[Sequence[str]], prompts: Mapping[str, str], axes: Sequence[Axis],
-    base: Mapping[str, Value], title: str, *, baseline: bool = True,
+    base: Mapping[str, Value], title: str,
 ) -> tuple[Study, dict[str, list[Tensor]]]:
     """The study, checked to its last cell, and the pictures by key.
 
@@ -193,6 +193,8 @@ def make_study(
     seed = base.pop(SEED, 0)
     besides = {name: base.pop(name, plain) for name, plain in UNSTEERED.items()}
     settings = {name: value for name, value in base.items() if name in FIELDS}
+    alphas = next((axis.values for axis in axes if axis.name == "alpha"), (settings.get("alpha", 1),))
+    has_words = 0 in alphas  # then the words alone are cells of their own
     shown: dict[str, list[Tensor]] = {}
     groups = []
     for files in pictures:
@@ -200,7 +202,7 @@ def make_study(
         shown[key] = [load_picture(path, "--image", models.image_tokens) for path in files]
         for name, prompt in prompts.items():
             extra = {**besides, **models.identity(), "prompt": prompt, "pictures": key}
-            plan = make_plan(axes, settings, seed, extra=extra, baseline=baseline, limit=MAX_CELLS)
+            plan = make_plan(axes, settings, seed, extra=extra, baseline=not has_words, limit=MAX_CELLS)
             names = tuple(Path(path).name for path in files)
             groups.append(Group(f"{Path(names[0]).stem}, {name}", prompt, names, key, plan))
     study = Study(title, models, tuple(groups))

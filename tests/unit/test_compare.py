@@ -1,0 +1,452 @@
+"""compare: every cell is the picture its label says, a killed run goes on byte for byte, Ray gives the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from miniature import world
+from miniature.assemble import MODELS, PIPELINE, VISION
+from miniature.chain import as_image
+from vl_core import Qwen3VLEncoder, condition, measure_artifacts
+from vl_core.headless import runner
+from vl_core.headless.cli import build_parser, main
+from vl_core.headless.compare import study_of
+from vl_core.headless.painter import Painter
+from vl_core.headless.presets import PRESETS
+from vl_core.headless.runner import needs_of, read_rows
+from vl_core.headless.scores import load_score
+from vl_core.headless.study import EXTRA, choose_axes, read_prompts
+from vl_core.headless.zimage import load_pipeline, paint, prompt_layout, repaint
+
+pytest.importorskip("diffusers", minversion="0.36", reason="Z-Image without ComfyUI runs on diffusers 0.36")
+pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
+Image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow")
+
+PROMPT = "a red star"
+FAST = ["--device", "cpu", "--dtype", "float32", "--steps", "2"]
+NOTED = {  # what the research note's runner offers
+    "alpha", "layer", "token", "normalization", "outlier", "full", "vl_only", "style_transfer", "blend_comparison",
+    "img2img", "think",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("references")
+    scenes = world.sample_scenes(2, torch.Generator().manual_seed(3))
+    pictures, _ = world.render(scenes, torch.Generator().manual_seed(3))
+    for number, picture in enumerate(as_image(pictures)):
+        Image.fromarray((picture.numpy() * 255).astype(np.uint8)).save(folder / f"ref{number}.png")
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return load_pipeline(MODELS / PIPELINE, torch.device("cpu"), torch.float32)
+
+
+def asked(references, *options: str):
+    return build_parser().parse_args(["compare", "-i", references[0], "-p", PROMPT, *FAST, *options])
+
+
+def rows_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def small(references, tmp_path_factory) -> Path:
+    """Two prompts, two seeds, alpha × layer: run once, looked at by many tests."""
+    folder = tmp_path_factory.mktemp("runs") / "small"
+    options = ["-p", "a blue <b>ring</b>", "--alphas", "0.5", "1", "--layers=-2,-4", "--seeds", "0", "7"]
+    assert main([*command(references), *options, "--methods", "blend aligned", "-o", str(folder)]) == 0
+    return folder
+
+
+def command(references) -> list[str]:
+    return ["compare", "-i", references[0], "-p", PROMPT, *FAST]
+
+
+# ------------------------------------------------------------------------------------------------------------ presets
+
+
+def test_every_preset_of_the_note_and_of_ours_is_a_plan_on_the_demo(references):
+    assert set(PRESETS) >= NOTED
+    for name in PRESETS:
+        study, _ = study_of(asked(references, "--sweep", name))
+        assert len(study.cells) >= 4, name
+
+
+def test_explicit_arguments_always_win_over_a_preset():
+    axes, base, _ = choose_axes("full", {"alpha": ["0.1"], "layer": ["-3", "-5"], "outlier_mode": ["zero", "clamp"]})
+    values = {axis.name: axis.values for axis in axes}
+    assert values == {"layer": (-3, -5), "tokens": ("text", "all"), "outlier_mode": ("zero", "clamp")}
+    assert base["alpha"] == 0.1
+    assert choose_axes("alpha", {"space": ["slerp"]})[1]["space"] == "slerp"  # against the preset's raw
+
+
+def test_the_notes_names_of_token_selections_are_understood():
+    axes, _, _ = choose_axes(None, {"tokens": ["full", "text_only", "image_no_markers"]})
+    assert axes[0].values == ("all", "text", "image_no_markers")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sweep", "alpha", "--set", "colour"], "--set: expected NAME=VALUES"),
+        (["--set", "colour=1,2"], "axis: expected one of"),
+        (["--layers=-2,-99"], "layer: expected"),
+        (["--layers=-2,-30", "--methods", "aligned"], "layer"),
+        (["--alphas", "0.5", "2"], "alpha: expected 0"),
+        (["--alphas", "0.1", "0.2", "--methods", "append"], "makes no difference"),
+        (["--vision", "x"], "--vision: the demo has its own"),
+        (["-m", "x"], "--vision: expected a Qwen3-VL folder"),
+        (["--prompts", "nothing.yaml"], "--prompts: no file"),
+        (["--width", "100"], "--width: expected a multiple"),
+        (["--adapter", "nothing.safetensors"], "--adapter: no file"),
+        (["--workers", "-1", "--alphas", "0.1", "1"], "--workers: expected 0"),
+    ],
+)
+def test_mistakes_are_named_before_any_model_is_loaded(references, tmp_path, capsys, options, message):
+    assert main([*command(references), "-o", str(tmp_path / "out"), *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_writes_nothing(references, tmp_path, capsys):
+    assert main([*command(references), "--sweep", "full", "--dry-run", "-o", str(tmp_path / "out")]) == 0
+    assert "18 cells, 19 pictures to paint" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("a.yaml", "- a fox\n- a cat\n", {"prompt 1": "a fox", "prompt 2": "a cat"}),
+        ("b.json", '{"fox": "a fox"}', {"fox": "a fox"}),
+        ("c.yml", "fox: a fox: at night", None),
+        ("d.json", "[1, 2]", None),
+        ("e.yaml", "", None),
+    ],
+)
+def test_prompts_come_from_yaml_and_json(tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    if expected is None:
+        with pytest.raises(ValueError, match="--prompts"):
+            read_prompts(str(tmp_path / name))
+    else:
+        assert read_prompts(str(tmp_path / name)) == expected
+
+
+# -------------------------------------------------------------------------------------------------------------- cells
+
+
+def test_every_cell_is_the_picture_that_its_settings_give(small, references, pipeline):
+    """Painted again outside the runner, straight from the encoders."""
+    encoder = Qwen3VLEncoder.from_pretrained(MODELS / VISION, "cpu", torch.float32)
+    reference = torch.from_numpy(pixels(references[0]))
+    rows = rows_of(small)
+    assert len(rows) == 2 * 2 * (1 + 4)  # prompts × seeds × (words alone + cells)
+    assert len({row["id"] for row in rows}) == len(rows)
+    for row in rows:
+        if row["settings"] == {"method": "words only"}:
+            tolerance = 0
+            image = pipeline(
+                prompt=row["prompt"], num_inference_steps=2, guidance_scale=1.0, width=128, height=128,
+                generator=torch.Generator().manual_seed(row["seed"]),
+            ).images[0]
+        else:
+            tolerance = 2  # of 255: the runner reads all layers of a prompt at once
+            layout = prompt_layout(pipeline.tokenizer, row["prompt"])
+            text = pipeline.encode_prompt(row["prompt"], do_classifier_free_guidance=False)[0][0]
+            layer, strength = row["settings"]["layer"], row["settings"]["strength"]
+            seen = encoder.encode([reference], row["prompt"], layer)
+            states, _, _ = condition(text, layout, seen, layer, "blend aligned", strength)
+            image = paint(pipeline, states, steps=2, guidance=1.0, width=128, height=128, seed=row["seed"])
+            assert f"alpha {strength:g}".removesuffix(".0") in row["label"]
+            assert f"layer {layer}" in row["label"]
+        found, expected = pixels(small / row["picture"]).astype(int), np.asarray(image).astype(int)
+        assert np.abs(found - expected).max() <= tolerance, row["label"]
+
+
+def test_figures_of_a_cell_are_those_of_its_picture_beside_its_own_baseline(small):
+    rows = {row["id"]: row for row in rows_of(small)}
+    for row in rows.values():
+        baseline = rows[row["baseline"]]
+        assert baseline["settings"] == {"method": "words only"}
+        assert (baseline["prompt"], baseline["seed"]) == (row["prompt"], row["seed"])
+        found = measure_artifacts(torch.from_numpy(pixels(small / row["picture"])))
+        assert row["artifacts"]["border"] == pytest.approx(found.border, rel=1e-5)
+
+
+def test_a_picture_and_prompt_are_read_once_whatever_the_number_of_cells(references):
+    study, pictures = study_of(asked(references, "-p", "a blue ring", "--sweep", "methods", "--seeds", "0", "1"))
+    painter = Painter(study.models, pictures, needs_of(study))
+    for _, cell in study.cells:
+        painter.states(cell)
+    assert painter.encodes == 2 * 2  # prompts × (seen, muted for image delta)
+
+
+def test_a_cell_keeps_its_id_from_machine_to_machine_and_another_picture_or_step_count_is_another(references):
+    study, _ = study_of(asked(references, "--alphas", "0.5", "1"))
+    again, _ = study_of(asked(references, "--alphas", "1", "0.25", "--device", "auto"))
+    ids, others = {cell.id for _, cell in study.cells}, {cell.id for _, cell in again.cells}
+    assert len(ids & others) == 2  # alpha 1, and the words alone
+    for change in (["--steps", "3"], ["--image-tokens", "64"], ["--negative", "blue"]):
+        changed, _ = study_of(asked(references, "--alphas", "0.5", "1", *change))
+        assert not ids & {cell.id for _, cell in changed.cells}, change
+    other, _ = study_of(asked([references[1]], "--alphas", "0.5", "1"))
+    assert not ids & {cell.id for _, cell in other.cells}
+
+
+def test_img2img_keeps_the_more_of_the_reference_the_less_it_paints_anew(references, pipeline):
+    study, pictures = study_of(asked(references, "--denoise", "0.2", "1", "--alphas", "0"))
+    reference = torch.from_numpy(pixels(references[0]))
+    painter = Painter(study.models, pictures, needs_of(study))
+    found = {dict(cell.extra)["denoise"]: painter.paint(cell).pixels for _, cell in study.cells}
+    distance = {share: np.abs(made - reference.numpy().astype(float)).mean() for share, made in found.items()}
+    assert distance[0.2] < distance[1.0] / 2
+    text = pipeline.encode_prompt(PROMPT, do_classifier_free_guidance=False)[0][0]
+    options = {"steps": 2, "guidance": 1.0, "width": 128, "height": 128, "seed": 0}
+    np.testing.assert_array_equal(found[1.0], np.asarray(paint(pipeline, text, **options)))
+    np.testing.assert_array_equal(found[0.2], np.asarray(repaint(pipeline, text, reference, 0.2, **options)))
+
+
+def test_think_puts_an_empty_think_block_after_the_prompt_on_both_sides(references):
+    study, pictures = study_of(asked(references, "--think", "off", "on", "--methods", "aligned", "--alphas", "0.5"))
+    painter = Painter(study.models, pictures, needs_of(study))
+    tokenizer, message = painter.pipeline.tokenizer, [{"role": "user", "content": PROMPT}]
+    expected = tokenizer.apply_chat_template(
+        message, add_generation_prompt=True, enable_thinking=False, tokenize=False
+    )
+    _, layout = painter.text(PROMPT, think=True)
+    assert tokenizer.decode(layout.token_ids) == expected
+    states = {dict(cell.extra)["think"]: painter.states(cell)[0] for _, cell in study.cells if not cell.words_only}
+    assert len(states[True]) > len(states[False])
+    assert len(painter.reading(next(iter(pictures)), PROMPT, think=True).layout) > len(layout)
+
+
+def test_described_and_adapted_cells_are_compared_with_the_words_alone(references, tmp_path):
+    for option in (["--describe", "off", "on", "--alphas", "0"], ["--adapter-strengths", "0", "1", "--alphas", "0"]):
+        folder = tmp_path / option[0]
+        assert main([*command(references), *option, "-o", str(folder)]) == 0
+        first, second = rows_of(folder)
+        assert second["baseline"] == first["baseline"] == first["id"]
+        assert (pixels(folder / first["picture"]) != pixels(folder / second["picture"])).any()
+    assert "picture adapter: strength 1" in second["report"]
+
+
+# ------------------------------------------------------------------------------------------------------------- resume
+
+
+def test_a_run_killed_in_the_middle_goes_on_and_leaves_finished_rows_byte_for_byte(references, tmp_path):
+    folder = tmp_path / "killed"
+    arguments = [*command(references), "--alphas", "0.1:1:0.1", "--layers=-2,-4", "-o", str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vl_core", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    ledger, deadline = folder / "results.jsonl", time.monotonic() + 240
+    while not ledger.is_file() or ledger.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with ledger.open("ab") as file:  # and the line it was writing is torn
+        file.write(b'{"id": "half a li')
+    before = ledger.read_bytes().splitlines(keepends=True)[:-1]
+    stamps = {path.name: path.stat().st_mtime_ns for path in (folder / "cells").glob("*.png")}
+    finished = {json.loads(line)["id"] for line in before}
+    assert 3 <= len(finished) < 21
+
+    assert main(arguments) == 0
+    after = ledger.read_bytes().splitlines(keepends=True)
+    assert len(after) == 21
+    assert set(before) <= set(after)
+    assert [json.loads(line)["id"] for line in after] == [cell.id for _, cell in study_of(
+        build_parser().parse_args(arguments))[0].cells]
+    for path in (folder / "cells").glob("*.png"):
+        assert path.stem not in finished or path.stat().st_mtime_ns == stamps[path.name]
+    whole = tmp_path / "whole"
+    assert main([*arguments[:-1], str(whole)]) == 0
+    for row in rows_of(whole):
+        np.testing.assert_array_equal(pixels(whole / row["picture"]), pixels(folder / row["picture"]))
+
+
+def test_a_finished_run_paints_nothing_and_a_larger_one_takes_over_what_is_there(small, references, monkeypatch):
+    painted = []
+
+    def counting(study, pictures):
+        return lambda cells: painted.append(len(cells)) or []
+
+    before = (small / "results.jsonl").read_bytes()
+    options = ["-p", "a blue <b>ring</b>", "--alphas", "0.5", "1", "--layers=-2,-4", "--seeds", "0", "7"]
+    monkeypatch.setattr("vl_core.headless.compare.local", counting)
+    assert main([*command(references), *options, "--methods", "blend aligned", "-o", str(small)]) == 0
+    assert painted == []
+    assert (small / "results.jsonl").read_bytes() == before
+
+
+def test_rows_of_pictures_that_are_gone_are_painted_again(tmp_path):
+    ledger = tmp_path / "results.jsonl"
+    ledger.write_bytes(b'{"id": "a"}\n{"id": "b"}\nnonsense\n{"id": "c"}\n')
+    assert list(read_rows(ledger)) == ["a", "b"]
+    assert ledger.read_bytes() == b'{"id": "a"}\n{"id": "b"}\n'
+
+
+# ------------------------------------------------------------------------------------------------------------- report
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.links, self.tags = [], []
+
+    def handle_starttag(self, tag, attributes) -> None:
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href") and value]
+
+
+def test_the_page_shows_every_cell_and_nothing_from_elsewhere(small):
+    text, page = (small / "index.html").read_text(encoding="utf-8"), Page()
+    page.feed(text)
+    rows = rows_of(small)
+    assert {row["picture"] for row in rows} <= set(page.links)
+    assert all((small / link).is_file() for link in page.links)
+    assert "b" not in page.tags  # the prompt's own markup is text
+    assert text.count("<tr>") >= len(rows)
+    start = text.index("const rows = ") + len("const rows = ")
+    told = json.loads(text[start : text.index(";\nconst big")])
+    assert set(told) == {row["id"] for row in rows}
+
+
+def test_every_cell_of_the_grid_lies_where_its_labels_say(small):
+    """Cut out of the sheet again: the runner handed every picture over under its own id."""
+    from vl_core import Plan
+    from vl_core.grid import draw_grid
+
+    study = json.loads((small / "study.json").read_text())
+    for group, path in zip(study["groups"], sorted((small / "grids").iterdir())[::2], strict=True):
+        plan = Plan.from_json(json.dumps(group["plan"]))
+        pictures = {cell.id: pixels(small / "cells" / f"{cell.id}.png") for cell in plan.unique}
+        grid = draw_grid(plan, pictures, [], title=group["prompt"])
+        for cell, box in zip(plan.cells, grid.boxes, strict=True):
+            np.testing.assert_array_equal(box.cut(grid.pages), pictures[cell.id])
+        with Image.open(path) as image:
+            assert "plan" in json.loads(image.text["zimage-vl"])
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+
+def test_scores_come_from_models_on_disk(tmp_path):
+    from transformers import (
+        CLIPConfig,
+        CLIPImageProcessor,
+        CLIPModel,
+        CLIPTextConfig,
+        CLIPVisionConfig,
+        Dinov2Config,
+        Dinov2Model,
+        ViTImageProcessor,
+    )
+
+    from vl_core.headless import tiny
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
+    tokenizer = tiny.build_tokenizer()
+    words = CLIPTextConfig(vocab_size=len(tokenizer), eos_token_id=2, **sizes)
+    clip = CLIPConfig(
+        text_config=words.to_dict(), vision_config=CLIPVisionConfig(image_size=32, patch_size=8, **sizes).to_dict(),
+        projection_dim=16,
+    )
+    CLIPModel(clip).save_pretrained(tmp_path / "clip")
+    square = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square).save_pretrained(tmp_path / "clip")
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(tmp_path / "clip")
+    dino = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32, patch_size=8, mlp_ratio=2
+    )
+    Dinov2Model(dino).save_pretrained(tmp_path / "dino")
+    ViTImageProcessor(size=square).save_pretrained(tmp_path / "dino")
+
+    picture, other = (torch.randint(0, 256, (48, 40, 3), dtype=torch.uint8) for _ in range(2))
+    both = load_score(str(tmp_path / "clip"), "--score", torch.device("cpu"))
+    assert both(picture, picture, "a cat")["clip to reference"] == pytest.approx(1)
+    assert set(both(picture, other, "a cat")) == {"clip to reference", "clip to prompt"}
+    alone = load_score(str(tmp_path / "dino"), "--score", torch.device("cpu"))
+    assert alone(picture, picture, "")["dino to reference"] == pytest.approx(1)
+    assert alone(picture, other, "")["dino to reference"] < 1
+    with pytest.raises(FileNotFoundError, match=r"--score: no config\.json"):
+        load_score(str(tmp_path), "--score", torch.device("cpu"))
+
+
+# ----------------------------------------------------------------------------------------------------------------- ray
+
+
+def test_two_workers_of_a_local_cluster_give_the_same_though_one_is_killed(references, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="the optional extra ray is not installed")
+    from vl_core.headless import fleet
+
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    study, pictures = study_of(asked(references, "--alphas", "0.1:1:0.1"))
+    actors, victims = [], []
+
+    def paint_and_kill(cells):
+        found = fleet.paint_on_ray(
+            "local", 2, study.models, pictures, needs_of(study), cells, on_start=actors.extend
+        )
+        for number, painted in enumerate(found):
+            if number == 1:
+                victims.append(ray.get(actors[0].process.remote()))
+                os.kill(victims[0], signal.SIGKILL)
+            yield painted
+
+    spread = runner.run_study(study, pictures, tmp_path / "ray", paint_and_kill)
+    alone = runner.run_study(study, pictures, tmp_path / "local", runner.local(study, pictures))
+    assert victims
+    assert list(spread) == list(alone)
+    for id, row in alone.items():
+        same = {name: value for name, value in row.items() if name != "seconds"}
+        assert {name: value for name, value in spread[id].items() if name != "seconds"} == same
+        both = [pixels(tmp_path / where / row["picture"]) for where in ("ray", "local")]
+        np.testing.assert_array_equal(*both)
+
+
+def test_without_ray_the_option_says_how_to_get_it(references, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "ray" else object())
+    from vl_core.headless.fleet import paint_on_ray
+
+    with pytest.raises(ImportError, match="--ray: needs Ray"):
+        next(paint_on_ray("local", 1, None, {}, None, []))
+
+
+def test_axes_of_a_study_are_no_settings_of_the_blend():
+    from vl_core.sweep import SWEPT
+
+    assert not set(EXTRA) & set(SWEPT)
