@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..vl_core import VLStates
 from ..vl_core.adapter import MAX_STRENGTH, AdapterSpec, PictureAdapter, PictureFeatures
 from ..vl_core.combine import parse_weights
 from ..vl_core.description import SLOTS, slot_request
@@ -84,6 +86,7 @@ class ZImageVLAdapterFit(io.ComfyNode):
         def tokenize(text: str):
             return host.tokenize_text(clip, text)
 
+        # Read beside no words at all: what is learnt does not hang on the prompts of the fit.
         features, slots, lines = PictureFeatures(), slots_of(examples), []
         if slots == FREE_TEXT:
             names = ", ".join(slot.name for slot in SLOTS)
@@ -91,7 +94,7 @@ class ZImageVLAdapterFit(io.ComfyNode):
         seen = look(examples[0].pixels(), PROBE)
         spec = AdapterSpec(
             features, slots, seen.states.shape[-1], seen.num_layers, read(PROBE).shape[-1], vl_model=seen.model,
-            text_model=tokenize(PROBE).model,
+            text_model=tokenize(PROBE).model, own_prompt=False, prompt="",
         )
         part = path.with_name(f"{path.stem}_{examples_key(examples, spec, ())}.part")
         adapter, resumed = fit_examples(
@@ -139,9 +142,9 @@ class ZImageVLAdapterApply(io.ComfyNode):
                     tooltip="How much each picture counts, such as 1, 0.5; empty counts all alike.",
                 ),
                 io.Combo.Input(
-                    "combine", options=["average", "append"], default="average", optional=True, advanced=True,
+                    "combine", options=["average", "append", "parts"], default="average", optional=True, advanced=True,
                     tooltip="Several pictures: average is one description between theirs; append puts one after the "
-                    "other.",
+                    "other; parts takes the first's style, the second's palette and so on in turn.",
                 ),
             ],
             outputs=[io.Conditioning.Output()],
@@ -163,16 +166,10 @@ class ZImageVLAdapterApply(io.ComfyNode):
         if not pictures or strength == 0:
             reason = "strength 0" if pictures else "no picture connected"
             return io.NodeOutput(text, ui=report(f"Words only: {reason}."))
-        adapter = adapter or _load(file)
+        adapter = adapter or load_adapter(file)
         shares = parse_weights(weights, len(pictures)) if weights.strip() else None
-        seen, lines = [], [adapter.describe()]
-        for picture in pictures:
-            states, notes = host.encode_vision(
-                encoder, {"image": picture}, prompt, adapter.spec.features.layers, budget=image_tokens
-            )
-            seen.append(states)
-            lines += notes
-        entries = []
+        seen, notes = read_for(adapter, encoder, pictures, prompt, image_tokens)
+        entries, lines = [], [adapter.describe(), *notes]
         for entry in text:
             states, layout, info = adapter.apply(
                 entry[0], layout_of(entry), seen, strength, weights=shares, slots=_parse_slots(slots), combine=combine
@@ -200,12 +197,32 @@ def _described(vision, examples: list[Example], budget: int) -> list[Example]:
     return found
 
 
-def _load(file: str) -> PictureAdapter:
+def read_for(
+    adapter: PictureAdapter, encoder, pictures: list[Tensor], prompt: str, budget: int, name: str = "encoder"
+) -> tuple[list[VLStates], list[str]]:
+    """Each picture read alone, beside the prompt or beside the adapter's own, as it was fitted; and remarks."""
+    beside = prompt if adapter.spec.own_prompt else adapter.spec.prompt
+    seen, lines = [], []
+    for picture in pictures:
+        states, notes = host.encode_vision(
+            encoder, {"image": picture}, beside, adapter.spec.features.layers, budget=budget, name=name
+        )
+        seen.append(states)
+        lines += notes
+    return seen, lines
+
+
+def load_adapter(file: str, name: str = "file") -> PictureAdapter:
+    """The adapter of that name in models/zimage_vl_adapters.
+
+    Raises:
+        ValueError: if there is none; ``name`` is what the input is called.
+    """
     saved = host.saved_adapters()
     if file not in saved:
+        known = ", ".join(saved) or "the adapters in models/zimage_vl_adapters, there are none"
         raise ValueError(
-            f"file: expected one of {', '.join(saved) or 'the adapters in models/zimage_vl_adapters, there are none'}, "
-            f"got {file!r}. Connect an adapter, or fit one with Fit Picture Adapter."
+            f"{name}: expected one of {known}, got {file!r}. Connect an adapter, or fit one with Fit Picture Adapter."
         )
     return PictureAdapter.load(saved[file])
 

@@ -6,13 +6,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vl_core import TokenLayout
+from ..vl_core.adapter import PictureAdapter
 from ..vl_core.delta import MAX_WEIGHT
-from ..vl_core.families import steer
+from ..vl_core.families import Family, steer
 from ..vl_core.recipe_files import Recipe, load_recipes
-from ..vl_core.recipes import MODES, ModeSettings, check_recipe, condition
-from . import host, references
-from .common import budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
-from .conditioning import check_conditioning, layout_of, repack, timed
+from ..vl_core.recipes import MODES, ModeSettings, condition
+from . import host, references, told
+from .adapter import NO_FILE, load_adapter
+from .common import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
+from .conditioning import Entry, check_conditioning, layout_of, repack, timed
 
 NO_RECIPE = "none"
 PUBLISHED = "blend as published"
@@ -37,14 +39,18 @@ class ZImageVLCondition(io.ComfyNode):
                 prompt_input(),
                 io.Float.Input(
                     "strength", default=0.5, min=-MAX_WEIGHT, max=MAX_WEIGHT, step=0.01,
-                    tooltip="How much the picture counts, 0 to 1. 0 is your words alone, exactly; higher follows the "
-                    "picture more and your words less. With image delta -3 to 3: below 0 pushes away from the picture.",
+                    tooltip="How much the picture counts, 0 to 1; automatic and describe take up to 1.5. 0 is your "
+                    "words alone, exactly; higher follows the picture more. image delta and picture adapter take -3 to "
+                    "3: below 0 pushes away from the picture.",
                 ),
                 io.Combo.Input(
-                    "mode", options=list(MODES), default="blend aligned",
-                    tooltip="blend aligned: mix into each word what it means beside the picture. append picture: leave "
-                    "the words as they are and put the picture's tokens after them. blend as published: the research "
-                    "note's arithmetic, for comparison. image delta: add to each word what the picture did to it.",
+                    "mode", options=[*told.RANGES, *MODES], default=told.AUTOMATIC,
+                    tooltip="automatic: picture adapter if one is given and knows such pictures, else describe. "
+                    "describe: Qwen3-VL puts the picture's look into words after your prompt. picture adapter: the "
+                    "same without words, by a fit on a folder of pictures. blend aligned: mix into each word what it "
+                    "means beside the picture. append picture: leave the words as they are and put the picture's "
+                    "tokens after them. blend as published: the research note's arithmetic, for comparison. image "
+                    "delta: add to each word what the picture did to it.",
                 ),
                 io.Int.Input(
                     "layer", default=0, min=-37, max=0, advanced=True,
@@ -70,13 +76,21 @@ class ZImageVLCondition(io.ComfyNode):
                     "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
                     tooltip="When the picture stops acting. Your words alone after.",
                 ),
+                Adapter.Input(
+                    "adapter", optional=True, tooltip="From Fit Picture Adapter, for mode picture adapter or automatic."
+                ),
+                io.Combo.Input(
+                    "adapter_file", options=[NO_FILE, *host.saved_adapters()], default=NO_FILE, optional=True,
+                    advanced=True,
+                    tooltip="An adapter in models/zimage_vl_adapters, if none is connected. Press R to see new ones.",
+                ),
             ],
             outputs=[io.Conditioning.Output()],
         )
 
     @classmethod
     def validate_inputs(
-        cls, strength: float = 0.0, mode: str = "blend aligned", recipe: str = NO_RECIPE, images: dict | None = None,
+        cls, strength: float = 0.0, mode: str = told.AUTOMATIC, recipe: str = NO_RECIPE, images: dict | None = None,
         masks: dict | None = None,
     ) -> bool | str:
         """Which strengths are allowed depends on the mode; the host knows only one range for all.
@@ -85,77 +99,103 @@ class ZImageVLCondition(io.ComfyNode):
         """
         try:
             chosen = _find_recipe(recipe)[0]
-            check_recipe(chosen.mode if chosen else mode, strength * (chosen.scale if chosen else 1))
+            told.check_mode(chosen.mode if chosen else mode, strength * (chosen.scale if chosen else 1))
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, recipe: str = NO_RECIPE, **_) -> str:
-        """What a recipe says now: its file may have been edited since the last run."""
-        return repr(load_recipes(host.recipe_folder())[0].get(recipe))
+    def fingerprint_inputs(cls, recipe: str = NO_RECIPE, adapter_file: str = NO_FILE, **_) -> str:
+        """What a recipe and an adapter's file say now: they may have been changed since the last run."""
+        path = host.saved_adapters().get(adapter_file)
+        stamp = path.stat().st_mtime_ns if path else ""
+        return f"{load_recipes(host.recipe_folder())[0].get(recipe)!r} {stamp}"
 
     @classmethod
     def execute(
-        cls, clip, vision, prompt: str, strength: float = 0.5, mode: str = "blend aligned", layer: int = 0,
+        cls, clip, vision, prompt: str, strength: float = 0.5, mode: str = told.AUTOMATIC, layer: int = 0,
         image_tokens: int = 1024, images: dict | None = None, recipe: str = NO_RECIPE, weights: str = "",
         combine: str = references.JOINED, masks: dict | None = None, mask_use: str = references.CROP,
-        start_percent: float = 0.0, end_percent: float = 1.0,
+        start_percent: float = 0.0, end_percent: float = 1.0, adapter: PictureAdapter | None = None,
+        adapter_file: str = NO_FILE,
     ) -> io.NodeOutput:
         chosen, lines = _find_recipe(recipe)
-        settings, options, show = ModeSettings(), {}, None
         if chosen:
             lines.append(chosen.describe(strength))
             mode, layer, strength = chosen.mode, chosen.layer, chosen.scale * strength
             start_percent, end_percent = chosen.start_percent, chosen.end_percent
-            settings, show, options = chosen.settings, chosen.show, {"system_prompt": chosen.system_prompt}
-        check_recipe(mode, strength)
+        told.check_mode(mode, strength)
         if not start_percent < end_percent:
             raise ValueError(f"start_percent: expected less than end_percent ({end_percent}), got {start_percent}.")
         family = host.check_text_clip(clip, klein=True)
-        layers = list(family.layers) if family.stacked else [layer or MODES[mode].layer]
         if family.stacked and mode == PUBLISHED:
             raise ValueError(
                 f"mode: {PUBLISHED} is Z-Image's (it scales to the spread of its layer -2), got a text encoder of "
                 f"{family.name}. Choose another mode."
             )
         given = references.collect(images, weights, masks) if strength else []
-        if given:  # look first: it checks the pictures before either encoder runs
-            host.check_widths(clip, vision)
-            seen, muted, notes = references.read(
-                vision, given, prompt, layers, combine, mask_use, mute=MODES[mode].needs_muted, show=show,
-                budget=image_tokens, name="vision", family=family, **options,
+        if not given:
+            text = host.encode_text(clip, prompt)
+            check_conditioning(text, "clip")
+            return io.NodeOutput(text, ui=report(lines, f"Words only: {_why_no_picture(strength, images)}."))
+        if mode in told.RANGES:  # look first: it checks the pictures before the text encoder runs
+            if adapter is None and adapter_file != NO_FILE and mode != told.DESCRIBE:
+                adapter = load_adapter(adapter_file, "adapter_file")
+            mix, notes = told.choose(
+                mode, clip, vision, given, prompt, strength, family=family, adapter=adapter, mask_use=mask_use,
+                budget=image_tokens,
             )
-            lines += notes
+        else:
+            mix, notes = _blended(
+                mode, clip, vision, given, prompt, strength, chosen, layer, family, combine, mask_use, image_tokens
+            )
+        lines += notes
         text = host.encode_text(clip, prompt)
         check_conditioning(text, "clip")
-        if not given:
-            return io.NodeOutput(text, ui=report(lines, f"Words only: {_why_no_picture(strength, images)}."))
-        measured = [None] * len(layers)
-        if settings.needs_reference:
-            measured, origin = host.measure_layers(clip)
-            lines.append(f"reference statistics {origin}")
-
-        def act(part: Tensor, own: TokenLayout | None, index: int) -> tuple[Tensor, TokenLayout | None, str]:
-            return condition(
-                part, own, seen, layers[index], mode, strength, muted=muted, settings=settings,
-                reference=measured[index],
-            )
-
-        if family.stacked:
-            place = f" in place of layer {layer}" if layer else ""
-            lines.append(
-                f"{family.name}: {family.describe_layers()}{place}, each mixed for itself; padding stays as it is"
-            )
         entries = []
         for entry in text:
-            states, layout, done = steer(entry[0], layout_of(entry), family, act, words=host.words_of(entry))
-            mixed = host.attend_words(repack(entry, states, layout))
+            mixed, done = mix(entry)
             entries += timed(entry, mixed, start_percent, end_percent)
-            lines += done
+            lines.append(done)
         if (start_percent, end_percent) != (0, 1):
             lines.append(f"acts from {start_percent:.0%} to {end_percent:.0%} of the steps, words only outside")
         return io.NodeOutput(entries, ui=report(lines))
+
+
+def _blended(
+    mode: str, clip, vision, given: list[references.Reference], prompt: str, strength: float, chosen: Recipe | None,
+    layer: int, family: Family, combine: str, mask_use: str, budget: int,
+) -> tuple[told.Mix, list[str]]:
+    """What a mode that mixes Qwen3-VL's own states makes of a text entry, and lines for the node."""
+    settings, show, options = ModeSettings(), None, {}
+    if chosen:
+        settings, show, options = chosen.settings, chosen.show, {"system_prompt": chosen.system_prompt}
+    layers = list(family.layers) if family.stacked else [layer or MODES[mode].layer]
+    host.check_widths(clip, vision)
+    seen, muted, lines = references.read(
+        vision, given, prompt, layers, combine, mask_use, mute=MODES[mode].needs_muted, show=show, budget=budget,
+        name="vision", family=family, **options,
+    )
+    measured = [None] * len(layers)
+    if settings.needs_reference:
+        measured, origin = host.measure_layers(clip)
+        lines.append(f"reference statistics {origin}")
+    if family.stacked:
+        place = f" in place of layer {layer}" if layer else ""
+        lines.append(
+            f"{family.name}: {family.describe_layers()}{place}, each mixed for itself; padding stays as it is"
+        )
+
+    def act(part: Tensor, own: TokenLayout | None, index: int) -> tuple[Tensor, TokenLayout | None, str]:
+        return condition(
+            part, own, seen, layers[index], mode, strength, muted=muted, settings=settings, reference=measured[index]
+        )
+
+    def mix(entry: Entry) -> tuple[Entry, str]:
+        states, layout, done = steer(entry[0], layout_of(entry), family, act, words=host.words_of(entry))
+        return host.attend_words(repack(entry, states, layout)), "\n".join(done)
+
+    return mix, lines
 
 
 def _find_recipe(name: str) -> tuple[Recipe | None, list[str]]:

@@ -31,9 +31,11 @@ SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|\Z)|[。！？]+[”�
 PHRASE_END = re.compile(r"[,;:](?=\s|\Z)|[，、；：]|\n")
 PLAIN = "Write plain words that could stand in a prompt for an image generator, without an introduction or a list."
 
-# What to ask for, by the recipe it serves (vl_core/recipes_data); "everything" and "slots" serve none.
+# What to ask for, by the recipe it serves (vl_core/recipes_data); "everything", "look" and "slots" serve none.
 INSTRUCTIONS = {
     "everything": f"Describe this picture: what it shows, its style, colours, light and composition. {PLAIN}",
+    "look": "Describe only the look of this picture: its style, its colours, its light and mood, its background. Leave "
+    f"out what it shows. {PLAIN}",
     "style hint": "Describe only the visual style of this picture: its medium, technique, line and texture. Leave out "
     f"what it shows. {PLAIN}",
     "colour palette": f"Name only the colours of this picture and how they are used. Leave out what it shows. {PLAIN}",

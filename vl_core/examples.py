@@ -143,7 +143,8 @@ def fit_examples(
         prompt = prompts[index % len(prompts)]
         try:
             texts = describe_prompt(prompt, read_description(example.words or "", spec.slots), spec.slots)
-            seen, layouts = look(example.pixels(), texts[0]), [tokenize(text) for text in texts]
+            beside = texts[0] if spec.own_prompt else spec.prompt
+            seen, layouts = look(example.pixels(), beside), [tokenize(text) for text in texts]
             fit.add_pair(seen, read(texts[-1]), layouts, read(texts[0]), fold=index)
         except ValueError as error:
             raise ValueError(f"{example.picture.name}: {error}") from error

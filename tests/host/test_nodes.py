@@ -133,7 +133,7 @@ def test_both_encoders_give_the_same_conditioning(run, text_clip, native, loaded
 
 def test_more_strength_is_further_from_the_words(run, text_clip, native, picture, text):
     states = [
-        run("Condition", text_clip, native, PROMPT, strength, images={"image0": picture})[0][0][0]
+        run("Condition", text_clip, native, PROMPT, strength, "blend aligned", images={"image0": picture})[0][0][0]
         for strength in (0.1, 0.3, 0.6, 1.0)
     ]
     distances = [float((mixed - text[0][0]).norm()) for mixed in states]
@@ -142,7 +142,7 @@ def test_more_strength_is_further_from_the_words(run, text_clip, native, picture
 
 
 def test_the_text_encoders_options_come_out(run, text_clip, native, picture, text):
-    options = run("Condition", text_clip, native, PROMPT, images={"image0": picture})[0][0][1]
+    options = run("Condition", text_clip, native, PROMPT, mode="blend aligned", images={"image0": picture})[0][0][1]
     assert set(options) == {*text[0][1], LAYOUT}
 
 

@@ -107,7 +107,7 @@ def test_an_instruction_of_a_recipe_reaches_the_encoder(steer, own):
     own("told.json", {**recipe, "system_prompt": "Attend to the hat."})
     own("untold.json", {**recipe, "name": "untold"})
     assert not torch.allclose(steer(recipe="told")[0][0][0], steer(recipe="untold")[0][0][0], atol=1e-3)
-    assert torch.equal(steer(recipe="untold")[0][0][0], steer()[0][0][0])
+    assert torch.equal(steer(recipe="untold")[0][0][0], steer(mode="blend aligned")[0][0][0])
 
 
 def test_a_users_recipe_joins_the_list_and_measures_the_text_encoder_if_it_needs_to(part, steer, own, told):

@@ -138,6 +138,26 @@ def test_pictures_can_be_appended_one_after_the_other(planted):
     torch.testing.assert_close(both[at : at + 10], torch.cat([one[at : at + 5], two[at : at + 5]]))
 
 
+def test_parts_of_several_pictures_come_in_turn(planted):
+    """Slots of the planted adapter: style of 2 tokens, light of 3."""
+    adapter, layout = planted[3], words((11, 12, 13))
+    text = random(len(layout), WIDTH, seed=20)
+    at = len(layout) - 5
+    one, two, mixed, both = (
+        adapter.apply(text, layout, looks, combine=how)[0]
+        for looks, how in (
+            (seen(21), "average"), (seen(22), "average"), ([seen(21), seen(22)], "parts"),
+            ([seen(21), seen(22)], "average"),
+        )
+    )
+    first = adapter.spec.slots[0].tokens
+    torch.testing.assert_close(mixed[at : at + first], one[at : at + first])
+    torch.testing.assert_close(mixed[at + first : at + 5], two[at + first : at + 5])
+    torch.testing.assert_close(mixed[at + 5 :], both[at + 5 :])  # the tail belongs to all of them
+    alone, _, _ = adapter.apply(text, layout, [seen(21)], combine="parts")
+    torch.testing.assert_close(alone, one)
+
+
 def test_a_saved_adapter_is_the_same(planted, tmp_path):
     made, x, _, adapter, _ = planted
     adapter.save(tmp_path / "a.safetensors")

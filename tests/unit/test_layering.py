@@ -22,7 +22,9 @@ ORDER = [
     "cache", "forward", "graphs", "prefix", "extract", "encoder", "describe", "headless", "__init__", "__main__",
 ]  # fmt: skip
 ALWAYS_THERE = {"torch", "numpy", "safetensors"}
-OPTIONAL = {"transformers", "PIL", "matplotlib", "diffusers", "tokenizers", "tqdm", "accelerate", "jinja2"}
+OPTIONAL = {
+    "transformers", "PIL", "matplotlib", "diffusers", "tokenizers", "tqdm", "accelerate", "jinja2", "ray", "yaml",
+}  # fmt: skip
 USED_WHEN_RUN = {"miniature"}  # stands on vl_core; only the command line may call it, and only when it is asked to
 HEAVY = OPTIONAL - {"tqdm"}  # torch itself imports tqdm
 HOST = {

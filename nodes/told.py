@@ -1,0 +1,177 @@
+"""Modes of the simple node that tell Z-Image what the picture is like: in words, or in the states words would have."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..vl_core.adapter import MAX_STRENGTH, PictureAdapter
+from ..vl_core.cache import digest
+from ..vl_core.combine import crop_to_mask
+from ..vl_core.describe import INSTRUCTIONS, append_words
+from ..vl_core.description import bring_in
+from ..vl_core.families import Family
+from ..vl_core.recipes import MODES, check_recipe
+from . import host
+from .adapter import read_for
+from .conditioning import Entry, layout_of, repack
+from .references import COVERED, Reference
+
+AUTOMATIC, DESCRIBE, ADAPTER = "automatic", "describe", "picture adapter"
+RANGES = {AUTOMATIC: (0.0, 1.5), DESCRIBE: (0.0, 1.5), ADAPTER: (-MAX_STRENGTH, MAX_STRENGTH)}
+LOOK = INSTRUCTIONS["look"]
+LONGEST = 120  # tokens of a description
+KEPT = 64  # descriptions per encoder
+
+Mix = Callable[[Entry], tuple[Entry, str]]  # a text entry -> what to paint from, what was done
+
+_written: weakref.WeakKeyDictionary[Any, OrderedDict[bytes, str]] = weakref.WeakKeyDictionary()
+
+
+def check_mode(mode: str, strength: float) -> None:
+    """Refuse an unknown mode or a strength it does not take, before any encoder runs.
+
+    Raises:
+        ValueError: naming the input, what was expected and what was got.
+    """
+    if mode not in RANGES:
+        return check_recipe(mode, strength) if mode in MODES else _refuse_mode(mode)
+    low, high = RANGES[mode]
+    if low <= strength <= high:
+        return None
+    hint = " To push away from the picture choose image delta or picture adapter." if strength < 0 else ""
+    raise ValueError(f"strength: expected {low:g} to {high:g} with {mode}, got {strength}.{hint}")
+
+
+def _refuse_mode(mode: str) -> None:
+    raise ValueError(f"mode: expected one of {', '.join((*RANGES, *MODES))}, got {mode!r}.")
+
+
+def choose(
+    mode: str, clip: Any, vision: Any, given: list[Reference], prompt: str, strength: float, *,
+    family: Family, adapter: PictureAdapter | None, mask_use: str, budget: int,
+) -> tuple[Mix, list[str]]:
+    """What the mode makes of a text entry, and lines for the node. Qwen3-VL runs here.
+
+    Args:
+        given: the pictures, at least one. ``adapter``: the one at hand, None for none.
+
+    Raises:
+        ValueError: for what the mode cannot do, with what can.
+    """
+    lines: list[str] = []
+    if mode == ADAPTER or (mode == AUTOMATIC and adapter is not None and not family.stacked):
+        if adapter is None:
+            raise ValueError(
+                "adapter: picture adapter needs one, got none. Connect Fit Picture Adapter, choose an adapter_file, or "
+                "choose mode describe."
+            )
+        if family.stacked:
+            raise ValueError(f"mode: {ADAPTER} is Z-Image's, got a text encoder of {family.name}. Choose describe.")
+        mix, familiar, lines = _adapted(vision, given, prompt, strength, adapter, mask_use, budget)
+        if familiar or mode == ADAPTER:
+            way = f"{AUTOMATIC}: {ADAPTER}, which knows pictures like this" if mode == AUTOMATIC else ADAPTER
+            if not familiar:
+                lines.append("The adapter has not seen pictures like this: mode describe needs none.")
+            return mix, [way, *lines]
+        lines = [*lines, f"{AUTOMATIC}: {DESCRIBE}, because the adapter has not seen pictures like this"]
+    elif mode == AUTOMATIC:
+        why = "no adapter is connected" if adapter is None else f"there is no adapter for {family.name}"
+        lines.append(f"{AUTOMATIC}: {DESCRIBE}, because {why}")
+    mix, more = _described(clip, vision, given, prompt, strength, family, mask_use, budget)
+    return mix, [*lines, *more]
+
+
+def _described(
+    clip: Any, vision: Any, given: list[Reference], prompt: str, strength: float, family: Family,
+    mask_use: str, budget: int,
+) -> tuple[Mix, list[str]]:
+    """The picture's look in Qwen3-VL's words after the prompt, read by Z-Image's own text encoder."""
+    odd = [one.weight for one in given if one.weight != 1]
+    if odd:
+        raise ValueError(
+            f"weights: expected 0 or 1 with {DESCRIBE}, which sees all pictures together, got {odd[0]:g}. Choose "
+            f"{ADAPTER}, or blend aligned with combine average."
+        )
+    if family.stacked and strength != 1:
+        raise ValueError(
+            f"strength: expected 0 or 1 with {DESCRIBE} and {family.name}, whose words are padded, got {strength:g}. "
+            "Use 1, or choose blend aligned."
+        )
+    words, notes = _words(vision, _shown(given, mask_use), budget)
+    whole = host.encode_text(clip, append_words(prompt, words))
+
+    def mix(entry: Entry) -> tuple[Entry, str]:
+        ((described, options),) = whole
+        if strength == 1:
+            return [described, options], "the words as they are"
+        layouts = layout_of(entry), layout_of([described, options])
+        if None in layouts:
+            raise ValueError(
+                f"prompt: {DESCRIBE} at another strength than 1 needs plain words, got an embedding: file. Remove it, "
+                "or use strength 1."
+            )
+        states, layout = bring_in(entry[0], layouts[0], described, layouts[1], strength)
+        return repack(entry, states, layout), f"the words at strength {strength:g}"
+
+    return mix, [f"{DESCRIBE}: {words}", *notes]
+
+
+def _adapted(
+    vision: Any, given: list[Reference], prompt: str, strength: float, adapter: PictureAdapter, mask_use: str,
+    budget: int,
+) -> tuple[Mix, bool, list[str]]:
+    """States that a description would have, predicted from the pictures."""
+    below = [one.weight for one in given if one.weight < 0]
+    if below:
+        raise ValueError(
+            f"weights: expected 0 or more with {ADAPTER}, got {below[0]:g}. Use a negative strength to push away."
+        )
+    seen, lines = read_for(adapter, vision, _shown(given, mask_use), prompt, budget, "vision")
+    weights = [one.weight for one in given]
+    known = [adapter.familiarity(adapter.spec.features.of(one)) for one in seen]
+    familiar = all(each is None or each.familiar for each in known)
+
+    def mix(entry: Entry) -> tuple[Entry, str]:
+        states, layout, info = adapter.apply(entry[0], layout_of(entry), seen, strength, weights=weights)
+        return repack(entry, states, layout), info.describe()
+
+    return mix, familiar, lines
+
+
+def _shown(given: list[Reference], mask_use: str) -> list[Tensor]:
+    """What is looked at of each picture.
+
+    Raises:
+        ValueError: for masks that are to pick tokens: here the picture is told as a whole.
+    """
+    shown = []
+    for number, one in enumerate(given, 1):
+        if one.mask is not None and mask_use == COVERED:
+            raise ValueError(
+                f"mask_use: {COVERED} picks a picture's own tokens, but this mode tells what it is like as a whole. "
+                "Choose crop to the box."
+            )
+        shown.append(
+            one.picture if one.mask is None else crop_to_mask(one.picture, one.mask, f"mask of picture {number}")
+        )
+    return shown
+
+
+def _words(vision: Any, pictures: list[Tensor], budget: int) -> tuple[str, list[str]]:
+    """What Qwen3-VL says of the pictures' look; the same pictures are not described twice."""
+    key = digest(LOOK, str(budget), *pictures)
+    kept = _written.setdefault(vision, OrderedDict()) if host.fast_allowed() else OrderedDict()
+    if key in kept:
+        kept.move_to_end(key)
+        return kept[key], ["described before: the same words"]
+    images = {f"image{index}": picture for index, picture in enumerate(pictures)}
+    found = host.write_words(vision, images, LOOK, max_tokens=LONGEST, budget=budget, name="vision")
+    kept[key] = found.words
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
+    return found.words, list(found.notes)

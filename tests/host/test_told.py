@@ -1,0 +1,192 @@
+"""Modes of the simple node that tell what the picture is like: describe, picture adapter, automatic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+PROMPT = "a cat in a red hat"
+SLOTS = ("style", "palette", "light", "background", "composition")
+MODES = ("automatic", "describe", "picture adapter")
+
+
+@pytest.fixture(scope="module")
+def writer(tiny):
+    """A tiny Qwen3-VL so weighed that a token is not followed by itself for ever."""
+    clip = tiny.vision_clip(seed=7)
+    language = clip.cond_stage_model.qwen3vl_4b.transformer.model
+    with torch.no_grad():
+        language.embed_tokens.weight.mul_(0.1)
+        for block in language.layers:
+            block.self_attn.o_proj.weight.mul_(0.5)
+    return clip
+
+
+@pytest.fixture(scope="module")
+def fitted(run, text_clip, writer, base_folder):
+    """An adapter fitted on noise, and its file."""
+    import folder_paths
+
+    root = base_folder / "told_input"
+    (root / "looks").mkdir(parents=True)
+    drawn = np.random.default_rng(0)
+    for index in range(12):
+        Image.fromarray(drawn.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(root / "looks" / f"{index:02}.png")
+        (root / "looks" / f"{index:02}.txt").write_text("\n".join(f"{slot}: {slot} number {index}" for slot in SLOTS))
+    before = folder_paths.get_input_directory(), folder_paths.models_dir
+    folder_paths.set_input_directory(str(root))
+    folder_paths.models_dir = str(base_folder / "told_models")
+    yield run("AdapterFit", text_clip, writer, "looks", name="told")[0]
+    folder_paths.set_input_directory(before[0])
+    folder_paths.models_dir = before[1]
+
+
+@pytest.fixture
+def steer(run, text_clip, writer, picture):
+    def go(mode: str, strength: float = 0.5, *images: torch.Tensor, **options):
+        shown = {f"image{index}": image for index, image in enumerate(images or (picture,))}
+        return run("Condition", text_clip, writer, PROMPT, strength, mode, images=shown, **options)
+
+    return go
+
+
+def states(output) -> torch.Tensor:
+    return output[0][0][0]
+
+
+@pytest.fixture
+def writing(part, monkeypatch):
+    """How often Qwen3-VL is asked to write."""
+    host, asked = part("nodes.host"), []
+    plain = host.write_words
+
+    def count(*arguments, **options):
+        asked.append(arguments)
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(host, "write_words", count)
+    return asked
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_strength_0_and_no_picture_are_the_words_bit_for_bit(mode, steer, run, text_clip, core_text, writing):
+    expected = core_text(PROMPT)[0][0]
+    assert torch.equal(states(steer(mode, 0.0)), expected)
+    assert torch.equal(states(run("Condition", text_clip, None, PROMPT, 0.5, mode)), expected)
+    assert not writing
+
+
+def test_described_at_strength_1_is_core_s_encoding_of_prompt_and_words(steer, part, writer, picture, core_text, told):
+    told_node = part("nodes.told")
+    words = part("nodes.host").write_words(
+        writer, {"image0": picture}, told_node.LOOK, max_tokens=told_node.LONGEST
+    ).words
+    output = steer("describe", 1.0)
+    assert torch.equal(states(output), core_text(part("vl_core.describe").append_words(PROMPT, words))[0][0])
+    assert words in told(output)
+
+
+def test_between_0_and_1_the_prompts_own_tokens_stay_and_the_rest_comes_in(steer, core_text):
+    plain, whole = core_text(PROMPT)[0][0], states(steer("describe", 1.0))
+    own = plain.shape[1] - 5
+    tails = []
+    for strength in (0.1, 0.4, 0.8):
+        found = states(steer("describe", strength))
+        assert found.shape == whole.shape
+        torch.testing.assert_close(found[:, :own], whole[:, :own])
+        tails.append(float((found - whole).norm()))
+    assert tails == sorted(tails, reverse=True)
+
+
+def test_another_picture_is_told_in_other_words_and_the_same_one_is_told_once(steer, shuffled, picture, writing, told):
+    first, again = steer("describe", 0.3), steer("describe", 0.9)
+    assert len(writing) <= 1  # an earlier test may have had it described
+    assert "described before" in told(again)
+    changed = picture.clone()
+    changed[0, 0, 0, 0] = 1 - changed[0, 0, 0, 0]
+    count = len(writing)
+    steer("describe", 0.9, changed)
+    assert len(writing) == count + 1
+    assert states(steer("describe", 0.3, shuffled)).shape != states(first).shape or not torch.allclose(
+        states(steer("describe", 0.3, shuffled)), states(first)
+    )
+
+
+def test_a_host_that_keeps_nothing_describes_anew(steer, writing, part, monkeypatch):
+    monkeypatch.setattr(part("nodes.host"), "fast_allowed", lambda: False)
+    steer("describe", 0.4)
+    steer("describe", 0.6)
+    assert len(writing) == 2
+
+
+def test_the_adapter_is_that_of_apply_picture_adapter(steer, fitted, run, writer, core_text, picture, shuffled):
+    for strength in (-1.0, 0.5, 1.5):
+        expected = run(
+            "AdapterApply", writer, PROMPT, core_text(PROMPT), strength, images={"image0": picture}, adapter=fitted
+        )
+        assert torch.equal(states(steer("picture adapter", strength, adapter=fitted)), states(expected))
+    by_file = steer("picture adapter", 0.5, adapter_file="told.safetensors")
+    assert torch.equal(states(by_file), states(steer("picture adapter", 0.5, adapter=fitted)))
+    one = steer("picture adapter", 0.5, picture, shuffled, adapter=fitted, weights="1, 0")
+    torch.testing.assert_close(states(one), states(by_file))
+
+
+def test_automatic_takes_the_adapter_for_what_it_knows_and_words_for_the_rest(steer, fitted, told, part, monkeypatch):
+    for familiar, way in ((True, "picture adapter, which knows"), (False, "describe, because the adapter has not")):
+        with monkeypatch.context() as patch:
+            known = part("vl_core.familiarity").Familiarity
+            patch.setattr(known, "familiar", property(lambda self, familiar=familiar: familiar))
+            output = steer("automatic", 0.5, adapter=fitted)
+            assert f"automatic: {way}" in told(output)
+            other = steer("picture adapter" if familiar else "describe", 0.5, adapter=fitted)
+            assert torch.equal(states(output), states(other))
+            if not familiar:
+                assert "mode describe needs none" in told(steer("picture adapter", 0.5, adapter=fitted))
+    assert "describe, because no adapter is connected" in told(steer("automatic"))
+
+
+def test_fits_of_this_pack_do_not_hang_on_the_prompt(fitted, part, writer, picture):
+    assert not fitted.spec.own_prompt
+    read = part("nodes.adapter").read_for
+    one, other = (read(fitted, writer, [picture], prompt, 1024)[0][0].states for prompt in ("a fox", "ships at sea"))
+    assert torch.equal(one, other)
+
+
+def test_timing_and_masks_work_in_every_mode(steer, fitted, core_text, picture):
+    mask = torch.zeros(1, 64, 96)
+    mask[:, :32, :48] = 1
+    for mode in MODES:
+        options = {"adapter": fitted, "start_percent": 0.25}
+        entries = steer(mode, 0.5, **options)[0]
+        assert len(entries) == 2
+        assert torch.equal(entries[0][0], core_text(PROMPT)[0][0])
+        cropped = steer(mode, 0.5, adapter=fitted, masks={"mask0": mask})
+        box = steer(mode, 0.5, picture[:, :32, :48], adapter=fitted)
+        torch.testing.assert_close(states(cropped), states(box))
+
+
+@pytest.mark.parametrize(
+    ("mode", "strength", "options", "message"),
+    [
+        ("describe", -0.5, {}, "strength: expected 0 to 1.5 with describe, got -0.5. To push away"),
+        ("automatic", 2.0, {}, "strength: expected 0 to 1.5 with automatic"),
+        ("picture adapter", 4.0, {}, "strength: expected -3 to 3 with picture adapter"),
+        ("picture adapter", 0.5, {}, "adapter: picture adapter needs one"),
+        ("picture adapter", 0.5, {"adapter_file": "x.safetensors"}, "adapter_file: expected one of"),
+        ("describe", 0.5, {"weights": "0.5"}, "weights: expected 0 or 1 with describe"),
+        ("tell", 0.5, {}, "mode: expected one of automatic, describe"),
+    ],
+)
+def test_mistakes_are_named(mode, strength, options, message, steer):
+    with pytest.raises(ValueError, match=message):
+        steer(mode, strength, **options)
+
+
+def test_masks_that_pick_tokens_and_weights_below_0_are_refused(steer, fitted):
+    mask = torch.ones(1, 64, 96)
+    with pytest.raises(ValueError, match="Choose crop to the box"):
+        steer("describe", 0.5, masks={"mask0": mask}, mask_use="keep covered tokens")
+    with pytest.raises(ValueError, match="weights: expected 0 or more with picture adapter"):
+        steer("picture adapter", 0.5, weights="-1", adapter=fitted)
