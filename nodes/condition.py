@@ -38,7 +38,7 @@ class ZImageVLCondition(io.ComfyNode):
                 pictures_input(),
                 prompt_input(),
                 io.Float.Input(
-                    "strength", default=0.5, min=-MAX_WEIGHT, max=MAX_WEIGHT, step=0.01,
+                    "strength", default=1.0, min=-MAX_WEIGHT, max=MAX_WEIGHT, step=0.01,
                     tooltip="How much the picture counts, 0 to 1; automatic and describe take up to 1.5. 0 is your "
                     "words alone, exactly; higher follows the picture more. image delta and picture adapter take -3 to "
                     "3: below 0 pushes away from the picture.",
@@ -113,7 +113,7 @@ class ZImageVLCondition(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip, vision, prompt: str, strength: float = 0.5, mode: str = told.AUTOMATIC, layer: int = 0,
+        cls, clip, vision, prompt: str, strength: float = 1.0, mode: str = told.AUTOMATIC, layer: int = 0,
         image_tokens: int = 1024, images: dict | None = None, recipe: str = NO_RECIPE, weights: str = "",
         combine: str = references.JOINED, masks: dict | None = None, mask_use: str = references.CROP,
         start_percent: float = 0.0, end_percent: float = 1.0, adapter: PictureAdapter | None = None,
@@ -145,6 +145,8 @@ class ZImageVLCondition(io.ComfyNode):
                 mode, clip, vision, given, prompt, strength, family=family, adapter=adapter, mask_use=mask_use,
                 budget=image_tokens,
             )
+            if combine != references.JOINED and len(given) > 1:
+                notes.append(f"combine: {combine} is not used by this mode")
         else:
             mix, notes = _blended(
                 mode, clip, vision, given, prompt, strength, chosen, layer, family, combine, mask_use, image_tokens

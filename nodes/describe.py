@@ -23,7 +23,7 @@ class ZImageVLDescribe(io.ComfyNode):
                 pictures_input(),
                 io.Combo.Input(
                     "take", options=list(INSTRUCTIONS), default="everything",
-                    tooltip="What the words are about. everything: subject and look. The next six are what the recipes "
+                    tooltip="What the words are about. everything: subject and look. look: the look alone. The next six are what the recipes "
                     "of those names take from a picture. slots: one line each for style, palette, light, background "
                     "and composition.",
                 ),

@@ -28,9 +28,9 @@ class ZImageVLLoader(io.ComfyNode):
                     "overflow.",
                 ),
                 io.Int.Input(
-                    "deepest_layer", default=-2, min=-37, max=-1, advanced=True,
-                    tooltip="Deepest hidden state you will ask for. Blocks after it are never read from disk: -6 saves "
-                    "about 1 GB against -1.",
+                    "deepest_layer", default=-1, min=-37, max=-1, advanced=True,
+                    tooltip="Deepest hidden state you will ask for; writing descriptions needs -1. Blocks after it are "
+                    "never read from disk: -6 saves about 1 GB.",
                 ),
                 io.Combo.Input(
                     "cache", options=list(host.CACHES), default="on", optional=True, advanced=True,
@@ -56,7 +56,7 @@ class ZImageVLLoader(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, folder: str, dtype: str = "auto", deepest_layer: int = -2, cache: str = "on", compile: bool = False
+        cls, folder: str, dtype: str = "auto", deepest_layer: int = -1, cache: str = "on", compile: bool = False
     ) -> io.NodeOutput:
         loaded = host.load_encoder(folder, dtype, deepest_layer, cache, compile)
         return io.NodeOutput(loaded, ui=report(loaded.describe()))

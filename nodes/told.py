@@ -112,8 +112,8 @@ def _described(
         layouts = layout_of(entry), layout_of([described, options])
         if None in layouts:
             raise ValueError(
-                f"prompt: {DESCRIBE} at another strength than 1 needs plain words, got an embedding: file. Remove it, "
-                "or use strength 1."
+                f"prompt: {DESCRIBE} at another strength than 1 needs plain words, got an embedding: file or tokens of "
+                "pictures. Remove them, or use strength 1."
             )
         states, layout = bring_in(entry[0], layouts[0], described, layouts[1], strength)
         return repack(entry, states, layout), f"the words at strength {strength:g}"

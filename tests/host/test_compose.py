@@ -29,7 +29,7 @@ def make(run, text_clip, native, picture, shuffled):
             options = {"images": {"image0": picture}, "recipe": "style hint"}
         elif what == "words only":
             options = {}
-        return run("Condition", text_clip, native, PROMPT, 0.7, **options)[0]
+        return run("Condition", text_clip, native, PROMPT, 0.7, **{"mode": "blend aligned", **options})[0]
 
     return made
 

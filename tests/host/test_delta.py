@@ -173,7 +173,7 @@ def test_the_report_says_what_was_compared_and_how_far_the_words_moved(run, nati
 
 
 def test_the_texts_own_layout_is_used_and_kept(run, text_clip, native, picture):
-    words = run("Condition", text_clip, native, PROMPT, 0.0)[0]
+    words = run("Condition", text_clip, native, PROMPT, 0.0, mode="blend aligned")[0]
     output = run("Delta", native, PROMPT, words, images={"image0": picture})[0]
     assert output[0][1][LAYOUT].source == "blend"
     assert torch.equal(output[0][1][LAYOUT].token_ids, words[0][1][LAYOUT].token_ids)
@@ -203,7 +203,7 @@ def test_a_broken_text_is_refused(run, native, text, picture):
 
 
 def test_blend_can_append_before_the_template_tail(run, text_clip, native, picture, sample):
-    words = run("Condition", text_clip, native, PROMPT, 0.0)[0]
+    words = run("Condition", text_clip, native, PROMPT, 0.0, mode="blend aligned")[0]
     seen = run("Encode", native, PROMPT, layer=-2, tokens="image_no_markers", images={"image0": picture})[0]
     method = {"method": "append", "downsample": 1, "position": "before the template tail"}
     ((states, options),) = run("Blend", words, seen, method)[0]

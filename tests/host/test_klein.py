@@ -190,7 +190,7 @@ def test_strength_0_is_the_words_alone_bit_for_bit(mode, run, klein, vision, pic
 
 
 def test_each_layer_is_mixed_as_if_it_were_alone(run, klein, native, picture, part, core_text):
-    mixed = run("Condition", klein, native, PROMPT, 0.3, images={"image0": picture})[0][0][0]
+    mixed = run("Condition", klein, native, PROMPT, 0.3, images={"image0": picture}, mode="blend aligned")[0][0][0]
     stack = run("Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein", tokens="text")[0][0][0]
     own = core_text(PROMPT, klein)[0][0][:, : stack.shape[1]]
     blend = part("vl_core").blend
@@ -259,10 +259,11 @@ def test_several_pictures_are_combined_in_every_layer(run, klein, native, pictur
 
     def mixed(weights, **options):
         images = {"image0": picture, "image1": shuffled}
+        options = {"mode": "blend aligned", **options}
         return run("Condition", klein, native, PROMPT, images=images, weights=weights, combine="average", **options)
 
     both, first = mixed("1, 0.5")[0][0][0], mixed("1, 0")[0][0][0]
-    alone = run("Condition", klein, native, PROMPT, images={"image0": picture})[0][0][0]
+    alone = run("Condition", klein, native, PROMPT, images={"image0": picture}, mode="blend aligned")[0][0][0]
     torch.testing.assert_close(first, alone, rtol=1e-5, atol=1e-5)
     for part_of_width in (both - first).split(WIDTH, -1):
         assert part_of_width.abs().max() > 1e-3
@@ -271,7 +272,7 @@ def test_several_pictures_are_combined_in_every_layer(run, klein, native, pictur
 
 @pytest.mark.parametrize("recipe", ["style hint", "colour palette", "light and mood", "composition", "push away"])
 def test_recipes_work_and_say_that_their_layer_is_not_read(recipe, run, klein, native, picture, core_text, told):
-    output = run("Condition", klein, native, PROMPT, images={"image0": picture}, recipe=recipe)
+    output = run("Condition", klein, native, PROMPT, images={"image0": picture}, recipe=recipe, mode="blend aligned")
     assert all(entry[0].isfinite().all() for entry in output[0])
     assert any(not torch.equal(entry[0], core_text(PROMPT, klein)[0][0]) for entry in output[0])
     assert "layers 9, 18, 27 side by side in place of layer -2" in told(output)
@@ -306,7 +307,7 @@ def test_words_alone_without_a_picture(node_mode, run, klein, native, told, core
 
 
 def test_the_node_says_how_it_mixed(run, klein, native, picture, told):
-    text = told(run("Condition", klein, native, PROMPT, images={"image0": picture}))
+    text = told(run("Condition", klein, native, PROMPT, images={"image0": picture}, mode="blend aligned"))
     assert "layers 9, 18, 27 side by side, each mixed for itself; padding stays as it is" in text
     assert all(f"layer {layer}" in text for layer in LAYERS)
 
@@ -322,23 +323,23 @@ def test_zimages_arithmetic_is_refused(run, klein, native, picture):
 def test_a_vision_encoder_of_another_width_is_refused(run, build, loaded, picture):
     wide = build(hidden_size=96)
     with pytest.raises(ValueError, match=r"vision: expected an encoder of width 96.*got 64.*needs Qwen3-VL-4B, width"):
-        run("Condition", wide, loaded, PROMPT, images={"image0": picture})
+        run("Condition", wide, loaded, PROMPT, images={"image0": picture}, mode="blend aligned")
 
 
 def test_a_vision_encoder_of_another_depth_is_refused(run, klein, tiny, picture):
     shallow = tiny.vision_clip(num_hidden_layers=30)
     with pytest.raises(ValueError, match=r"vision: expected an encoder of 28 blocks.*got 30 \(qwen3vl_4b\)"):
-        run("Condition", klein, shallow, PROMPT, images={"image0": picture})
+        run("Condition", klein, shallow, PROMPT, images={"image0": picture}, mode="blend aligned")
 
 
 def test_the_sizes_go_together(run, build, tiny, klein, native, picture):
     large, eyes = build("qwen3_8b"), tiny.vision_clip(model_type="qwen3vl_8b", num_hidden_layers=BLOCKS)
-    output = run("Condition", large, eyes, PROMPT, images={"image0": picture})[0]
+    output = run("Condition", large, eyes, PROMPT, images={"image0": picture}, mode="blend aligned")[0]
     assert output[0][0].shape == (1, LENGTH, 3 * WIDTH) and output[0][0].isfinite().all()
     with pytest.raises(ValueError, match=r"vision: got qwen3vl_8b, but FLUX.2 klein 4B needs the 4B"):
-        run("Condition", klein, eyes, PROMPT, images={"image0": picture})
+        run("Condition", klein, eyes, PROMPT, images={"image0": picture}, mode="blend aligned")
     with pytest.raises(ValueError, match=r"vision: got qwen3vl_4b, but FLUX.2 klein 9B needs the 8B.*Load Qwen3-VL-8B"):
-        run("Condition", large, native, PROMPT, images={"image0": picture})
+        run("Condition", large, native, PROMPT, images={"image0": picture}, mode="blend aligned")
 
 
 def test_the_8b_is_still_refused_for_zimage(run, tiny, picture):
@@ -391,7 +392,7 @@ def test_alpha_0_is_the_text_bit_for_bit_here_too(run, klein, stack, core_text):
 
 
 def test_the_open_pipeline_gives_what_the_simple_node_gives(run, klein, native, stack, picture, core_text):
-    simple = run("Condition", klein, native, PROMPT, 0.4, images={"image0": picture})[0][0][0]
+    simple = run("Condition", klein, native, PROMPT, 0.4, images={"image0": picture}, mode="blend aligned")[0][0][0]
     blended = run("Blend", core_text(PROMPT, klein), stack, {"method": "aligned", "alpha": 0.4})[0][0][0]
     assert torch.equal(simple, blended)
 

@@ -107,7 +107,7 @@ def test_strength_zero_is_cores_text_encoding_bit_for_bit(mode, run, text_clip, 
 
 @pytest.mark.parametrize("images", [None, {}, {"image0": None}])
 def test_without_a_picture_the_words_stand_alone(images, run, text_clip, native, text):
-    assert same_conditioning(run("Condition", text_clip, native, PROMPT, images=images)[0], text)
+    assert same_conditioning(run("Condition", text_clip, native, PROMPT, images=images, mode="blend aligned")[0], text)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -166,7 +166,7 @@ def test_every_entry_of_a_scheduled_text_encoder_is_steered(mode, run, text_clip
         return [[states, early], [2 * states, late]]
 
     monkeypatch.setattr(type(text_clip), "encode_from_tokens_scheduled", scheduled)
-    plain = run("Condition", text_clip, native, PROMPT, 0.0)[0]
+    plain = run("Condition", text_clip, native, PROMPT, 0.0, mode="blend aligned")[0]
     output = run("Condition", text_clip, native, PROMPT, 0.5, mode, images={"image0": picture})[0]
     assert [entry[1]["clip_end_percent"] for entry in output] == [0.5, 1.0]
     assert all(a[0].shape != b[0].shape or not torch.allclose(a[0], b[0]) for a, b in zip(output, plain, strict=True))
@@ -485,7 +485,7 @@ def test_combined_conditioning_goes_through_our_stages_entry_by_entry(core, run,
 
 
 def test_a_zeroed_negative_works_beside_ours(core, run, text_clip, native, picture, sample, text):
-    ours = run("Condition", text_clip, native, PROMPT, images={"image0": picture})[0]
+    ours = run("Condition", text_clip, native, PROMPT, images={"image0": picture}, mode="blend aligned")[0]
     assert sample(ours, negative=core.ConditioningZeroOut().zero_out(text)[0]).isfinite().all()
 
 
@@ -510,7 +510,7 @@ def test_saved_conditioning_comes_back_bit_for_bit_and_is_listed(run, part, seen
 
 
 def test_saved_conditioning_paints_the_same_picture(run, text_clip, native, picture, sample):
-    ours = run("Condition", text_clip, native, PROMPT, images={"image0": picture})[0]
+    ours = run("Condition", text_clip, native, PROMPT, images={"image0": picture}, mode="blend aligned")[0]
     run("Save", ours, "painted")
     assert torch.equal(sample(run("LoadSaved", "painted_00001.safetensors")[0]), sample(ours))
 

@@ -104,7 +104,7 @@ def test_acting_all_the_time_is_no_timing(mode, run, text_clip, native, picture)
 
 @pytest.mark.parametrize("way", WAYS)
 def test_without_a_picture_it_is_the_plain_text_encode(way, run, text_clip, native, text, told):
-    output = run("Condition", text_clip, native, PROMPT, 1.0, combine=way)
+    output = run("Condition", text_clip, native, PROMPT, 1.0, combine=way, mode="blend aligned")
     assert torch.equal(output[0][0][0], text[0][0]) and "no picture connected" in told(output)
     assert torch.equal(
         run("Encode", native, PROMPT, combine=way)[0][0][0], run("Encode", native, PROMPT)[0][0][0]
@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_refused_in_words(options, message, run, text_clip,
     with pytest.raises(ValueError, match=message):
         run("Encode", native, PROMPT, images=images, **options)
     with pytest.raises(ValueError, match=message):
-        run("Condition", text_clip, native, PROMPT, images=images, **options)
+        run("Condition", text_clip, native, PROMPT, images=images, **{"mode": "blend aligned", **options})
 
 
 def test_a_picture_that_is_pushed_away_cannot_be_appended(run, text_clip, native, picture):
@@ -270,6 +270,7 @@ def test_what_a_mask_did_is_said(run, text_clip, native, picture, told):
     mask = torch.zeros(1, 64, 96)
     mask[:, 32:, 32:] = 1
     options = {"images": {"image0": picture}, "masks": {"mask0": mask}}
+    options = {"mode": "blend aligned", **options}
     assert "image 1: cropped to 64×32 of 96×64" in told(run("Condition", text_clip, native, PROMPT, **options))
     shown = told(run("Condition", text_clip, native, PROMPT, mask_use=MASK_USES[1], **options))
     assert "the words have seen the whole pictures" in shown
@@ -322,14 +323,14 @@ def test_the_host_is_told_before_anything_runs(part):
 
 def test_a_picture_can_act_part_of_the_time(run, text_clip, native, picture, text, sample, told):
     options = {"images": {"image0": picture}, "start_percent": 0.25, "end_percent": 0.75}
-    output = run("Condition", text_clip, native, PROMPT, **options)
+    output = run("Condition", text_clip, native, PROMPT, **{"mode": "blend aligned", **options})
     ranges = [(one[1]["start_percent"], round(one[1]["end_percent"], 4)) for one in output[0]]
     assert ranges == [(0.0, 0.25), (0.25, 0.75), (0.75, 1.0)]
     assert torch.equal(output[0][0][0], text[0][0]) and not torch.equal(output[0][1][0], text[0][0])
     assert "acts from 25% to 75% of the steps" in told(output)
     assert sample(output[0]).isfinite().all()
     with pytest.raises(ValueError, match="start_percent: expected less than end_percent"):
-        run("Condition", text_clip, native, PROMPT, start_percent=0.5, end_percent=0.5)
+        run("Condition", text_clip, native, PROMPT, start_percent=0.5, end_percent=0.5, mode="blend aligned")
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -401,7 +402,7 @@ def test_only_the_chosen_words_are_mixed(method, run, native, text, picture, tol
 
 
 def test_words_go_with_a_curve_and_with_text_that_knows_its_words(run, text_clip, native, picture):
-    words = run("Condition", text_clip, native, PROMPT, 0.0)[0]
+    words = run("Condition", text_clip, native, PROMPT, 0.0, mode="blend aligned")[0]
     seen = run("Encode", native, PROMPT, layer=-2, tokens="text", images={"image0": picture})[0]
     value = {"method": "aligned", "alpha": 0.0, "curve": "linear", "alpha_end": 1.0}
     curved, chosen = (run("Blend", words, seen, value, words=w)[0][0][0] for w in ("", "cat, hat"))

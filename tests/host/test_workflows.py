@@ -166,15 +166,24 @@ def test_reusing_saved_embeddings_needs_no_vision_model(to_prompt):
 
 
 @pytest.mark.parametrize("strength", [2.0, -0.1])
-def test_a_strength_that_the_mode_does_not_take_is_refused_before_anything_runs(strength, server, to_prompt):
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("blend aligned", "expected 0 (words only) to 1 with blend aligned"),
+        ("automatic", "expected 0 to 1.5 with automatic"),
+    ],
+)
+def test_a_strength_that_the_mode_does_not_take_is_refused_before_anything_runs(
+    mode, expected, strength, server, to_prompt
+):
     prompt = to_prompt(WORKFLOWS / "zimage_vl_simple.json")
     (number,) = [key for key, node in prompt.items() if node["class_type"] == "ZImageVLCondition"]
-    prompt[number]["inputs"]["strength"] = strength
+    prompt[number]["inputs"] |= {"strength": strength, "mode": mode}
     status, answer = server.post("/prompt", {"prompt": prompt})
     assert status == 400
     error = answer["node_errors"][number]["errors"][0]
     assert error["type"] == "custom_validation_failed"
-    assert "strength: expected 0 (words only) to 1 with blend aligned" in error["details"]
+    assert f"strength: {expected}" in error["details"]
 
 
 def test_embeddings_that_were_never_saved_are_refused_with_the_folder_that_was_searched(server, to_prompt):
