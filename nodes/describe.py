@@ -23,9 +23,9 @@ class ZImageVLDescribe(io.ComfyNode):
                 pictures_input(),
                 io.Combo.Input(
                     "take", options=list(INSTRUCTIONS), default="everything",
-                    tooltip="What the words are about. everything: subject and look. look: the look alone. The next six "
-                    "are what the recipes of those names take from a picture. slots: one line each for style, palette, "
-                    "light, background and composition.",
+                    tooltip="What the words are about. everything: subject and look. look: the look alone. The next "
+                    "six are what the recipes of those names take from a picture. slots: one line each for style, "
+                    "palette, light, background and composition.",
                 ),
                 io.String.Input(
                     "instruction", default="", multiline=True,
