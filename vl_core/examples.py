@@ -103,6 +103,21 @@ def examples_key(examples: Sequence[Example], spec: AdapterSpec, prompts: Sequen
     return digest.hexdigest()[:16]
 
 
+def add_example(
+    fit: PictureAdapterFit, example: Example, prompt: str, fold: int, look: Callable[[Tensor, str], VLStates],
+    read: Callable[[str], Tensor], tokenize: Callable[[str], TokenLayout],
+) -> None:
+    """Take one example into a fit, its words after ``prompt``; see :func:`fit_examples` for the rest."""
+    spec = fit.spec
+    try:
+        texts = describe_prompt(prompt, read_description(example.words or "", spec.slots), spec.slots)
+        beside = texts[0] if spec.own_prompt else spec.prompt
+        seen, layouts = look(example.pixels(), beside), [tokenize(text) for text in texts]
+        fit.add_pair(seen, read(texts[-1]), layouts, read(texts[0]), fold=fold)
+    except ValueError as error:
+        raise ValueError(f"{example.picture.name}: {error}") from error
+
+
 def fit_examples(
     examples: Sequence[Example],
     spec: AdapterSpec,
@@ -139,15 +154,7 @@ def fit_examples(
             raise ValueError(f"{part.name}: belongs to another fit. Remove it.")
     resumed = fit.pairs
     for index in range(resumed, len(examples)):
-        example = examples[index]
-        prompt = prompts[index % len(prompts)]
-        try:
-            texts = describe_prompt(prompt, read_description(example.words or "", spec.slots), spec.slots)
-            beside = texts[0] if spec.own_prompt else spec.prompt
-            seen, layouts = look(example.pixels(), beside), [tokenize(text) for text in texts]
-            fit.add_pair(seen, read(texts[-1]), layouts, read(texts[0]), fold=index)
-        except ValueError as error:
-            raise ValueError(f"{example.picture.name}: {error}") from error
+        add_example(fit, examples[index], prompts[index % len(prompts)], index, look, read, tokenize)
         step()
         if part is not None and ((index + 1) % KEEP_EVERY == 0) and index + 1 < len(examples):
             fit.save(part)

@@ -1,8 +1,8 @@
-"""A study on a Ray cluster: one painter per GPU, a task per cell; Ray does the scheduling and starts what dies anew."""
+"""Work on a Ray cluster: one actor per GPU that holds the models; Ray does the scheduling and starts what dies anew."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -27,17 +27,31 @@ class Worker(Painter):
 
 def paint_on_ray(
     address: str, workers: int, models: Models, pictures: Mapping[str, Sequence[Tensor]], needs: Needs,
-    cells: Sequence[Cell], on_start: Any = lambda actors: None,
+    cells: Sequence[Cell], on_start: Callable[[list], None] = lambda actors: None,
 ) -> Iterator[Painted]:
-    """Every cell's picture, as they are finished.
+    """Every cell's picture, as they are finished; see :func:`on_ray`."""
+    return on_ray(
+        address, workers, Worker, (models, pictures, needs), lambda worker, cell: worker.paint.remote(cell), cells,
+        on_start,
+    )
+
+
+def on_ray(
+    address: str, workers: int, kind: type, arguments: Sequence[Any], task: Callable[[Any, Any], Any],
+    items: Sequence[Any], on_start: Callable[[list], None] = lambda actors: None, *, ordered: bool = False,
+) -> Iterator[Any]:
+    """What actors make of the items.
 
     Args:
         address: "local" for a cluster of this machine's own, "auto" for the one running here, or its address.
-        workers: how many painters; 0 for one per GPU of the cluster, or one where there is none.
+        workers: how many actors; 0 for one per GPU of the cluster, or one where there is none.
+        kind, arguments: the actors' class and what it is made with.
+        task: from an actor's handle and an item to Ray's promise of a result.
         on_start: called with the actors' handles.
+        ordered: results in the items' order; else as they are finished.
 
     Raises:
-        ImportError: if Ray is not installed. Errors of a cell are raised as they are.
+        ImportError: if Ray is not installed. Errors of a task are raised as they are.
     """
     try:
         checks.require_packages("ray")
@@ -50,15 +64,15 @@ def paint_on_ray(
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count = workers or gpus or 1
-        # A worker that dies is started again and its cell painted again, however often.
-        actor = ray.remote(Worker).options(
+        # A worker that dies is started again and what it was at done again, however often.
+        actor = ray.remote(kind).options(
             num_gpus=min(1.0, gpus / count) if gpus else 0, num_cpus=1, max_restarts=-1, max_task_retries=-1
         )
-        shared = ray.put(pictures)
-        actors = [actor.remote(models, shared, needs) for _ in range(min(count, len(cells)))]
+        shared = [ray.put(one) for one in arguments]
+        actors = [actor.remote(*shared) for _ in range(min(count, len(items)))]
         on_start(actors)
         pool = ActorPool(actors)
-        yield from pool.map_unordered(lambda worker, cell: worker.paint.remote(cell), cells)
+        yield from (pool.map if ordered else pool.map_unordered)(task, items)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     finally:
