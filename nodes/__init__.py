@@ -19,6 +19,7 @@ from .normalize import ZImageVLNormalize
 from .outliers import ZImageVLMaskOutliers
 from .reference import ZImageVLReference
 from .select import ZImageVLSelectTokens
+from .space import ZImageVLMatchSpace
 from .sweep import ZImageVLSweep
 
 NODES: list[type[io.ComfyNode]] = [
@@ -34,6 +35,7 @@ NODES: list[type[io.ComfyNode]] = [
     ZImageVLAdapterFit,
     ZImageVLAdapterApply,
     ZImageVLReference,
+    ZImageVLMatchSpace,
     ZImageVLInspect,
     ZImageVLLayerReport,
     ZImageVLSweep,

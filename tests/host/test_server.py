@@ -25,6 +25,7 @@ DISPLAY_NAMES = {
     "ZImageVLAdapterFit": "Fit Picture Adapter",
     "ZImageVLAdapterApply": "Apply Picture Adapter",
     "ZImageVLReference": "Reference Statistics",
+    "ZImageVLMatchSpace": "Match Text Encoder",
     "ZImageVLInspect": "Inspect Conditioning",
     "ZImageVLLayerReport": "Layer Report",
     "ZImageVLSweep": "Sweep Settings",

@@ -14,7 +14,8 @@ PACK = Path(__file__).resolve().parents[2]
 NODE_IDS = [
     f"ZImageVL{name}" for name in (
         "Condition", "Loader", "Encode", "SelectTokens", "MaskOutliers", "Normalize", "Blend", "Delta", "Describe",
-        "AdapterFit", "AdapterApply", "Reference", "Inspect", "LayerReport", "Sweep", "Grid", "Save", "LoadSaved",
+        "AdapterFit", "AdapterApply", "Reference", "MatchSpace", "Inspect", "LayerReport", "Sweep", "Grid", "Save",
+        "LoadSaved",
     )
 ]
 COMPILED = set("@{}|")  # vue-i18n reads names, titles and descriptions as messages, in which these are syntax
