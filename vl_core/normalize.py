@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .outliers import as_batch, check_choice, check_embeddings, reference_moments, to_dtype, tokens_in_scope
-from .statistics import EPSILON, PUBLISHED_CLIP, Moments, ReferenceStatistics, Sinks, median, token_rms
+from .statistics import EPSILON, PUBLISHED_CLIP, Moments, ReferenceStatistics, Sinks, median, overall_std, token_rms
 
 NormalizeMode = Literal["none", "global", "per_dim", "hybrid", "rms"]
 
@@ -157,7 +157,7 @@ def normalize(
     scaled, notes = _rewrite(x, scope, change)
     before, after = (as_batch(tensor.detach())[scope].float() for tensor in (x, scaled))
     info = NormalizeInfo(
-        mode, _global_std(before), _global_std(after), _median_rms(before), _median_rms(after), left_out, notes
+        mode, overall_std(before), overall_std(after), _median_rms(before), _median_rms(after), left_out, notes
     )
     return scaled, info
 
@@ -215,7 +215,7 @@ def _rewrite(x: Tensor, scope: Tensor, change: Change) -> tuple[Tensor, tuple[st
 
 
 def _scale_all(tokens: Tensor, target_std: float) -> tuple[Tensor, str]:
-    std = _global_std(tokens)
+    std = overall_std(tokens)
     if std <= EPSILON:
         return tokens, NO_SPREAD
     return tokens * (target_std / std), ""
@@ -245,11 +245,6 @@ def _match_dimensions(
     if weight == 1:
         return matched, ""
     return weight * matched + (1 - weight) * _scale_all(tokens, target_std)[0], ""
-
-
-def _global_std(tokens: Tensor) -> float:
-    """Unbiased, over all elements; 0 for fewer than 2."""
-    return Moments.of(tokens).global_std if tokens.numel() > 1 else 0.0
 
 
 def _median_rms(tokens: Tensor) -> float:

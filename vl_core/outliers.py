@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .statistics import EPSILON, Moments, ReferenceStatistics, Sinks, counted_tokens
+from .statistics import EPSILON, Moments, ReferenceStatistics, Sinks, all_finite, counted_tokens
 
 Direction = Literal["over", "under", "both"]
 MaskMode = Literal["none", "zero", "clamp", "scale"]
@@ -37,7 +37,7 @@ def check_embeddings(embeddings: Tensor, name: str = "embeddings") -> None:
             f"{name}: expected floats of shape (tokens, width) or (batch, tokens, width), got {embeddings.dtype} of "
             f"shape {tuple(embeddings.shape)}."
         )
-    if not embeddings.float().isfinite().all():
+    if not all_finite(embeddings):
         raise ValueError(f"{name}: expected finite values, got NaN or infinity; the encoder overflowed.")
 
 

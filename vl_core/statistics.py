@@ -131,6 +131,29 @@ class Moments:
         return float(((self.squares.sum() + between) / (elements - 1)).sqrt()) if elements > 1 else float("nan")
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite in float32: the extremes say so, without a mask as large as the values."""
+    if not values.numel():
+        return True
+    return bool(torch.stack([values.detach().amin(), values.detach().amax()]).float().isfinite().all())
+
+
+def overall_std(tokens: Tensor) -> float:
+    """Unbiased std over all elements, in float64; 0 for fewer than 2.
+
+    √((Σy² − N·ȳ²)/(N − 1)) with y = x − m and m the mean rounded to float32, so that equal values give 0 exactly and a
+    large mean costs no precision; only sums are in float64, not a copy of the values.
+    """
+    count = tokens.numel()
+    if count < 2:
+        return 0.0
+    wide = torch.float32 if tokens.device.type == "mps" else torch.float64  # MPS has no float64
+    values = tokens.detach().float()
+    shifted = values - (values.sum(dtype=wide) / count).float()
+    norm, total = torch.stack([torch.linalg.vector_norm(shifted, dtype=wide), shifted.sum(dtype=wide)]).tolist()
+    return max(0.0, (norm * norm - total * total / count) / (count - 1)) ** 0.5
+
+
 @dataclass(frozen=True, eq=False)
 class ReferenceStatistics:
     """What the states of Z-Image's own text encoder look like: the target that VL states are brought onto.
@@ -166,7 +189,7 @@ class ReferenceStatistics:
             embeddings = embeddings[0]
         if embeddings.ndim != 2:
             raise ValueError(f"embeddings: expected shape (tokens, width), got {tuple(embeddings.shape)}.")
-        if not embeddings.isfinite().all():
+        if not all_finite(embeddings):
             raise ValueError("embeddings: expected finite values, got NaN or infinity; the encoder overflowed.")
         is_sink = find_sinks(embeddings)
         ordinary = embeddings[~is_sink]

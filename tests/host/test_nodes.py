@@ -190,7 +190,9 @@ def test_the_loader_lists_the_folder_and_says_what_it_loaded(run, part, encoder_
     assert encoder_folder.name in schema.inputs[0].options
     assert part("nodes.loader").ZImageVLLoader.validate_inputs(encoder_folder.name) is True
     output = run("Loader", encoder_folder.name)
-    assert "Qwen3-VL-Tiny: Instruct, float32, 5 of 6 blocks" in told(output)  # -2 needs all but the last
+    assert "Qwen3-VL-Tiny: Instruct, float32, 6 of 6 blocks" in told(output)
+    shallow = run("Loader", encoder_folder.name, deepest_layer=-2)
+    assert "Qwen3-VL-Tiny: Instruct, float32, 5 of 6 blocks" in told(shallow)  # -2 needs all but the last
 
 
 @pytest.mark.parametrize("place", ["text_encoders/maker", "LLM", "VLM", "Qwen/maker"])

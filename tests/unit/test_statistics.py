@@ -16,12 +16,14 @@ from hypothesis import strategies as st
 from vl_core.statistics import (
     Moments,
     ReferenceStatistics,
+    all_finite,
     calibrate,
     calibration_prompts,
     counted_tokens,
     find_sinks,
     length_batches,
     median,
+    overall_std,
     token_rms,
 )
 
@@ -521,3 +523,27 @@ def test_moments_of_any_number_of_rows_are_numpys_and_leave_the_tokens_alone(cou
     np.testing.assert_allclose(moments.mean.numpy(), exact.mean(0), rtol=1e-12)
     np.testing.assert_allclose(moments.squares.numpy(), ((exact - exact.mean(0)) ** 2).sum(0), rtol=1e-9, atol=1e-20)
     assert torch.equal(tokens, before)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4, -3e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_std_over_all_elements_is_numpys_in_float64(mean, dtype):
+    values = (torch.randn(70, 33, generator=torch.Generator().manual_seed(0)) * 3 + mean).to(dtype)
+    values[0, 0] = mean + 400  # an extreme first value
+    expected = np.std(values.float().double().numpy(), ddof=1)
+    assert overall_std(values) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_std_of_equal_values_of_one_and_of_none_is_0():
+    for values in (torch.full((50, 40), 1234.567), torch.ones(1, 1), torch.zeros(0, 8)):
+        assert overall_std(values) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_bad_value_among_many_is_found(dtype, bad):
+    values = torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert all_finite(values) and all_finite(values[:0])
+    values[17, 3] = bad
+    assert not all_finite(values)
+    assert not all_finite(torch.tensor([1e300], dtype=torch.float64))  # infinite once it is float32
