@@ -150,6 +150,7 @@ def test_a_strength_that_a_recipe_cannot_have_is_refused(steer):
 def test_several_references_go_through_a_recipe(steer, run, text_clip, native, picture, shuffled):
     images = {"image0": picture, "image1": shuffled}
     both = run(
-        "Condition", text_clip, native, PROMPT, 0.5, images=images, recipe="style hint", weights="1, 0", combine="average"
+        "Condition", text_clip, native, PROMPT, 0.5, images=images, recipe="style hint", weights="1, 0",
+        combine="average",
     )[0]
     assert torch.equal(both[0][0], steer(recipe="style hint")[0][0][0])
