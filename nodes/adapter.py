@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -11,7 +11,15 @@ from ..vl_core import VLStates
 from ..vl_core.adapter import MAX_STRENGTH, AdapterSpec, PictureAdapter, PictureFeatures
 from ..vl_core.combine import parse_weights
 from ..vl_core.description import SLOTS, slot_request
-from ..vl_core.examples import FREE_TEXT, Example, examples_key, find_examples, fit_examples, slots_of
+from ..vl_core.examples import (
+    FREE_TEXT,
+    Example,
+    describe_examples,
+    examples_key,
+    find_examples,
+    fit_examples,
+    slots_of,
+)
 from . import host
 from .common import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 from .conditioning import check_conditioning, layout_of, repack
@@ -71,8 +79,7 @@ class ZImageVLAdapterFit(io.ComfyNode):
         host.check_widths(clip, vision)
         path = host.adapter_path(name)
         examples = find_examples(host.input_folder(folder), captions == CAPTIONS)
-        if captions == DESCRIBED:
-            examples = _described(vision, examples, image_tokens)
+        features, lines = PictureFeatures(), []
 
         def look(picture, prompt: str):
             seen, _ = host.encode_vision(
@@ -86,12 +93,17 @@ class ZImageVLAdapterFit(io.ComfyNode):
         def tokenize(text: str):
             return host.tokenize_text(clip, text)
 
-        # Read beside no words at all: what is learnt does not hang on the prompts of the fit.
-        features, slots, lines = PictureFeatures(), slots_of(examples), []
+        seen = look(examples[0].pixels(), PROBE)
+        answers = path.with_name(f"{path.stem}_words.jsonl")
+        if captions == DESCRIBED:
+            examples, told = _described(vision, examples, image_tokens, seen.model, answers)
+            if told:
+                lines.append(f"took the words of {told} pictures from a fit that was stopped")
+        slots = slots_of(examples)
         if slots == FREE_TEXT:
             names = ", ".join(slot.name for slot in SLOTS)
             lines.append(f"not every description has lines for {names}: taken as a whole")
-        seen = look(examples[0].pixels(), PROBE)
+        # Read beside no words at all: what is learnt does not hang on the prompts of the fit.
         spec = AdapterSpec(
             features, slots, seen.states.shape[-1], seen.num_layers, read(PROBE).shape[-1], vl_model=seen.model,
             text_model=tokenize(PROBE).model, own_prompt=False, prompt="",
@@ -101,6 +113,7 @@ class ZImageVLAdapterFit(io.ComfyNode):
             examples, spec, look, read, tokenize, part=part, step=host.progress_bar(len(examples))
         )
         adapter.save(path)
+        answers.unlink(missing_ok=True)
         if resumed:
             lines.append(f"went on after {resumed} pictures of a fit that was stopped")
         return io.NodeOutput(adapter, ui=report(adapter.describe(), lines, f"kept as {path.name}"))
@@ -181,20 +194,19 @@ class ZImageVLAdapterApply(io.ComfyNode):
         return io.NodeOutput(entries, ui=report(lines))
 
 
-def _described(vision, examples: list[Example], budget: int) -> list[Example]:
-    """The examples with Qwen3-VL's words in slots."""
-    found, step = [], host.progress_bar(len(examples))
-    for example in examples:
-        try:
-            answer = host.write_words(
-                vision, {"image": example.pixels()}, slot_request(), max_tokens=LONGEST_ANSWER, budget=budget,
-                name="vision",
-            )
-        except ValueError as error:
-            raise ValueError(f"{example.picture.name}: {error}") from error
-        found.append(replace(example, words=answer.words))
-        step()
-    return found
+def _described(vision, examples: list[Example], budget: int, model: str, kept: Path) -> tuple[list[Example], int]:
+    """The examples with Qwen3-VL's words in slots, and how many of them were in the file ``kept``."""
+    request = slot_request()
+
+    def write(pixels: Tensor) -> str:
+        return host.write_words(
+            vision, {"image": pixels}, request, max_tokens=LONGEST_ANSWER, budget=budget, name="vision"
+        ).words
+
+    return describe_examples(
+        examples, write, asked=f"{model}\n{LONGEST_ANSWER}\n{budget}\n{request}", kept=kept,
+        step=host.progress_bar(len(examples)),
+    )
 
 
 def read_for(

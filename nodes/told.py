@@ -12,7 +12,7 @@ from torch import Tensor
 from ..vl_core.adapter import MAX_STRENGTH, PictureAdapter
 from ..vl_core.cache import digest
 from ..vl_core.combine import crop_to_mask
-from ..vl_core.describe import INSTRUCTIONS, append_words
+from ..vl_core.describe import INSTRUCTIONS, Description, append_words
 from ..vl_core.description import bring_in
 from ..vl_core.families import Family
 from ..vl_core.recipes import MODES, check_recipe
@@ -29,7 +29,7 @@ KEPT = 64  # descriptions per encoder
 
 Mix = Callable[[Entry], tuple[Entry, str]]  # a text entry -> what to paint from, what was done
 
-_written: weakref.WeakKeyDictionary[Any, OrderedDict[bytes, str]] = weakref.WeakKeyDictionary()
+_written: weakref.WeakKeyDictionary[Any, OrderedDict[bytes, Description]] = weakref.WeakKeyDictionary()
 
 
 def check_mode(mode: str, strength: float) -> None:
@@ -168,10 +168,10 @@ def _words(vision: Any, pictures: list[Tensor], budget: int) -> tuple[str, list[
     kept = _written.setdefault(vision, OrderedDict()) if host.fast_allowed() else OrderedDict()
     if key in kept:
         kept.move_to_end(key)
-        return kept[key], ["described before: the same words"]
+        return kept[key].words, [*kept[key].notes, "described before: the same words"]
     images = {f"image{index}": picture for index, picture in enumerate(pictures)}
     found = host.write_words(vision, images, LOOK, max_tokens=LONGEST, budget=budget, name="vision")
-    kept[key] = found.words
+    kept[key] = found
     while len(kept) > KEPT:
         kept.popitem(last=False)
     return found.words, list(found.notes)

@@ -1,14 +1,16 @@
 """A folder of pictures and their descriptions, and a picture adapter fitted on them, picture by picture.
 
 A fit that is stopped goes on where it was: what is known so far is kept in one file beside the adapter, under a name
-that stands for the very same examples and spec.
+that stands for the very same examples and spec. Words that a model writes for the pictures are kept line by line in
+a second file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -82,6 +84,72 @@ def find_examples(folder: Path, captions: bool = True) -> list[Example]:
             f"missing or empty: {shown}. Write them, or let Qwen3-VL describe the pictures."
         )
     return found
+
+
+def describe_examples(
+    examples: Sequence[Example],
+    write: Callable[[Tensor], str],
+    *,
+    asked: str = "",
+    kept: Path | None = None,
+    step: Callable[[], None] = lambda: None,
+) -> tuple[list[Example], int]:
+    """The examples with words that a model writes, picture by picture.
+
+    Args:
+        write: the words of a picture, uint8 ``(H, W, 3)``.
+        asked: all that the words depend on beside the picture: who writes, what was asked, with which settings.
+        kept: file of JSON lines to which each answer is added at once. Pictures that it has words for, by their
+            content and ``asked``, are not described again. The caller removes it.
+        step: called after each example; what it raises stops the writing, and ``kept`` has what was written.
+
+    Returns:
+        the examples in their order, and how many of them were described before this call.
+
+    Raises:
+        ValueError: for a picture that cannot be read, or what ``write`` refuses; it names the picture.
+    """
+    known = _read_answers(kept) if kept is not None else {}
+    before, found, resumed = frozenset(known), [], 0
+    for example in examples:
+        key = _answer_key(example, asked)
+        if key not in known:
+            pixels = example.pixels()
+            try:
+                known[key] = write(pixels)
+            except ValueError as error:
+                raise ValueError(f"{example.picture.name}: {error}") from error
+            if kept is not None:
+                _add_answer(kept, key, known[key])
+        resumed += key in before
+        found.append(replace(example, words=known[key]))
+        step()
+    return found, resumed
+
+
+def _answer_key(example: Example, asked: str) -> str:
+    content = hashlib.sha256(example.picture.read_bytes()).digest()
+    return hashlib.sha256(content + asked.encode()).hexdigest()
+
+
+def _read_answers(path: Path) -> dict[str, str]:
+    """Words by key; a line that was cut off in the middle of writing counts as not there."""
+    if not path.is_file():
+        return {}
+    answers = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            entry = json.loads(line)
+            answers[str(entry["key"])] = str(entry["words"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return answers
+
+
+def _add_answer(path: Path, key: str, words: str) -> None:
+    # The line break goes first: after a line that was cut off, this one still stands alone.
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" + json.dumps({"key": key, "words": words}))
 
 
 def slots_of(examples: Sequence[Example]) -> tuple[Slot, ...]:

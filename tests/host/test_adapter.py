@@ -137,6 +137,43 @@ def test_descriptions_that_qwen3_vl_writes_are_words_like_any(run, text_clip, na
         run("AdapterFit", text_clip, native, folder, "Qwen3-VL describes them", "told")
 
 
+def test_descriptions_are_not_written_anew_after_a_stop(run, text_clip, native, folder, part, told, monkeypatch):
+    host, asked, description = part("nodes.host"), [], part("vl_core.describe").Description
+
+    def write(encoder, images, instruction, **options):
+        asked.append(images)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        words = "\n".join(f"{slot}: {slot} {float(images['image'].float().mean()):.3f}" for slot in SLOTS)
+        return description(words, words, 9, False)
+
+    monkeypatch.setattr(host, "write_words", write)
+    settings = (text_clip, native, folder, "Qwen3-VL describes them", "rewritten")
+    with pytest.raises(KeyboardInterrupt):
+        run("AdapterFit", *settings)
+    kept = host.adapters_folder() / "rewritten_words.jsonl"
+    assert kept.is_file()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # once more, among the pairs of the fit
+        left = [PICTURES + 3]
+
+        def stop():
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+
+        patch.setattr(host, "progress_bar", lambda total: stop)
+        run("AdapterFit", *settings)
+    assert len(asked) == PICTURES + 1 and kept.is_file()
+    output = run("AdapterFit", *settings)
+    assert len(asked) == PICTURES + 1  # the one that was stopped was asked for twice
+    assert f"took the words of {PICTURES} pictures" in told(output)
+    assert not kept.exists()
+    fresh = run("AdapterFit", *settings)
+    assert len(asked) == 2 * PICTURES + 1 and "took the words" not in told(fresh)
+    first, second = output[0].map.tensors(), fresh[0].map.tensors()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 def test_words_without_slots_are_taken_as_a_whole_and_the_node_says_so(run, text_clip, native, folder, told):
     import folder_paths
 

@@ -189,6 +189,34 @@ def test_strength_0_is_the_words_alone_bit_for_bit(mode, run, klein, vision, pic
     assert torch.equal(output[0][0], core_text(PROMPT, klein)[0][0])
 
 
+def test_described_words_are_read_by_kleins_own_encoder(run, klein, vision, picture, core_text, part, told):
+    words = "blue dusk, thick paint"
+    found = part("vl_core.describe").Description(words, words, 5, False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(part("nodes.host"), "write_words", lambda *_, **__: found)
+        patch.setattr(part("nodes.host"), "fast_allowed", lambda: False)  # keeps no words for other tests
+        for mode in ("describe", "automatic"):
+            output = run("Condition", klein, vision, PROMPT, 1.0, mode, images={"image0": picture})
+            expected = core_text(f"{PROMPT}, {words}", klein)[0]
+            assert torch.equal(output[0][0][0], expected[0])
+            assert torch.equal(output[0][0][1]["attention_mask"], expected[1]["attention_mask"])
+            assert words in told(output)
+        with pytest.raises(ValueError, match=r"strength: expected 0 or 1 with describe and FLUX\.2 klein"):
+            run("Condition", klein, vision, PROMPT, 0.5, "describe", images={"image0": picture})
+
+
+def test_a_picture_adapter_is_zimages_and_automatic_says_so(run, klein, native, picture, part, told):
+    adapter = object()  # never looked at
+    with pytest.raises(ValueError, match="mode: picture adapter is Z-Image's, got a text encoder of FLUX"):
+        run("Condition", klein, native, PROMPT, 1.0, "picture adapter", images={"image0": picture}, adapter=adapter)
+    found = part("vl_core.describe").Description("blue dusk", "blue dusk", 2, False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(part("nodes.host"), "write_words", lambda *_, **__: found)
+        patch.setattr(part("nodes.host"), "fast_allowed", lambda: False)
+        output = run("Condition", klein, native, PROMPT, 1.0, "automatic", images={"image0": picture}, adapter=adapter)
+    assert "describe, because there is no adapter for FLUX.2 klein" in told(output)
+
+
 def test_each_layer_is_mixed_as_if_it_were_alone(run, klein, native, picture, part, core_text):
     mixed = run("Condition", klein, native, PROMPT, 0.3, images={"image0": picture}, mode="blend aligned")[0][0][0]
     stack = run("Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein", tokens="text")[0][0][0]

@@ -25,6 +25,13 @@ def writer(tiny):
 
 
 @pytest.fixture(scope="module")
+def loaders(tiny, run, base_folder, writer):
+    """Load Qwen3-VL on the writer's weights, down to a layer."""
+    folder = tiny.write_folder(base_folder / "models" / "text_encoders" / "Qwen3-VL-Teller", writer)
+    return lambda deepest: run("Loader", folder.name, "fp32", deepest_layer=deepest)[0]
+
+
+@pytest.fixture(scope="module")
 def fitted(run, text_clip, writer, base_folder):
     """An adapter fitted on noise, and its file."""
     import folder_paths
@@ -100,10 +107,26 @@ def test_between_0_and_1_the_prompts_own_tokens_stay_and_the_rest_comes_in(steer
     assert tails == sorted(tails, reverse=True)
 
 
+@pytest.mark.parametrize("strength", [0.4, 1.0, 1.5])
+def test_both_encoders_tell_the_same(strength, loaders, steer, run, text_clip, fitted, picture, shuffled, told):
+    loaded, shown = loaders(-1), {"image0": picture, "image1": shuffled}
+    for mode in ("describe", "picture adapter"):
+        ours = steer(mode, strength, picture, shuffled, adapter=fitted)
+        theirs = run("Condition", text_clip, loaded, PROMPT, strength, mode, images=shown, adapter=fitted)
+        torch.testing.assert_close(states(theirs), states(ours), rtol=1e-4, atol=1e-4)
+        assert told(theirs).splitlines()[0] == told(ours).splitlines()[0]
+
+
+def test_an_encoder_without_its_last_blocks_cannot_describe_and_is_told_how_to(loaders, run, text_clip, picture):
+    with pytest.raises(ValueError, match=r"describing needs all .* Load it again with `deepest layer` -1"):
+        run("Condition", text_clip, loaders(-3), PROMPT, 0.5, "describe", images={"image0": picture})
+
+
 def test_another_picture_is_told_in_other_words_and_the_same_one_is_told_once(steer, shuffled, picture, writing, told):
     first, again = steer("describe", 0.3), steer("describe", 0.9)
     assert len(writing) <= 1  # an earlier test may have had it described
     assert "described before" in told(again)
+    assert told(again).splitlines()[0] == told(first).splitlines()[0]  # the words
     changed = picture.clone()
     changed[0, 0, 0, 0] = 1 - changed[0, 0, 0, 0]
     count = len(writing)
@@ -182,6 +205,12 @@ def test_timing_and_masks_work_in_every_mode(steer, fitted, core_text, picture):
 def test_mistakes_are_named(mode, strength, options, message, steer):
     with pytest.raises(ValueError, match=message):
         steer(mode, strength, **options)
+
+
+def test_a_picture_of_weight_0_is_not_described(steer, picture, shuffled):
+    assert torch.equal(
+        states(steer("describe", 0.5, picture, shuffled, weights="1, 0")), states(steer("describe", 0.5, picture))
+    )
 
 
 def test_masks_that_pick_tokens_and_weights_below_0_are_refused(steer, fitted):

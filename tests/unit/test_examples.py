@@ -15,7 +15,15 @@ Image = pytest.importorskip("PIL.Image", reason="pictures are read with pillow")
 
 from vl_core.adapter import AdapterSpec, PictureAdapter, PictureFeatures  # noqa: E402
 from vl_core.description import SLOTS  # noqa: E402
-from vl_core.examples import FREE_TEXT, Example, examples_key, find_examples, fit_examples, slots_of  # noqa: E402
+from vl_core.examples import (  # noqa: E402
+    FREE_TEXT,
+    Example,
+    describe_examples,
+    examples_key,
+    find_examples,
+    fit_examples,
+    slots_of,
+)
 from vl_core.layout import insert_pictures, text_layout  # noqa: E402
 from vl_core.states import VLStates  # noqa: E402
 
@@ -158,6 +166,71 @@ def test_a_fit_that_is_killed_goes_on_to_the_same_adapter(folder, tmp_path):
     again, resumed = fit_examples(find_examples(folder), SPEC, look, read, tokens_of, prompts=PROMPTS, part=part)
     assert resumed == 16
     assert same(again, fit_examples(find_examples(folder), SPEC, look, read, tokens_of, prompts=PROMPTS)[0])
+
+
+class Writer:
+    """Stands for a model that writes: its words say the picture's colour; counts what it was shown."""
+
+    def __init__(self, refuse: int = -1):
+        self.shown, self.refuse = [], refuse
+
+    def __call__(self, pixels: torch.Tensor) -> str:
+        self.shown.append(tuple(pixels[0, 0].tolist()))
+        if len(self.shown) - 1 == self.refuse:
+            raise ValueError("instruction: expected words, the model wrote nothing")
+        return f"“{self.shown[-1]}”\nsoft light"
+
+
+def test_pictures_are_described_in_order_each_by_its_own_words(folder, tmp_path):
+    examples, write = find_examples(folder, captions=False), Writer()
+    found, resumed = describe_examples(examples, write)
+    assert resumed == 0
+    assert [one.picture for one in found] == [one.picture for one in examples]
+    expected = [(12 * index, 255 - 12 * index, 40) for index in range(20)]
+    assert write.shown == expected and [one.words for one in found] == [f"“{c}”\nsoft light" for c in expected]
+
+
+def test_writing_that_is_stopped_goes_on_and_gives_the_same_words(folder, tmp_path):
+    examples, kept, write = find_examples(folder, captions=False), tmp_path / "words.jsonl", Writer()
+    with pytest.raises(KeyboardInterrupt):
+        describe_examples(examples, write, asked="look", kept=kept, step=iter_raise(8))
+    with pytest.raises(ValueError, match=r"10\.png: instruction: expected words"):
+        describe_examples(examples, Writer(refuse=2), asked="look", kept=kept)
+    again = Writer()
+    found, resumed = describe_examples(examples, again, asked="look", kept=kept)
+    assert resumed == 10 and len(again.shown) == 10
+    assert found == describe_examples(examples, Writer())[0]
+
+
+def test_a_line_cut_off_by_a_crash_costs_that_picture_alone(folder, tmp_path):
+    examples, kept = find_examples(folder, captions=False), tmp_path / "words.jsonl"
+    whole = describe_examples(examples, Writer(), kept=kept)[0]
+    content = kept.read_bytes()
+    for cut in (1, 30, 60):  # inside the last line, inside a character, inside its key
+        kept.write_bytes(content[:-cut])
+        write = Writer()
+        assert describe_examples(examples, write, kept=kept) == (whole, 19)
+        assert len(write.shown) == 1
+        assert describe_examples(examples, Writer(), kept=kept) == (whole, 20)
+    kept.write_text("[1]\n{}\nnull\nno json\n")
+    assert describe_examples(examples, Writer(), kept=kept) == (whole, 0)
+
+
+def test_another_request_or_changed_pictures_are_described_anew(folder, tmp_path):
+    examples, kept = find_examples(folder, captions=False), tmp_path / "words.jsonl"
+    describe_examples(examples, Writer(), asked="look", kept=kept)
+    assert describe_examples(examples, Writer(), asked="light", kept=kept)[1] == 0
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(folder / "05.png")
+    (folder / "06.png").rename(folder / "renamed.png")
+    write = Writer()
+    assert describe_examples(find_examples(folder, captions=False), write, asked="look", kept=kept)[1] == 19
+    assert write.shown == [(1, 2, 3)]
+
+
+def test_a_broken_picture_is_named_once(folder, tmp_path):
+    (folder / "07.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"^07\.png: cannot be read"):
+        describe_examples(find_examples(folder, captions=False), Writer(), kept=tmp_path / "words.jsonl")
 
 
 def test_a_part_of_another_fit_is_refused(folder, tmp_path):
