@@ -38,17 +38,15 @@ def check_mode(mode: str, strength: float) -> None:
     Raises:
         ValueError: naming the input, what was expected and what was got.
     """
+    if mode in MODES:
+        check_recipe(mode, strength)
+        return
     if mode not in RANGES:
-        return check_recipe(mode, strength) if mode in MODES else _refuse_mode(mode)
+        raise ValueError(f"mode: expected one of {', '.join((*RANGES, *MODES))}, got {mode!r}.")
     low, high = RANGES[mode]
-    if low <= strength <= high:
-        return None
-    hint = " To push away from the picture choose image delta or picture adapter." if strength < 0 else ""
-    raise ValueError(f"strength: expected {low:g} to {high:g} with {mode}, got {strength}.{hint}")
-
-
-def _refuse_mode(mode: str) -> None:
-    raise ValueError(f"mode: expected one of {', '.join((*RANGES, *MODES))}, got {mode!r}.")
+    if not low <= strength <= high:
+        hint = " To push away from the picture choose image delta or picture adapter." if strength < 0 else ""
+        raise ValueError(f"strength: expected {low:g} to {high:g} with {mode}, got {strength}.{hint}")
 
 
 def choose(

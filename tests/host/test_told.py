@@ -14,14 +14,7 @@ MODES = ("automatic", "describe", "picture adapter")
 
 @pytest.fixture(scope="module")
 def writer(tiny):
-    """A tiny Qwen3-VL so weighed that a token is not followed by itself for ever."""
-    clip = tiny.vision_clip(seed=7)
-    language = clip.cond_stage_model.qwen3vl_4b.transformer.model
-    with torch.no_grad():
-        language.embed_tokens.weight.mul_(0.1)
-        for block in language.layers:
-            block.self_attn.o_proj.weight.mul_(0.5)
-    return clip
+    return tiny.writing_clip()
 
 
 @pytest.fixture(scope="module")

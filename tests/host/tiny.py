@@ -73,6 +73,17 @@ def vision_clip(seed: int = 1, model_type: str = "qwen3vl_4b", **text) -> comfy.
     return build_clip(qwen3vl.te(model_type=model_type), qwen3vl.tokenizer(model_type), model_type, seed, **text)
 
 
+def writing_clip(seed: int = 7) -> comfy.sd.CLIP:
+    """Qwen3-VL so weighed that, asked for words, it does not say one over and over."""
+    clip = vision_clip(seed=seed)
+    language = clip.cond_stage_model.qwen3vl_4b.transformer.model
+    with torch.no_grad():
+        language.embed_tokens.weight.mul_(0.1)
+        for block in language.layers:
+            block.self_attn.o_proj.weight.mul_(0.5)
+    return clip
+
+
 def klein_clip(seed: int = 2, **text) -> comfy.sd.CLIP:
     """FLUX.2 klein's text encoder, as Load CLIP (type flux2) returns it."""
     return build_clip(flux.klein_te(), flux.KleinTokenizer, "qwen3_4b", seed, **{"num_hidden_layers": DEEP, **text})

@@ -27,7 +27,7 @@ from vl_core.headless.presets import PRESETS
 from vl_core.headless.runner import needs_of, read_rows
 from vl_core.headless.scores import load_score
 from vl_core.headless.study import EXTRA, choose_axes, read_prompts
-from vl_core.headless.zimage import load_pipeline, paint, prompt_layout, repaint
+from vl_core.headless.zimage import load_pipeline, paint, prompt_layout
 
 pytest.importorskip("diffusers", minversion="0.36", reason="Z-Image without ComfyUI runs on diffusers 0.36")
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
@@ -232,7 +232,7 @@ def test_img2img_keeps_the_more_of_the_reference_the_less_it_paints_anew(referen
     text = pipeline.encode_prompt(PROMPT, do_classifier_free_guidance=False)[0][0]
     options = {"steps": 2, "guidance": 1.0, "width": 128, "height": 128, "seed": 0}
     np.testing.assert_array_equal(found[1.0], np.asarray(paint(pipeline, text, **options)))
-    np.testing.assert_array_equal(found[0.2], np.asarray(repaint(pipeline, text, reference, 0.2, **options)))
+    np.testing.assert_array_equal(found[0.2], np.asarray(paint(pipeline, text, over=reference, denoise=0.2, **options)))
 
 
 def test_think_puts_an_empty_think_block_after_the_prompt_on_both_sides(references):

@@ -21,7 +21,7 @@ from . import checks
 from .calibrate import batch_reader, text_reader
 from .study import ADAPTER, DENOISE, DESCRIBE, THINK, Models
 from .vision import load_encoder
-from .zimage import encode_text, load_pipeline, paint, repaint, text_states
+from .zimage import encode_text, load_pipeline, paint, text_states
 
 LONGEST_ANSWER = 160  # tokens of a description
 
@@ -63,15 +63,11 @@ class Painter:
         states, report = self.states(cell)
         seconds["states"] = time.perf_counter() - start
         start = time.perf_counter()
-        options = {
-            "negative": models.negative, "steps": models.steps, "guidance": models.guidance, "width": models.width,
-            "height": models.height, "seed": cell.seed,
-        }
-        if extra[DENOISE] < 1:
-            picture = self.pictures[extra["pictures"]][0]
-            image = repaint(self.pipeline, states, picture, extra[DENOISE], **options)
-        else:
-            image = paint(self.pipeline, states, **options)
+        image = paint(
+            self.pipeline, states, negative=models.negative, steps=models.steps, guidance=models.guidance,
+            width=models.width, height=models.height, seed=cell.seed, over=self.pictures[extra["pictures"]][0],
+            denoise=extra[DENOISE],
+        )
         seconds["paint"] = time.perf_counter() - start
         return Painted(cell.id, np.asarray(image), report, {name: round(spent, 4) for name, spent in seconds.items()})
 
@@ -108,11 +104,10 @@ class Painter:
 
     def text(self, prompt: str, think: bool = False) -> tuple[Tensor, TokenLayout]:
         """Z-Image's own states of a prompt; ``think``: with an empty think block after it."""
-        name = self.pipeline.config.get("_name_or_path") or ""
         if not think:
             return self._keep("text", prompt, lambda: encode_text(self.pipeline, prompt))
         return self._keep(
-            "thinking text", prompt, lambda: text_states(self.pipeline, prompt, self.family(think), name)
+            "thinking text", prompt, lambda: text_states(self.pipeline, prompt, self.family(think))
         )
 
     def family(self, think: bool) -> Family:

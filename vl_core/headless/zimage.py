@@ -159,58 +159,28 @@ def paint(
     width: int,
     height: int,
     seed: int,
+    over: Tensor | None = None,
+    denoise: float = 1.0,
     progress: Callable[[], None] = lambda: None,
 ) -> Image:
     """Paint from states ``(L, D)``. The noise is drawn on the CPU, so a seed means the same on every device.
 
     Args:
         negative: what to stay away from; only read if ``guidance`` > 0.
+        over: a picture to paint over, uint8 ``(H, W, 3)``; cut about its middle to the shape asked for.
+        denoise: how much of it is painted anew, above 0: the steps before that share are left out. 1 paints all anew,
+            as without it.
         progress: called after each step.
     """
-    return _run(
-        pipeline, pipeline, states, negative, steps, guidance, seed, progress, width=width, height=height
-    )
-
-
-def repaint(
-    pipeline: ZImagePipeline,
-    states: Tensor,
-    picture: Tensor,
-    denoise: float,
-    *,
-    negative: str = "",
-    steps: int,
-    guidance: float,
-    width: int,
-    height: int,
-    seed: int,
-    progress: Callable[[], None] = lambda: None,
-) -> Image:
-    """Paint over a picture, which is cut to the shape asked for about its middle.
-
-    Args:
-        picture: uint8 ``(H, W, 3)``.
-        denoise: how much of it is painted anew, above 0 to 1: steps before that share are left out.
-
-    The rest is :func:`paint`'s.
-    """
-    from diffusers import ZImageImg2ImgPipeline
-    from PIL import Image, ImageOps
-
-    over = ZImageImg2ImgPipeline(**pipeline.components)
-    start = ImageOps.fit(Image.fromarray(picture.numpy()), (width, height), Image.Resampling.LANCZOS)
-    # at least one step is left whatever the share
-    return _run(
-        pipeline, over, states, negative, steps, guidance, seed, progress, image=start, width=width, height=height,
-        strength=max(denoise, 1 / steps),
-    )
-
-
-def _run(
-    pipeline: ZImagePipeline, runner: Any, states: Tensor, negative: str, steps: int, guidance: float, seed: int,
-    progress: Callable[[], None], **options: Any,
-) -> Image:
     unwanted = [encode_text(pipeline, negative)[0]] if guidance > 0 else None
+    runner, options = pipeline, {}
+    if over is not None and denoise < 1:
+        from diffusers import ZImageImg2ImgPipeline
+        from PIL import Image, ImageOps
+
+        runner = ZImageImg2ImgPipeline(**pipeline.components)
+        start = ImageOps.fit(Image.fromarray(over.numpy()), (width, height), Image.Resampling.LANCZOS)
+        options = {"image": start, "strength": max(denoise, 1 / steps)}  # one step is left whatever the share
 
     def step_done(_pipeline, _step, _timestep, values):
         progress()
@@ -219,6 +189,6 @@ def _run(
     runner.set_progress_bar_config(disable=True)
     return runner(
         prompt_embeds=[states.to(pipeline.device)], negative_prompt_embeds=unwanted, num_inference_steps=steps,
-        guidance_scale=guidance, generator=torch.Generator().manual_seed(seed), callback_on_step_end=step_done,
-        **options,
+        guidance_scale=guidance, width=width, height=height, generator=torch.Generator().manual_seed(seed),
+        callback_on_step_end=step_done, **options,
     ).images[0]
