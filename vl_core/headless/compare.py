@@ -9,7 +9,6 @@ from importlib.util import find_spec
 
 from ..adapter import PictureAdapter
 from ..states import resolve_layer
-from ..sweep import Axis
 from . import checks
 from .fleet import paint_on_ray
 from .presets import PRESETS
@@ -139,7 +138,7 @@ def study_of(arguments):
     tokenizer = load_tokenizer(zimage.tokenizer)
     for prompt in prompts.values():
         zimage.check_caption(len(prompt_layout(tokenizer, prompt)))
-    return replace(study, models=replace(models, layer=deepest(study, axes))), shown
+    return replace(study, models=replace(models, layer=deepest(study))), shown
 
 
 def models_of(arguments) -> Models:
@@ -182,7 +181,7 @@ def models_of(arguments) -> Models:
     return found
 
 
-def deepest(study: Study, axes: list[Axis]) -> int:
+def deepest(study: Study) -> int:
     """The deepest hidden state that any cell needs: blocks above it are not loaded."""
     extras = [dict(cell.extra) for _, cell in study.cells]
     if any(extra[DESCRIBE] for extra in extras):
