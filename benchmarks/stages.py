@@ -9,6 +9,7 @@ from vl_core.delta import image_delta
 from vl_core.layout import insert_pictures, text_layout
 from vl_core.normalize import normalize
 from vl_core.outliers import mask_outlier_dimensions
+from vl_core.resample import resample_tokens
 from vl_core.select import select_tokens
 from vl_core.statistics import ReferenceStatistics
 
@@ -44,11 +45,14 @@ def measure(report: Report, device: torch.device, runs: int) -> None:
     report.add(f"clone of {len(layout)} × {WIDTH} float32", ms=clone)
     for name, work in (
         ("select image tokens", lambda: select_tokens(states, layout, "image")),
+        ("resample to the text's length", lambda: resample_tokens(states, len(words))),
         ("mask outliers", lambda: mask_outlier_dimensions(states, reference=reference)),
         ("normalize global", lambda: normalize(states, "global", reference)),
         ("normalize per_dim", lambda: normalize(states, "per_dim", reference)),
+        ("normalize hybrid", lambda: normalize(states, "hybrid", reference)),
         ("normalize rms", lambda: normalize(states, "rms", reference)),
         ("blend aligned", lambda: blend(text, states, 0.5, **pictures)),
+        ("blend with as many tokens", lambda: blend(other, states, 0.5, "truncate")),
         ("blend append", lambda: blend(text, states, 0.5, "append", **pictures)),
         ("image delta", lambda: image_delta(text, states, other, 1.0, baseline_layout=layout, **pictures)),
     ):

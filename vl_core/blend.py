@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .layout import TAIL_TOKENS, TokenLayout, TokenRole, concatenate_layouts
-from .outliers import as_batch, check_choice, check_embeddings, to_dtype
+from .outliers import as_batch, check_all_embeddings, check_choice, put_back, to_dtype
 from .resample import resample_tokens
 from .select import select_tokens
-from .statistics import EPSILON, Moments, Sinks, counted_tokens, median, token_rms
+from .statistics import EPSILON, Moments, Sinks, counted_among, counted_tokens, median, token_rms
 
 BlendMethod = Literal["aligned", "resample", "truncate", "append", "adain", "adain_per_dim", "style_dims"]
 BlendSpace = Literal["dit", "raw", "slerp"]
@@ -213,10 +213,10 @@ def blend(
     check_choice("space", space, BlendSpace)
     check_choice("sinks", sinks, Sinks)
     check_choice("append_position", append_position, AppendPosition)
-    y, x = paired_batches(text, vl)
+    y, (x,) = paired_with(text, {"vl": vl})
     check_layout("text", text_layout, y)
     check_layout("vl", vl_layout, x)
-    strength = _strength(alpha, y.shape[1]).to(y.device)
+    strength = _strength(alpha, y.shape[1])
     if method == "append":
         blended, info = _append(
             y, x, space, text_layout, vl_layout, append_downsample, append_position, append_budget
@@ -270,20 +270,28 @@ def paired_batches(text: Tensor, vl: Tensor, name: str = "vl") -> tuple[Tensor, 
     Raises:
         ValueError: for other shapes, widths or batches that differ, no tokens, values that are not finite.
     """
-    check_embeddings(text, "text")
-    check_embeddings(vl, name)
-    if text.shape[-1] != vl.shape[-1]:
-        raise ValueError(
-            f"text and {name}: expected equal widths, got {text.shape[-1]} and {vl.shape[-1]}. Z-Image needs "
-            "Qwen3-VL-4B, width 2560."
-        )
-    for side, tokens in (("text", text), (name, vl)):
-        if not tokens.shape[-2]:
-            raise ValueError(f"{side}: expected at least 1 token, got none.")
-    y, x = as_batch(text), as_batch(vl).to(text.device)
-    if len(x) not in (1, len(y)):
-        raise ValueError(f"{name}: expected a batch of {len(y)} like the text's, or of 1, got {len(x)}.")
-    return y, x.expand(len(y), -1, -1)
+    y, (x,) = paired_with(text, {name: vl})
+    return y, x
+
+
+def paired_with(text: Tensor, sides: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """:func:`paired_batches` of the text and several VL sides by name; a GPU is waited for once."""
+    check_all_embeddings({"text": text, **sides})
+    y, brought = as_batch(text), []
+    for name, vl in sides.items():
+        if text.shape[-1] != vl.shape[-1]:
+            raise ValueError(
+                f"text and {name}: expected equal widths, got {text.shape[-1]} and {vl.shape[-1]}. Z-Image needs "
+                "Qwen3-VL-4B, width 2560."
+            )
+        for side, tokens in (("text", text), (name, vl)):
+            if not tokens.shape[-2]:
+                raise ValueError(f"{side}: expected at least 1 token, got none.")
+        x = as_batch(vl).to(text.device)
+        if len(x) not in (1, len(y)):
+            raise ValueError(f"{name}: expected a batch of {len(y)} like the text's, or of 1, got {len(x)}.")
+        brought.append(x.expand(len(y), -1, -1))
+    return y, brought
 
 
 def check_layout(name: str, layout: TokenLayout | None, tokens: Tensor) -> None:
@@ -370,32 +378,38 @@ def _mix_in(
     sinks: Sinks,
     antialias: bool,
 ) -> tuple[Tensor, BlendInfo]:
-    """Every method but append. ``y``, ``vl`` ``(B, L, D)``, ``strength`` ``(L_text,)``."""
+    """Every method but append. ``y``, ``vl`` ``(B, L, D)``, ``strength`` ``(L_text,)`` on the CPU, like all sizes."""
     notes: list[str] = []
-    is_sink = ~counted_tokens(y, sinks)
+    size = token_rms(y.detach()).cpu()
+    is_sink = ~counted_among(size, sinks)
     if method == "truncate":
         length = min(y.shape[1], vl.shape[1])
         if y.shape[1] != vl.shape[1]:
             notes.append(f"Cut to {length} tokens: the text had {y.shape[1]}, the VL {vl.shape[1]}.")
         text_layout = text_layout and text_layout.select(torch.arange(len(text_layout)) < length)
-        y, strength, is_sink = y[:, :length], strength[:length], is_sink[:, :length]
+        y, strength, is_sink, size = y[:, :length], strength[:length], is_sink[:, :length], size[:, :length]
     x = _bring(vl, y.shape[1], method, text_layout, vl_layout, antialias, notes)
-    cosine = median_cosine(y.detach(), x.detach()) if method == "aligned" else None
-    if cosine is not None and (text_layout is None or vl_layout is None):
-        notes += doubts_about_words(cosine)
-    if method != "adain_per_dim":  # there the VL has positions of its own
-        is_sink = is_sink | ~counted_tokens(x, sinks)
+    cosine = effective = other_size = None
+    if method == "aligned":
+        other_size, products = torch.stack([token_rms(x.detach()), mean_products(y.detach(), x.detach())]).cpu()
+        cosine = median_cosine(products, size, other_size)
+        if text_layout is None or vl_layout is None:
+            notes += doubts_about_words(cosine)
+    elif method != "adain_per_dim":  # there the VL has positions of its own
+        other_size = token_rms(x.detach()).cpu()
+    if other_size is not None:
+        is_sink = is_sink | ~counted_among(other_size, sinks)
 
+    a = strength.to(y.device).unsqueeze(-1)
     if method in OWN_MIXING:
-        mixed = _mix_as_published(y.float(), x.float(), strength.unsqueeze(-1), method, sinks, notes)
+        mixed = _mix_as_published(y.float(), x.float(), a, method, sinks, notes)
     else:
-        mixed = _mix(y.float(), x.float(), strength.unsqueeze(-1), space)
+        mixed = _mix(y.float(), x.float(), a, space)
     keep = is_sink | (strength == 0)
-    effective = None
     if method not in OWN_MIXING and space == "raw":
-        effective = _effective_alpha(y.detach(), x.detach(), strength, ~is_sink)
+        effective = _effective_alpha(size, other_size, strength, ~is_sink)
     elif method not in OWN_MIXING:
-        aimless = torch.minimum(token_rms(y), token_rms(x)) <= EPSILON
+        aimless = torch.minimum(size, other_size) <= EPSILON
         keep = keep | aimless
         if aimless.any():
             notes.append(f"{int(aimless.sum())} tokens are all zero and have no direction: the text's vector stays.")
@@ -404,7 +418,7 @@ def _mix_in(
         text_layout and replace(text_layout, source="blend"), cosine, effective, int(is_sink.sum()),
         tuple(dict.fromkeys(notes)),
     )
-    return torch.where(keep.unsqueeze(-1), y, to_dtype(mixed, y.dtype)), info
+    return put_back(y, to_dtype(mixed, y.dtype), keep), info
 
 
 def _bring(
@@ -445,7 +459,7 @@ def align(
         ValueError: if the ids or counts do not match; ``otherwise`` is what the error adds to its advice.
     """
     if text_layout is not None and vl_layout is not None:
-        return vl[:, aligned_positions(text_layout, vl_layout, otherwise).to(vl.device)]
+        return vl.index_select(1, aligned_positions(text_layout, vl_layout, otherwise).to(vl.device))
     words = vl
     if vl_layout is not None:
         words = vl[:, vl_layout.mask(TokenRole.TEMPLATE, TokenRole.TEXT).to(vl.device)]
@@ -458,9 +472,15 @@ def align(
     return words
 
 
-def median_cosine(y: Tensor, x: Tensor) -> float:
-    """Median over tokens of the cosine between two ``(…, L, D)``."""
-    return float(median(torch.cosine_similarity(y.float(), x.float(), dim=-1).flatten()))
+def mean_products(y: Tensor, x: Tensor) -> Tensor:
+    """Mean over the dimensions of what two tokens have in common: ``(…, L, D)`` twice -> float32 ``(…, L)``."""
+    return (y.float() * x.float()).mean(-1)
+
+
+def median_cosine(products: Tensor, size: Tensor, other_size: Tensor) -> float:
+    """Median over tokens of the cosine, from :func:`mean_products` and the RMS of either side, all ``(…, L)``."""
+    sizes = (size.double() * other_size.double()).clamp_min(torch.finfo(torch.float64).tiny)
+    return float(median((products.double() / sizes).flatten()))
 
 
 def doubts_about_words(cosine: float) -> list[str]:
@@ -473,12 +493,13 @@ def doubts_about_words(cosine: float) -> list[str]:
 def _mix(y: Tensor, x: Tensor, a: Tensor, space: BlendSpace) -> Tensor:
     """Raw: as they are; dit and slerp: RMS-normalised tokens along the line or the arc, at the text's scale."""
     if space == "raw":
-        return (1 - a) * y + a * x
-    scale = token_rms(y).unsqueeze(-1)
-    u, v = y / scale.clamp_min(EPSILON), x / token_rms(x).unsqueeze(-1).clamp_min(EPSILON)
-    line = (1 - a) * u + a * v
+        return ((1 - a) * y).addcmul_(a, x)
+    scale, other = (token_rms(side).unsqueeze(-1) for side in (y, x))
+    own_unit, other_unit = 1 / scale.clamp_min(EPSILON), 1 / other.clamp_min(EPSILON)
     if space == "dit":
-        return scale * line
+        return ((1 - a) * scale * own_unit * y).addcmul_(a * scale * other_unit, x)
+    u, v = own_unit * y, other_unit * x
+    line = (1 - a) * u + a * v
     # Kahan's angle between two vectors of equal length: precise near 0 and pi, where acos is not
     angle = 2 * torch.atan2((u - v).norm(dim=-1, keepdim=True), (u + v).norm(dim=-1, keepdim=True))
     straight = (angle < SLERP_LIMIT) | (angle > torch.pi - SLERP_LIMIT)
@@ -501,11 +522,11 @@ def _mix_as_published(
     return (1 - a) * y + a * styled
 
 
-def _effective_alpha(y: Tensor, x: Tensor, strength: Tensor, mixed: Tensor) -> float | None:
-    """Mean weight of the VL after the token norm; None if no position is mixed."""
+def _effective_alpha(size: Tensor, other_size: Tensor, strength: Tensor, mixed: Tensor) -> float | None:
+    """Mean weight of the VL after the token norm, from both sides' RMS ``(B, L)``; None if no position is mixed."""
     if not mixed.any():
         return None
-    theirs, ours = strength * token_rms(x), (1 - strength) * token_rms(y)  # (B, L)
+    theirs, ours = strength * other_size, (1 - strength) * size
     weight = torch.where(theirs + ours > 0, theirs / (theirs + ours).clamp_min(EPSILON**2), strength)
     return float(weight[mixed].mean())
 
@@ -519,7 +540,7 @@ def _over_dimensions(tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 def _restyle_dimensions(y: Tensor, x: Tensor, sinks: Sinks, notes: list[str]) -> Tensor:
     """AdaIN over the tokens of one pair of sequences ``(L, D)``, ``(L', D)``."""
-    own, other = Moments.of(y[counted_tokens(y, sinks)]), Moments.of(x[counted_tokens(x, sinks)])
+    own, other = (Moments.centring(side[counted_tokens(side, sinks)]) for side in (y, x))
     if min(own.count, other.count) < 2:
         notes.append("A side has a single token and so no std per dimension: the result has little or no variety.")
     return _restyle(y, own.mean, _floored(own), other.mean, _floored(other))

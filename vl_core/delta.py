@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blend import align, check_layout, doubts_about_words, median_cosine, paired_batches
+from .blend import align, check_layout, doubts_about_words, mean_products, median_cosine, paired_with
 from .layout import TokenLayout
-from .outliers import check_choice, to_dtype
+from .outliers import check_choice, put_back, to_dtype
 from .pictures import check_picture
-from .statistics import EPSILON, Sinks, counted_tokens, median, token_rms
+from .statistics import EPSILON, Sinks, counted_among, median, token_rms
 
 MAX_WEIGHT = 3.0
 GREY = 128  # of 255: zero to the encoder but for rounding
@@ -117,9 +117,8 @@ def image_delta(
     check_choice("sinks", sinks, Sinks)
     if rank is not None and rank < 0:
         raise ValueError(f"rank: expected 1 or more directions, or 0 for all, got {rank}.")
-    y, seen = paired_batches(text, with_picture, "with_picture")
-    _, blind = paired_batches(text, without_picture, "without_picture")
-    w = _weights(weight, y.shape[1]).to(y.device)
+    y, (seen, blind) = paired_with(text, {"with_picture": with_picture, "without_picture": without_picture})
+    w = _weights(weight, y.shape[1])
     if baseline_layout is None and seen.shape[1] != blind.shape[1]:
         raise ValueError(
             f"without_picture: expected {seen.shape[1]} positions like with_picture, got {blind.shape[1]}. If it was "
@@ -132,30 +131,36 @@ def image_delta(
 
     plus = align(seen, y.shape[1], text_layout, vl_layout, otherwise="")
     zero = align(blind, y.shape[1], text_layout, baseline_layout, otherwise="")
-    is_sink = ~(counted_tokens(y, sinks) & counted_tokens(plus, sinks) & counted_tokens(zero, sinks))
-    aimless = torch.stack([token_rms(side) for side in (y, plus, zero)]).amin(0) <= EPSILON
-    delta = (_unit(plus) - _unit(zero)).masked_fill((is_sink | aimless).unsqueeze(-1), 0)
-    unmoved = (delta == 0).all(-1)
+    y_rms, plus_rms, zero_rms = (token_rms(side) for side in (y, plus, zero))
+    delta = _unit(plus, plus_rms).sub_(_unit(zero, zero_rms))
+    measured = [y_rms, plus_rms, zero_rms, token_rms(delta), mean_products(y, zero)]
+    *sizes, moves, products = torch.stack(measured).detach().cpu()  # all that is decided and reported, in one transfer
+    is_sink = ~torch.stack([counted_among(size, sinks) for size in sizes]).all(0)
+    aimless = torch.stack(sizes).amin(0) <= EPSILON
+    unmoved = is_sink | aimless | (moves == 0)
+    if unmoved.any():
+        delta = delta.masked_fill(unmoved.to(y.device).unsqueeze(-1), 0)
+    moves = moves[~unmoved]
 
-    sizes, before = token_rms(delta.detach())[~unmoved], _energy(delta)
+    before = _energy(delta) if remove_prompt_direction or rank else 0.0
     if remove_prompt_direction:
-        own = _unit(y)
+        own = _unit(y, y_rms)
         delta = delta - (delta * own).mean(-1, keepdim=True) * own  # own has a mean square of 1
     across = _energy(delta) if remove_prompt_direction else before
     if rank:
         delta = _principal(delta, rank)
     left = _energy(delta) if rank else across
-    added = y.float() + token_rms(y).unsqueeze(-1) * w.unsqueeze(-1) * delta
-    result = torch.where((unmoved | (w == 0)).unsqueeze(-1), y, to_dtype(added, y.dtype))
+    added = torch.addcmul(y.float(), (y_rms * w.to(y.device)).unsqueeze(-1), delta)
+    result = put_back(y, to_dtype(added, y.dtype), unmoved | (w == 0))
 
-    cosine, notes = median_cosine(y.detach(), zero.detach()), []
+    cosine, notes = median_cosine(products, sizes[0], sizes[2]), []
     if text_layout is None or vl_layout is None:
         notes += doubts_about_words(cosine)
     if aimless.any():
         notes.append(f"{int(aimless.sum())} tokens are all zero and have no direction: the text's vector stays.")
     info = DeltaInfo(
         (float(w.min()), float(w.max())), y.shape[1], text_layout and replace(text_layout, source="blend"),
-        sizes.numel(), float(median(sizes)) if sizes.numel() else 0.0, left / before if before else 1.0,
+        moves.numel(), float(median(moves)) if moves.numel() else 0.0, left / before if before else 1.0,
         1 - across / before if before else 0.0, rank or None, int(is_sink.sum()), cosine, tuple(notes),
     )
     return (result[0] if text.ndim == 2 else result), info
@@ -197,9 +202,9 @@ def _weights(weight: float | Tensor, length: int) -> Tensor:
     return values.float().expand(length)
 
 
-def _unit(tokens: Tensor) -> Tensor:
-    """Each token over its RMS, float32; a zero token stays zero."""
-    return tokens.float() / token_rms(tokens).unsqueeze(-1).clamp_min(EPSILON)
+def _unit(tokens: Tensor, rms: Tensor) -> Tensor:
+    """Each token ``(…, L, D)`` over its RMS ``(…, L)``, float32; a zero token stays zero."""
+    return tokens.float() / rms.unsqueeze(-1).clamp_min(EPSILON)
 
 
 def _principal(delta: Tensor, rank: int) -> Tensor:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .layout import TokenLayout
@@ -73,9 +74,9 @@ def mix_layers(seen: VLStates, layers: Sequence[int], weights: Sequence[float]) 
     deepest, layout = captured[named[-1][1]]
     if named[0][0] == named[-1][0]:  # one layer, perhaps named twice
         return deepest, layout
-    mean = sum(weights[index] / total * _unit(captured[index][0]) for _, index in named)
-    return to_dtype(token_rms(deepest).unsqueeze(-1) * mean, deepest.dtype), layout.with_layer(None)
-
-
-def _unit(tokens: Tensor) -> Tensor:
-    return tokens.float() / token_rms(tokens).unsqueeze(-1).clamp_min(EPSILON)
+    scale, mixed = token_rms(deepest).unsqueeze(-1), torch.zeros_like(deepest, dtype=torch.float32)
+    for _, index in named:
+        tokens = captured[index][0].float()
+        share = scale * (weights[index] / total) / token_rms(tokens).unsqueeze(-1).clamp_min(EPSILON)
+        mixed.addcmul_(share, tokens)
+    return to_dtype(mixed, deepest.dtype), layout.with_layer(None)

@@ -13,8 +13,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .outliers import as_batch, check_choice, check_embeddings, reference_moments, to_dtype, tokens_in_scope
-from .statistics import EPSILON, PUBLISHED_CLIP, Moments, ReferenceStatistics, Sinks, median, overall_std, token_rms
+from .outliers import (
+    as_batch,
+    check_choice,
+    check_shape,
+    checked_sizes,
+    put_back,
+    reference_moments,
+    to_dtype,
+    tokens_in_scope,
+)
+from .statistics import EPSILON, PUBLISHED_CLIP, Moments, ReferenceStatistics, Sinks, TokenSizes
 
 NormalizeMode = Literal["none", "global", "per_dim", "hybrid", "rms"]
 
@@ -22,7 +31,10 @@ NOT_VARYING = "The tokens do not vary in any dimension ({} counted): normalised 
 NO_SPREAD = "The values do not vary (std 0): left unchanged."
 ZERO_TOKENS = "{} tokens are all zero and have no RMS: left unchanged."
 
-Change = Callable[[Tensor], tuple[Tensor, str]]  # counted tokens (N, D) float32 -> the new ones, and a note or ""
+# Of one sequence (L, D): a float32 copy, the original, its sizes (1, L), and which tokens count (1, L) on the CPU. The
+# copy is changed in place (new memory costs a CPU more than arithmetic), what does not count in any way.
+# -> whether to take the change, and a note or "".
+Change = Callable[[Tensor, Tensor, TokenSizes, Tensor], tuple[bool, str]]
 
 
 @dataclass(frozen=True)
@@ -102,10 +114,11 @@ def normalize_rms(x: Tensor, target_rms: float, *, sinks: Sinks = "exclude") -> 
     Raises:
         ValueError: for a bad shape or target, or values that are not finite.
     """
-    check_embeddings(x)
+    check_shape(x)
     _check_positive("target_rms", target_rms)
-    scope, _ = tokens_in_scope(x, sinks, None)
-    return _rewrite(x, scope, lambda tokens: _scale_tokens(tokens, target_rms))[0]
+    sizes = checked_sizes(as_batch(x))
+    scope, _ = tokens_in_scope(sizes, sinks, None)
+    return _rewrite(x, sizes, scope, _token_scaling(target_rms))[0]
 
 
 def normalize(
@@ -145,19 +158,21 @@ def normalize(
         ValueError: for a missing or unfit reference, a bad option or shape, or values that are not finite.
     """
     check_choice("mode", mode, NormalizeMode)
-    check_embeddings(x)
+    check_shape(x)
     if target_std is not None:
         _check_positive("target_std", target_std)
     if not 0 <= weight <= 1:
         raise ValueError(f"weight: expected 0 (global) to 1 (per_dim), got {weight}.")
     if not clip > 0:
         raise ValueError(f"clip: expected a number of stds above 0, got {clip}.")
-    scope, left_out = tokens_in_scope(x, sinks, positions)
+    before = checked_sizes(as_batch(x))
+    scope, left_out = tokens_in_scope(before, sinks, positions)
     change = _change(mode, reference, x.shape[-1], target_std, weight, clip, sinks)
-    scaled, notes = _rewrite(x, scope, change)
-    before, after = (as_batch(tensor.detach())[scope].float() for tensor in (x, scaled))
+    scaled, notes = _rewrite(x, before, scope, change)
+    after = TokenSizes.of(as_batch(scaled))
     info = NormalizeInfo(
-        mode, overall_std(before), overall_std(after), _median_rms(before), _median_rms(after), left_out, notes
+        mode, before.global_std(as_batch(x), scope), after.global_std(as_batch(scaled), scope),
+        before.median_rms(scope), after.median_rms(scope), left_out, notes,
     )
     return scaled, info
 
@@ -173,9 +188,9 @@ def _change(
 ) -> Change:
     """The mode as a function of the counted tokens, its reference checked."""
     if mode == "none":
-        return lambda tokens: (tokens, "")
+        return lambda *_: (False, "")
     if mode == "global" and target_std is not None:
-        return lambda tokens: _scale_all(tokens, target_std)
+        return _scaling(target_std)
     if reference is None:
         instead = "give target_std" if mode == "global" else "choose mode global with a target_std"
         raise ValueError(
@@ -185,70 +200,73 @@ def _change(
     moments = reference_moments(reference, width, sinks)
     target = moments.global_std if target_std is None else target_std
     if mode == "global":
-        return lambda tokens: _scale_all(tokens, target)
+        return _scaling(target)
     if mode == "rms":
         if not reference.median_rms > 0:
             raise ValueError(
                 f"reference: mode rms needs the median token RMS, got {reference.median_rms}. A published mean and std "
                 "do not tell it: measure the text encoder with Reference Statistics, or choose mode global."
             )
-        return lambda tokens: _scale_tokens(tokens, reference.median_rms)
-    share = weight if mode == "hybrid" else 1.0
-    return lambda tokens: _match_dimensions(tokens, moments, target, share, clip)
+        return _token_scaling(reference.median_rms)
+    return _matching(moments, target, weight if mode == "hybrid" else 1.0, clip)
 
 
-def _rewrite(x: Tensor, scope: Tensor, change: Change) -> tuple[Tensor, tuple[str, ...]]:
+def _rewrite(x: Tensor, sizes: TokenSizes, scope: Tensor, change: Change) -> tuple[Tensor, tuple[str, ...]]:
     """``change`` applied to the tokens in scope ``(B, L)`` of each sequence, all others bit for bit, and the notes."""
-    scaled = as_batch(x).clone()
-    notes = []
+    batch, notes, kept = as_batch(x), [], []
+    scaled = batch.to(torch.float32, copy=True)
     for index, where in enumerate(scope):
-        sequence = scaled[index]  # a plain view: autograd allows writing to it, not to one that iterating gives
-        tokens = sequence[where].float()
-        if not len(tokens):
-            notes.append("No tokens to normalise: left unchanged.")
-            continue
-        changed, note = change(tokens)
+        taken, note = False, "No tokens to normalise: left unchanged."
+        if where.any():
+            # scaled[index] is a plain view: autograd allows writing to it, not to one that iterating gives
+            single = TokenSizes(sizes.mean[index : index + 1], sizes.rms[index : index + 1])
+            taken, note = change(scaled[index], batch[index], single, where.unsqueeze(0))
         notes.append(note)
-        if changed is not tokens:  # unchanged tokens keep their bits, float64 included
-            sequence[where] = to_dtype(changed, x.dtype)
+        kept.append(~where if taken else torch.ones_like(where))
+    scaled = put_back(batch, to_dtype(scaled, x.dtype), torch.stack(kept)) if kept else batch.clone()
     return scaled.reshape(x.shape), tuple(note for note in dict.fromkeys(notes) if note)
 
 
-def _scale_all(tokens: Tensor, target_std: float) -> tuple[Tensor, str]:
-    std = overall_std(tokens)
-    if std <= EPSILON:
-        return tokens, NO_SPREAD
-    return tokens * (target_std / std), ""
+def _scaling(target_std: float) -> Change:
+    def change(tokens: Tensor, original: Tensor, sizes: TokenSizes, counted: Tensor) -> tuple[bool, str]:
+        std = sizes.global_std(original.unsqueeze(0), counted)
+        if std <= EPSILON:
+            return False, NO_SPREAD
+        tokens.mul_(target_std / std)
+        return True, ""
+
+    return change
 
 
-def _scale_tokens(tokens: Tensor, target_rms: float) -> tuple[Tensor, str]:
-    rms = token_rms(tokens)
-    is_zero = rms <= EPSILON
-    factor = torch.where(is_zero, 1.0, target_rms / rms.clamp_min(EPSILON))
-    return tokens * factor.unsqueeze(-1), ZERO_TOKENS.format(int(is_zero.sum())) if is_zero.any() else ""
+def _token_scaling(target_rms: float) -> Change:
+    def change(tokens: Tensor, original: Tensor, sizes: TokenSizes, counted: Tensor) -> tuple[bool, str]:
+        is_zero = sizes.rms <= EPSILON
+        factor = torch.where(is_zero, 1.0, target_rms / sizes.rms.clamp_min(EPSILON))
+        tokens.mul_(factor.view(-1, 1).to(tokens.device))
+        zeros = int((is_zero & counted).sum())
+        return True, ZERO_TOKENS.format(zeros) if zeros else ""
+
+    return change
 
 
-def _match_dimensions(
-    tokens: Tensor, reference: Moments, target_std: float, weight: float, clip: float
-) -> tuple[Tensor, str]:
+def _matching(reference: Moments, target_std: float, weight: float, clip: float) -> Change:
     """``weight`` parts per_dim and the rest global."""
-    own = Moments.of(tokens)
-    if own.count < 2 or own.std.max() <= EPSILON:  # equal tokens say as little about a spread as one token does
-        scaled, note = _scale_all(tokens, target_std)
-        return scaled, note or NOT_VARYING.format(own.count)
 
-    def here(values: Tensor) -> Tensor:
-        return values.float().to(tokens.device)
+    def change(tokens: Tensor, original: Tensor, sizes: TokenSizes, counted: Tensor) -> tuple[bool, str]:
+        own = Moments.centring(tokens, (~counted[0]).nonzero().flatten().to(tokens.device))
+        if own.count < 2 or own.std.max() <= EPSILON:  # equal tokens say as little about a spread as one token does
+            taken, note = _scaling(target_std)(tokens.copy_(original), original, sizes, counted)
+            return taken, note or NOT_VARYING.format(own.count)
+        std, target = own.std.clamp_min(EPSILON), reference.std.clamp_min(EPSILON)
+        std, target, mean = torch.stack([std, target, reference.mean]).float().to(tokens.device)
+        tokens.div_(std).clamp_(-clip, clip).mul_(target).add_(mean)
+        if weight < 1:
+            own_std = sizes.global_std(original.unsqueeze(0), counted)
+            factor = target_std / own_std if own_std > EPSILON else 1.0
+            tokens.mul_(weight).add_(original, alpha=(1 - weight) * factor)
+        return True, ""
 
-    z = ((tokens - here(own.mean)) / here(own.std.clamp_min(EPSILON))).clamp(-clip, clip)
-    matched = z * here(reference.std.clamp_min(EPSILON)) + here(reference.mean)
-    if weight == 1:
-        return matched, ""
-    return weight * matched + (1 - weight) * _scale_all(tokens, target_std)[0], ""
-
-
-def _median_rms(tokens: Tensor) -> float:
-    return float(median(token_rms(tokens))) if len(tokens) else 0.0
+    return change
 
 
 def _check_positive(name: str, value: float) -> None:

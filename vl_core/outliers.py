@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .statistics import EPSILON, Moments, ReferenceStatistics, Sinks, all_finite, counted_tokens
+from .statistics import EPSILON, Moments, ReferenceStatistics, Sinks, TokenSizes, all_finite, counted_among
 
 Direction = Literal["over", "under", "both"]
 MaskMode = Literal["none", "zero", "clamp", "scale"]
@@ -32,44 +32,79 @@ def check_choice(name: str, value: str, choices: type) -> None:
 
 def check_embeddings(embeddings: Tensor, name: str = "embeddings") -> None:
     """Raise ValueError unless ``embeddings`` is a finite float tensor ``(L, D)`` or ``(B, L, D)``."""
+    check_all_embeddings({name: embeddings})
+
+
+def check_all_embeddings(named: dict[str, Tensor]) -> None:
+    """:func:`check_embeddings` of several tensors, which waits for a GPU once."""
+    for name, embeddings in named.items():
+        check_shape(embeddings, name)
+    if not all_finite(*named.values()):
+        raise _not_finite(next(name for name, embeddings in named.items() if not all_finite(embeddings)))
+
+
+def check_shape(embeddings: Tensor, name: str = "embeddings") -> None:
+    """Raise ValueError unless ``embeddings`` is a float tensor ``(L, D)`` or ``(B, L, D)``."""
     if embeddings.ndim not in (2, 3) or not embeddings.is_floating_point():
         raise ValueError(
             f"{name}: expected floats of shape (tokens, width) or (batch, tokens, width), got {embeddings.dtype} of "
             f"shape {tuple(embeddings.shape)}."
         )
-    if not all_finite(embeddings):
-        raise ValueError(f"{name}: expected finite values, got NaN or infinity; the encoder overflowed.")
 
 
-def tokens_in_scope(embeddings: Tensor, sinks: Sinks, positions: Tensor | None) -> tuple[Tensor, int]:
+def _not_finite(name: str) -> ValueError:
+    return ValueError(f"{name}: expected finite values, got NaN or infinity; the encoder overflowed.")
+
+
+def checked_sizes(batch: Tensor) -> TokenSizes:
+    """The size of every token of ``(B, L, D)``, which tells at once whether all values are finite.
+
+    Raises:
+        ValueError: if one is not.
+    """
+    sizes = TokenSizes.of(batch)
+    if not sizes.rms.isfinite().all() and not all_finite(batch):
+        raise _not_finite("embeddings")
+    return sizes
+
+
+def tokens_in_scope(sizes: TokenSizes, sinks: Sinks, positions: Tensor | None) -> tuple[Tensor, int]:
     """Which tokens a stage measures and changes.
 
     Args:
-        embeddings: ``(L, D)`` or ``(B, L, D)``. Sinks are found on whole sequences, each for itself.
+        sizes: of the tokens ``(B, L)``. Sinks are found on whole sequences, each for itself.
         positions: optional boolean ``(L,)``, the same for every sequence of a batch.
 
     Returns:
-        boolean ``(B, L)`` (B = 1 for a single sequence), and how many sinks were left out at ``positions``.
+        boolean ``(B, L)`` on the CPU, and how many sinks were left out at ``positions``.
 
     Raises:
         ValueError: if ``positions`` has another shape or type, or ``sinks`` is unknown.
     """
-    batch = as_batch(embeddings)
-    counted = counted_tokens(batch, sinks)
+    counted = counted_among(sizes.rms, sinks)
     if positions is None:
         return counted, int((~counted).sum())
-    if positions.dtype != torch.bool or tuple(positions.shape) != (batch.shape[1],):
+    length = counted.shape[1]
+    if positions.dtype != torch.bool or tuple(positions.shape) != (length,):
         raise ValueError(
-            f"positions: expected booleans of shape ({batch.shape[1]},), one per token, got {positions.dtype} of shape "
+            f"positions: expected booleans of shape ({length},), one per token, got {positions.dtype} of shape "
             f"{tuple(positions.shape)}."
         )
-    positions = positions.to(batch.device)
+    positions = positions.cpu()
     return counted & positions, int((~counted & positions).sum())
 
 
 def as_batch(embeddings: Tensor) -> Tensor:
     """``(L, D)`` or ``(B, L, D)`` as a view ``(B, L, D)``."""
     return embeddings.unsqueeze(0) if embeddings.ndim == 2 else embeddings
+
+
+def put_back(original: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
+    """``changed`` ``(B, L, D)``, in place: the tokens ``kept`` (boolean ``(B, L)``, CPU) as they were, bit for bit."""
+    if kept.any():
+        places = tuple(place.to(changed.device) for place in kept.nonzero(as_tuple=True))
+        changed[places] = original[places]
+    return changed
 
 
 def to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -200,40 +235,46 @@ def mask_outlier_dimensions(
     """
     check_choice("mode", mode, MaskMode)
     check_choice("direction", direction, Direction)
-    check_embeddings(embeddings)
+    check_shape(embeddings)
     if not threshold >= 1:
         raise ValueError(f"threshold: expected a ratio of at least 1, got {threshold}. Below 1 all are outliers.")
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma: expected a number above 0 and up to 1 (1 = clamp), got {gamma}.")
-    scope, left_out = tokens_in_scope(embeddings, sinks, positions)
+    scope, left_out = tokens_in_scope(checked_sizes(as_batch(embeddings)), sinks, positions)
     spread = _reference_spread(reference, embeddings.shape[-1], sinks)
 
-    masked = as_batch(embeddings).clone()
+    batch, changes = as_batch(embeddings), []
     found: dict[int, tuple[float, str]] = {}
     notes: list[str] = []
     for index, where in enumerate(scope):
-        sequence = masked[index]  # a plain view: autograd allows writing to it, not to one that iterating gives
-        rows = where.nonzero().flatten()
-        if len(rows) < 2:
-            notes.append(f"Fewer than 2 tokens to measure ({len(rows)}): outliers cannot be found, left unchanged.")
+        count = int(where.sum())
+        if count < 2:
+            notes.append(f"Fewer than 2 tokens to measure ({count}): outliers cannot be found, left unchanged.")
             continue
-        tokens = sequence[rows].float()
-        own_spread = Moments.of(tokens).std
+        left_alone = (~where).nonzero().flatten().to(batch.device)
+        own_spread = Moments.centring(batch[index].to(torch.float32, copy=True), left_alone).std
         ratio, is_over = _ratios(own_spread, spread, direction)
         flagged = ratio > threshold
-        for dimension in flagged.nonzero().flatten().tolist():
-            entry = (float(ratio[dimension]), "over" if is_over[dimension] else "under")
+        dimensions = flagged.nonzero().flatten()
+        sides = zip(dimensions.tolist(), ratio[dimensions].tolist(), is_over[dimensions].tolist(), strict=True)
+        for dimension, own_ratio, over in sides:
+            entry = (own_ratio, "over" if over else "under")
             found[dimension] = max(found.get(dimension, entry), entry)
         if mode in ("clamp", "scale"):
             constant = flagged & ~is_over & (own_spread <= EPSILON)
             if constant.any():
                 notes.append(f"{int(constant.sum())} of them are constant: scaling cannot spread them, left unchanged.")
             flagged = flagged & ~constant
-        columns = flagged.nonzero().flatten().to(sequence.device)
-        if mode == "none" or not len(columns):
-            continue
-        factor = _factor(ratio, is_over, threshold, mode, gamma)[flagged].float().to(sequence.device)
-        sequence[rows[:, None], columns] = to_dtype(tokens[:, columns] * factor, sequence.dtype)
+        if mode != "none" and flagged.any():
+            factor = _factor(ratio, is_over, threshold, mode, gamma)[flagged].float().to(batch.device)
+            rows, columns = (which.nonzero().flatten().to(batch.device) for which in (where, flagged))
+            changes.append((index, rows.unsqueeze(-1), columns, factor))
+
+    masked = batch.clone()
+    for index, rows, columns, factor in changes:
+        values = batch[index, rows, columns].float() * factor
+        # masked[index] is a plain view: autograd allows writing to it, not to one that iterating gives
+        masked[index][rows, columns] = to_dtype(values, batch.dtype)
 
     order = sorted(found, key=lambda dimension: (-found[dimension][0], dimension))
     info = OutlierInfo(

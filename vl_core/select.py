@@ -59,7 +59,8 @@ def select_tokens(
         raise ValueError(f"Expected a layout of {embeddings.shape[-2]} positions, got one of {len(layout)}.")
     if downsample < 1:
         raise ValueError(f"downsample: expected 1 or more, got {downsample}.")
-    if not layout.mask(*SELECTIONS[tokens]).any():
+    kept = layout.mask(*SELECTIONS[tokens])
+    if not kept.any():
         present = ", ".join(role.name for role in layout.counts())
         raise ValueError(
             f"tokens: {tokens!r} leaves nothing, the sequence holds only {present} tokens. "
@@ -78,10 +79,11 @@ def select_tokens(
                 "in one Select VL Tokens, and leave downsample at 1 and the budget open after it."
             )
         embeddings, layout = _pool_pictures(embeddings, layout, downsample, masks, budget)
-    kept = layout.mask(*SELECTIONS[tokens])
-    if not kept.any():
-        raise ValueError("mask: covers no image token. Paint a larger area, or select text tokens as well.")
-    return embeddings[..., kept.to(embeddings.device), :], layout.select(kept)
+        kept = layout.mask(*SELECTIONS[tokens])
+        if not kept.any():
+            raise ValueError("mask: covers no image token. Paint a larger area, or select text tokens as well.")
+    positions = kept.nonzero().flatten().to(embeddings.device)
+    return embeddings.index_select(-2, positions), layout.select(kept)
 
 
 def _pool_pictures(

@@ -7,6 +7,7 @@ layer -2, so statistics that include it describe that one token. Here sinks are 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ BATCH_TOKENS = 2048  # texts read together, padding included: more gains nothing
 
 def token_rms(embeddings: Tensor) -> Tensor:
     """Root mean square of each token: ``(…, L, D)`` -> float32 ``(…, L)``."""
-    return embeddings.float().square().mean(-1).sqrt()
+    return torch.linalg.vector_norm(embeddings.float(), dim=-1) / math.sqrt(embeddings.shape[-1])
 
 
 def median(values: Tensor) -> Tensor:
@@ -52,7 +53,11 @@ def find_sinks(embeddings: Tensor) -> Tensor:
         boolean ``(L,)`` or ``(B, L)`` on the same device. Sequences of fewer than 3 tokens have no sinks: with two
         tokens neither is the ordinary one.
     """
-    rms = token_rms(embeddings)
+    return sinks_among(token_rms(embeddings))
+
+
+def sinks_among(rms: Tensor) -> Tensor:
+    """:func:`find_sinks` of tokens whose RMS ``(…, L)`` is known."""
     if rms.shape[-1] < 3:
         return torch.zeros_like(rms, dtype=torch.bool)
     return rms > SINK_FACTOR * median(rms).unsqueeze(-1)
@@ -70,10 +75,50 @@ def counted_tokens(embeddings: Tensor, sinks: Sinks) -> Tensor:
     Raises:
         ValueError: if ``sinks`` is neither "exclude" nor "include".
     """
+    return counted_among(token_rms(embeddings), sinks)
+
+
+def counted_among(rms: Tensor, sinks: Sinks) -> Tensor:
+    """:func:`counted_tokens` of tokens whose RMS ``(…, L)`` is known."""
     check_sinks(sinks)
-    if sinks == "include":
-        return torch.ones(embeddings.shape[:-1], dtype=torch.bool, device=embeddings.device)
-    return ~find_sinks(embeddings)
+    return torch.ones_like(rms, dtype=torch.bool) if sinks == "include" else ~sinks_among(rms)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSizes:
+    """Mean and RMS of every token, float32 ``(B, L)`` on the CPU.
+
+    All that a stage decides and reports by sinks, scope, global std and median RMS follows from these few numbers, so
+    the tokens are read once and a GPU is waited for once.
+    """
+
+    mean: Tensor
+    rms: Tensor
+
+    @classmethod
+    def of(cls, batch: Tensor) -> TokenSizes:
+        """Of ``(B, L, D)``, any float dtype."""
+        values = batch.detach().float()
+        return cls(*torch.stack([values.mean(-1), token_rms(values)]).cpu())
+
+    def global_std(self, batch: Tensor, counted: Tensor) -> float:
+        """Unbiased std over all elements of the tokens ``counted`` ``(B, L)``; 0 for fewer than 2 elements.
+
+        The mean square less the squared mean. Where the mean outweighs the spread that difference is rounding, and
+        ``batch``, which these are the sizes of, is read again (:func:`overall_std`).
+        """
+        elements = int(counted.sum()) * batch.shape[-1]
+        if elements < 2:
+            return 0.0
+        squared_mean = float(self.mean[counted].double().mean()) ** 2
+        mean_square = float(self.rms[counted].double().square().mean())
+        if squared_mean > mean_square / 2:
+            return overall_std(batch[counted.to(batch.device)])
+        return math.sqrt((mean_square - squared_mean) * elements / (elements - 1))
+
+    def median_rms(self, counted: Tensor) -> float:
+        """Median RMS of the tokens ``counted`` ``(B, L)``; 0 if there are none."""
+        return float(median(self.rms[counted])) if counted.any() else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +150,31 @@ class Moments:
             squares += deviations.mul_(deviations).sum(0)
         return cls(len(tokens), mean, squares)
 
+    @classmethod
+    def centring(cls, tokens: Tensor, left_out: Tensor | None = None) -> Moments:
+        """Of float32 ``(N, D)`` on any device, of which only the deviations from the mean remain: **in place**.
+
+        For a stage, which has one sequence and computes in float32; what is merged over many texts is summed by
+        :meth:`of`. The mean is found twice, the second time of the deviations from the first, so a large mean costs no
+        precision and a constant dimension has exactly its value as the mean and practically no std.
+
+        Args:
+            left_out: int64 rows that do not count; they become 0.
+        """
+        own = tokens.detach()
+        left_out = torch.empty(0, dtype=torch.int64, device=own.device) if left_out is None else left_out
+        count = len(own) - len(left_out)
+        if not count:
+            return cls.empty(own.shape[-1])
+        mean = own.index_fill_(0, left_out, 0).sum(0) / count
+        missed = own.sub_(mean).index_fill_(0, left_out, 0).sum(0) / count
+        own.sub_(missed).index_fill_(0, left_out, 0)
+        # A CPU waits longer for new memory as large as the states than for many small sums; a GPU for each call.
+        parts = own.split(ROWS_AT_A_TIME) if own.device.type == "cpu" else [own]
+        squares = sum(part.square().sum(0) for part in parts)
+        mean, missed, squares = torch.stack([mean, missed, squares]).cpu().double()
+        return cls(count, mean + missed, squares)
+
     def merge(self, other: Moments) -> Moments:
         count = self.count + other.count
         if not count:
@@ -131,11 +201,15 @@ class Moments:
         return float(((self.squares.sum() + between) / (elements - 1)).sqrt()) if elements > 1 else float("nan")
 
 
-def all_finite(values: Tensor) -> bool:
-    """Whether no value is NaN or infinite in float32: the extremes say so, without a mask as large as the values."""
-    if not values.numel():
+def all_finite(*tensors: Tensor) -> bool:
+    """Whether no value is NaN or infinite in float32: the extremes say so, without a mask as large as the values.
+
+    However many tensors there are, a GPU is waited for once.
+    """
+    extremes = [extreme.float() for values in tensors if values.numel() for extreme in values.detach().aminmax()]
+    if not extremes:
         return True
-    return bool(torch.stack([values.detach().amin(), values.detach().amax()]).float().isfinite().all())
+    return bool(torch.stack([extreme.to(extremes[0].device) for extreme in extremes]).isfinite().all())
 
 
 def overall_std(tokens: Tensor) -> float:
@@ -191,11 +265,10 @@ class ReferenceStatistics:
             raise ValueError(f"embeddings: expected shape (tokens, width), got {tuple(embeddings.shape)}.")
         if not all_finite(embeddings):
             raise ValueError("embeddings: expected finite values, got NaN or infinity; the encoder overflowed.")
-        is_sink = find_sinks(embeddings)
-        ordinary = embeddings[~is_sink]
-        return cls(
-            Moments.of(ordinary), Moments.of(embeddings[is_sink]), token_rms(ordinary).cpu(), encoder, layer, prompts=1
-        )
+        rms = token_rms(embeddings.detach()).cpu()
+        is_sink = sinks_among(rms)
+        ordinary, sinks = (embeddings[rows.nonzero().flatten().to(embeddings.device)] for rows in (~is_sink, is_sink))
+        return cls(Moments.of(ordinary), Moments.of(sinks), rms[~is_sink], encoder, layer, prompts=1)
 
     @classmethod
     def from_published(

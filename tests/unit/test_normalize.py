@@ -252,3 +252,13 @@ def test_states_that_carry_a_gradient_or_come_from_inference_mode_pass(mode):
     expected = normalize(states(), mode, reference())[0]
     for x in (inferred, learned, learned * 1):
         assert torch.equal(normalize(x, mode, reference())[0], expected)
+
+
+@pytest.mark.parametrize("mode", ["none", "global", "per_dim", "hybrid", "rms"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tokens_out_of_scope_keep_their_bits_and_a_batch_may_be_empty(mode, dtype):
+    x = (states(sink=True).double() / 3).to(dtype)
+    inside = torch.arange(40) % 3 > 0
+    scaled, _ = normalize(x, mode, reference(), positions=inside)
+    assert torch.equal(scaled[~inside], x[~inside]) and torch.equal(scaled[0], x[0])
+    assert normalize(x[None][:0], mode, reference())[0].shape == (0, 40, WIDTH)

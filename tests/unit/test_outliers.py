@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl_core.outliers import get_outlier_dimensions, mask_outlier_dimensions
+from vl_core.outliers import check_all_embeddings, get_outlier_dimensions, mask_outlier_dimensions, put_back
 from vl_core.statistics import ReferenceStatistics, find_sinks
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "qwen3_4b_layer-2_stats.npz"
@@ -271,3 +271,26 @@ def test_states_that_carry_a_gradient_or_come_from_inference_mode_pass():
     expected = mask_outlier_dimensions(with_std([1, 40]), mode="clamp", reference=torch.ones(2))[0]
     for x in (inferred, learned, learned * 1):
         assert torch.equal(mask_outlier_dimensions(x, mode="clamp", reference=torch.ones(2))[0], expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tokens_put_back_have_their_bits(dtype):
+    original = (torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)) / 3).to(dtype)
+    kept = torch.tensor([[True, False, False, True, False], [False] * 5])
+    result = put_back(original, torch.zeros_like(original), kept)
+    assert torch.equal(result[kept], original[kept]) and (result[~kept] == 0).all()
+
+
+def test_of_several_embeddings_the_one_that_is_not_finite_is_named():
+    fine, broken = torch.ones(2, 3), torch.tensor([[1.0, float("inf")]])
+    check_all_embeddings({"text": fine, "vl": fine})
+    with pytest.raises(ValueError, match="vl: expected finite"):
+        check_all_embeddings({"text": fine, "vl": broken})
+    with pytest.raises(ValueError, match="vl: expected floats of shape"):
+        check_all_embeddings({"text": broken, "vl": fine[0]})
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_finite_values_are_not_taken_for_infinite_ones(dtype):
+    x = torch.full((4, 8), torch.finfo(dtype if dtype != torch.float64 else torch.float32).max, dtype=dtype)
+    assert torch.equal(mask_outlier_dimensions(x, mode="none", reference=torch.ones(8))[0], x)

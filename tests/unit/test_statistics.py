@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from vl_core.statistics import (
     Moments,
     ReferenceStatistics,
+    TokenSizes,
     all_finite,
     calibrate,
     calibration_prompts,
@@ -547,3 +548,51 @@ def test_one_bad_value_among_many_is_found(dtype, bad):
     values[17, 3] = bad
     assert not all_finite(values)
     assert not all_finite(torch.tensor([1e300], dtype=torch.float64))  # infinite once it is float32
+
+
+def test_one_bad_value_in_any_of_several_tensors_is_found():
+    fine = [torch.ones(3, 2, dtype=torch.float64), torch.zeros(0, 4), torch.full((2, 2), 6e4, dtype=torch.float16)]
+    assert all_finite(*fine, fine[0] * 1e30) and all_finite()
+    for place in range(len(fine)):
+        assert not all_finite(*fine[:place], torch.tensor([1.0, float("nan")]), *fine[place:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("mean", [0.0, 2.0, 300.0])
+def test_the_sizes_of_tokens_tell_std_and_median_rms_of_any_of_them(mean, dtype):
+    batch = (torch.randn(2, 40, 7, generator=torch.Generator().manual_seed(3)) + mean).to(dtype)
+    counted = torch.rand(2, 40, generator=torch.Generator().manual_seed(4)) < 0.7
+    sizes, chosen = TokenSizes.of(batch), doubles(batch)[counted.numpy()]
+    assert sizes.global_std(batch, counted) == pytest.approx(chosen.std(ddof=1), rel=1e-5)
+    assert sizes.median_rms(counted) == pytest.approx(np.median(np.sqrt((chosen**2).mean(-1))), rel=1e-5)
+    none = torch.zeros_like(counted)
+    assert sizes.global_std(batch, none) == sizes.median_rms(none) == 0.0
+
+
+@pytest.mark.parametrize("value", [0.0, 1e4 / 3, -3e5 / 7])
+def test_the_sizes_of_equal_values_give_a_std_of_exactly_0(value):
+    batch = torch.full((1, 50, 33), value)
+    assert TokenSizes.of(batch).global_std(batch, torch.ones(1, 50, dtype=torch.bool)) == 0.0
+
+
+@pytest.mark.parametrize("count", [2, 64, 65, 300])
+@pytest.mark.parametrize("mean", [0.0, 1e4, -3e5])
+def test_centring_leaves_the_deviations_and_gives_numpys_moments_of_what_counts(count, mean):
+    tokens = torch.randn(count + 2, 5, generator=torch.Generator().manual_seed(count)) * 3 + mean
+    tokens[:, 4] = 1e4 / 3
+    left_out = torch.tensor([0, count])
+    tokens[left_out] = 1e6
+    exact = np.delete(doubles(tokens), left_out.numpy(), 0)
+    moments = Moments.centring(tokens, left_out)
+    assert moments.count == count
+    np.testing.assert_allclose(moments.mean, exact.mean(0), rtol=1e-7, atol=1e-6)
+    np.testing.assert_allclose(moments.std[:4], exact.std(0, ddof=1)[:4], rtol=2e-6)
+    assert float(moments.mean[4]) == pytest.approx(float(np.float32(1e4 / 3)), abs=1e-9) and moments.std[4] < 1e-9
+    assert (tokens[left_out] == 0).all()
+    deviations = np.delete(doubles(tokens), left_out.numpy(), 0)
+    np.testing.assert_allclose(deviations, exact - exact.mean(0), atol=1e-5)
+
+
+def test_centring_nothing_is_empty():
+    assert Moments.centring(torch.ones(2, 3), torch.tensor([0, 1])).count == 0
+    assert Moments.centring(torch.zeros(0, 3)).count == 0
