@@ -19,6 +19,7 @@ assemble    –          folders for the stock classes, bf16 (``assemble.py``)
 check       –          every goal, PASS or FAIL, and ``figures.json`` (``check.py``)
 adapter     –          the picture adapter, fitted in closed form (``adapters.py``)
 bench       –          methods × settings on conflicting pairs, ``frontier.json`` and its plot (``bench.py``)
+recipes     –          a sheet and a table of the shipped recipes, ``recipes.png`` and ``recipes.json`` (``recipes.py``)
 curves      –          what decides the adapter's worth, ``adapter_curves.json`` (``curves.py``)
 all                    text to check in turn, with those seconds
 ==========  =========  ====================================================================================

@@ -15,7 +15,7 @@ STAGES = (*SECONDS, "assemble", "check")
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m miniature", description="Train and measure the miniature.")
-    top.add_argument("stage", choices=[*STAGES, "adapter", "bench", "curves", "all"])
+    top.add_argument("stage", choices=[*STAGES, "adapter", "bench", "recipes", "curves", "all"])
     top.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="checkpoints, weights and logs")
     top.add_argument("--models", type=Path, metavar="FOLDER", help="the assembled models (default: OUT/models)")
     top.add_argument("--seconds", type=float, help="training time; each stage has a default for one H100-class GPU")
@@ -64,7 +64,7 @@ def run_stage(stage: str, options, chosen: argparse.Namespace) -> None:
     from importlib import import_module
 
     module = import_module(".adapters" if stage == "adapter" else f".{stage}", __package__)
-    if stage in ("bench", "curves"):
+    if stage in ("bench", "recipes", "curves"):
         module.run(options, switches(chosen))
     elif stage == "adapter":
         module.run(options, chosen.pairs, switches(chosen).hold_out)

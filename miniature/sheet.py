@@ -17,6 +17,10 @@ from .chain import Chain, answers, as_image
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+NOTE = (
+    "Under each picture: what the judge reads. Above it: the prompt's colour and shape, and the reference's "
+    "background, style and mood, as far as they are there."
+)
 GOOD, BAD, PLAIN = "#00684A", "#A63D00", "#222222"  # told apart by the colour-blind; the words say the same
 
 
@@ -120,11 +124,11 @@ def sheet(
         for at, (picture, label) in enumerate(zip(as_image(painted), readings(logits), strict=True)):
             verdict = ("", PLAIN)
             if wishes is not None:
-                verdict = _verdict(logits, at, wishes[index], reference.scene)
+                verdict = verdict_of(logits, at, wishes[index], reference.scene)
             cells.append(Cell(picture, label, *verdict))
-        rows.append((prompt, cells))
+        rows.append((f"“{prompt}”", cells))
         progress()
-    return _draw(titles, rows)
+    return draw(titles, rows)
 
 
 def _mixed(
@@ -165,7 +169,8 @@ def readings(logits: dict[str, Tensor]) -> list[str]:
     return lines
 
 
-def _verdict(logits: dict[str, Tensor], index: int, wish: Wish, scene: world.Scene | None) -> tuple[str, str]:
+def verdict_of(logits: dict[str, Tensor], index: int, wish: Wish, scene: world.Scene | None) -> tuple[str, str]:
+    """What a picture kept of the wish and took of the scene, in words, and the colour they are written in."""
     kept = bool(logits["color"][index, wish.color] > 0), bool(logits["shape"][index, wish.shape] > 0)
     text = f"prompt {sum(kept)} of 2"
     if scene is None:
@@ -174,7 +179,8 @@ def _verdict(logits: dict[str, Tensor], index: int, wish: Wish, scene: world.Sce
     return f"{text} · look {taken} of 3", GOOD if all(kept) and taken == 3 else BAD if not all(kept) else PLAIN
 
 
-def _draw(titles: Sequence[str], rows: Sequence[tuple[str, list[Cell]]]) -> Image:
+def draw(titles: Sequence[str], rows: Sequence[tuple[str, list[Cell]]], note: str = NOTE) -> Image:
+    """Cells under their titles, each row beside its prompt, and a note below all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
@@ -191,7 +197,7 @@ def _draw(titles: Sequence[str], rows: Sequence[tuple[str, list[Cell]]]) -> Imag
             if row == 0:
                 axes.set_title(titles[column], fontsize=11, pad=20)  # room for the verdict
             if column == 0:
-                axes.set_ylabel(f"“{prompt}”", fontsize=10)
+                axes.set_ylabel(prompt, fontsize=10)
             if column < len(cells):
                 cell = cells[column]
                 axes.imshow(_pixels(cell.picture), interpolation="nearest", extent=(0, 1, 0, 1))
@@ -200,10 +206,7 @@ def _draw(titles: Sequence[str], rows: Sequence[tuple[str, list[Cell]]]) -> Imag
                     0.5, 1.02, cell.verdict, color=cell.colour, fontsize=8, ha="center", va="bottom",
                     fontweight="bold" if cell.colour == GOOD else "normal",
                 )
-    figure.supxlabel(
-        "Under each picture: what the judge reads. Above it: the prompt's colour and shape, and the reference's "
-        "background, style and mood, as far as they are there.", fontsize=9,
-    )
+    figure.supxlabel(note, fontsize=9)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

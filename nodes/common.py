@@ -1,4 +1,4 @@
-"""What every node shares: the category, our three wire types, inputs that recur, and the report on the node."""
+"""What every node shares: the category, our wire types, inputs that recur, and the report on the node."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ CATEGORY = "conditioning/z-image vl"
 Qwen3VL = io.Custom("QWEN3VL")
 Reference = io.Custom("VL_REFERENCE")
 Adapter = io.Custom("VL_ADAPTER")
+Space = io.Custom("VL_SPACE")
 
 SCOPES = ["image tokens", "all tokens"]
 

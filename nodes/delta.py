@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from typing import Any
 
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..vl_core import TokenLayout, VLStates
 from ..vl_core.delta import MAX_WEIGHT, baseline_picture, image_delta
+from ..vl_core.families import KLEIN_4B, ZIMAGE, Family, find_family, steer
 from ..vl_core.pictures import split_batch
+from ..vl_core.space_adapter import SpaceAdapter
 from . import host
-from .common import budget_input, encoder_input, layer_input, node_schema, pictures_input, prompt_input, report
-from .conditioning import check_conditioning, layout_of, repack
+from .common import Space, budget_input, encoder_input, layer_input, node_schema, pictures_input, prompt_input, report
+from .conditioning import Entry, check_conditioning, layout_of, repack
 
 
 class ZImageVLDelta(io.ComfyNode):
@@ -48,6 +54,11 @@ class ZImageVLDelta(io.ComfyNode):
                     "word along one line, an overall mood; more lets each word go its own way.",
                 ),
                 budget_input(),
+                Space.Input(
+                    "space", optional=True,
+                    tooltip="Brings both readings to where Z-Image's text encoder has them before they are compared. "
+                    "From Match Text Encoder, fitted on the same layer; needed with a Qwen3-VL of another width.",
+                ),
             ],
             outputs=[io.Conditioning.Output()],
         )
@@ -56,28 +67,81 @@ class ZImageVLDelta(io.ComfyNode):
     def execute(
         cls, encoder, prompt: str, text, weight: float = 1.0, layer: int = -2, baseline: str = "muted",
         remove_prompt_direction: bool = False, rank: int = 0, image_tokens: int = 1024, images: dict | None = None,
+        space: SpaceAdapter | None = None,
     ) -> io.NodeOutput:
         check_conditioning(text, "text")
         given = {name: image for name, image in (images or {}).items() if image is not None}
         if not given or weight == 0:
             reason = "weight 0" if given else "no picture connected"
             return io.NodeOutput(text, ui=report(f"Words only: {reason}."))
-        seen, notes = host.encode_vision(encoder, given, prompt, [layer], budget=image_tokens)
-        plus, layout = seen.at(layer)
-        blind = _without(encoder, given, prompt, layer, image_tokens, baseline)
-        zero, zero_layout = blind.at(layer)
-        entries, lines = [], [*notes, f"{layout.describe()}; layer {layer}; baseline {baseline}"]
-        for entry in text:
-            states, info = image_delta(
-                entry[0], plus, zero, weight, text_layout=layout_of(entry), vl_layout=layout,
-                baseline_layout=zero_layout, remove_prompt_direction=remove_prompt_direction, rank=rank,
+        family = _family(text, encoder)
+        layers = list(family.layers) if family.stacked else [layer]
+        if space is not None:
+            _check_space(space, family, layer)
+        options = {"budget": image_tokens, "family": family}
+        seen, notes = host.encode_vision(encoder, given, prompt, layers, **options)
+        blind = _without(encoder, given, prompt, layers, baseline, options)
+        read_at = f"{family.describe_layers()} in place of layer {layer}" if family.stacked else f"layer {layer}"
+        lines = [*notes, f"{seen.layout.describe()}; {read_at}; baseline {baseline}"]
+        lines += [space.describe()] if space else []
+        plus, zero = ([_brought(side, one, space) for one in layers] for side in (seen, blind))
+
+        def act(states: Tensor, layout: TokenLayout | None, index: int) -> tuple[Tensor, TokenLayout | None, str]:
+            moved, info = image_delta(
+                states, plus[index], zero[index], weight, text_layout=layout, vl_layout=seen.layout,
+                baseline_layout=blind.layout, remove_prompt_direction=remove_prompt_direction, rank=rank,
             )
-            entries.append(repack(entry, states, info.layout))
-            lines.append(info.describe())
+            place = f"layer {family.layers[index]}: " if family.stacked else ""
+            return moved, info.layout, place + info.describe()
+
+        entries = []
+        for entry in text:
+            states, layout, done = steer(entry[0], layout_of(entry), family, act, words=host.words_of(entry))
+            entries.append(host.attend_words(repack(entry, states, layout)))
+            lines += done
         return io.NodeOutput(entries, ui=report(lines))
 
 
-def _without(encoder, images: dict, prompt: str, layer: int, budget: int, baseline: str):
+def _family(text: list[Entry], encoder: Any) -> Family:
+    """Whose text it is: klein's is as wide as three of the encoder's states.
+
+    Raises:
+        ValueError: for klein's text and an encoder of another width.
+    """
+    width, layout = text[0][0].shape[-1], layout_of(text[0])
+    stacked = host.pick_family(KLEIN_4B.group, encoder)
+    if width == stacked.width:
+        return stacked
+    named = find_family(width, layout)
+    if named is not None and named.stacked:
+        raise ValueError(
+            f"encoder: expected one of width {named.hidden}, which {named.name} reads as {named.describe_layers()}, "
+            f"got {stacked.hidden}. Load {named.vision_encoder}."
+        )
+    return host.pick_family(ZIMAGE.group, encoder)
+
+
+def _check_space(space: SpaceAdapter, family: Family, layer: int) -> None:
+    """Refuse an adapter that was fitted for something else than what is read here."""
+    if family.stacked:
+        raise ValueError(
+            f"space: Match Text Encoder fits one layer to Z-Image's, got a text of {family.name}, which reads "
+            f"{family.describe_layers()}. Disconnect it."
+        )
+    if space.layers[0] not in (None, layer):
+        raise ValueError(
+            f"space: expected one fitted on layer {layer}, which is read here, got layer {space.layers[0]}. Choose the "
+            "same layer here and on Qwen3-VL Encode before Match Text Encoder."
+        )
+
+
+def _brought(seen: VLStates, layer: int, space: SpaceAdapter | None) -> Tensor:
+    """A layer of a reading, where the text encoder has it if there is an adapter."""
+    states = seen.at(layer)[0]
+    return space.apply(states) if space else states
+
+
+def _without(encoder: Any, images: dict, prompt: str, layers: list[int], baseline: str, options: dict) -> VLStates:
     """The same reading without what the pictures say."""
     if baseline == "absent":
         images = {}
@@ -87,4 +151,4 @@ def _without(encoder, images: dict, prompt: str, layer: int, budget: int, baseli
             f"{name}.{index}": baseline_picture(picture, baseline, name)
             for name, batch in batches.items() for index, picture in enumerate(batch)
         }
-    return host.encode_vision(encoder, images, prompt, [layer], budget=budget, mute=baseline == "muted")[0]
+    return host.encode_vision(encoder, images, prompt, layers, mute=baseline == "muted", **options)[0]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
-from ..vl_core.layer_report import layer_report, parse_layers
-from ..vl_core.plots import layer_figure
+from ..vl_core import TokenLayout
+from ..vl_core.families import KLEIN_4B, ZIMAGE, Family, find_family, split_layers, split_padding
+from ..vl_core.layer_report import join_csv, join_reports, layer_report, parse_layers
+from ..vl_core.plots import layer_figure, stack_figures
 from . import host
 from .common import Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input
-from .conditioning import check_conditioning, check_reference, layout_of
+from .conditioning import check_conditioning, layout_of, references_of
 
 
 class ZImageVLLayerReport(io.ComfyNode):
@@ -51,16 +54,47 @@ class ZImageVLLayerReport(io.ComfyNode):
         cls, encoder, prompt: str, layers: str = "all", image_tokens: int = 1024, images: dict | None = None,
         reference=None, text=None,
     ) -> io.NodeOutput:
-        check_reference(reference)
         words, layout = _only_sequence(text) if text is not None else (None, None)
+        family = _family(encoder, reference, words, layout)
+        measured = references_of(reference, family)
         blocks, loaded = _blocks(encoder)
         wanted = [index - blocks - 1 for index in parse_layers(layers, blocks, loaded)]  # as people count them
-        seen, notes = host.encode_vision(encoder, images, prompt, wanted, budget=image_tokens)
-        found = layer_report(seen, reference, words, layout, progress=host.progress_bar(len(seen.layers)))
-        plots = torch.from_numpy(layer_figure(found)).float().unsqueeze(0) / 255
-        summary = "\n".join([*notes, found.summary()])
+        seen, notes = host.encode_vision(encoder, images, prompt, wanted, budget=image_tokens, family=family)
+        if words is not None:
+            words, layout, _ = split_padding(words, layout, host.words_of(text[0]) if family.padded_to else None)
+        targets = [None] * len(measured) if words is None else split_layers(words, family)
+        bar = host.progress_bar(len(seen.layers) * len(measured))
+        found = {}
+        for layer, statistics, target in zip(family.layers, measured, targets, strict=True):
+            title = f"{family.name}'s layer {layer} ({layer - blocks - 1})" if family.stacked else ""
+            found[title] = layer_report(seen, statistics, target, layout, progress=bar)
+        plots = stack_figures([layer_figure(one, title) for title, one in found.items()])
+        plots = torch.from_numpy(plots).float() / 255
+        summary = "\n".join([*notes, join_reports({title: one.summary() for title, one in found.items()})])
         shown = {**ui.PreviewImage(plots, cls=cls).as_dict(), **ui.PreviewText(summary).as_dict()}
-        return io.NodeOutput(plots, found.table(), found.csv(), ui=shown)
+        table = join_reports({title: one.table() for title, one in found.items()})
+        rows = join_csv({layer: one.csv() for layer, one in zip(family.layers, found.values(), strict=True)})
+        return io.NodeOutput(plots, table, rows, ui=shown)
+
+
+def _family(encoder, reference, words: Tensor | None, layout: TokenLayout | None) -> Family:
+    """Whose text the layers are compared with: klein's statistics are several, its text as wide as three layers."""
+    stacked = host.pick_family(KLEIN_4B.group, encoder)
+    if isinstance(reference, tuple):
+        family = stacked
+    elif words is None:
+        return host.pick_family(ZIMAGE.group, encoder)
+    elif words.shape[-1] == stacked.width:
+        family = stacked
+    else:
+        family = find_family(words.shape[-1], layout) or host.pick_family(ZIMAGE.group, encoder)
+    if family.stacked and words is not None and words.shape[-1] != stacked.width:
+        raise ValueError(
+            f"text: expected a text of {stacked.name}, width {stacked.width}, beside this encoder and reference, got "
+            f"width {words.shape[-1]}. Connect CLIP Text Encode of the same model, and its sibling as encoder: "
+            f"{family.vision_encoder} for {family.name}."
+        )
+    return family
 
 
 def _blocks(encoder) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..vl_core.space_adapter import SpaceAdapter, SpaceMethod, fit_space_adapter
 from ..vl_core.statistics import ENCODER_LAYER, calibration_prompts
 from . import host
-from .common import encoder_input, node_schema, report
+from .common import Space, encoder_input, node_schema, report
 from .conditioning import check_conditioning, repack, require_layout
 
 LEAST = 10  # prompts
@@ -44,7 +44,7 @@ class ZImageVLMatchSpace(io.ComfyNode):
                     "built-in prompts.",
                 ),
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[io.Conditioning.Output(), Space.Output(display_name="space")],
         )
 
     @classmethod
@@ -60,7 +60,7 @@ class ZImageVLMatchSpace(io.ComfyNode):
         check_conditioning(conditioning)
         host.check_text_clip(clip)
         texts = _prompts(prompts)
-        entries, lines = [], []
+        entries, lines, adapters = [], [], []
         for entry in conditioning:
             layout = require_layout(entry, "Match Text Encoder")
             if layout.layer is None:
@@ -69,9 +69,10 @@ class ZImageVLMatchSpace(io.ComfyNode):
                     "this node right after Qwen3-VL Encode, and choose one layer there."
                 )
             adapter, origin = _fit(encoder, clip, layout.layer, method, texts)
+            adapters.append(adapter)
             entries.append(repack(entry, adapter.apply(entry[0]), layout))
             lines += [adapter.describe(), origin]
-        return io.NodeOutput(entries, ui=report(lines))
+        return io.NodeOutput(entries, adapters[0], ui=report(lines))
 
 
 def _fit(encoder: Any, clip: Any, layer: int, method: str, texts: tuple[str, ...]) -> tuple[SpaceAdapter, str]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..vl_core import ReferenceStatistics, TokenLayout, VLStates
 from ..vl_core.delta import MAX_WEIGHT
+from ..vl_core.families import Family, steer
 from ..vl_core.settings import FIELDS, Value
 from ..vl_core.sweep import MAX_SEED, Cell, Plan, make_plan, parse_axis
 from . import host, references
 from .common import Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
-from .conditioning import Entry, check_conditioning, check_reference, layout_of, repack
+from .conditioning import Entry, check_conditioning, layout_of, references_of, repack
 
 NO_AXIS = "none"
+PUBLISHED = "blend as published"
 AXES = [
     "alpha", "layer", "method", "tokens", "normalization", "outlier mode", "outlier threshold", "space",
     "delta strength", "downsample", "seed",
@@ -43,7 +48,11 @@ class ZImageVLSweep(io.ComfyNode):
             description="Vary two or three settings and paint every combination, from one reading of the picture.",
             search_aliases=["xy plot", "compare settings", "grid search", "parameter sweep"],
             inputs=[
-                io.Clip.Input("clip", tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2. Or FLUX.2 klein's: type "
+                    "flux2.",
+                ),
                 encoder_input("vision"),
                 pictures_input(),
                 prompt_input(),
@@ -153,8 +162,10 @@ class ZImageVLSweep(io.ComfyNode):
             "normalization": normalization,
         }
         plan = _plan([(columns, column_values), (rows, row_values), (pages, page_values)], seed, base)
-        host.check_text_clip(clip)
-        check_reference(reference)
+        family = host.check_text_clip(clip, klein=True)
+        measured = references_of(reference, family)
+        if family.stacked:
+            _check_stacked(plan, family)
         given = references.collect(images, "", None)
         if not given:
             raise ValueError("images: a sweep needs at least one picture, got none. Connect an image.")
@@ -162,20 +173,24 @@ class ZImageVLSweep(io.ComfyNode):
         seen = muted = None
         if plan.layers:
             host.check_widths(clip, vision)
+            layers = family.layers if family.stacked else plan.layers
             seen, muted, notes = references.read(
-                vision, given, prompt, list(plan.layers), mute=plan.needs_muted, budget=image_tokens, name="vision"
+                vision, given, prompt, list(layers), mute=plan.needs_muted, budget=image_tokens, name="vision",
+                family=family,
             )
             twice = " and once more with the picture muted" if plan.needs_muted else ""
-            lines += [*notes, f"read once{twice}, layers {', '.join(map(str, plan.layers))}"]
+            lines += [*notes, f"read once{twice}, layers {', '.join(map(str, layers))}"]
+            if family.stacked:
+                lines.append(f"{family.name}: its layers side by side, each mixed for itself; layer is not used")
         text = host.encode_text(clip, prompt)
         check_conditioning(text, "clip")
         if plan.needs_reference and reference is None:
-            reference, origin = host.measure_reference(clip)
+            measured, origin = host.measure_layers(clip)
             lines.append(f"reference statistics {origin}")
         mixed = []
         for cell in plan.unique:
             host.check_interrupted()
-            mixed.append([_cell_entry(entry, cell, seen, muted, reference) for entry in text])
+            mixed.append([_cell_entry(entry, cell, seen, muted, measured, family) for entry in text])
         labels = [cell.label for cell in plan.unique]
         lines += [f"{number}. {label}" for number, label in enumerate(labels, 1)]
         seeds = [cell.seed for cell in plan.unique]
@@ -191,10 +206,39 @@ def _plan(written: Sequence[tuple[str, str]], seed: int, base: dict[str, Value])
     return make_plan(axes, base, seed)
 
 
-def _cell_entry(entry: Entry, cell: Cell, seen, muted, reference) -> Entry:
+def _check_stacked(plan: Plan, family: Family) -> None:
+    """Refuse what a family that reads fixed layers cannot vary.
+
+    Raises:
+        ValueError: for an axis over layers, or Z-Image's own arithmetic in some cell.
+    """
+    if any(axis.name == "layer" for axis in plan.axes):
+        raise ValueError(
+            f"layer: makes no difference with {family.name}, which always reads {family.describe_layers()}. Choose "
+            f"another axis, or {NO_AXIS} for rows."
+        )
+    for cell in plan.cells:
+        if cell.settings.method == PUBLISHED and not cell.words_only:
+            raise ValueError(
+                f"method: {PUBLISHED} is Z-Image's (it scales to the spread of its layer -2), got a text encoder of "
+                f"{family.name}. Choose another method. In the cell {cell.label}."
+            )
+
+
+def _cell_entry(
+    entry: Entry, cell: Cell, seen: VLStates | None, muted: VLStates | None,
+    measured: Sequence[ReferenceStatistics | None], family: Family,
+) -> Entry:
     """What is painted from for one cell."""
+
+    def act(states: Tensor, layout: TokenLayout | None, index: int) -> tuple[Tensor, TokenLayout | None, str]:
+        settings = cell.settings
+        if family.stacked and seen is not None:  # settings count layers from the end
+            settings = replace(settings, layer=family.layers[index] - seen.num_layers - 1)
+        return settings.apply(states, layout, seen, muted, measured[index])
+
     try:
-        states, layout, _ = cell.settings.apply(entry[0], layout_of(entry), seen, muted, reference)
+        states, layout, _ = steer(entry[0], layout_of(entry), family, act, words=host.words_of(entry))
     except ValueError as error:
         raise ValueError(f"{error} In the cell {cell.label}.") from error
-    return repack(entry, states, layout)
+    return host.attend_words(repack(entry, states, layout))

@@ -14,7 +14,7 @@ from ..vl_core.cache import digest
 from ..vl_core.combine import crop_to_mask
 from ..vl_core.describe import INSTRUCTIONS, Description, append_words
 from ..vl_core.description import bring_in
-from ..vl_core.families import Family
+from ..vl_core.families import Family, by_layer, split_layers
 from ..vl_core.recipes import MODES, check_recipe
 from . import host
 from .adapter import read_for
@@ -95,11 +95,6 @@ def _described(
             f"weights: expected 0 or 1 with {DESCRIBE}, which sees all pictures together, got {odd[0]:g}. Choose "
             f"{ADAPTER}, or blend aligned with combine average."
         )
-    if family.stacked and strength != 1:
-        raise ValueError(
-            f"strength: expected 0 or 1 with {DESCRIBE} and {family.name}, whose words are padded, got {strength:g}. "
-            "Use 1, or choose blend aligned."
-        )
     words, notes = _words(vision, _shown(given, mask_use), budget)
     whole = host.encode_text(clip, append_words(prompt, words))
 
@@ -113,8 +108,11 @@ def _described(
                 f"prompt: {DESCRIBE} at another strength than 1 needs plain words, got an embedding: file or tokens of "
                 "pictures. Remove them, or use strength 1."
             )
-        states, layout = bring_in(entry[0], layouts[0], described, layouts[1], strength)
-        return repack(entry, states, layout), f"the words at strength {strength:g}"
+        parts = split_layers(described, family)
+        states, found = by_layer(
+            entry[0], family, lambda own, index: bring_in(own, layouts[0], parts[index], layouts[1], strength)
+        )
+        return repack([described, options], states, found[0]), f"the words at strength {strength:g}"
 
     return mix, [f"{DESCRIBE}: {words}", *notes]
 

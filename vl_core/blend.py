@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .families import THINK_TOKENS
 from .layout import TAIL_TOKENS, TokenLayout, TokenRole, concatenate_layouts
 from .outliers import as_batch, check_all_embeddings, check_choice, put_back, to_dtype
 from .resample import resample_tokens
@@ -27,6 +28,7 @@ AppendPosition = Literal["end", "before_tail"]
 OWN_MIXING = ("adain", "adain_per_dim", "style_dims")  # mixed as published: raw, whatever the space
 LOW_COSINE = 0.5  # below this the tokens at one place hardly carry the same words
 SLERP_LIMIT = 1e-3  # radians from 0 or pi where the arc is a line, or undefined
+TAIL_LENGTHS = (TAIL_TOKENS, TAIL_TOKENS + THINK_TOKENS)  # Z-Image's, and with an empty think block
 PROMPT_SHOWN = 40  # characters of a prompt in an error
 
 
@@ -323,7 +325,7 @@ def _append(
     position: AppendPosition,
     budget: int | None,
 ) -> tuple[Tensor, BlendInfo]:
-    at = y.shape[1] if position == "end" else tail_position(text_layout)
+    at = y.shape[1] if position == "end" else template_tail(text_layout)[0]
     if factor < 1:
         raise ValueError(f"append_downsample: expected at least 1, got {factor}.")
     if factor > 1 or budget is not None:
@@ -344,10 +346,22 @@ def _append(
 
 
 def tail_position(text_layout: TokenLayout | None) -> int:
-    """Index of the first of the template's last 5 tokens, which open the assistant's turn.
+    """Index of the first of Z-Image's last 5 template tokens, which open the assistant's turn.
 
     Raises:
-        ValueError: if the layout is unknown, or does not hold them in one piece.
+        ValueError: see :func:`template_tail`; for a tail of another template.
+    """
+    return template_tail(text_layout, (TAIL_TOKENS,))[0]
+
+
+def template_tail(text_layout: TokenLayout | None, lengths: tuple[int, ...] = TAIL_LENGTHS) -> tuple[int, int]:
+    """Where the template's tail begins and ends: the tokens that open the assistant's turn, and what follows in it.
+
+    Args:
+        lengths: of the tails to look for: 5, and 9 with an empty think block.
+
+    Raises:
+        ValueError: if the layout is unknown, or does not hold such a tail in one piece.
     """
     if text_layout is None:
         raise ValueError(
@@ -355,16 +369,19 @@ def tail_position(text_layout: TokenLayout | None) -> int:
             "or take the text from a node that keeps it: Z-Image Vision Conditioning at strength 0 gives the same "
             "states as CLIP Text Encode."
         )
-    template = text_layout.mask(TokenRole.TEMPLATE).nonzero().flatten()
-    tail, ids = template[-TAIL_TOKENS:], text_layout.token_ids
-    in_one_piece = len(template) > TAIL_TOKENS and int(tail[-1] - tail[0]) == TAIL_TOKENS - 1
-    # Both turns open with <|im_start|>: the user's is the first token, the assistant's the third of the tail.
-    if not in_one_piece or ids[tail[2]] != ids[template[0]]:
-        raise ValueError(
-            f"append_position: before_tail expected a text that ends with the template's {TAIL_TOKENS} tail tokens, "
-            f"got {text_layout.describe()}. Give the whole text, or choose end."
-        )
-    return int(tail[0])
+    ids = text_layout.token_ids
+    template = (text_layout.mask(TokenRole.TEMPLATE) & ~text_layout.padding()).nonzero().flatten()
+    for length in lengths:
+        tail = template[-length:]
+        in_one_piece = len(template) > length and int(tail[-1] - tail[0]) == length - 1
+        # Both turns open with <|im_start|>: the user's is the first token, the assistant's the third of the tail.
+        if in_one_piece and ids[tail[2]] == ids[template[0]]:
+            return int(tail[0]), int(tail[-1]) + 1
+    expected = " or ".join(map(str, lengths))
+    raise ValueError(
+        f"append_position: before_tail expected a text that ends with the template's {expected} tail tokens, "
+        f"got {text_layout.describe()}. Give the whole text, or choose end."
+    )
 
 
 def _mix_in(

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .blend import tail_position
+from .blend import template_tail
 from .layout import TAIL_TOKENS, TokenLayout, TokenRole
 from .outliers import as_batch, check_embeddings, to_dtype
 from .resample import resample_tokens
@@ -191,7 +191,8 @@ def bring_in(
         described: its states of the prompt with the words after it, likewise; ``described_layout``: its tokens.
         strength: 0 returns the text itself, 1 the described states themselves; between, and beyond, each of the words'
             tokens is on its way from the prompt's last word (:func:`lead_in`), and the template tail from the prompt's
-            own, by :func:`spread` of the strength.
+            own, by :func:`spread` of the strength. Padding, which some families read as they read words, goes from the
+            padding at the same place.
 
     Returns:
         the states in the text's dtype, and their layout.
@@ -204,10 +205,9 @@ def bring_in(
     if strength == 0:
         return text, layout
     ids, own = described_layout.token_ids, layout.token_ids
-    shared = min(len(ids), len(own)) - TAIL_TOKENS
-    start = int((ids[:shared] == own[:shared]).cumprod(0).sum())
-    at, own_at = tail_position(described_layout), tail_position(layout)
-    if start == 0 or start >= at or not torch.equal(ids[at : at + TAIL_TOKENS], own[own_at : own_at + TAIL_TOKENS]):
+    (at, stop), (own_at, own_stop) = template_tail(described_layout), template_tail(layout)
+    start = int((ids[: min(at, own_at)] == own[: min(at, own_at)]).cumprod(0).sum())
+    if start == 0 or start >= at or not torch.equal(ids[at:stop], own[own_at:own_stop]):
         raise ValueError(
             f"described: expected the text's prompt with words after it, got {described_layout.describe()} for "
             f"{layout.describe()}. Encode both with the same text encoder."
@@ -218,6 +218,9 @@ def bring_in(
     whole, before = as_batch(described).float(), as_batch(text).float()
     neutral = whole[:, start - 1 : start].expand(-1, at - start, -1)
     words = lead_in(whole[:, start:at], neutral, share)
-    tail = torch.lerp(before[:, own_at : own_at + TAIL_TOKENS], whole[:, at : at + TAIL_TOKENS], share)
-    mixed = to_dtype(torch.cat([whole[:, :start], words, tail, whole[:, at + TAIL_TOKENS :]], 1), text.dtype)
+    tail = torch.lerp(before[:, own_at:own_stop], whole[:, at:stop], share)
+    rest = whole[:, stop:]
+    if len(ids) == len(own) and rest.shape[1]:
+        rest = torch.lerp(before[:, stop:], rest, share)
+    mixed = to_dtype(torch.cat([whole[:, :start], words, tail, rest], 1), text.dtype)
     return (mixed[0] if text.ndim == 2 else mixed), described_layout

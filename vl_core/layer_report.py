@@ -9,7 +9,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -245,6 +245,22 @@ def layer_report(
     if cosines and text_layout is None:
         notes += doubts_about_words(max(cosines))
     return LayerReport(tuple(figures), threshold, _target_in_words(reference, pairs), tuple(notes))
+
+
+def join_reports(parts: Mapping[str, str]) -> str:
+    """Reports below one another, each under its title; one without a title is that report itself."""
+    return "\n\n".join(f"== {title} ==\n{text}" if title else text for title, text in parts.items())
+
+
+def join_csv(tables: Mapping[int, str]) -> str:
+    """Tables of :meth:`LayerReport.csv` by the layer they compare with, a first column ``target_layer`` in front; a
+    single table is that table itself."""
+    if len(tables) == 1:
+        return next(iter(tables.values()))
+    lines = [f"target_layer,{next(iter(tables.values())).splitlines()[0]}"]
+    for layer, table in tables.items():
+        lines += [f"{layer},{line}" for line in table.splitlines()[1:]]
+    return "\n".join(lines) + "\n"
 
 
 def parse_layers(text: str, num_layers: int, loaded_layers: int | None = None) -> tuple[int, ...]:

@@ -201,8 +201,47 @@ def test_described_words_are_read_by_kleins_own_encoder(run, klein, vision, pict
             assert torch.equal(output[0][0][0], expected[0])
             assert torch.equal(output[0][0][1]["attention_mask"], expected[1]["attention_mask"])
             assert words in told(output)
-        with pytest.raises(ValueError, match=r"strength: expected 0 or 1 with describe and FLUX\.2 klein"):
-            run("Condition", klein, vision, PROMPT, 0.5, "describe", images={"image0": picture})
+
+
+def test_described_words_come_in_by_their_strength_in_every_layer(run, klein, vision, picture, core_text, part, told):
+    words, own = "blue dusk, thick paint", core_text(PROMPT, klein)[0]
+    whole = core_text(f"{PROMPT}, {words}", klein)[0]
+    found = part("vl_core.describe").Description(words, words, 5, False)
+    bring_in, describe = part("vl_core.description").bring_in, part("vl_core.describe").append_words
+    with torch.inference_mode():
+        host = part("nodes.host")
+        layouts = [host.encode_text(klein, one)[0][1][LAYOUT] for one in (PROMPT, describe(PROMPT, words))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(part("nodes.host"), "write_words", lambda *_, **__: found)
+        patch.setattr(part("nodes.host"), "fast_allowed", lambda: False)
+        away = []
+        for strength in (0.2, 0.5, 0.9, 1.4):
+            output = run("Condition", klein, vision, PROMPT, strength, "describe", images={"image0": picture})
+            (mixed, options), = output[0]
+            assert mixed.shape == whole[0].shape and mixed.isfinite().all()
+            for index in range(3):
+                at = slice(index * WIDTH, (index + 1) * WIDTH)
+                alone, _ = bring_in(own[0][..., at], layouts[0], whole[0][..., at], layouts[1], strength)
+                assert torch.equal(mixed[..., at], alone)
+            assert torch.equal(options["attention_mask"], whole[1]["attention_mask"])
+            assert options[LAYOUT].counts() == layouts[1].counts()
+            assert f"the words at strength {strength:g}" in told(output)
+            away.append(float((mixed - whole[0]).norm()))
+    assert away[0] > away[1] > away[2] > 0
+
+
+def test_a_prompt_as_long_as_the_padding_is_described_too(run, klein, native, picture, core_text, part):
+    found = part("vl_core.describe").Description("blue dusk", "blue dusk", 2, False)
+    for prompt in ("cat " * 498 + "cat", "cat " * 600 + "cat"):
+        whole = core_text(f"{prompt}, blue dusk", klein)[0]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(part("nodes.host"), "write_words", lambda *_, **__: found)
+            patch.setattr(part("nodes.host"), "fast_allowed", lambda: False)
+            (mixed, options), = run("Condition", klein, native, prompt, 0.5, "describe", images={"image0": picture})[0]
+        assert mixed.shape == whole[0].shape and len(options[LAYOUT]) == mixed.shape[1]
+        assert ("attention_mask" in options) == ("attention_mask" in whole[1])
+        if "attention_mask" in options:
+            assert torch.equal(options["attention_mask"], whole[1]["attention_mask"])
 
 
 def test_a_picture_adapter_is_zimages_and_automatic_says_so(run, klein, native, picture, part, told):
@@ -466,11 +505,25 @@ def test_statistics_of_the_other_family_are_refused(run, klein, text_clip, stack
         run("Inspect", seen, ours)
 
 
-def test_the_template_tail_is_zimages_only(run, klein, part, stack):
+def test_appending_before_the_template_tail_leaves_the_think_block_last(run, klein, part, native, picture):
     with torch.inference_mode():
         text = part("nodes.host").encode_text(klein, PROMPT)
-    with pytest.raises(ValueError, match=r"append_position: before_tail expected a text that ends"):
-        run("Blend", text, stack, {"method": "append", "position": "before the template tail"})
+    (own, _), = text
+    seen = run(
+        "Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein", tokens="image_no_markers"
+    )[0]
+    method = {"method": "append", "downsample": 1, "position": "before the template tail"}
+    (mixed, options), = run("Blend", text, seen, method)[0]
+    # 3 header tokens and 6 words, the picture, 9 of the tail, and padding whose first 6 places are taken
+    assert torch.equal(mixed, torch.cat([own[:, :9], seen[0][0], own[:, 9:18], own[:, 24:]], 1))
+    layout = options[LAYOUT]
+    assert layout.token_ids[words_of(layout)].tolist()[-9:] == TAIL and layout.grids == ((2, 3),)
+    assert options["attention_mask"][0].tolist() == [1] * 24 + [0] * (LENGTH - 24)
+
+
+def test_core_text_does_not_say_where_its_template_tail_begins(run, klein, stack, core_text):
+    with pytest.raises(ValueError, match=r"append_position: before_tail needs to know where the words end"):
+        run("Blend", core_text(PROMPT, klein), stack, {"method": "append", "position": "before the template tail"})
 
 
 def test_states_of_two_families_are_told_apart_with_how_to_mend_it(run, stack, core_text, text_clip, klein, native):
@@ -479,6 +532,169 @@ def test_states_of_two_families_are_told_apart_with_how_to_mend_it(run, stack, c
     seen = run("Encode", native, PROMPT, -2)[0]
     with pytest.raises(ValueError, match=r"text and vl: expected .* widths, got 192 and 64"):
         run("Blend", core_text(PROMPT, klein), seen, {"method": "aligned"})
+
+
+# --- image delta ------------------------------------------------------------------------------------------------------
+
+BASELINES = ["muted", "absent", "grey", "blurred"]
+
+
+@pytest.mark.parametrize("options", [{}, {"remove_prompt_direction": True, "rank": 2}])
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_a_stacked_delta_is_the_deltas_of_its_layers_joined(
+    baseline, options, run, klein, native, picture, core_text, part
+):
+    (own, mask), = core_text(PROMPT, klein)
+    moved = run("Delta", native, PROMPT, [[own, mask]], 0.8, baseline=baseline, images={"image0": picture}, **options)
+    words = int(mask["attention_mask"].sum())
+    family, host = part("vl_core.families").KLEIN_4B, part("nodes.host")
+    other = {"grey": torch.full_like(picture, 128 / 255), "absent": None}.get(baseline, picture)
+    if baseline == "blurred":
+        other = part("vl_core.delta").baseline_picture(picture, "blurred")
+    with torch.inference_mode():
+        seen, _ = host.encode_vision(native, {"image0": picture}, PROMPT, LAYERS, family=family)
+        blind, _ = host.encode_vision(
+            native, {"image0": other}, PROMPT, LAYERS, family=family, mute=baseline == "muted"
+        )
+    for index, layer in enumerate(LAYERS):
+        at = slice(index * WIDTH, (index + 1) * WIDTH)
+        alone, _ = part("vl_core.delta").image_delta(
+            own[:, :words, at], seen.at(layer)[0], blind.at(layer)[0], 0.8, text_layout=None, vl_layout=seen.layout,
+            baseline_layout=blind.layout, **options,
+        )
+        assert torch.equal(moved[0][0][0][:, :words, at], alone)
+        assert (alone != own[:, :words, at]).any()
+    assert torch.equal(moved[0][0][0][:, words:], own[:, words:])  # padding
+    assert torch.equal(moved[0][0][1]["attention_mask"], mask["attention_mask"])
+
+
+def test_the_delta_is_that_of_the_simple_nodes_mode(run, klein, vision, picture, core_text, told):
+    simple = run("Condition", klein, vision, PROMPT, 0.7, "image delta", images={"image0": picture})[0]
+    output = run("Delta", vision, PROMPT, core_text(PROMPT, klein), 0.7, images={"image0": picture})
+    assert torch.equal(output[0][0][0], simple[0][0])
+    assert "layers 9, 18, 27 side by side in place of layer -2; baseline muted" in told(output)
+    assert all(f"layer {layer}: image delta: weight 0.7" in told(output) for layer in LAYERS)
+
+
+def test_a_delta_of_nothing_is_the_text_bit_for_bit(run, klein, native, picture, core_text):
+    text, grey = core_text(PROMPT, klein), torch.full((1, 64, 96, 3), 0.5)
+    assert torch.equal(run("Delta", native, PROMPT, text, 0.0, images={"image0": picture})[0][0][0], text[0][0])
+    same = run("Delta", native, PROMPT, text, -3.0, baseline="grey", images={"image0": grey})[0][0][0]
+    assert torch.equal(same, text[0][0])
+
+
+def test_a_delta_of_another_encoder_is_refused_with_the_one_to_load(run, tiny, klein, native, picture, core_text):
+    wide = [[torch.randn(1, LENGTH, 12288), {}]]
+    with pytest.raises(ValueError, match=r"encoder: expected one of width 4096, which FLUX.2 klein 9B reads as layers "
+                       r"9, 18, 27.*got 64\. Load Qwen3-VL-8B"):
+        run("Delta", native, PROMPT, wide, images={"image0": picture})
+
+
+def test_a_map_to_zimages_encoder_is_refused(run, klein, native, text_clip, picture, core_text):
+    space = run("MatchSpace", run("Encode", native, PROMPT, -2)[0], native, text_clip, "per_dimension")[1]
+    with pytest.raises(ValueError, match=r"space: Match Text Encoder fits one layer to Z-Image's.*Disconnect it"):
+        run("Delta", native, PROMPT, core_text(PROMPT, klein), images={"image0": picture}, space=space)
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sweep(run, klein, native, picture):
+    def outputs(columns, values, encoder=None, **inputs):
+        inputs = {"rows": "none", "images": {"image0": picture}, **inputs}
+        return run("Sweep", klein, encoder or native, PROMPT, columns, values, **inputs)
+
+    return outputs
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cell_is_what_the_simple_node_gives(mode, sweep, vision, run, klein, picture, core_text, told):
+    output = sweep("alpha", "0, 0.5, 1", vision, method=mode)
+    words, *cells = output[0]
+    assert torch.equal(words[0][0], core_text(PROMPT, klein)[0][0])
+    for strength, cell in zip((0.5, 1.0), cells, strict=True):
+        simple = run("Condition", klein, vision, PROMPT, strength, mode, images={"image0": picture})[0]
+        assert torch.equal(cell[0][0], simple[0][0])
+        assert torch.equal(cell[0][1]["attention_mask"], simple[0][1]["attention_mask"])
+    assert "layers 9, 18, 27" in told(output) and "each mixed for itself; layer is not used" in told(output)
+
+
+def test_a_cell_of_a_blend_is_what_the_open_pipeline_gives(sweep, run, klein, stack, core_text):
+    text = core_text(PROMPT, klein)
+    _, aligned, resampled = sweep("method", "aligned, resample", alpha=0.4)[0]
+    for method, cell in (("aligned", aligned), ("resample", resampled)):
+        expected = run("Blend", text, stack, {"method": method, "alpha": 0.4})[0]
+        torch.testing.assert_close(cell[0][0], expected[0][0], rtol=1e-5, atol=1e-5)
+
+
+def test_cells_that_normalise_do_so_in_every_layer(sweep, run, klein, stack, core_text):
+    references = run("Reference", klein)[0]
+    cells = [
+        sweep("normalization", "none, per_dim", reference=given, outlier_mode="clamp", outlier_threshold=2.0)[0]
+        for given in (references, None)  # measured on the clip
+    ]
+    for ours, theirs in zip(*cells, strict=True):
+        assert torch.equal(ours[0][0], theirs[0][0])
+    masked = run("MaskOutliers", stack, references, {"mode": "clamp"}, 2.0, scope="all tokens")[0]
+    scaled = run("Normalize", masked, {"mode": "per_dim"}, references)[0]
+    expected = run("Blend", core_text(PROMPT, klein), scaled, {"method": "aligned", "alpha": 0.5})[0]
+    torch.testing.assert_close(cells[0][2][0][0], expected[0][0], rtol=1e-3, atol=1e-3)
+
+
+def test_what_a_sweep_cannot_vary_is_refused_before_anything_is_read(sweep, run, text_clip):
+    with pytest.raises(ValueError, match=r"layer: makes no difference with FLUX.2 klein.*Choose another axis, or no"):
+        sweep("alpha", "0.2, 0.5", rows="layer", row_values="-2, -6")
+    with pytest.raises(ValueError, match=r"method: blend as published is Z-Image's.*In the cell method blend as pub"):
+        sweep("method", "aligned, blend as published")
+    with pytest.raises(ValueError, match=r"reference: expected statistics of layers 9, 18, 27"):
+        sweep("normalization", "none, rms", reference=run("Reference", text_clip)[0])
+
+
+# --- layer report -----------------------------------------------------------------------------------------------------
+
+
+def test_every_layer_that_klein_reads_has_its_own_report(run, klein, native, picture, core_text, part, told):
+    (own, options), = core_text(PROMPT, klein)
+    references = run("Reference", klein)[0]
+    output = run(
+        "LayerReport", native, PROMPT, layers="-20, -11, -2", images={"image0": picture}, reference=references,
+        text=[[own, options]],
+    )
+    plots, report, table = output[0], output[1], output[2]
+    assert len(plots) == 3 and plots.shape[-1] == 3 and len(output.ui["images"]) == 3
+    family, words = part("vl_core.families").KLEIN_4B, int(options["attention_mask"].sum())
+    with torch.inference_mode():
+        seen, _ = part("nodes.host").encode_vision(native, {"image0": picture}, PROMPT, LAYERS, family=family)
+    rows = table.splitlines()
+    for index, layer in enumerate(LAYERS):
+        at = slice(index * WIDTH, (index + 1) * WIDTH)
+        alone = part("vl_core.layer_report").layer_report(seen, references[index], own[:, :words, at])
+        assert f"== FLUX.2 klein 4B's layer {layer} ({layer - BLOCKS - 1}) ==\n{alone.table()}" in report
+        assert [f"{layer},{line}" for line in alone.csv().splitlines()[1:]] == [
+            row for row in rows if row.startswith(f"{layer},")
+        ]
+    assert rows[0].startswith("target_layer,layer,group") and "klein 4B's layer 27" in told(output)
+
+
+def test_without_a_picture_a_siblings_nearest_layer_is_the_one_that_is_read(relatives, run, core_text):
+    import csv
+
+    vision, text = relatives
+    table = run("LayerReport", vision, PROMPT, text=core_text(PROMPT, text))[2]
+    rows = [row for row in csv.DictReader(table.splitlines()) if (row["space"], row["sinks"]) == ("dit", "include")]
+    for layer in LAYERS:
+        of = [row for row in rows if int(row["target_layer"]) == layer]
+        nearest = max(of, key=lambda row: float(row["cosine"]))
+        assert int(nearest["layer"]) == layer - BLOCKS - 1 and float(nearest["cosine"]) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_report_on_two_families_is_refused(run, klein, native, text_clip, core_text):
+    theirs = run("Reference", klein)[0]
+    with pytest.raises(ValueError, match=r"text: expected a text of FLUX.2 klein 4B, width 192.*got width 64"):
+        run("LayerReport", native, PROMPT, reference=theirs, text=core_text(PROMPT, text_clip))
+    with pytest.raises(ValueError, match=r"reference: expected statistics of layers 9, 18, 27"):
+        run("LayerReport", native, PROMPT, reference=run("Reference", text_clip)[0], text=core_text(PROMPT, klein))
 
 
 # --- painting ---------------------------------------------------------------------------------------------------------

@@ -98,3 +98,106 @@ def test_prompts_come_from_a_file(run, native, text_clip, seen, told, tmp_path, 
         run("MatchSpace", seen, native, text_clip, "ridge", "few.txt")
     (tmp_path / "many.txt").write_text("\n".join(f"a cat number {index} by the sea" for index in range(12)))
     assert "fitted on 12 prompts" in told(run("MatchSpace", seen, native, text_clip, "ridge", "many.txt"))
+
+
+# --- through image delta and append -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(part, native):
+    """A map given by its matrix, an offset and the mean it is taken about."""
+    made = part("vl_core.space_adapter").SpaceAdapter
+
+    def of(matrix, offset=0.0, center=0.0, layer=-2):
+        width = len(matrix)
+        parts = torch.full((width,), center), torch.full((width,), offset)
+        return made("ridge", *parts, left=matrix, right=torch.eye(width), layers=(layer, -2))
+
+    return of
+
+
+@pytest.fixture
+def delta(run, native, text, picture):
+    def states(weight=1.0, **options):
+        return run("Delta", native, PROMPT, text, weight, images={"image0": picture}, **options)[0][0][0]
+
+    return states
+
+
+def test_the_node_hands_out_the_map_that_it_applies(run, native, text_clip, seen):
+    matched, space = run("MatchSpace", seen, native, text_clip, "procrustes")
+    assert space.layers == (-2, -2) and space.method == "procrustes"
+    assert torch.equal(space.apply(seen[0][0]), matched[0][0])
+
+
+def test_a_map_that_changes_nothing_leaves_the_delta_bit_for_bit(delta, adapter, text):
+    assert torch.equal(delta(space=adapter(torch.eye(text[0][0].shape[-1]))), delta())
+
+
+def test_a_rotation_gives_the_delta_rotated(delta, adapter, text):
+    """Tokens keep their size under it, so the delta in units of size is the old one times the matrix."""
+    y = text[0][0]
+    rotation = torch.linalg.qr(torch.randn(y.shape[-1], y.shape[-1], generator=torch.Generator().manual_seed(0)))[0]
+    expected = y + (delta() - y) @ rotation
+    torch.testing.assert_close(delta(space=adapter(rotation)), expected, rtol=1e-4, atol=1e-4)
+    assert (delta() - y).norm() > 0.01 * y.norm()
+
+
+def test_both_readings_go_through_the_map_by_the_written_out_formula(
+    delta, adapter, text, native, part, picture, run, told
+):
+    width = text[0][0].shape[-1]
+    planted = torch.randn(width, width, generator=torch.Generator().manual_seed(1)) * 0.2
+    with torch.inference_mode():
+        plus, zero = (
+            part("nodes.host").encode_vision(native, {"image0": picture}, PROMPT, [-2], mute=mute)[0].at(-2)
+            for mute in (False, True)
+        )
+    words = (plus[1].roles < 2).nonzero().flatten()
+    sides = [(side[0].double()[words] - 0.1) @ planted.double() + 0.5 for side in (plus, zero)]
+    x, x0 = (side / side.square().mean(-1, keepdim=True).sqrt() for side in sides)
+    y = text[0][0][0].double()
+    expected = y + y.square().mean(-1, keepdim=True).sqrt() * 0.6 * (x - x0)
+    found = delta(0.6, space=adapter(planted, 0.5, 0.1))[0].double()
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(delta(0.0, space=adapter(planted)), text[0][0])
+
+
+def test_a_shift_alone_leaves_the_words_that_see_no_picture(delta, adapter, text):
+    shifted = delta(space=adapter(torch.eye(text[0][0].shape[-1]), 3.0))
+    assert torch.equal(shifted[:, :3], text[0][0][:, :3])
+    assert shifted.isfinite().all()
+
+
+def test_a_map_of_another_layer_or_width_is_refused(delta, adapter, text):
+    width = text[0][0].shape[-1]
+    with pytest.raises(ValueError, match=r"space: expected one fitted on layer -2.*got layer -3.*the same layer"):
+        delta(space=adapter(torch.eye(width), layer=-3))
+    with pytest.raises(ValueError, match=rf"states: the adapter was fitted on .* width {width + 1}, got width {width}"):
+        delta(space=adapter(torch.eye(width + 1)))
+
+
+def test_the_delta_of_an_encoder_of_another_width_fits_after_the_map(run, tiny, loaded, core_text, picture, told):
+    wide = tiny.text_clip(hidden_size=96)
+    text = core_text(PROMPT, wide)
+    with pytest.raises(ValueError, match="expected equal widths"):
+        run("Delta", loaded, PROMPT, text, images={"image0": picture})
+    space = run("MatchSpace", run("Encode", loaded, PROMPT, -2)[0], loaded, wide)[1]
+    output = run("Delta", loaded, PROMPT, text, images={"image0": picture}, space=space)
+    assert output[0][0][0].shape == text[0][0].shape and not torch.equal(output[0][0][0], text[0][0])
+    assert "Space adapter ridge, width 64 -> 96" in told(output)
+
+
+def test_mapped_tokens_are_appended_as_they_come(run, native, text_clip, seen, text, sample):
+    matched = run("MatchSpace", seen, native, text_clip, "ridge")[0]
+    pictures = run("SelectTokens", matched, "image_no_markers")[0]
+    method = {"method": "append", "downsample": 1, "position": "end"}
+    appended = run("Blend", text, pictures, method)[0]
+    assert torch.equal(appended[0][0], torch.cat([text[0][0], pictures[0][0]], 1))
+    plain = run("Blend", text, run("SelectTokens", seen, "image_no_markers")[0], method)[0]
+    assert appended[0][0].shape == plain[0][0].shape and not torch.equal(appended[0][0], plain[0][0])
+    assert sample(appended).isfinite().all()
+    words = run("Condition", text_clip, native, PROMPT, 0.0, mode="blend aligned")[0]
+    before = run("Blend", words, pictures, {**method, "position": "before the template tail"})[0]
+    own = words[0][0]
+    assert torch.equal(before[0][0], torch.cat([own[:, :-5], pictures[0][0], own[:, -5:]], 1))

@@ -15,8 +15,10 @@ from vl_core.blend import (
     blend_adain,
     blend_adain_per_dim,
     blend_style_dims,
+    tail_position,
+    template_tail,
 )
-from vl_core.layout import TokenLayout, TokenRole, insert_pictures, text_layout
+from vl_core.layout import TokenLayout, TokenRole, insert_pictures, pad_layout, text_layout
 from vl_core.normalize import normalize
 from vl_core.outliers import mask_outlier_dimensions
 from vl_core.statistics import ReferenceStatistics, find_sinks
@@ -376,6 +378,22 @@ def test_pictures_appended_one_after_another_before_the_tail_keep_their_order():
     assert torch.equal(both, torch.cat([text[:6], second, text[6:], first]))
 
 
+def test_a_tail_with_an_empty_think_block_is_found_whole_padded_or_not():
+    think = [151667, 271, 151668, 271]  # <think> \n\n </think> \n\n
+    layout = text_layout([*HEADER, *FOX, *TAIL, *think], tail_tokens=9)
+    picture = TokenLayout(torch.full((4,), TokenRole.IMAGE), torch.full((4,), PAD), ((2, 2),))
+    text, vl = tokens(len(layout)), tokens(4, 1)
+    found = blend(
+        text, vl, 1.0, "append", text_layout=layout, vl_layout=picture, append_position="before_tail"
+    )[0]
+    assert torch.equal(found, torch.cat([text[:6], vl, text[6:]]))
+    for whole in (layout, pad_layout(layout, 7)):
+        assert template_tail(whole) == (6, 15)
+        with pytest.raises(ValueError, match="5 tail tokens"):
+            tail_position(whole)  # Z-Image's own has none
+    assert template_tail(words(*FOX)) == (6, 11) and tail_position(words(*FOX)) == 6
+
+
 def test_the_end_is_where_append_puts_the_vl_unless_told_otherwise():
     text, vl, layout = tokens(11), tokens(17, 1), words(*FOX)
     for known in (None, layout):
@@ -387,7 +405,7 @@ def test_the_end_is_where_append_puts_the_vl_unless_told_otherwise():
 @pytest.mark.parametrize("kept", [slice(0, 6), slice(0, 9), slice(3, 11), slice(0, 3), slice(6, 11)])
 def test_a_text_without_header_words_or_tail_in_one_piece_has_no_place_before_the_tail(kept):
     layout = words(*FOX).select(torch.isin(torch.arange(11), torch.arange(11)[kept]))
-    with pytest.raises(ValueError, match=r"append_position: before_tail expected .* 5 tail tokens.*choose end"):
+    with pytest.raises(ValueError, match=r"append_position: before_tail expected .* 5 or 9 tail tokens.*choose end"):
         blend(tokens(len(layout)), tokens(4), 1.0, "append", text_layout=layout, append_position="before_tail")
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from vl_core.delta import baseline_picture, image_delta
 from vl_core.encoder import Qwen3VLEncoder
+from vl_core.families import Family, steer
 from vl_core.layout import TokenLayout, TokenRole, insert_pictures, text_layout
 
 WIDTH = 9
@@ -365,3 +366,29 @@ def test_what_a_picture_adds_is_read_from_it_and_not_from_its_place(encoder, pic
     assert info.moved == len(words) - 3 and torch.equal(ours[:3], text[:3])
     assert (ours - text).norm() > 0.1 * text.norm() and (ours - theirs).norm() > 0.01 * text.norm()
     assert torch.equal(image_delta(text, seen, seen, 1.0, **options)[0], text)
+
+
+# --- layers side by side ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"remove_prompt_direction": True}, {"rank": 1}])
+def test_the_delta_of_a_stack_is_the_layers_deltas_joined(options):
+    family = Family("three", "three", "text", "vision", WIDTH, (1, 2, 3), padded_to=LENGTH + 4)
+    text = torch.cat([tokens(LENGTH + 4, seed, scale) for seed, scale in ((0, 1), (1, 30), (2, 0.1))], -1)
+    seen, blind = ([tokens(len(VL), seed + index, 5) for index in range(3)] for seed in (3, 6))
+
+    def act(part, layout, index):
+        moved_states, info = image_delta(
+            part, seen[index], blind[index], 1.5, text_layout=layout, vl_layout=VL, **options
+        )
+        return moved_states, info.layout, info.describe()
+
+    result, _, lines = steer(text, None, family, act, words=LENGTH)
+    assert len(lines) == 3 and torch.equal(result[LENGTH:], text[LENGTH:])
+    for index in range(3):
+        at = slice(index * WIDTH, (index + 1) * WIDTH)
+        expected = moved(
+            text[:LENGTH, at], seen[index], blind[index], 1.5, options.get("remove_prompt_direction", False),
+            options.get("rank"),
+        )
+        np.testing.assert_allclose(numbers(result[:LENGTH, at]), expected, rtol=1e-4, atol=1e-4)

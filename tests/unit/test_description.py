@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vl_core.description import SPREAD, bring_in, lead_in, spread
-from vl_core.layout import SpecialTokens, TokenLayout, text_layout
+from vl_core.layout import SpecialTokens, TokenLayout, pad_layout, text_layout
 
 WIDTH, HEAD, TAIL = 8, 3, 5
 SPECIAL = SpecialTokens()
@@ -104,3 +104,37 @@ def test_a_share_per_token_moves_each_by_its_own():
     torch.testing.assert_close(moved[0, 2], target[2])
     scale = (target[0].square().mean() / neutral[0, 0].square().mean()).sqrt()
     torch.testing.assert_close(moved[0, 0], neutral[0, 0] * scale)
+
+
+THINK = [151667, 271, 151668, 271]
+
+
+def test_a_padded_text_with_a_think_block_moves_to_its_end_by_the_same_formula():
+    head = [SPECIAL.im_start, 872, 198]
+    tail = [SPECIAL.im_end, 198, SPECIAL.im_start, 77091, 198, *THINK]
+    text, described = (
+        pad_layout(text_layout([*head, *ids, *tail], tail_tokens=9), 30 - 12 - len(ids))
+        for ids in ([11, 12], [11, 12, 13, 14, 15])
+    )
+    assert len(text) == len(described) == 30
+    long, short = states(30, 1), states(30, 2)
+    short[:5] = long[:5]
+    mixed, layout = bring_in(short, text, long, described, 0.4)
+    share, p, n = 0.4**0.6, long[5:8].double(), long[4].double()
+    n = n * (p.square().mean(-1, keepdim=True) / n.square().mean()).sqrt()
+    expected = torch.cat([
+        long[:5].double(), n + share * (p - n), torch.lerp(short[5:14].double(), long[8:17].double(), share),
+        torch.lerp(short[17:].double(), long[17:].double(), share),  # padding, place by place
+    ])
+    assert layout is described
+    torch.testing.assert_close(mixed.double(), expected, rtol=1e-4, atol=1e-4)
+    nearly, _ = bring_in(short, text, long, described, 1 - 1e-6)
+    torch.testing.assert_close(nearly, long, rtol=1e-4, atol=1e-4)
+
+
+def test_a_text_that_the_words_make_longer_than_its_padding_has_none_left():
+    tail = [SPECIAL.im_end, 198, SPECIAL.im_start, 77091, 198, *THINK]
+    text = pad_layout(text_layout([SPECIAL.im_start, 872, 198, 11, *tail], tail_tokens=9), 1)
+    described = text_layout([SPECIAL.im_start, 872, 198, 11, 12, 13, *tail], tail_tokens=9)
+    mixed, layout = bring_in(states(len(text), 1), text, states(len(described), 2), described, 0.5)
+    assert len(mixed) == len(layout) == len(described)

@@ -14,6 +14,8 @@ from vl_core.layer_report import (
     METRICS,
     effective_rank,
     frechet_distance,
+    join_csv,
+    join_reports,
     layer_report,
     linear_cka,
     parse_layers,
@@ -458,3 +460,17 @@ def test_anything_else_is_refused_with_an_example(text, message):
     with pytest.raises(ValueError, match="layer") as error:
         parse_layers(text, 36)
     assert message in str(error.value)
+
+
+# --- several targets --------------------------------------------------------------------------------------------------
+
+
+def test_reports_are_joined_under_their_titles_and_one_without_a_title_is_itself():
+    assert join_reports({"": "one"}) == "one"
+    assert join_reports({"layer 9": "one", "layer 18": "two"}) == "== layer 9 ==\none\n\n== layer 18 ==\ntwo"
+
+
+def test_tables_are_joined_below_one_head_and_a_single_one_is_itself():
+    one, two = "layer,cka\n-2,1\n-1,\n", "layer,cka\n-2,0.5\n-1,1\n"
+    assert join_csv({-2: one}) == one
+    assert join_csv({9: one, 18: two}) == "target_layer,layer,cka\n9,-2,1\n9,-1,\n18,-2,0.5\n18,-1,1\n"

@@ -15,6 +15,7 @@ from vl_core.recipe_files import PictureUse, load_recipes, parse_recipe
 from vl_core.recipes import MODES, ModeSettings
 
 ROOT = Path(__file__).parents[2]
+SHOWN = (("transfer", "stderr"), ("control", "control_stderr"), ("shows", "shows_stderr"))
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
@@ -50,6 +51,21 @@ def test_the_built_in_recipes_are_shown_with_their_numbers():
         for name, recipe in load_recipes()[0].items()
     }  # fmt: skip
     assert {recipe.layer for recipe in load_recipes()[0].values()} == {-2}
+
+
+def test_what_recipes_do_on_the_miniature_is_what_was_measured():
+    report = json.loads((ROOT / "miniature" / "recipes.json").read_text(encoding="utf-8"))
+    assert [entry["name"] for entry in report["recipes"]] == list(load_recipes()[0])
+    for entry, cells in zip(report["recipes"], rows("### On the miniature"), strict=True):
+        pairs = [(entry[value], entry[error]) for value, error in SHOWN]
+        measured = [f"{value:.2f} ± {error:.2f}".replace("-0.00", "0.00") for value, error in pairs]
+        value, error = pairs[-1]
+        shows = "yes" if abs(value) > 2 * error else "nothing"
+        kept = [f"{entry[name]:.2f}" for name in ("adherence", "leak")]
+        assert cells == [f"`{entry['name']}`", *measured, shows, *kept]
+    assert f"{report['asked']['pairs']}, three seeds each" in PAGE
+    assert report["asked"]["seeds"] == 3
+    assert report["measured"]["date"] in PAGE
 
 
 def test_every_setting_of_a_recipe_and_every_choice_is_explained():
