@@ -43,6 +43,20 @@ def milliseconds(work: Callable[[], Any], device: torch.device, runs: int = 10, 
     return statistics.median(times)
 
 
+def in_turns(
+    works: dict[str, Callable[[], Any]], device: torch.device, runs: int = 10, warmup: int = 2
+) -> dict[str, float]:
+    """:func:`milliseconds` of several, one call of each after the other, so that all meet the same machine."""
+    for _ in range(warmup):
+        for work in works.values():
+            work()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs):
+        for name, work in works.items():
+            times[name].append(milliseconds(work, device, runs=1, warmup=0))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
 def peak_mib(work: Callable[[], Any], device: torch.device) -> float | None:
     """Most memory a call takes on a GPU over what was taken before; None on a CPU."""
     if device.type != "cuda":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ MODEL_TYPE = "qwen3_vl"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+CAST_BYTES = 8 << 20  # of a file that is cast may lie in memory with what it was cast to
 HEAD = "lm_head.weight"
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".safetensors")
 PREFIX = "model."  # what published keys start with; a bare Qwen3VLModel is saved without it
@@ -543,19 +543,23 @@ def _read_weights(
 ) -> dict[str, Tensor]:
     """Every tensor of ``model``'s state dict, read one by one to ``device`` in ``dtype``."""
     needed = model.state_dict()
-    with ExitStack() as stack:
-        files = {file: stack.enter_context(_open(folder, file, device)) for file in _needed_files(folder, needed)}
-        weights = {}
-        for name, (file, key) in _locate(files, needed, folder).items():
-            tensor = files[file].get_tensor(key)
-            if not tensor.is_floating_point() or tensor.itemsize < 2:
-                raise ValueError(
-                    f"{file}: expected {key} as bf16, fp16 or fp32, got {tensor.dtype}. Use the unquantised folder, or "
-                    "a quantised single file with ComfyUI's Load CLIP."
-                )
-            weights[name] = tensor.to(dtype)
-            if progress is not None:
-                progress(len(weights), len(needed))
+    files = {file: _open(folder, file, device) for file in _needed_files(folder, needed)}
+    weights, cast = {}, 0
+    for name, (file, key) in _locate(files, needed, folder).items():
+        tensor = files[file].get_tensor(key)
+        if not tensor.is_floating_point() or tensor.itemsize < 2:
+            raise ValueError(
+                f"{file}: expected {key} as bf16, fp16 or fp32, got {tensor.dtype}. Use the unquantised folder, or "
+                "a quantised single file with ComfyUI's Load CLIP."
+            )
+        weights[name] = tensor.to(dtype)
+        if tensor.dtype != dtype:
+            cast += tensor.nbytes
+        del tensor
+        if cast > CAST_BYTES:  # what was cast stays resident beside its copy for as long as the file is mapped
+            files[file], cast = _open(folder, file, device), 0
+        if progress is not None:
+            progress(len(weights), len(needed))
     return weights
 
 

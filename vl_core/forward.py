@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .kernels import PLAIN, Kernels, rotate
 from .layout import TokenLayout, TokenRole
 from .pictures import MERGE
 
@@ -101,6 +102,13 @@ def add_linear(residual: Tensor, module: nn.Module, x: Tensor) -> None:
         residual.add_(linear(module, x))
 
 
+def linear_gelu(module: nn.Module, x: Tensor) -> Tensor:
+    """``gelu(module(x))``, tanh's approximation: of the matrix product itself on a GPU, else in place."""
+    if x.is_cuda and module.bias is not None and is_bare(module, x):
+        return torch.ops.aten._addmm_activation(module.bias, x, module.weight.t(), use_gelu=True)
+    return torch.ops.aten.gelu_(linear(module, x), approximate="tanh")
+
+
 def layer_norm(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)``, as :func:`linear`."""
     if not is_bare(module, x):
@@ -108,17 +116,29 @@ def layer_norm(module: nn.Module, x: Tensor) -> Tensor:
     return functional.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
 
 
+def bare_epsilon(module: nn.Module, x: Tensor) -> float | None:
+    """Epsilon of an RMS norm whose weight needs no cast; None if only the module itself can tell what it does."""
+    weight, epsilon = module.weight, getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
+    if getattr(module, "add", False) or (weight.dtype, weight.device) != (x.dtype, x.device):
+        return None
+    return epsilon
+
+
 def rms_norm(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)``, in one kernel where its weight needs no cast."""
-    weight, epsilon = module.weight, getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
-    if epsilon is None or getattr(module, "add", False) or (weight.dtype, weight.device) != (x.dtype, x.device):
-        return module(x)
-    return functional.rms_norm(x, x.shape[-1:], weight, epsilon)
+    epsilon = bare_epsilon(module, x)
+    return module(x) if epsilon is None else functional.rms_norm(x, x.shape[-1:], module.weight, epsilon)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of the last axis: ``x cos + rotate_half(x) sin``, the sign of rotate_half being in ``sin``."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+def norm_and_rotate(
+    attention: nn.Module, query: Tensor, keys: Tensor, rotary: tuple[Tensor, Tensor], kernels: Kernels
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys ``(L, H, d)`` as attention takes them."""
+    norms = attention.q_norm, attention.k_norm
+    epsilon, other = (bare_epsilon(norm, x) for norm, x in zip(norms, (query, keys), strict=True))
+    if epsilon is None or epsilon != other:
+        return rotate(rms_norm(norms[0], query), *rotary), rotate(rms_norm(norms[1], keys), *rotary)
+    return kernels.norm_and_rotate(query, keys, (norms[0].weight, norms[1].weight), epsilon, *rotary)
 
 
 def signed(sin: Tensor) -> Tensor:
@@ -163,6 +183,7 @@ def run_block(
     rotary: tuple[Tensor, Tensor],
     past: tuple[Tensor, Tensor] | None = None,
     mask: Tensor | None = None,
+    kernels: Kernels = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """One block on ``hidden (L, D)``, which it changes in place.
 
@@ -176,15 +197,16 @@ def run_block(
     attention, mlp = block.self_attn, block.mlp
     x = rms_norm(block.input_layernorm, hidden)
     heads = (-1, attention.head_dim)
-    query = rotate(rms_norm(attention.q_norm, linear(attention.q_proj, x).unflatten(-1, heads)), *rotary)
-    keys = rotate(rms_norm(attention.k_norm, linear(attention.k_proj, x).unflatten(-1, heads)), *rotary)
-    values = linear(attention.v_proj, x).unflatten(-1, heads)
+    query, keys, values = (
+        linear(projection, x).unflatten(-1, heads)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    query, keys = norm_and_rotate(attention, query, keys, rotary, kernels)
     if past is not None:
         keys, values = torch.cat([past[0], keys]), torch.cat([past[1], values])
     add_linear(hidden, attention.o_proj, attend(query, keys, values, mask))
     x = rms_norm(block.post_attention_layernorm, hidden)
-    gate = functional.silu(linear(mlp.gate_proj, x), inplace=True)
-    add_linear(hidden, mlp.down_proj, gate.mul_(linear(mlp.up_proj, x)))
+    add_linear(hidden, mlp.down_proj, kernels.gate(linear(mlp.gate_proj, x), linear(mlp.up_proj, x)))
     return keys, values
 
 
@@ -200,6 +222,7 @@ def run_blocks(
     capture_before: bool = True,
     past: KeyValues | None = None,
     keep: bool = False,
+    kernels: Kernels = PLAIN,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[dict[int, Tensor], KeyValues]:
     """Hidden states at the ``wanted`` indices, running no block beyond the last of them.
@@ -227,7 +250,7 @@ def run_blocks(
         captured[0] = hidden.clone()
     for index in range(wanted[-1]):
         check()
-        pair = run_block(language.layers[index], hidden, rotary, past[index] if past else None, mask)
+        pair = run_block(language.layers[index], hidden, rotary, past[index] if past else None, mask, kernels)
         if keep:
             kept.append(pair)
         number, adds = index + 1, index < len(deepstack) and bool(spans)
@@ -336,7 +359,9 @@ def vision_tables(grid: tuple[int, int], side: int, frequencies: Tensor, device:
     return VisionTables(*(part.to(device) for part in parts))
 
 
-def run_vision(visual: nn.Module, patches: Tensor, tables: VisionTables) -> tuple[Tensor, list[Tensor]]:
+def run_vision(
+    visual: nn.Module, patches: Tensor, tables: VisionTables, kernels: Kernels = PLAIN
+) -> tuple[Tensor, list[Tensor]]:
     """Pictures of one grid through the vision tower.
 
     Args:
@@ -355,16 +380,11 @@ def run_vision(visual: nn.Module, patches: Tensor, tables: VisionTables) -> tupl
         attention, mlp = block.attn, block.mlp
         x = layer_norm(block.norm1, hidden)
         mixed = linear(attention.qkv, x).view(count, length, 3, attention.num_heads, -1)
-        # In float32, as transformers has it: the angles of a large grid are too fine for bf16.
-        turned = mixed[:, :, :2] * tables.cos
-        turned.addcmul_(mixed[:, :, :2].roll(mixed.shape[-1] // 2, -1), tables.sin)
-        query, keys = (part.transpose(1, 2) for part in turned.to(mixed.dtype).unbind(2))
+        query, keys = kernels.rotate_patches(mixed, tables.cos, tables.sin)
         seen = functional.scaled_dot_product_attention(query, keys, mixed[:, :, 2].transpose(1, 2))
         hidden.add_(linear(attention.proj, seen.transpose(1, 2).reshape(count * length, -1)))
-        del x, mixed, turned, query, keys, seen  # tens of megabytes that the next lines need
-        inner = linear(mlp.linear_fc1, layer_norm(block.norm2, hidden))
-        hidden.add_(linear(mlp.linear_fc2, torch.ops.aten.gelu_(inner, approximate="tanh")))
-        del inner
+        del x, mixed, query, keys, seen  # tens of megabytes that the next lines need
+        hidden.add_(linear(mlp.linear_fc2, linear_gelu(mlp.linear_fc1, layer_norm(block.norm2, hidden))))
         if index in visual.deepstack_visual_indexes:
             level = list(visual.deepstack_visual_indexes).index(index)
             deepstack.append(visual.deepstack_merger_list[level](hidden).view(count, length // MERGE**2, -1))

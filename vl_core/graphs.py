@@ -21,6 +21,8 @@ MOST_GRAPHS = 6  # kept at a time: a few sizes of picture and prompt
 Function = Callable[..., "list[Tensor]"]
 # (function, its inputs) -> what replays it, and the outputs a replay writes to
 Record = Callable[[Function, Sequence[Tensor]], "tuple[Callable[[], None], list[Tensor]]"]
+# the function, which holds on to what it reads; its inputs; what replays it; the outputs
+Captured = tuple[Function, "list[Tensor]", Callable[[], None], "list[Tensor]"]
 
 
 class GraphPool:
@@ -33,7 +35,7 @@ class GraphPool:
         """``record`` captures a function; torch's CUDA graphs unless given."""
         self._record = record or _CudaRecorder()
         self._most = most
-        self._graphs: OrderedDict[Hashable, tuple[list[Tensor], Callable[[], None], list[Tensor]]] = OrderedDict()
+        self._graphs: OrderedDict[Hashable, Captured] = OrderedDict()
         self._lock = threading.RLock()
         self.works = True
 
@@ -59,11 +61,11 @@ class GraphPool:
                 except RuntimeError as error:  # a capture can trip over anything; without one the model runs as usual
                     self._give_up(str(error).strip().partition("\n")[0])
                     return function(*inputs)
-                self._graphs[name] = static, replay, outputs
+                self._graphs[name] = function, static, replay, outputs
                 while len(self._graphs) > self._most:
                     self._graphs.popitem(last=False)
             self._graphs.move_to_end(name)
-            static, replay, outputs = self._graphs[name]
+            _, static, replay, outputs = self._graphs[name]
             for buffer, part in zip(static, inputs, strict=True):
                 buffer.copy_(part)
             replay()

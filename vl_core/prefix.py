@@ -8,15 +8,17 @@ nothing.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .cache import ByteCache, digest
 from .forward import (
@@ -31,6 +33,7 @@ from .forward import (
     weights_of,
 )
 from .graphs import GraphPool
+from .kernels import PLAIN, Kernels, compiled_kernels
 from .layout import TokenLayout
 from .pictures import MERGE, Picture, patchify
 
@@ -92,6 +95,12 @@ class Prefix:
         return [*itertools.chain.from_iterable(self.pairs), *self.states.values()]
 
 
+def _lengthened(layout: TokenLayout, by: int) -> TokenLayout:
+    """The layout with so many more positions after it."""
+    roles, ids = (functional.pad(part, (0, by)) for part in (layout.roles, layout.token_ids))
+    return replace(layout, roles=roles, token_ids=ids)
+
+
 class Reader:
     """Runs a Qwen3-VL over sequences and keeps what can be used again.
 
@@ -116,6 +125,7 @@ class Reader:
         """``capture_before``: see :func:`~.forward.run_blocks`; ``graphs``: replay whole passes from there."""
         self._visual, self._language, self._num_layers, self._rotary = visual, language, num_layers, rotary
         self._capture_before, self._graphs = capture_before, graphs
+        self._compiled: Kernels | None = None
         self._weights_identity = WeightsIdentity()
         self._last_weights = -1
         self.cache, self.every_layer = cache, every_layer
@@ -193,8 +203,8 @@ class Reader:
                 self._language, hidden, rotary, wanted, self._num_layers, past=prefix.pairs, check=check
             )
             return {layer: torch.cat([prefix.states[layer], later[layer]]) for layer in wanted}
+        hidden = self._embed(layout.token_ids, dtype, device)  # before the pictures: it waits for the device
         embeddings, deepstack = self._see(pictures, key, seen, dtype, device, mute, check)
-        hidden = self._embed(layout.token_ids, dtype, device)
         spans = picture_spans(layout)
         if mute:
             for start, stop in spans:
@@ -224,26 +234,28 @@ class Reader:
         deepstack: list[Tensor], keep: bool, check: Callable[[], None],
     ) -> tuple[dict[int, Tensor], KeyValues]:
         options = {"spans": spans, "capture_before": self._capture_before, "keep": keep}
-        cos, sin = self._rotary(layout, 0)
         if self._graphs is None:
             return run_blocks(
-                self._language, hidden, (cos, sin), wanted, self._num_layers, deepstack=deepstack, check=check,
-                **options,
+                self._language, hidden, self._rotary(layout, 0), wanted, self._num_layers, deepstack=deepstack,
+                check=check, **options,
             )
         check()
-
-        def run(hidden: Tensor, cos: Tensor, sin: Tensor, *deepstack: Tensor) -> list[Tensor]:
-            captured, pairs = run_blocks(
-                self._language, hidden, (cos, sin), wanted, self._num_layers, deepstack=deepstack, **options
-            )
-            return [*captured.values(), *itertools.chain.from_iterable(pairs)]
-
         # Later positions change nothing before them, so lengths share a graph.
         length = len(hidden)
         padding = -length % PADDED_TO
-        inputs = [torch.cat([part, part.new_zeros(padding, *part.shape[1:])]) for part in (hidden, cos, sin)]
-        name = ("blocks", length + padding, wanted, tuple(spans), len(deepstack), keep)
-        outputs = [output[:length] for output in self._graphs.run(name, run, [*inputs, *deepstack])]
+        kernels = self._kernels(hidden)
+        rotary = functools.cache(lambda: self._rotary(_lengthened(layout, padding), 0))  # see _vision's tables
+
+        def run(hidden: Tensor, *deepstack: Tensor) -> list[Tensor]:
+            captured, pairs = run_blocks(
+                self._language, hidden, rotary(), wanted, self._num_layers, deepstack=deepstack, kernels=kernels,
+                **options,
+            )
+            return [*captured.values(), *itertools.chain.from_iterable(pairs)]
+
+        name = ("blocks", length + padding, wanted, tuple(spans), layout.grids, len(deepstack), keep)
+        hidden = functional.pad(hidden, (0, 0, 0, padding))
+        outputs = [output[:length] for output in self._graphs.run(name, run, [hidden, *deepstack])]
         pairs = outputs[len(wanted) :]
         return dict(zip(wanted, outputs, strict=False)), list(zip(pairs[::2], pairs[1::2], strict=True))
 
@@ -280,19 +292,28 @@ class Reader:
 
     def _vision(self, pictures: list[Picture], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
         """Embeddings and deepstack features ``(B, n, D)`` of pictures of one grid."""
-        tables = self._tables(pictures[0].grid, device)
+        grid = pictures[0].grid
         # 8-bit pixels travel to the device, not the patches, which take eight times as much.
         patches = torch.stack([patchify(Picture(one.pixels.to(device)))[0].to(dtype) for one in pictures])
         if self._graphs is None:
-            embeddings, deepstack = run_vision(self._visual, patches, tables)
+            embeddings, deepstack = run_vision(self._visual, patches, self._tables(grid, device))
+            return [embeddings, *deepstack]
+        kernels = self._kernels(patches)
+        tables = functools.cache(lambda: self._tables(grid, device))  # a graph keeps its own, a replay needs none
+
+        def run(patches: Tensor) -> list[Tensor]:
+            embeddings, deepstack = run_vision(self._visual, patches, tables(), kernels)
             return [embeddings, *deepstack]
 
-        def run(patches: Tensor, *parts: Tensor) -> list[Tensor]:
-            embeddings, deepstack = run_vision(self._visual, patches, VisionTables(*parts))
-            return [embeddings, *deepstack]
+        return self._graphs.run(("vision", grid, len(patches)), run, [patches])
 
-        name = ("vision", tuple(patches.shape))
-        return self._graphs.run(name, run, [patches, *tables.tensors()])
+    def _kernels(self, like: Tensor) -> Kernels:
+        """What graphs on that device are captured with."""
+        if not self._graphs.works or like.device.type != "cuda":
+            return PLAIN
+        if self._compiled is None:
+            self._compiled = compiled_kernels(like.device)
+        return self._compiled
 
     def _tables(self, grid: tuple[int, int], device: torch.device) -> VisionTables:
         name = ("tables", grid, device)

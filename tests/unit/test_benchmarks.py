@@ -37,6 +37,7 @@ def test_loading_takes_little_more_memory_than_the_weights_and_less_for_fewer_bl
     whole, shallow = rows["all blocks, bf16"], rows["to layer -6, bf16"]
     assert whole["peak over weights"] <= 1.1 and shallow["peak over weights"] <= 1.1
     assert shallow["blocks"] == whole["blocks"] - 5 and shallow["peak_MiB"] < 0.8 * whole["peak_MiB"]
+    assert rows["all blocks, bf16 -> float32"]["peak over weights"] <= 1.1
     full, dropped = rows["Qwen3-VL-4B, all blocks, bf16"], rows["Qwen3-VL-4B, to layer -6, bf16"]
     assert (full["weights_MiB"] - dropped["weights_MiB"]) * 2**20 >= 1e9
 
@@ -44,7 +45,8 @@ def test_loading_takes_little_more_memory_than_the_weights_and_less_for_fewer_bl
 def test_every_section_of_the_gpu_benchmark_runs_on_a_cpu_too(tmp_path):
     bench("gpu", "--size", "tiny", "--device", "cpu", "--runs", "1", "--out", str(tmp_path))
     rows = rows_of(tmp_path, "gpu")
-    assert rows["eager, layer -6"]["error"] <= 1e-5 and rows["captured graphs"]["error"] <= 1e-5
+    for way in ("eager", "eager, kept for later", "compiled kernels in captured graphs"):
+        assert rows[f"{way}, layer -6"]["error"] <= 1e-5
     assert rows["new prompt on a kept picture against a whole encode"]["error"] <= 1e-5
 
 

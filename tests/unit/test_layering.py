@@ -19,7 +19,8 @@ ORDER = [
     "layout", "storage", "states", "statistics", "families", "pictures", "outliers", "normalize", "resample", "select",
     "blend", "words", "layers", "delta", "description", "familiarity", "ridge", "adapter", "examples", "space_adapter",
     "combine", "recipes", "recipe_files", "settings", "sweep", "metrics", "layer_report", "artifacts", "plots", "grid",
-    "cache", "forward", "graphs", "prefix", "extract", "encoder", "describe", "headless", "__init__", "__main__",
+    "cache", "kernels", "forward", "graphs", "prefix", "extract", "encoder", "describe", "headless", "__init__",
+    "__main__",
 ]  # fmt: skip
 ALWAYS_THERE = {"torch", "numpy", "safetensors"}
 OPTIONAL = {

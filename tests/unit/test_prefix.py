@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import shutil
 import threading
 import weakref
 
@@ -21,13 +22,13 @@ from vl_core.forward import (
     later_mask,
     mrope_rotary,
     prefix_length,
-    rotate,
     run_vision,
     signed,
     vision_tables,
     weights_of,
 )
 from vl_core.graphs import GraphPool
+from vl_core.kernels import PLAIN, compiled_kernels, rotate
 from vl_core.layout import insert_pictures, mrope_positions, text_layout
 from vl_core.pictures import Picture, patchify
 from vl_core.prefix import WeightsIdentity
@@ -521,6 +522,46 @@ def test_a_capture_that_fails_falls_back_for_good(caplog):
         assert pool.run("a", lambda x: [x + 1], [torch.ones(2)])[0].tolist() == [2, 2]
         assert pool.run("a", lambda x: [x + 1], [torch.ones(2)])[0].tolist() == [2, 2]
     assert not pool.works and caplog.text.count("operation not permitted") == 1
+
+
+# Compiled kernels ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++")
+def test_compiled_kernels_are_the_plain_ones_at_every_size():
+    compiled = compiled_kernels(torch.device("cpu"))
+    assert compiled is not PLAIN
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator)
+
+    for length in (5, 9):
+        both, weights = (draw(length, 4, 8), draw(length, 2, 8)), (draw(8), draw(8))
+        turns = draw(length, 1, 8), draw(length, 1, 8)
+        results = compiled.norm_and_rotate(*both, weights, 1e-6, *turns)
+        for ours, x, weight in zip(results, both, weights, strict=True):
+            size = (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
+            torch.testing.assert_close(ours, rotate((x.double() / size * weight).float(), *turns))
+    for batch, length in ((1, 6), (2, 10)):
+        mixed, turns = draw(batch, length, 3, 4, 8), (draw(length, 1, 1, 8), draw(length, 1, 1, 8))
+        for ours, number in zip(compiled.rotate_patches(mixed, *turns), (0, 1), strict=True):
+            torch.testing.assert_close(ours, rotate(mixed[:, :, number], *(t[:, 0] for t in turns)).transpose(1, 2))
+    for shape in ((3, 8), (7, 8)):
+        x, up = draw(*shape), draw(*shape)
+        expected = (x.double() / (1 + (-x.double()).exp()) * up).float()
+        torch.testing.assert_close(compiled.gate(x, up), expected)
+        torch.testing.assert_close(x, expected)  # in place, so no third tensor of this size
+
+
+def test_where_nothing_compiles_the_kernels_stay_plain_and_the_log_says_so(monkeypatch, caplog):
+    def refuse(function, options):
+        raise RuntimeError("Cannot find a working triton installation\nand more")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert compiled_kernels(torch.device("cpu")) is PLAIN
+    assert "compile: running without compiled kernels: Cannot find a working triton installation." in caplog.text
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
