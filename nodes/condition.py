@@ -54,8 +54,8 @@ class ZImageVLCondition(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "layer", default=0, min=-37, max=0, advanced=True,
-                    tooltip="Which hidden state of Qwen3-VL to take, counted from the end; 0 lets the mode choose (-2, "
-                    "or -6 as published).",
+                    tooltip="Which hidden state of Qwen3-VL to take, counted from the end; 0 lets the mode choose (-6 "
+                    "for the blends, else -2).",
                 ),
                 budget_input(),
                 io.Combo.Input(

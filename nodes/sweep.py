@@ -79,7 +79,7 @@ class ZImageVLSweep(io.ComfyNode):
                 io.Int.Input(
                     "layer", default=0, min=-37, max=0, advanced=True,
                     tooltip="Which hidden state of Qwen3-VL to take, counted from the end; 0 lets the method choose "
-                    "(-2, or -6 as published).",
+                    "(-6 for blend aligned and blend as published, else -2).",
                 ),
                 io.Combo.Input(
                     "tokens", options=list(FIELDS["tokens"].choices), default="all", advanced=True,

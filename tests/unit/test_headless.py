@@ -71,7 +71,7 @@ def reference(folders, tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def embeddings(folders, tmp_path_factory) -> str:
     file = tmp_path_factory.mktemp("embeddings") / "all.safetensors"
-    arguments = ["-m", folders["vision"], "-i", folders["cat"], "-p", PROMPT, "--layer", "-2", "--tokens", "all"]
+    arguments = ["-m", folders["vision"], "-i", folders["cat"], "-p", PROMPT, "--tokens", "all"]
     assert main(["extract", *arguments, "-o", str(file), *CPU]) == 0
     return str(file)
 
@@ -204,11 +204,11 @@ def test_extract_writes_what_the_encoder_gives(folders, embeddings):
 
     encoder = Qwen3VLEncoder.from_pretrained(folders["vision"], dtype=torch.float32)
     picture = torch.from_numpy(np.array(Image.open(folders["cat"])))
-    expected, _ = encoder.encode([picture], PROMPT, (-2,)).at(-2)
+    expected, _ = encoder.encode([picture], PROMPT, (-6,)).at(-6)
     ((states, options),) = load_conditioning(embeddings)
     assert torch.equal(states, expected[None])
     layout = options[LAYOUT_KEY]
-    assert (layout.grids, layout.layer, layout.prompt, layout.model) == (((3, 5),), -2, PROMPT, "Qwen3-VL-Tiny")
+    assert (layout.grids, layout.layer, layout.prompt, layout.model) == (((3, 5),), -6, PROMPT, "Qwen3-VL-Tiny")
 
 
 def test_extract_cleans_and_reports(folders, reference, tmp_path, capsys):
@@ -332,7 +332,7 @@ def test_the_picture_carries_its_settings_and_no_paths(folders, tmp_path):
     expected = {
         "model": "Z-Image-Tiny", "prompt": PROMPT, "negative": "", "seed": 7, "steps": 2, "guidance": 0.0, "width": 64,
         "height": 48, "dtype": "float32", "vision": "Qwen3-VL-Tiny", "images": ["cat.png"], "mode": "blend aligned",
-        "strength": 0.25, "layer": -2, "image_tokens": 1024,
+        "strength": 0.25, "layer": -6, "image_tokens": 1024,
     }
     assert settings == expected
 

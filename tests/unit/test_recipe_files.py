@@ -50,7 +50,7 @@ def test_a_recipe_says_its_numbers():
 
 def test_the_smallest_recipe_has_its_modes_layer_and_plain_settings():
     recipe = parse_recipe(GOOD, "mine.json")
-    assert recipe == Recipe("my look", "Looks like mine.", "blend aligned", layer=-2, source="mine.json")
+    assert recipe == Recipe("my look", "Looks like mine.", "blend aligned", layer=-6, source="mine.json")
     assert recipe.settings == ModeSettings()
     assert parse_recipe({**GOOD, "mode": "blend as published"}).layer == -6
 

@@ -55,8 +55,8 @@ def add_arguments(parser) -> None:
         f"{', '.join(load_recipes()[0])}, or a recipe file *.json"
     )
     directly.add_argument(
-        "--layer", type=int, metavar="K", help="which hidden state of Qwen3-VL, counted from the end (default: -2, or "
-        "-6 as published)",
+        "--layer", type=int, metavar="K", help="which hidden state of Qwen3-VL, counted from the end (default: -6 "
+        "for the blends, else -2)",
     )
     saved = parser.add_argument_group("or steer by a saved conditioning")
     saved.add_argument("-e", "--embeddings", metavar="FILE", help="from `extract`")
