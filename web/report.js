@@ -3,6 +3,7 @@ import { app } from "../../scripts/app.js";
 
 const REPORT = "report";
 const MIN_HEIGHT = 88; // five lines; longer reports scroll, or make the node larger
+const MAX_HEIGHT_BESIDE_PICTURES = 110; // what a node has left over goes to its pictures
 
 function addBox(node) {
   const { widget } = app.widgets.STRING(node, REPORT, ["STRING", { multiline: true, placeholder: "What it did, after a run" }], app);
@@ -16,6 +17,12 @@ function addBox(node) {
 function show(node, output) {
   const widget = node?.widgets?.find((w) => w.name === REPORT);
   if (widget && output?.text?.length) widget.value = output.text.join("\n");
+  if (widget && output?.images?.length) leaveRoom(node);
+}
+
+function leaveRoom(node) {
+  for (const widget of node.widgets)
+    if (widget.element?.tagName === "TEXTAREA") widget.options.getMaxHeight = () => MAX_HEIGHT_BESIDE_PICTURES;
 }
 
 const isOurs = (type) => type?.startsWith("ZImageVL");

@@ -24,6 +24,7 @@ MODELS = {
     "diffusion_models": ["z_image_turbo_bf16.safetensors", "flux-2-klein-4b.safetensors"],
     "vae": ["ae.safetensors", "flux2-vae.safetensors"],
 }
+TINY, MINIATURE = "tiny_pack", "mini_pack"
 START_SECONDS = 120
 
 
@@ -76,8 +77,8 @@ class Server:
         return [line for line in lines if "Cannot import" in line or "Traceback (most recent call last)" in line]
 
 
-def prepare_base(comfyui: Path, base: Path) -> None:
-    """ComfyUI's folders with the pack, the tiny pack, empty files in place of models, and ComfyUI's example picture."""
+def prepare_base(comfyui: Path, base: Path, models: str = TINY) -> None:
+    """ComfyUI's folders with the pack, the models' stand-ins, empty files for the models, ComfyUI's example picture."""
     for kind, names in MODELS.items():
         folder = base / "models" / kind
         folder.mkdir(parents=True)
@@ -86,7 +87,7 @@ def prepare_base(comfyui: Path, base: Path) -> None:
     for name in ("custom_nodes", "input", "output", "user", "temp"):
         (base / name).mkdir()
     (base / "custom_nodes" / PACK_FOLDER).symlink_to(PACK, target_is_directory=True)
-    (base / "custom_nodes" / "tiny_pack").symlink_to(HERE / "tiny_pack", target_is_directory=True)
+    (base / "custom_nodes" / models).symlink_to(HERE / models, target_is_directory=True)
     shutil.copy(comfyui / "input" / "example.png", base / "input")
     _write_examples(base / "input" / "adapter_pictures")
 
@@ -102,27 +103,30 @@ def _write_examples(folder: Path, count: int = 12) -> None:
         (folder / f"{index:02}.txt").write_text(f"a plain colour number {index}", encoding="utf-8")
 
 
-def command(comfyui: Path, base: Path, *options: str) -> list[str]:
-    """The command line of a ComfyUI that knows only our pack and the tiny models."""
+def command(comfyui: Path, base: Path, *options: str, models: str = TINY) -> list[str]:
+    """The command line of a ComfyUI that knows only our pack and the models' stand-ins."""
     return [
         sys.executable, str(comfyui / "main.py"), "--cpu", "--base-directory", str(base), "--disable-all-custom-nodes",
-        "--whitelist-custom-nodes", PACK_FOLDER, "tiny_pack", "--disable-api-nodes", "--database-url",
+        "--whitelist-custom-nodes", PACK_FOLDER, models, "--disable-api-nodes", "--database-url",
         "sqlite:///:memory:", "--disable-auto-launch", *options,
     ]
 
 
 @contextmanager
-def running(comfyui: Path, base: Path) -> Iterator[Server]:
-    """Start a server on a free port of this machine and end it, whatever happens in between."""
-    prepare_base(comfyui, base)
+def running(comfyui: Path, base: Path, models: str = TINY) -> Iterator[Server]:
+    """Start a server on a free port of this machine and end it, whatever happens in between.
+
+    ``models``: the folder here that gives ComfyUI's loaders their models, tiny random ones or the trained miniature.
+    """
+    prepare_base(comfyui, base, models)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = Server(f"http://127.0.0.1:{port}", base, base / "server.log")
     with server.log.open("wb") as log:
         process = subprocess.Popen(
-            command(comfyui, base, "--listen", "127.0.0.1", "--port", str(port)), stdout=log, stderr=subprocess.STDOUT,
-            cwd=base,  # where ComfyUI writes a log of its own
+            command(comfyui, base, "--listen", "127.0.0.1", "--port", str(port), models=models), stdout=log,
+            stderr=subprocess.STDOUT, cwd=base,  # where ComfyUI writes a log of its own
         )
         try:
             _wait_until_up(server, process)

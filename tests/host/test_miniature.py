@@ -1,0 +1,147 @@
+"""The trained miniature in ComfyUI's own classes: words and pictures steer what is really painted, and a judge reads it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+PACK = Path(__file__).resolve().parents[2]
+STEPS, SHIFT, SEED = 8, 3.0, 5
+
+
+@pytest.fixture(scope="module")
+def mini(base_folder, part):
+    """The module ``mini.py`` beside this file."""
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("zimage_vl_mini_host", Path(__file__).with_name("mini.py"))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def world(mini):
+    """The miniature's world, and its judge."""
+    sys.path.append(str(PACK))  # at the end: the pack's `nodes` is not ComfyUI's
+    try:
+        from miniature import judge, world
+    finally:
+        sys.path.pop()
+    reader = judge.load(mini.MODELS / "judge.safetensors", torch.device("cpu"))
+    return SimpleNamespace(module=world, read=lambda pictures: judge.read(reader, pictures))
+
+
+@pytest.fixture(scope="module")
+def clips(mini):
+    with torch.inference_mode():
+        return SimpleNamespace(text=mini.text_clip(), vision=mini.vision_clip())
+
+
+@pytest.fixture(scope="module")
+def paint(mini, core):
+    """A picture ``(1, 3, 128, 128)`` in [-1, 1] from a CONDITIONING, as the workflows' nodes paint it."""
+    import comfy_extras.nodes_model_advanced as advanced
+
+    with torch.inference_mode():
+        (model,) = advanced.ModelSamplingAuraFlow().patch_aura(mini.zimage_model(), SHIFT)
+        decoder = mini.vae()
+
+    def run(positive: list) -> torch.Tensor:
+        with torch.inference_mode():
+            latent = {"samples": torch.zeros(1, 16, 16, 16)}
+            (done,) = core.common_ksampler(
+                model, SEED, STEPS, 1.0, "res_multistep", "simple", positive, positive, latent
+            )
+            return decoder.decode(done["samples"]).movedim(-1, 1) * 2 - 1
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pairs(world):
+    """Three references whose look is none of the others', as IMAGE, with a prompt that says nothing of looks."""
+    looks = [(6, 2, 0), (2, 3, 0), (4, 6, 4)]  # background, style, mood
+    scenes = world.module.sample_scenes(len(looks), torch.Generator().manual_seed(1), two_shapes=0.0)
+    named = {name: torch.tensor(column) for name, column in zip(world.module.LOOK, zip(*looks, strict=True), strict=True)}
+    scenes = world.module.replace(scenes, **named)
+    rendered, _ = world.module.render(scenes, torch.Generator().manual_seed(2))
+    images = ((rendered + 1) / 2).permute(0, 2, 3, 1)
+    prompts = ("a red star", "a green circle", "a white heart")
+    return [(looks[i], images[i : i + 1], prompts[i]) for i in range(len(looks))]
+
+
+def of_the_look(world, picture: torch.Tensor, look: tuple[int, ...]) -> int:
+    """How many of background, style and mood the judge finds."""
+    logits = world.read(picture)
+    return sum(int(logits[name].argmax()) == value for name, value in zip(world.module.LOOK, look, strict=True))
+
+
+def test_the_text_encoder_gives_what_transformers_gives(mini, clips, core):
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = mini.PIPELINE / "text_encoder"
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(mini.PIPELINE / "tokenizer")
+    prompt = "a red star on a blue background, in striped style"
+    ids = tokenizer(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n", return_tensors="pt").input_ids
+    with torch.inference_mode():
+        expected = model(ids, output_hidden_states=True).hidden_states[-2]
+        ((found, _),) = core.CLIPTextEncode().encode(clips.text, prompt)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2)
+
+
+def test_qwen3_vl_is_the_same_through_load_clip_and_as_a_folder(mini, clips, run, base_folder, pairs):
+    folder = mini.write_vision_folder(base_folder / "models" / "text_encoders" / "Qwen3-VL-Mini")
+    loaded = run("Loader", folder.name, "fp32")[0]
+    _, image, prompt = pairs[0]
+    for layer in (-2, -6):
+        ours, theirs = (
+            run("Encode", encoder, prompt=prompt, layer=layer, images={"image0": image})[0][0][0]
+            for encoder in (clips.vision, loaded)
+        )
+        assert ours.shape == theirs.shape
+        error = (ours - theirs).norm() / theirs.norm()
+        assert error < 2e-3
+
+
+def test_words_paint_what_they_say_and_not_what_others_say(world, clips, paint, core):
+    scenes = world.module.sample_scenes(3, torch.Generator().manual_seed(3), two_shapes=0.0)
+    captions = [world.module.canonical_caption(scene) for scene in scenes.records()]
+    right = wrong = 0
+    for index, caption in enumerate(captions):
+        picture = paint(core.CLIPTextEncode().encode(clips.text, caption)[0])
+        for at in (index, (index + 1) % len(captions)):
+            look = tuple(int(getattr(scenes, name)[at]) for name in world.module.LOOK)
+            found = of_the_look(world, picture, look)
+            right, wrong = (right + found, wrong) if at == index else (right, wrong + found)
+    assert right >= 8 and wrong <= 4  # of 9
+
+
+@pytest.mark.parametrize("mode", ["describe", "picture adapter"])
+def test_the_simple_node_brings_a_pictures_look_and_leaves_the_prompts_object(
+    mode, mini, world, clips, paint, run, part, pairs
+):
+    adapter = part("vl_core.adapter").PictureAdapter.load(mini.MODELS / "adapter.safetensors")
+    own = other = kept = 0
+    for index, (look, image, prompt) in enumerate(pairs):
+        inputs = {"prompt": prompt, "mode": mode, "images": {"image0": image}, "adapter": adapter}
+        picture = paint(run("Condition", clips.text, clips.vision, **inputs)[0])
+        own += of_the_look(world, picture, look)
+        other += of_the_look(world, picture, pairs[(index + 1) % len(pairs)][0])
+        color, shape = prompt.split()[1:]
+        logits = world.read(picture)
+        kept += bool(logits["shape"][0, world.module.SHAPES.index(shape)] > 0)
+        kept += bool(logits["color"][0, world.module.COLORS.index(color)] > 0)
+    assert own >= 8 and other <= 4  # of 9
+    assert kept >= 5  # of 6
+
+
+def test_strength_zero_is_the_picture_of_the_words_alone_bit_for_bit(clips, paint, core, run, pairs):
+    _, image, prompt = pairs[0]
+    conditioned = run("Condition", clips.text, clips.vision, prompt=prompt, strength=0.0, images={"image0": image})[0]
+    assert torch.equal(paint(conditioned), paint(core.CLIPTextEncode().encode(clips.text, prompt)[0]))
