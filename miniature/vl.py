@@ -119,10 +119,10 @@ def run(options: Options) -> dict[str, Any]:
     if not training.done:
         return {}
     models.save_weights(options.out / "vl.safetensors", model)
-    test = test[: options.size(1024, 24)]
+    test, trained = test[: options.size(1024, 24)], load(options.out, options, tokenizer)
     figures = {
-        **answer_figures(options.out, options, tokenizer, ids[test], counts[test], pictures[test]),
-        **text_agreement(options.out, options, tokenizer, reader, words[:400], word_counts[:400]),
+        **answer_figures(trained, tokenizer, ids[test], counts[test], pictures[test]),
+        **text_agreement(trained.model.language_model, reader.model, tokenizer, words[:400], word_counts[:400]),
     }
     log(options, "vl", steps=training.step, parameters=sum(p.numel() for p in model.parameters()), **figures)
     write_json(options.out / "vl.json", {"steps": training.step, **figures})
@@ -144,9 +144,10 @@ def load(folder: Path, options: Options, tokenizer: Any) -> nn.Module:
 
 
 @torch.no_grad()
-def answer_figures(folder, options, tokenizer, ids: Tensor, counts: Tensor, pictures: Tensor) -> dict[str, float]:
-    """Share of held-out questions whose one-word answer is right, and of all answer tokens."""
-    model = load(folder, options, tokenizer)
+def answer_figures(
+    model: nn.Module, tokenizer: Any, ids: Tensor, counts: Tensor, pictures: Tensor
+) -> dict[str, float]:
+    """Share of held-out questions whose one-word answer is right, with its standard error, and of all answer tokens."""
     assistant = tokenizer.convert_tokens_to_ids("assistant")
     right = asked = short_right = short = 0
     for rows, lengths, seen in zip(ids.split(128), counts.split(128), pictures.split(128), strict=True):
@@ -159,17 +160,22 @@ def answer_figures(folder, options, tokenizer, ids: Tensor, counts: Tensor, pict
         words = answers.sum(1) == 2  # a word and <|im_end|>
         short_right += int((hit | ~answers).all(1)[words].sum())
         short += int(words.sum())
-    return {"answer_accuracy": short_right / max(1, short), "answer_tokens": right / max(1, asked)}
+    share = short_right / max(1, short)
+    return {
+        "answer_accuracy": share, "answer_stderr": (share * (1 - share) / max(1, short)) ** 0.5,
+        "answer_tokens": right / max(1, asked),
+    }
 
 
 @torch.no_grad()
-def text_agreement(folder, options, tokenizer, reader, ids: Tensor, counts: Tensor) -> dict[str, float]:
+def text_agreement(
+    language: nn.Module, reader: nn.Module, tokenizer: Any, ids: Tensor, counts: Tensor
+) -> dict[str, float]:
     """Mean cosine between VL and text encoder on texts without a picture, at layers −2 and −6, and the VL's sink."""
-    model = load(folder, options, tokenizer).model.language_model
     rows = ids.long()
     real = torch.arange(rows.shape[1], device=rows.device) < counts[:, None]
     figures = {}
     for layer in (-2, -6):
-        pair = [text_states(one, rows, layer)[real].float() for one in (model, reader.model)]
+        pair = [text_states(one, rows, layer)[real].float() for one in (language, reader)]
         figures[f"text_cosine_{-layer}"] = float(F.cosine_similarity(*pair, dim=-1).mean())
-    return figures | text.sink_summary(model, tokenizer)
+    return figures | text.sink_summary(language, tokenizer)
