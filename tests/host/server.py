@@ -184,4 +184,6 @@ def quick(prompt: dict[str, dict], size: int = 256, steps: int = 2) -> dict[str,
             node["inputs"].update(width=size, height=size)
         if node["class_type"] in ("KSampler", "Flux2Scheduler"):
             node["inputs"]["steps"] = steps
+        if node["class_type"] == "ImageScaleToTotalPixels":
+            node["inputs"]["megapixels"] = (size / 1024) ** 2
     return prompt

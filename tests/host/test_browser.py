@@ -21,6 +21,7 @@ SIMPLE, OPEN = WORKFLOWS / "zimage_vl_simple.json", WORKFLOWS / "zimage_vl_open_
 SAVE, REUSE = WORKFLOWS / "zimage_vl_save_embeddings.json", WORKFLOWS / "zimage_vl_reuse_embeddings.json"
 MANY, DELTA, RECIPES = (WORKFLOWS / f"zimage_vl_{name}.json" for name in ("many_references", "image_delta", "recipes"))
 SWEEP, KLEIN = WORKFLOWS / "zimage_vl_sweep.json", WORKFLOWS / "zimage_vl_flux2_klein.json"
+OVER, LAYERS = WORKFLOWS / "zimage_vl_img2img.json", WORKFLOWS / "zimage_vl_layer_report.json"
 SAVED = sorted(Path(__file__).with_name("saved_0_1_0").glob("*.json"))
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -37,6 +38,7 @@ MAKE_QUICK = """() => {
   const small = {
     EmptySD3LatentImage: { width: 256, height: 256 }, KSampler: { steps: 2 },
     EmptyFlux2LatentImage: { width: 256, height: 256 }, Flux2Scheduler: { steps: 2, width: 256, height: 256 },
+    ImageScaleToTotalPixels: { megapixels: 0.0625 },
     ZImageVLCondition: { image_tokens: 64 }, ZImageVLEncode: { image_tokens: 64 }, ZImageVLSweep: { image_tokens: 64 },
   };
   for (const node of app.graph.nodes)
@@ -235,7 +237,7 @@ def slots(workflow: dict) -> dict[int, tuple]:
 
 
 @pytest.mark.parametrize(
-    "path", [SAVE, SIMPLE, OPEN, REUSE, MANY, DELTA, RECIPES, SWEEP, KLEIN], ids=lambda path: path.stem
+    "path", [SAVE, SIMPLE, OPEN, REUSE, MANY, DELTA, RECIPES, SWEEP, KLEIN, OVER, LAYERS], ids=lambda path: path.stem
 )
 def test_a_workflow_opens_runs_and_shows_its_reports(path, frontend, saved_embeddings, server, server_module):
     workflow = json.loads(path.read_text(encoding="utf-8"))
@@ -324,6 +326,17 @@ def test_choices_that_bring_inputs_of_their_own_and_a_second_picture_work(fronte
     boxes = frontend.reports(history)
     assert any("hybrid" in box["shown"] for box in boxes.values())
     assert any("resample" in box["shown"] for box in boxes.values())
+
+
+def test_plots_get_the_room_that_words_do_not_need(frontend):
+    frontend.open(LAYERS)
+    frontend.page.evaluate(MAKE_QUICK)
+    frontend.set("ZImageVLLayerReport", "layers", "-1, -2")
+    frontend.reports(frontend.run())
+    if not frontend.modern:  # Nodes 2.0 lays out by itself
+        heights = """app.graph.nodes.find((n) => n.type === "ZImageVLLayerReport").widgets
+            .filter((w) => w.element?.tagName === "TEXTAREA").map((w) => w.computedHeight)"""
+        frontend.page.wait_for_function(f"{heights}.every((height) => height <= 120)")
 
 
 def test_a_sweep_shows_its_grid_on_the_node(frontend, server, tmp_path):

@@ -1,4 +1,4 @@
-"""The trained miniature in ComfyUI's own classes: words and pictures steer what is really painted, and a judge reads it."""
+"""The trained miniature in ComfyUI's own classes: words and pictures steer what is painted, and a judge reads it."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def pairs(world):
     """Three references whose look is none of the others', as IMAGE, with a prompt that says nothing of looks."""
     looks = [(6, 2, 0), (2, 3, 0), (4, 6, 4)]  # background, style, mood
     scenes = world.module.sample_scenes(len(looks), torch.Generator().manual_seed(1), two_shapes=0.0)
-    named = {name: torch.tensor(column) for name, column in zip(world.module.LOOK, zip(*looks, strict=True), strict=True)}
-    scenes = world.module.replace(scenes, **named)
+    for name, column in zip(world.module.LOOK, torch.tensor(looks).T, strict=True):
+        scenes = world.module.replace(scenes, **{name: column.contiguous()})
     rendered, _ = world.module.render(scenes, torch.Generator().manual_seed(2))
     images = ((rendered + 1) / 2).permute(0, 2, 3, 1)
     prompts = ("a red star", "a green circle", "a white heart")

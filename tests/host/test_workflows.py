@@ -7,6 +7,7 @@ import re
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -59,7 +60,7 @@ def test_every_recipe_has_its_workflow():
         "zimage_vl_simple", "zimage_vl_open_pipeline", "zimage_vl_save_embeddings", "zimage_vl_reuse_embeddings",
         "zimage_vl_many_references", "zimage_vl_image_delta", "zimage_vl_recipes",
         "zimage_vl_sweep", "zimage_vl_flux2_klein", "zimage_vl_describe",
-        "zimage_vl_picture_adapter",
+        "zimage_vl_picture_adapter", "zimage_vl_img2img", "zimage_vl_layer_report",
     }
 
 
@@ -140,7 +141,7 @@ def test_a_workflow_runs_to_the_end(path, finished, server):
             is_grid = any(node["class_type"] == "ZImageVLGrid" for node in prompt.values())
             assert is_grid or picture.size == (256, 256)
             assert all(low < high for low, high in picture.convert("RGB").getextrema())
-    if not painted:
+    if "save" in path.stem:
         assert (server.base / "output" / "vl_embeddings" / "reference_00001.safetensors").is_file()
 
 
@@ -150,6 +151,24 @@ def test_every_node_of_ours_reports_what_it_did(path, finished):
     ours = {number for number, node in prompt.items() if node["class_type"].startswith("ZImageVL")}
     assert ours
     assert {number for number in ours if not history["outputs"].get(number, {}).get("text")} == set(), history
+
+
+def test_painting_over_starts_from_the_picture_and_keeps_more_of_it_the_less_is_painted_anew(
+    server, server_module, to_prompt
+):
+    prompt = server_module.quick(to_prompt(WORKFLOWS / "zimage_vl_img2img.json"))
+    by_type = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    distances = []
+    for denoise in (0.2, 0.9):
+        by_type["KSampler"]["denoise"] = denoise
+        outputs = server.run(prompt)["outputs"]
+        (saved,) = next(output["images"] for output in outputs.values() if output.get("images"))
+        with Image.open(server.base / "output" / saved["subfolder"] / saved["filename"]) as painted:
+            found = np.asarray(painted.convert("RGB").resize((16, 16), Image.Resampling.BOX), float)
+        with Image.open(server.base / "input" / by_type["LoadImage"]["image"]) as picture:
+            given = np.asarray(picture.convert("RGB").resize((16, 16), Image.Resampling.BOX), float)
+        distances.append(np.abs(found - given).mean())
+    assert distances[0] < 0.7 * distances[1]
 
 
 def test_the_open_pipeline_reads_one_prompt_with_both_encoders(to_prompt):

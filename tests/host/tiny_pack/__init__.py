@@ -22,7 +22,7 @@ spec.loader.exec_module(tiny)
 
 
 class TinyVAE:
-    """Decodes the first three latent channels as colours, eight times as large (sixteen times for FLUX.2's latents)."""
+    """The first three latent channels are the colours, eight times as large (sixteen times for FLUX.2's latents)."""
 
     def __init__(self, **_):
         self.patcher = SimpleNamespace()  # the loader notes on it how to load the file again
@@ -34,6 +34,10 @@ class TinyVAE:
         scale = 16 if latent.shape[1] == 128 else 8
         colours = torch.nn.functional.interpolate(latent[:, :3].float(), scale_factor=scale, mode="bilinear")
         return colours.movedim(1, -1).tanh().add(1).div(2)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        colours = torch.nn.functional.avg_pool2d(pixels[..., :3].movedim(-1, 1), 8) * 2 - 1
+        return torch.cat([colours, colours.new_zeros(len(colours), 13, *colours.shape[2:])], 1)
 
 
 @cache
