@@ -731,14 +731,20 @@ def words_of(entry: list) -> int | None:
     return None if mask is None else int((mask.reshape(-1, mask.shape[-1])[0] != 0).sum())
 
 
-def attend_words(entry: list) -> list:
-    """The entry, its attention mask brought up to date where tokens have taken the places of padding."""
+def attend_words(entry: list, words: int | None = None) -> list:
+    """The entry, its attention mask brought up to date where tokens have taken the places of padding.
+
+    Args:
+        words: how many tokens come before its padding, where that is known; else the layout says it.
+    """
     states, options = entry
     mask, layout = options.get("attention_mask"), options.get(LAYOUT_KEY)
-    if mask is None or layout is None or not layout.padding().any():
+    if words is None and layout is not None and layout.padding().any():
+        words = int((~layout.padding()).sum())
+    if mask is None or words is None:
         return entry
-    attended = (~layout.padding()).to(mask).expand(mask.shape)
-    return [states, {**options, "attention_mask": attended}]
+    attended = torch.arange(mask.shape[-1]) < words
+    return [states, {**options, "attention_mask": attended.to(mask).expand(mask.shape)}]
 
 
 def _words(row: list[tuple], family: Family) -> int:
