@@ -92,10 +92,11 @@ class ZImageVLAdapterFit(io.ComfyNode):
             return seen
 
         def read(text: str):
-            return host.encode_text(clip, text)[0][0][0]
+            return host.encode_words(clip, text)
 
         def tokenize(text: str):
-            return host.tokenize_text(clip, text)
+            layout = host.tokenize_text(clip, text)
+            return layout.select(~layout.padding())
 
         seen = look(examples[0].pixels(), PROBE)
         answers = path.with_name(f"{path.stem}_words.jsonl")

@@ -693,6 +693,16 @@ def encode_text(clip: Any, prompt: str) -> list[list]:
     return [[states, {**options, LAYOUT_KEY: layout} if layout else options] for states, options in entries]
 
 
+def encode_words(clip: Any, prompt: str) -> torch.Tensor:
+    """The states ``(L, D)`` of :func:`encode_text` without padding, which is not even read.
+
+    Raises:
+        ValueError: see :func:`check_text_clip`.
+    """
+    family = check_text_clip(clip, klein=True)
+    return _encode_many(clip, [prompt])[0] if family.padded_to else encode_text(clip, prompt)[0][0][0]
+
+
 def tokenize_text(clip: Any, prompt: str) -> TokenLayout:
     """What the tokens of :func:`encode_text` are, without running the encoder.
 

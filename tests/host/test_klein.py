@@ -244,18 +244,6 @@ def test_a_prompt_as_long_as_the_padding_is_described_too(run, klein, native, pi
             assert torch.equal(options["attention_mask"], whole[1]["attention_mask"])
 
 
-def test_a_picture_adapter_is_zimages_and_automatic_says_so(run, klein, native, picture, part, told):
-    adapter = object()  # never looked at
-    with pytest.raises(ValueError, match="mode: picture adapter is Z-Image's, got a text encoder of FLUX"):
-        run("Condition", klein, native, PROMPT, 1.0, "picture adapter", images={"image0": picture}, adapter=adapter)
-    found = part("vl_core.describe").Description("blue dusk", "blue dusk", 2, False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part("nodes.host"), "write_words", lambda *_, **__: found)
-        patch.setattr(part("nodes.host"), "fast_allowed", lambda: False)
-        output = run("Condition", klein, native, PROMPT, 1.0, "automatic", images={"image0": picture}, adapter=adapter)
-    assert "describe, because there is no adapter for FLUX.2 klein" in told(output)
-
-
 def test_each_layer_is_mixed_as_if_it_were_alone(run, klein, native, picture, part, core_text):
     mixed = run("Condition", klein, native, PROMPT, 0.3, images={"image0": picture}, mode="blend aligned")[0][0][0]
     stack = run("Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein", tokens="text")[0][0][0]
@@ -588,12 +576,6 @@ def test_a_delta_of_another_encoder_is_refused_with_the_one_to_load(run, tiny, k
     with pytest.raises(ValueError, match=r"encoder: expected one of width 4096, which FLUX.2 klein 9B reads as layers "
                        r"9, 18, 27.*got 64\. Load Qwen3-VL-8B"):
         run("Delta", native, PROMPT, wide, images={"image0": picture})
-
-
-def test_a_map_to_zimages_encoder_is_refused(run, klein, native, text_clip, picture, core_text):
-    space = run("MatchSpace", run("Encode", native, PROMPT, -2)[0], native, text_clip, "per_dimension")[1]
-    with pytest.raises(ValueError, match=r"space: Match Text Encoder fits one layer to Z-Image's.*Disconnect it"):
-        run("Delta", native, PROMPT, core_text(PROMPT, klein), images={"image0": picture}, space=space)
 
 
 # --- sweeps -----------------------------------------------------------------------------------------------------------
