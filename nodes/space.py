@@ -26,8 +26,8 @@ class ZImageVLMatchSpace(io.ComfyNode):
         return node_schema(
             node_id="ZImageVLMatchSpace",
             display_name="Match Text Encoder",
-            description="Bring Qwen3-VL's states to where Z-Image's text encoder has them, by one solve over prompts "
-            "that both read.",
+            description="Bring Qwen3-VL's states to where Z-Image's text encoder, or FLUX.2 klein's, has them, by one "
+            "solve over prompts that both read.",
             search_aliases=["space adapter", "align encoders", "procrustes", "qwen3-vl-8b", "qwen3-vl-2b"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="VL states, from Qwen3-VL Encode."),
