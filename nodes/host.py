@@ -736,9 +736,10 @@ def _layout_of_tokens(clip: Any, prompt: str, tokens: dict) -> TokenLayout | Non
 
 
 def words_of(entry: list) -> int | None:
-    """How many tokens of a text entry come before its padding, None if it has no attention mask."""
+    """How many tokens of a text entry come before its padding, None if it has no attention mask of its length."""
     mask = entry[1].get("attention_mask")
-    return None if mask is None else int((mask.reshape(-1, mask.shape[-1])[0] != 0).sum())
+    stale = mask is None or mask.shape[-1] != entry[0].shape[1]  # core nodes that join texts keep the first one's
+    return None if stale else int((mask.reshape(-1, mask.shape[-1])[0] != 0).sum())
 
 
 def attend_words(entry: list, words: int | None = None) -> list:

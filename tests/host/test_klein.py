@@ -679,6 +679,41 @@ def test_a_report_on_two_families_is_refused(run, klein, native, text_clip, core
         run("LayerReport", native, PROMPT, reference=run("Reference", text_clip)[0], text=core_text(PROMPT, klein))
 
 
+# --- inspect ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_layer_is_inspected_for_itself_without_padding(run, klein, stack, part, core_text, told):
+    references = run("Reference", klein)[0]
+    output = run("Inspect", stack, references)
+    assert len(output[0]) == 3 and "FLUX.2 klein pads them to 512" in output[1]
+    inspect, layout = part("vl_core.metrics").inspect, stack[0][1][LAYOUT]
+    for index, (layer, known) in enumerate(zip(LAYERS, references, strict=True)):
+        states = stack[0][0][0, :, index * WIDTH : (index + 1) * WIDTH]
+        alone = inspect(states, layout.with_layer(layer), known, family=part("vl_core.families").KLEIN_4B)
+        assert f"layer {layer}: {alone.describe()}" in output[1]
+    with torch.inference_mode():
+        text = part("nodes.host").encode_text(klein, PROMPT)
+    whole = run("Inspect", text)[1]
+    assert whole.count("18 tokens × 64") == 3 and "padding" not in whole
+
+
+def test_a_klein_text_is_measured_layer_by_layer_without_padding(run, klein, part, stack):
+    with torch.inference_mode():
+        text = part("nodes.host").encode_text(klein, PROMPT)
+    measured, words = run("Reference", text + text)[0], words_of(text[0][1][LAYOUT])
+    assert [one.layer for one in measured] == list(LAYERS)
+    for index, one in enumerate(measured):
+        states = text[0][0][0, words, index * WIDTH : (index + 1) * WIDTH].double()
+        assert one.ordinary.count + one.sinks.count == 2 * len(states)
+        torch.testing.assert_close(one.moments("include").mean, states.mean(0), rtol=1e-4, atol=1e-5)
+    assert run("Normalize", stack, {"mode": "rms"}, measured)[0][0][0].isfinite().all()
+
+
+def test_inspecting_with_statistics_of_zimage_is_refused(run, text_clip, stack):
+    with pytest.raises(ValueError, match=r"reference: expected statistics of layers 9, 18, 27"):
+        run("Inspect", stack, run("Reference", text_clip)[0])
+
+
 # --- painting ---------------------------------------------------------------------------------------------------------
 
 
