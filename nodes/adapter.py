@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vl_core import VLStates
-from ..vl_core.adapter import MAX_STRENGTH, AdapterSpec, PictureAdapter, PictureFeatures
+from ..vl_core.adapter import MAX_STRENGTH, AdapterInfo, AdapterSpec, PictureAdapter, PictureFeatures
 from ..vl_core.combine import parse_weights
 from ..vl_core.description import SLOTS, slot_request
 from ..vl_core.examples import (
@@ -22,7 +22,7 @@ from ..vl_core.examples import (
 )
 from . import host
 from .common import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
-from .conditioning import check_conditioning, layout_of, repack
+from .conditioning import Entry, check_conditioning, layout_of, repack
 
 CAPTIONS, DESCRIBED = "text files beside the pictures", "Qwen3-VL describes them"
 NO_FILE = "none"
@@ -36,12 +36,16 @@ class ZImageVLAdapterFit(io.ComfyNode):
         return node_schema(
             node_id="ZImageVLAdapterFit",
             display_name="Fit Picture Adapter",
-            description="Learn from a folder of pictures what a description of a picture would be to Z-Image, in one "
-            "solve.",
+            description="Learn from a folder of pictures what a description of a picture would be to Z-Image, or to "
+            "FLUX.2 klein, in one solve.",
             search_aliases=["train adapter", "ip adapter", "style adapter", "calibrate pictures"],
             is_output_node=True,
             inputs=[
-                io.Clip.Input("clip", tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2. Or FLUX.2 klein's: type "
+                    "flux2.",
+                ),
                 encoder_input("vision"),
                 io.String.Input(
                     "folder", default="adapter_pictures",
@@ -75,7 +79,7 @@ class ZImageVLAdapterFit(io.ComfyNode):
     def execute(
         cls, clip, vision, folder: str, captions: str = CAPTIONS, name: str = "adapter", image_tokens: int = 1024
     ) -> io.NodeOutput:
-        host.check_text_clip(clip)
+        family = host.check_text_clip(clip, klein=True)
         host.check_widths(clip, vision)
         path = host.adapter_path(name)
         examples = find_examples(host.input_folder(folder), captions == CAPTIONS)
@@ -83,15 +87,16 @@ class ZImageVLAdapterFit(io.ComfyNode):
 
         def look(picture, prompt: str):
             seen, _ = host.encode_vision(
-                vision, {"image": picture}, prompt, features.layers, budget=image_tokens, name="vision"
+                vision, {"image": picture}, prompt, features.layers, budget=image_tokens, name="vision", family=family
             )
             return seen
 
         def read(text: str):
-            return host.encode_text(clip, text)[0][0][0]
+            return host.encode_words(clip, text)
 
         def tokenize(text: str):
-            return host.tokenize_text(clip, text)
+            layout = host.tokenize_text(clip, text)
+            return layout.select(~layout.padding())
 
         seen = look(examples[0].pixels(), PROBE)
         answers = path.with_name(f"{path.stem}_words.jsonl")
@@ -106,7 +111,7 @@ class ZImageVLAdapterFit(io.ComfyNode):
         # Read beside no words at all: what is learnt does not hang on the prompts of the fit.
         spec = AdapterSpec(
             features, slots, seen.states.shape[-1], seen.num_layers, read(PROBE).shape[-1], vl_model=seen.model,
-            text_model=tokenize(PROBE).model, own_prompt=False, prompt="",
+            text_model=tokenize(PROBE).model, own_prompt=False, prompt="", family=family.group,
         )
         part = path.with_name(f"{path.stem}_{examples_key(examples, spec, ())}.part")
         adapter, resumed = fit_examples(
@@ -132,7 +137,9 @@ class ZImageVLAdapterApply(io.ComfyNode):
                 pictures_input(),
                 prompt_input(),
                 io.Conditioning.Input(
-                    "text", tooltip="Z-Image's own encoding of the same prompt, from CLIP Text Encode; it is added to."
+                    "text",
+                    tooltip="Z-Image's own encoding of the same prompt, from CLIP Text Encode; it is added to. Or "
+                    "FLUX.2 klein's, with an adapter fitted for it.",
                 ),
                 io.Float.Input(
                     "strength", default=1.0, min=-MAX_STRENGTH, max=MAX_STRENGTH, step=0.05,
@@ -180,14 +187,16 @@ class ZImageVLAdapterApply(io.ComfyNode):
             reason = "strength 0" if pictures else "no picture connected"
             return io.NodeOutput(text, ui=report(f"Words only: {reason}."))
         adapter = adapter or load_adapter(file)
+        for entry in text:  # before the pictures are read
+            adapter.spec.check_text(entry[0], layout_of(entry))
         shares = parse_weights(weights, len(pictures)) if weights.strip() else None
         seen, notes = read_for(adapter, encoder, pictures, prompt, image_tokens)
         entries, lines = [], [adapter.describe(), *notes]
         for entry in text:
-            states, layout, info = adapter.apply(
-                entry[0], layout_of(entry), seen, strength, weights=shares, slots=_parse_slots(slots), combine=combine
+            mixed, info = apply_to(
+                entry, adapter, seen, strength, weights=shares, slots=_parse_slots(slots), combine=combine
             )
-            entries.append(repack(entry, states, layout))
+            entries.append(mixed)
             lines.append(info.describe())
             if not info.familiar:
                 lines.append("The adapter has not seen pictures like this: Describe Picture with Qwen3-VL needs none.")
@@ -214,14 +223,24 @@ def read_for(
 ) -> tuple[list[VLStates], list[str]]:
     """Each picture read alone, beside the prompt or beside the adapter's own, as it was fitted; and remarks."""
     beside = prompt if adapter.spec.own_prompt else adapter.spec.prompt
+    family = host.pick_family(adapter.spec.family, encoder)
     seen, lines = [], []
     for picture in pictures:
         states, notes = host.encode_vision(
-            encoder, {"image": picture}, beside, adapter.spec.features.layers, budget=budget, name=name
+            encoder, {"image": picture}, beside, adapter.spec.features.layers, budget=budget, name=name, family=family
         )
         seen.append(states)
         lines += notes
     return seen, lines
+
+
+def apply_to(
+    entry: Entry, adapter: PictureAdapter, seen: list[VLStates], strength: float, **options
+) -> tuple[Entry, AdapterInfo]:
+    """A text entry with the description's states in it, and what was added; ``options`` go to the adapter."""
+    words = host.words_of(entry)
+    states, layout, info = adapter.apply(entry[0], layout_of(entry), seen, strength, words=words, **options)
+    return host.attend_words(repack(entry, states, layout), words and words + info.tokens), info
 
 
 def load_adapter(file: str, name: str = "file") -> PictureAdapter:

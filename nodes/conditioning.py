@@ -111,7 +111,8 @@ def take_padding(entry: Entry, family: Family) -> tuple[Entry, Padding | None]:
 
 def put_padding(entry: Entry, states: Tensor, layout: TokenLayout | None, padding: Padding | None) -> Entry:
     """A new entry with other states and the padding behind them again; ``entry`` is the one that had it."""
-    return host.attend_words(repack(entry, *restore_padding(states, layout, padding)))
+    changed = repack(entry, *restore_padding(states, layout, padding))
+    return host.attend_words(changed, states.shape[1]) if padding else changed
 
 
 def describe_layers(infos: list, family: Family) -> str:

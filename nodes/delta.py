@@ -14,7 +14,7 @@ from ..vl_core.pictures import split_batch
 from ..vl_core.space_adapter import SpaceAdapter
 from . import host
 from .common import Space, budget_input, encoder_input, layer_input, node_schema, pictures_input, prompt_input, report
-from .conditioning import Entry, check_conditioning, layout_of, repack
+from .conditioning import Entry, check_conditioning, describe_layers, layout_of, repack
 
 
 class ZImageVLDelta(io.ComfyNode):
@@ -56,7 +56,7 @@ class ZImageVLDelta(io.ComfyNode):
                 budget_input(),
                 Space.Input(
                     "space", optional=True,
-                    tooltip="Brings both readings to where Z-Image's text encoder has them before they are compared. "
+                    tooltip="Brings both readings to where the text encoder has them before they are compared. "
                     "From Match Text Encoder, fitted on the same layer; needed with a Qwen3-VL of another width.",
                 ),
             ],
@@ -67,24 +67,28 @@ class ZImageVLDelta(io.ComfyNode):
     def execute(
         cls, encoder, prompt: str, text, weight: float = 1.0, layer: int = -2, baseline: str = "muted",
         remove_prompt_direction: bool = False, rank: int = 0, image_tokens: int = 1024, images: dict | None = None,
-        space: SpaceAdapter | None = None,
+        space: SpaceAdapter | tuple[SpaceAdapter, ...] | None = None,
     ) -> io.NodeOutput:
         check_conditioning(text, "text")
         given = {name: image for name, image in (images or {}).items() if image is not None}
         if not given or weight == 0:
             reason = "weight 0" if given else "no picture connected"
             return io.NodeOutput(text, ui=report(f"Words only: {reason}."))
-        family = _family(text, encoder)
+        spaces = space if isinstance(space, tuple) else (space,)
+        family = _family(text, encoder, spaces)
         layers = list(family.layers) if family.stacked else [layer]
         if space is not None:
-            _check_space(space, family, layer)
+            _check_spaces(spaces, family, layers)
         options = {"budget": image_tokens, "family": family}
         seen, notes = host.encode_vision(encoder, given, prompt, layers, **options)
         blind = _without(encoder, given, prompt, layers, baseline, options)
         read_at = f"{family.describe_layers()} in place of layer {layer}" if family.stacked else f"layer {layer}"
         lines = [*notes, f"{seen.layout.describe()}; {read_at}; baseline {baseline}"]
-        lines += [space.describe()] if space else []
-        plus, zero = ([_brought(side, one, space) for one in layers] for side in (seen, blind))
+        lines += [describe_layers(spaces, family)] if space else []
+        spaces = spaces if space else (None,) * len(layers)
+        plus, zero = (
+            [_brought(side, one, to) for one, to in zip(layers, spaces, strict=True)] for side in (seen, blind)
+        )
 
         def act(states: Tensor, layout: TokenLayout | None, index: int) -> tuple[Tensor, TokenLayout | None, str]:
             moved, info = image_delta(
@@ -102,37 +106,48 @@ class ZImageVLDelta(io.ComfyNode):
         return io.NodeOutput(entries, ui=report(lines))
 
 
-def _family(text: list[Entry], encoder: Any) -> Family:
-    """Whose text it is: klein's is as wide as three of the encoder's states.
+def _family(text: list[Entry], encoder: Any, spaces: tuple[SpaceAdapter | None, ...]) -> Family:
+    """Whose text it is: klein's is as wide as three of the encoder's states, or as three that they are mapped to.
 
     Raises:
-        ValueError: for klein's text and an encoder of another width.
+        ValueError: for klein's text and an encoder, or a map, of another width.
     """
     width, layout = text[0][0].shape[-1], layout_of(text[0])
     stacked = host.pick_family(KLEIN_4B.group, encoder)
-    if width == stacked.width:
+    mapped = sum(space.widths[1] for space in spaces) if len(spaces) > 1 else 0
+    if width == (mapped or stacked.width):
         return stacked
     named = find_family(width, layout)
+    if named is not None and named.stacked and mapped:
+        raise ValueError(
+            f"space: expected one to the text's width {width} ({named.name}), got one to {mapped}. Give Match Text "
+            "Encoder the text's own encoder as clip."
+        )
     if named is not None and named.stacked:
         raise ValueError(
             f"encoder: expected one of width {named.hidden}, which {named.name} reads as {named.describe_layers()}, "
-            f"got {stacked.hidden}. Load {named.vision_encoder}."
+            f"got {stacked.hidden}. Load {named.vision_encoder}, or connect a space that Match Text Encoder fitted "
+            "between this encoder and the text's."
         )
     return host.pick_family(ZIMAGE.group, encoder)
 
 
-def _check_space(space: SpaceAdapter, family: Family, layer: int) -> None:
-    """Refuse an adapter that was fitted for something else than what is read here."""
-    if family.stacked:
+def _check_spaces(spaces: tuple[SpaceAdapter, ...], family: Family, layers: list[int]) -> None:
+    """Refuse adapters that were fitted for something else than what is read here."""
+    fitted = [space.layers[0] for space in spaces]
+    if len(spaces) != len(layers):
         raise ValueError(
-            f"space: Match Text Encoder fits one layer to Z-Image's, got a text of {family.name}, which reads "
-            f"{family.describe_layers()}. Disconnect it."
+            f"space: expected one fitted for {family.group}, whose text this is, on "
+            f"{family.describe_layers() if family.stacked else f'layer {layers[0]}'}, got one fitted on layer"
+            f"{'s' if len(spaces) > 1 else ''} {', '.join(map(str, fitted))}. Choose family = {family.group} on "
+            "Qwen3-VL Encode, and the text's own encoder as clip, before Match Text Encoder."
         )
-    if space.layers[0] not in (None, layer):
-        raise ValueError(
-            f"space: expected one fitted on layer {layer}, which is read here, got layer {space.layers[0]}. Choose the "
-            "same layer here and on Qwen3-VL Encode before Match Text Encoder."
-        )
+    for layer, one in zip(layers, fitted, strict=True):
+        if one not in (None, layer):
+            raise ValueError(
+                f"space: expected one fitted on layer {layer}, which is read here, got layer {one}. Choose the same "
+                "layer here and on Qwen3-VL Encode before Match Text Encoder."
+            )
 
 
 def _brought(seen: VLStates, layer: int, space: SpaceAdapter | None) -> Tensor:

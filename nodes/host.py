@@ -693,6 +693,16 @@ def encode_text(clip: Any, prompt: str) -> list[list]:
     return [[states, {**options, LAYOUT_KEY: layout} if layout else options] for states, options in entries]
 
 
+def encode_words(clip: Any, prompt: str) -> torch.Tensor:
+    """The states ``(L, D)`` of :func:`encode_text` without padding, which is not even read.
+
+    Raises:
+        ValueError: see :func:`check_text_clip`.
+    """
+    family = check_text_clip(clip, klein=True)
+    return _encode_many(clip, [prompt])[0] if family.padded_to else encode_text(clip, prompt)[0][0][0]
+
+
 def tokenize_text(clip: Any, prompt: str) -> TokenLayout:
     """What the tokens of :func:`encode_text` are, without running the encoder.
 
@@ -726,19 +736,26 @@ def _layout_of_tokens(clip: Any, prompt: str, tokens: dict) -> TokenLayout | Non
 
 
 def words_of(entry: list) -> int | None:
-    """How many tokens of a text entry come before its padding, None if it has no attention mask."""
+    """How many tokens of a text entry come before its padding, None if it has no attention mask of its length."""
     mask = entry[1].get("attention_mask")
-    return None if mask is None else int((mask.reshape(-1, mask.shape[-1])[0] != 0).sum())
+    stale = mask is None or mask.shape[-1] != entry[0].shape[1]  # core nodes that join texts keep the first one's
+    return None if stale else int((mask.reshape(-1, mask.shape[-1])[0] != 0).sum())
 
 
-def attend_words(entry: list) -> list:
-    """The entry, its attention mask brought up to date where tokens have taken the places of padding."""
+def attend_words(entry: list, words: int | None = None) -> list:
+    """The entry, its attention mask brought up to date where tokens have taken the places of padding.
+
+    Args:
+        words: how many tokens come before its padding, where that is known; else the layout says it.
+    """
     states, options = entry
     mask, layout = options.get("attention_mask"), options.get(LAYOUT_KEY)
-    if mask is None or layout is None or not layout.padding().any():
+    if words is None and layout is not None and layout.padding().any():
+        words = int((~layout.padding()).sum())
+    if mask is None or words is None:
         return entry
-    attended = (~layout.padding()).to(mask).expand(mask.shape)
-    return [states, {**options, "attention_mask": attended}]
+    attended = torch.arange(mask.shape[-1]) < words
+    return [states, {**options, "attention_mask": attended.to(mask).expand(mask.shape)}]
 
 
 def _words(row: list[tuple], family: Family) -> int:

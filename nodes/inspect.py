@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from comfy_api.latest import io, ui
 
-from ..vl_core.metrics import inspect
+from ..vl_core import TokenLayout
+from ..vl_core.families import ZIMAGE, find_family, split_layers, split_padding
+from ..vl_core.metrics import Inspection, inspect
 from ..vl_core.plots import THEMES, inspection_figure, stack_figures
 from ..vl_core.states import LAYOUT_KEY
+from . import host
 from .common import Reference, node_schema
-from .conditioning import check_one_layer
+from .conditioning import Entry, check_one_layer, references_of
 
 
 class ZImageVLInspect(io.ComfyNode):
@@ -47,7 +53,6 @@ class ZImageVLInspect(io.ComfyNode):
     def execute(
         cls, conditioning, reference=None, threshold: float = 10.0, plots: str = "overview", theme: str = "light"
     ) -> io.NodeOutput:
-        check_one_layer(reference)
         if not conditioning:
             raise ValueError("conditioning: expected at least one entry, got an empty CONDITIONING.")
         figures, lines = [], []
@@ -56,12 +61,28 @@ class ZImageVLInspect(io.ComfyNode):
             if layout is not None and len(layout) != entry[0].shape[1]:
                 lines.append(f"Its layout describes {len(layout)} tokens; a node changed them, so roles are unknown.")
                 layout = None
-            for states in entry[0]:
-                found = inspect(states, layout, reference, threshold)
-                title = f"entry {index}" if len(conditioning) > 1 else ""
+            for layer, found in _inspected(entry, layout, reference, threshold):
+                title = ", ".join(filter(None, [f"entry {index}" if len(conditioning) > 1 else "", layer]))
                 figures.append(inspection_figure(found, title, plots=plots, theme=theme))
-                lines.append(found.describe())
+                lines.append(f"{layer}: {found.describe()}" if layer else found.describe())
         pictures = torch.from_numpy(stack_figures(figures)).float() / 255
         text = "\n\n".join(lines)
         shown = {**ui.PreviewImage(pictures, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
         return io.NodeOutput(pictures, text, ui=shown)
+
+
+def _inspected(
+    entry: Entry, layout: TokenLayout | None, reference: Any, threshold: float
+) -> Iterator[tuple[str, Inspection]]:
+    """Every sequence of an entry; of a family that reads several layers each layer with its name, padding left out."""
+    family = find_family(entry[0].shape[-1], layout) or ZIMAGE
+    if not family.stacked:
+        check_one_layer(reference)
+        yield from (("", inspect(states, layout, reference, threshold)) for states in entry[0])
+        return
+    references = references_of(reference, family)
+    words, layout, _ = split_padding(entry[0], layout, host.words_of(entry))
+    for stack in words:
+        for layer, states, known in zip(family.layers, split_layers(stack, family), references, strict=True):
+            own = layout and layout.with_layer(layer)
+            yield f"layer {layer}", inspect(states, own, known, threshold, family)

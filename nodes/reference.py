@@ -5,9 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import ReferenceStatistics
+from ..vl_core.families import split_layers
 from . import host
 from .common import Reference, node_schema, report
-from .conditioning import check_conditioning, layout_of
+from .conditioning import check_conditioning, entry_family, layout_of, take_padding
 
 
 class ZImageVLReference(io.ComfyNode):
@@ -35,14 +36,19 @@ class ZImageVLReference(io.ComfyNode):
             reference = measured[0] if len(measured) == 1 else tuple(measured)
             return io.NodeOutput(reference, ui=report(*(one.describe() for one in measured), origin))
         check_conditioning(source, "source")
-        reference, warning = None, ""
+        family, warning = entry_family(source[0]), ""
+        measured: list[ReferenceStatistics] = []
         for entry in source:
             layout = layout_of(entry)
             if layout and layout.source != "text":
-                warning = f"States from {layout.source}, not Z-Image's own: no target to normalize to."
-            for states in entry[0]:
-                part = ReferenceStatistics.of(states, "conditioning", layout.layer if layout else None)
-                reference = part if reference is None else reference.merge(part)
-        few = "" if reference.ordinary.count >= 100 else "Few tokens: the spread per dimension is a rough guess."
+                warning = f"States from {layout.source}, not {family.group}'s own: no target to normalize to."
+            layers = family.layers if family.stacked else (layout.layer if layout else None,)
+            words, _ = take_padding(entry, family)
+            for states in words[0]:
+                parts = zip(split_layers(states, family), layers, strict=True)
+                found = [ReferenceStatistics.of(part, "conditioning", layer) for part, layer in parts]
+                measured = [one.merge(part) for one, part in zip(measured, found, strict=True)] if measured else found
+        few = "" if measured[0].ordinary.count >= 100 else "Few tokens: the spread per dimension is a rough guess."
+        reference = tuple(measured) if family.stacked else measured[0]
         origin = "from the connected conditioning"
-        return io.NodeOutput(reference, ui=report(reference.describe(), origin, few, warning))
+        return io.NodeOutput(reference, ui=report(*(one.describe() for one in measured), origin, few, warning))

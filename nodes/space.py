@@ -1,4 +1,4 @@
-"""Map Qwen3-VL's states onto Z-Image's text encoder, by a fit on prompts that both have read."""
+"""Map Qwen3-VL's states onto the image model's text encoder, by a fit on prompts that both have read."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import weakref
 from typing import Any, get_args
 
 from comfy_api.latest import io
+from torch import Tensor
 
-from ..vl_core.space_adapter import SpaceAdapter, SpaceMethod, fit_space_adapter
+from ..vl_core.families import Family, by_layer, split_layers
+from ..vl_core.space_adapter import SpaceAdapter, SpaceMethod, fit_space_adapters
 from ..vl_core.statistics import ENCODER_LAYER, calibration_prompts
 from . import host
 from .common import Space, encoder_input, node_schema, report
-from .conditioning import check_conditioning, repack, require_layout
+from .conditioning import Entry, check_conditioning, describe_layers, entry_family, layout_of, repack, require_layout
 
 LEAST = 10  # prompts
 
-_fitted: weakref.WeakKeyDictionary[Any, dict[tuple, SpaceAdapter]] = weakref.WeakKeyDictionary()
+_fitted: weakref.WeakKeyDictionary[Any, dict[tuple, tuple[SpaceAdapter, ...]]] = weakref.WeakKeyDictionary()
 
 
 class ZImageVLMatchSpace(io.ComfyNode):
@@ -24,13 +26,17 @@ class ZImageVLMatchSpace(io.ComfyNode):
         return node_schema(
             node_id="ZImageVLMatchSpace",
             display_name="Match Text Encoder",
-            description="Bring Qwen3-VL's states to where Z-Image's text encoder has them, by one solve over prompts "
-            "that both read.",
+            description="Bring Qwen3-VL's states to where Z-Image's text encoder, or FLUX.2 klein's, has them, by one "
+            "solve over prompts that both read.",
             search_aliases=["space adapter", "align encoders", "procrustes", "qwen3-vl-8b", "qwen3-vl-2b"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="VL states, from Qwen3-VL Encode."),
                 encoder_input(),
-                io.Clip.Input("clip", tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2."),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2. Or FLUX.2 klein's: type "
+                    "flux2.",
+                ),
                 io.Combo.Input(
                     "method", options=list(get_args(SpaceMethod)), default="ridge",
                     tooltip="ridge: a full linear map, held in check by what it does on held-out prompts. "
@@ -58,38 +64,67 @@ class ZImageVLMatchSpace(io.ComfyNode):
     @classmethod
     def execute(cls, conditioning, encoder, clip, method: str = "ridge", prompts: str = "") -> io.NodeOutput:
         check_conditioning(conditioning)
-        host.check_text_clip(clip)
+        family = host.check_text_clip(clip, klein=True)
         texts = _prompts(prompts)
-        entries, lines, adapters = [], [], []
+        entries, lines, spaces = [], [], []
         for entry in conditioning:
-            layout = require_layout(entry, "Match Text Encoder")
-            if layout.layer is None:
-                raise ValueError(
-                    "conditioning: expected states of one layer, as Qwen3-VL Encode gives them, got a mixture. Put "
-                    "this node right after Qwen3-VL Encode, and choose one layer there."
-                )
-            adapter, origin = _fit(encoder, clip, layout.layer, method, texts)
-            adapters.append(adapter)
-            entries.append(repack(entry, adapter.apply(entry[0]), layout))
-            lines += [adapter.describe(), origin]
-        return io.NodeOutput(entries, adapters[0], ui=report(lines))
+            layers = _layers_of(entry, family)
+            space, origin = _fit(encoder, clip, family, layers, method, texts)
+            mapped, _ = by_layer(entry[0], family, lambda part, index, space=space: (space[index].apply(part), None))
+            spaces.append(space)
+            entries.append(repack(entry, mapped, layout_of(entry)))
+            lines += [describe_layers(space, family), origin]
+        return io.NodeOutput(entries, spaces[0] if family.stacked else spaces[0][0], ui=report(lines))
 
 
-def _fit(encoder: Any, clip: Any, layer: int, method: str, texts: tuple[str, ...]) -> tuple[SpaceAdapter, str]:
-    """The adapter of these two encoders; fitted once for as long as the encoder is loaded."""
-    key = host.clip_identity(clip), layer, method, texts
+def _layers_of(entry: Entry, family: Family) -> tuple[int, ...]:
+    """The layers of Qwen3-VL that an entry's states are of: those that the text encoder's family reads, or any one.
+
+    Raises:
+        ValueError: for a mixture, states of another family, or a text with its padding.
+    """
+    layout = require_layout(entry, "Match Text Encoder")
+    theirs = entry_family(entry)
+    if theirs.stacked != family.stacked:
+        raise ValueError(
+            f"conditioning: expected states for {family.group}, which clip is the text encoder of, got width "
+            f"{entry[0].shape[-1]} ({theirs.describe_layers()}). Choose family = {family.group} on Qwen3-VL Encode."
+        )
+    if layout.padding().any():
+        raise ValueError(
+            f"conditioning: expected VL states, from Qwen3-VL Encode, got {layout.describe()}: padding is no word that "
+            "both encoders read. Put this node right after Qwen3-VL Encode."
+        )
+    if family.stacked:
+        return family.layers
+    if layout.layer is None:
+        raise ValueError(
+            "conditioning: expected states of one layer, as Qwen3-VL Encode gives them, got a mixture. Put "
+            "this node right after Qwen3-VL Encode, and choose one layer there."
+        )
+    return (layout.layer,)
+
+
+def _fit(
+    encoder: Any, clip: Any, family: Family, layers: tuple[int, ...], method: str, texts: tuple[str, ...]
+) -> tuple[tuple[SpaceAdapter, ...], str]:
+    """The adapters of these two encoders, one a layer; fitted once for as long as the encoder is loaded."""
+    key = host.clip_identity(clip), family.group, layers, method, texts
     kept = _fitted.setdefault(encoder, {})
     if key in kept:
         return kept[key], "fitted before"
+    template = host.pick_family(family.group, encoder)
 
-    def source(text: str):
-        return host.encode_vision(encoder, {}, text, [layer])[0].at(layer)[0]
+    def source(text: str) -> list[Tensor]:
+        seen, _ = host.encode_vision(encoder, {}, text, layers, family=template)
+        return [seen.at(layer)[0] for layer in layers]
 
-    def target(text: str):
-        return host.encode_text(clip, text)[0][0][0]
+    def target(text: str) -> tuple[Tensor, ...]:
+        return split_layers(host.encode_words(clip, text), family)
 
-    kept[key] = fit_space_adapter(
-        list(texts), source, target, method, progress=host.progress_bar(len(texts)), layers=(layer, ENCODER_LAYER),
+    kept[key] = fit_space_adapters(
+        list(texts), source, target, method, progress=host.progress_bar(len(texts)),
+        layers=[(layer, layer if family.stacked else ENCODER_LAYER) for layer in layers],
     )
     return kept[key], f"fitted on {len(texts)} prompts"
 

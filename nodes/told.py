@@ -17,7 +17,7 @@ from ..vl_core.description import bring_in
 from ..vl_core.families import Family, by_layer, split_layers
 from ..vl_core.recipes import MODES, check_recipe
 from . import host
-from .adapter import read_for
+from .adapter import apply_to, read_for
 from .conditioning import Entry, layout_of, repack
 from .references import COVERED, Reference
 
@@ -62,14 +62,18 @@ def choose(
         ValueError: for what the mode cannot do, with what can.
     """
     lines: list[str] = []
-    if mode == ADAPTER or (mode == AUTOMATIC and adapter is not None and not family.stacked):
+    other = "" if adapter is None or adapter.spec.family == family.group else adapter.spec.family
+    if mode == ADAPTER or (mode == AUTOMATIC and adapter is not None and not other):
         if adapter is None:
             raise ValueError(
                 "adapter: picture adapter needs one, got none. Connect Fit Picture Adapter, choose an adapter_file, or "
                 "choose mode describe."
             )
-        if family.stacked:
-            raise ValueError(f"mode: {ADAPTER} is Z-Image's, got a text encoder of {family.name}. Choose describe.")
+        if other:
+            raise ValueError(
+                f"adapter: expected one fitted for {family.group}, which clip is the text encoder of, got one for "
+                f"{other}. Fit one with this clip, or choose mode describe."
+            )
         mix, familiar, lines = _adapted(vision, given, prompt, strength, adapter, mask_use, budget)
         if familiar or mode == ADAPTER:
             way = f"{AUTOMATIC}: {ADAPTER}, which knows pictures like this" if mode == AUTOMATIC else ADAPTER
@@ -78,7 +82,7 @@ def choose(
             return mix, [way, *lines]
         lines = [*lines, f"{AUTOMATIC}: {DESCRIBE}, because the adapter has not seen pictures like this"]
     elif mode == AUTOMATIC:
-        why = "no adapter is connected" if adapter is None else f"there is no adapter for {family.name}"
+        why = "no adapter is connected" if adapter is None else f"the adapter is for {other}, not for {family.group}"
         lines.append(f"{AUTOMATIC}: {DESCRIBE}, because {why}")
     mix, more = _described(clip, vision, given, prompt, strength, family, mask_use, budget)
     return mix, [*lines, *more]
@@ -133,8 +137,8 @@ def _adapted(
     familiar = all(each is None or each.familiar for each in known)
 
     def mix(entry: Entry) -> tuple[Entry, str]:
-        states, layout, info = adapter.apply(entry[0], layout_of(entry), seen, strength, weights=weights)
-        return repack(entry, states, layout), info.describe()
+        mixed, info = apply_to(entry, adapter, seen, strength, weights=weights)
+        return mixed, info.describe()
 
     return mix, familiar, lines
 

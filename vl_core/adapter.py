@@ -3,7 +3,8 @@
 Z-Image's text encoder has states at the tokens of a description appended to the prompt, and at the template tail after
 it. A ridge map, fitted on (picture, description) pairs in closed form, predicts both from the VL's states of (picture,
 prompt). Applied to a new picture it gives description states that no words were written for, in place before the
-template tail. Words and tail are predicted together: Z-Image reads much of the look from the tail.
+template tail. Words and tail are predicted together: Z-Image reads much of the look from the tail. For a family that
+reads several layers side by side (:mod:`~.families`) one map predicts all of them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .blend import aligned_positions, tail_position
+from .blend import aligned_positions, template_tail
 from .description import Slot, check_slots, lead_in, slot_targets, spread
 from .familiarity import Familiarity, FamiliarSpan, Sample
+from .families import (
+    ZIMAGE,
+    Family,
+    by_layer,
+    family_of,
+    find_family,
+    restore_padding,
+    split_layers,
+    split_padding,
+    tail_length,
+)
 from .layout import TAIL_TOKENS, TokenLayout, TokenRole, concatenate_layouts
 from .outliers import as_batch, check_choice, check_embeddings, to_dtype
 from .resample import resample_tokens
@@ -44,7 +56,8 @@ class PictureFeatures:
 
     Attributes:
         pool: "mean" of the picture's tokens; "gridN" for their means over N × N fields; "none".
-        tail: how many of the template's last 5 tokens, which have read picture and prompt.
+        tail: how many of the template's 5 tokens after the words, which have read picture and prompt. A think block
+            behind them is left out: with one or without, the states before it are the same.
         layers: Hugging Face ``hidden_states`` indices from the end; each gives all of the above.
         sinks: "exclude" keeps attention sinks out of the means.
     """
@@ -95,19 +108,20 @@ class PictureFeatures:
                 f"seen: a mask has cut the picture, so what is where in it is lost, but pool is {self.pool}. Use pool "
                 "mean, or no mask."
             )
-        tail = layout.roles[-TAIL_TOKENS:]
-        if len(tail) < TAIL_TOKENS or (tail != TokenRole.TEMPLATE).any():
+        length = tail_length(layout)
+        if length < TAIL_TOKENS or (layout.roles[-length:] != TokenRole.TEMPLATE).any():
             raise ValueError(
                 f"seen: expected a sequence that ends with the template's {TAIL_TOKENS} tail tokens, got "
                 f"{layout.describe()}. Give the whole sequence."
             )
+        stop = len(layout) - length + TAIL_TOKENS
         pooled, ends = [], []
         for layer in self.layers:
             states = seen.at(layer)[0].float()
             if self.fields:
                 pooled.append(self._pooled(states, layout))
             if self.tail:
-                ends.append(states[-self.tail :])
+                ends.append(states[stop - self.tail : stop])
         found = torch.cat([*pooled, *ends]).flatten()
         if not found.isfinite().all():
             raise ValueError("seen: expected finite states, got NaN or infinity; the encoder overflowed.")
@@ -136,9 +150,11 @@ class AdapterSpec:
 
     Attributes:
         features, slots: input and output.
-        vl_width, vl_blocks, vl_model: of the VL encoder. ``text_width``, ``text_layer``, ``text_model``: of Z-Image's.
+        vl_width, vl_blocks, vl_model: of the VL encoder. ``text_width``, ``text_layer``, ``text_model``: of Z-Image's;
+            of a family that reads several layers, the width of all together, and no layer.
         tail: "change": what the description changes at the prompt's own tail is predicted; "state": the tail itself.
         own_prompt: the VL reads the user's prompt with the picture; else always ``prompt``.
+        family: the group of :mod:`~.families` that the text encoder is of; the VL reads in its template.
     """
 
     features: PictureFeatures
@@ -146,15 +162,24 @@ class AdapterSpec:
     vl_width: int
     vl_blocks: int
     text_width: int
-    text_layer: int = ENCODER_LAYER
+    text_layer: int | None = ENCODER_LAYER
     vl_model: str = ""
     text_model: str = ""
     tail: TailTarget = "change"
     own_prompt: bool = True
     prompt: str = ""
+    family: str = ZIMAGE.group
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slots", check_slots(self.slots))
+        family = self.text_family
+        if self.text_width != family.width:
+            raise ValueError(
+                f"text_width: expected {len(family.layers)} equal parts ({family.describe_layers()} of {self.family}), "
+                f"got {self.text_width}."
+            )
+        if family.stacked:
+            object.__setattr__(self, "text_layer", None)
         check_choice("tail", self.tail, TailTarget)
         for layer in self.features.layers:
             resolve_layer(layer, self.vl_blocks)
@@ -169,13 +194,25 @@ class AdapterSpec:
         return sum(slot.tokens for slot in self.slots)
 
     @property
+    def text_family(self) -> Family:
+        """Whose text states are predicted."""
+        layers = len(family_of(self.family, self.text_width).layers)  # as many for every size of encoder
+        return family_of(self.family, self.text_width // layers)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are predicted: of all slots, and the template's tail after them."""
+        return self.words + self.text_family.tail_tokens
+
+    @property
     def targets(self) -> int:
-        return (self.words + TAIL_TOKENS) * self.text_width
+        return self.tokens * self.text_width
 
     def groups(self) -> dict[str, slice]:
         """Where each slot is among the targets, and the tail."""
         found, start = {}, 0
-        for name, tokens in (*((slot.name, slot.tokens) for slot in self.slots), ("tail", TAIL_TOKENS)):
+        parts = [(slot.name, slot.tokens) for slot in self.slots]
+        for name, tokens in (*parts, ("tail", self.text_family.tail_tokens)):
             found[name] = slice(start * self.text_width, (start + tokens) * self.text_width)
             start += tokens
         return found
@@ -192,13 +229,30 @@ class AdapterSpec:
 
     def check_text(self, states: Tensor, layout: TokenLayout | None) -> None:
         """Raise ValueError unless the text states are what the adapter predicts."""
+        family, got = self.text_family, find_family(states.shape[-1], layout)
+        predicts = f"the adapter predicts {family.describe_layers()} of {self.text_model or 'an encoder'}"
+        mend = "Use the text encoder of the fit, or fit an adapter for this one."
         if states.shape[-1] != self.text_width:
+            of = f" ({got.name}, {got.describe_layers()})" if got else ""
             raise ValueError(
-                f"text: the adapter predicts states of {self.text_model or 'an encoder'} of width {self.text_width}, "
-                f"got width {states.shape[-1]}. Use the text encoder of the fit, or fit an adapter for this one."
+                f"text: {predicts} for {self.family}, width {self.text_width}, got width {states.shape[-1]}{of}. {mend}"
             )
-        if layout is not None and layout.layer not in (None, self.text_layer):
-            raise ValueError(f"text: the adapter predicts states of layer {self.text_layer}, got layer {layout.layer}.")
+        if layout is None:
+            return
+        if layout.layer not in (None, self.text_layer):
+            raise ValueError(f"text: {predicts} for {self.family}, got layer {layout.layer}. {mend}")
+        self.tail_of(layout)
+
+    def tail_of(self, layout: TokenLayout) -> tuple[int, int]:
+        """Where a text's template tail begins and ends; ValueError for a text of another template."""
+        family = self.text_family
+        try:
+            return template_tail(layout, (family.tail_tokens,))
+        except ValueError as error:
+            raise ValueError(
+                f"text: expected a whole text of {self.family}, which ends with {family.tail_tokens} template tokens, "
+                f"got {layout.describe()}. Use the text encoder of the fit, or fit an adapter for this one."
+            ) from error
 
     def header(self) -> dict[str, Any]:
         return asdict(self)
@@ -215,11 +269,12 @@ class PictureAdapterFit:
     """An adapter that is still being fitted: pairs go in one by one, none is kept once there are many.
 
     Memory does not grow with the pairs; parts that were fed elsewhere merge into the same result; a saved part goes on
-    where it was (:mod:`~.ridge`).
+    where it was (:mod:`~.ridge`, whose ``budget`` it is, for each layer that the text encoder's family reads).
     """
 
-    def __init__(self, spec: AdapterSpec, *, folds: int = FOLDS, budget: int = BUDGET) -> None:
+    def __init__(self, spec: AdapterSpec, *, folds: int = FOLDS, budget: int | None = None) -> None:
         self.spec = spec
+        budget = budget or BUDGET * len(spec.text_family.layers)
         self.equations = NormalEquations(spec.inputs, spec.targets, folds=folds, budget=budget)
         self.sample = Sample()
 
@@ -232,7 +287,7 @@ class PictureAdapterFit:
 
         Args:
             features: what :meth:`PictureFeatures.of` gave, ``(inputs,)``.
-            target: what :func:`~.description.slot_targets` gave, ``(slot tokens + 5, D)``; with ``own_tail`` if the
+            target: what :func:`~.description.slot_targets` gave, ``(spec.tokens, D)``; with ``own_tail`` if the
                 spec's tail is "change", without if it is "state".
             weight: counts as so many pairs: more than 1 for looks that are rare in the fit.
             fold: see :meth:`~.ridge.NormalEquations.add`: the same for all pairs of one picture.
@@ -240,7 +295,7 @@ class PictureAdapterFit:
         Raises:
             ValueError: for other shapes, or values that are not finite.
         """
-        expected = (self.spec.words + TAIL_TOKENS, self.spec.text_width)
+        expected = (self.spec.tokens, self.spec.text_width)
         if tuple(target.shape) != expected:
             raise ValueError(f"target: expected shape {expected} for the adapter's slots, got {tuple(target.shape)}.")
         self.equations.add(features, target.flatten(), weight, fold)
@@ -256,17 +311,21 @@ class PictureAdapterFit:
 
         Args:
             seen: the VL's states of picture and prompt.
-            described: text-encoder states ``(L, D)`` of the last text of :func:`~.description.describe_prompt`;
-                ``layouts`` of all its texts.
-            own: text-encoder states of the prompt alone; only their last 5 tokens are used.
+            described: text-encoder states ``(L, D)`` of the last text of :func:`~.description.describe_prompt`, padding
+                and all; ``layouts`` of all its texts.
+            own: text-encoder states of the prompt alone, the first of its texts; only its template's tail is used.
 
         Raises:
             ValueError: if an encoder is not the spec's; else see :func:`~.description.slot_targets`.
         """
         self.spec.check_seen(seen)
         self.spec.check_text(described, layouts[-1])
-        own_tail = own.reshape(-1, own.shape[-1])[-TAIL_TOKENS:] if self.spec.tail == "change" else None
-        self.add(self.spec.features.of(seen), slot_targets(described, layouts, self.spec.slots, own_tail), weight, fold)
+        tail = self.spec.text_family.tail_tokens
+        words, whole, _ = split_padding(described, layouts[-1])
+        own, _, _ = split_padding(own.reshape(-1, own.shape[-1]), layouts[0])
+        own_tail = own[-tail:] if self.spec.tail == "change" else None
+        target = slot_targets(words, [*layouts[:-1], whole], self.spec.slots, own_tail, tail)
+        self.add(self.spec.features.of(seen), target, weight, fold)
 
     def merge(self, other: PictureAdapterFit) -> None:
         """Take in all pairs of another fit of the same spec.
@@ -363,9 +422,8 @@ class PictureAdapter:
         return self.map.report
 
     def predict(self, features: Tensor) -> Tensor:
-        """States ``(slot tokens + 5, D)`` of features ``(inputs,)``, or ``(n, …)`` of several; float32."""
-        found = self.map(features)
-        return found.unflatten(-1, (self.spec.words + TAIL_TOKENS, self.spec.text_width))
+        """States ``(spec.tokens, D)`` of features ``(inputs,)``, or ``(n, …)`` of several; float32."""
+        return self.map(features).unflatten(-1, (self.spec.tokens, self.spec.text_width))
 
     def familiarity(self, features: Tensor) -> Familiarity | None:
         """How far a picture is from those of the fit; None if the fit was too small to tell."""
@@ -383,16 +441,19 @@ class PictureAdapter:
         slots: Sequence[str] | Mapping[str, float] | None = None,
         neutral: Neutral | Tensor = "last word",
         combine: Combine = "average",
+        words: int | None = None,
     ) -> tuple[Tensor, TokenLayout | None, AdapterInfo]:
         """Append the predicted description to a prompt's states, before the template tail, and bring the tail along.
 
         Every description token goes from a neutral one to the predicted, n + s'·(p − n), n scaled to p's RMS; the tail
         goes from the prompt's own to the predicted. s' is the strength, spread so that small ones show
-        (:func:`~.description.spread`); negative strengths push away.
+        (:func:`~.description.spread`); negative strengths push away. Where a family reads several layers side by side,
+        n is scaled in each for itself. Padding stays as it is, but for the tokens whose places are taken
+        (:func:`~.families.restore_padding`).
 
         Args:
-            text: Z-Image's states of the prompt, ``(L, D)`` or ``(B, L, D)``, any float dtype.
-            layout: of the text; None if unknown, then its last 5 tokens are taken for the template's tail.
+            text: Z-Image's states of the prompt, ``(L, D)`` or ``(B, L, D)``, any float dtype; or another family's.
+            layout: of the text; None if unknown, then its last tokens are taken for the template's tail.
             seen: the VL's states of picture and prompt; several for several pictures.
             strength: -3 to 3. 0 returns the text itself; 1 is the picture's own; negative pushes away.
             weights: of several pictures, 0 or more, in any scale; equal if None. A weight of 0 leaves one out.
@@ -402,6 +463,7 @@ class PictureAdapter:
                 word", its "tail", the "mean" description of the fit; or states ``(slot tokens, D)``.
             combine: several pictures' descriptions are averaged ("average"), appended one after the other ("append"),
                 or each slot is one picture's, in turn ("parts"): with two, the first's style, the second's palette …
+            words: how many tokens are no padding, where the layout is unknown and the family pads.
 
         Returns:
             the states in the text's dtype, their layout, and what was done.
@@ -418,21 +480,24 @@ class PictureAdapter:
         factors = self._factors(slots)
         pictures = [seen] if isinstance(seen, VLStates) else list(seen)
         shares = _shares(weights, len(pictures))
+        family = self.spec.text_family
+        own_text, own_layout, padding = split_padding(text, layout, words if family.padded_to else None)
         features = []
         for picture in pictures:
             self.spec.check_seen(picture)
-            if self.spec.own_prompt and layout is not None:
-                aligned_positions(layout, picture.layout, "")
+            if self.spec.own_prompt and own_layout is not None:
+                aligned_positions(own_layout, picture.layout, "")
             features.append(self.spec.features.of(picture).to(text.device))
         known = tuple(self.familiarity(each) for each in features)
         notes = self._notes(pictures, layout)
         if strength == 0 or not any(factors.values()):
             return text, layout, AdapterInfo(strength, {}, 0, text.shape[-2], known, notes)
 
-        predicted = self.predict(torch.stack(features))  # (pictures, slot tokens + 5, D)
-        batch = as_batch(text)
-        at = batch.shape[1] - TAIL_TOKENS if layout is None else tail_position(layout)
-        own, tail = batch.float(), batch[:, at:].float()
+        predicted = self.predict(torch.stack(features))  # (pictures, slot tokens and tail, D)
+        batch = as_batch(own_text)
+        stop = batch.shape[1]
+        at, stop = (stop - family.tail_tokens, stop) if own_layout is None else self.spec.tail_of(own_layout)
+        own, tail = batch.float(), batch[:, at:stop].float()
         mean = torch.einsum("p,ptd->td", shares, predicted)
         goal = mean[self.spec.words :] + (tail if self.spec.tail == "change" else 0)
         pull = spread(strength * sum(factors.values()) / len(factors))
@@ -445,20 +510,26 @@ class PictureAdapter:
             [spread(strength * factors[slot.name]) for slot in self.spec.slots for _ in range(slot.tokens)],
             device=text.device,
         )
-        ground = self._neutral(neutral, own, at, layout)
-        words = []
+        grounds = split_layers(self._neutral(neutral, own, (at, stop), own_layout), family)
+        added = []
         for one in described:
-            words.append(lead_in(one[: self.spec.words], ground, amount)[:, amount != 0])
-        words = to_dtype(torch.cat(words, 1), text.dtype)
-        result = torch.cat([batch[:, :at], words, to_dtype(tail, text.dtype), batch[:, at + TAIL_TOKENS :]], 1)
-        info = AdapterInfo(
-            strength, {name: strength * factor for name, factor in factors.items() if factor}, words.shape[1],
-            result.shape[1], known, notes,
+            led, _ = by_layer(
+                one[: self.spec.words], family, lambda part, index: (lead_in(part, grounds[index], amount), None)
+            )
+            added.append(led[:, amount != 0])
+        added = to_dtype(torch.cat(added, 1), text.dtype).expand(len(batch), -1, -1)
+        result = torch.cat([batch[:, :at], added, to_dtype(tail, text.dtype), batch[:, stop:]], 1)
+        result, found = restore_padding(
+            result[0] if text.ndim == 2 else result, _with_words(own_layout, at, added.shape[1]), padding
         )
-        return (result[0] if text.ndim == 2 else result), _with_words(layout, at, words.shape[1]), info
+        info = AdapterInfo(
+            strength, {name: strength * factor for name, factor in factors.items() if factor}, added.shape[1],
+            result.shape[-2], known, notes,
+        )
+        return result, found, info
 
     def _dealt(self, predicted: Tensor) -> Tensor:
-        """``(slot tokens + 5, D)``: the slots of several pictures in turn; the tail is left to the caller."""
+        """``(spec.tokens, D)``: the slots of several pictures in turn; the tail is left to the caller."""
         taken = predicted[0].clone()
         start = 0
         for index, slot in enumerate(self.spec.slots):
@@ -486,14 +557,21 @@ class PictureAdapter:
             if fitted and got and fitted != got:
                 notes.append(f"Fitted with the {role} called {fitted!r}, this one is called {got!r}.")
         if layout is None:
-            notes.append("The text has no layout: its last 5 tokens were taken for the template's tail.")
+            family = self.spec.text_family
+            ends = "before the padding " if family.padded_to else ""
+            notes.append(
+                f"The text has no layout: its last {family.tail_tokens} tokens {ends}were taken for the template's "
+                "tail."
+            )
         if not self.spec.own_prompt and any(picture.prompt != self.spec.prompt for picture in pictures):
             notes.append(f"Fitted with the picture read beside {self.spec.prompt!r}, here it was beside other words.")
         return tuple(dict.fromkeys(notes))
 
-    def _neutral(self, neutral: Neutral | Tensor, own: Tensor, at: int, layout: TokenLayout | None) -> Tensor:
+    def _neutral(
+        self, neutral: Neutral | Tensor, own: Tensor, tail: tuple[int, int], layout: TokenLayout | None
+    ) -> Tensor:
         """What the description tokens say at strength 0: float32 ``(1 or B, slot tokens, D)``."""
-        count = self.spec.words
+        count, (at, stop) = self.spec.words, tail
         if isinstance(neutral, Tensor):
             if tuple(neutral.shape) != (count, self.spec.text_width):
                 raise ValueError(
@@ -504,7 +582,7 @@ class PictureAdapter:
         if neutral == "mean":
             return self.predict(self.map.center)[:count].to(own.device)[None]
         if neutral == "tail":
-            return resample_tokens(own[:, at : at + TAIL_TOKENS], count)
+            return resample_tokens(own[:, at:stop], count)
         start = 0 if layout is None else int(layout.mask(TokenRole.TEXT).float().argmax())
         words = own[:, start:at] if layout is None or layout.mask(TokenRole.TEXT).any() else own[:, at:]
         return resample_tokens(words, count) if neutral == "prompt" else words[:, -1:].expand(-1, count, -1)
@@ -512,11 +590,12 @@ class PictureAdapter:
     def describe(self) -> str:
         """Two lines for people."""
         slots = ", ".join(f"{slot.name} {slot.tokens}" for slot in self.spec.slots)
-        layers = ", ".join(map(str, self.spec.features.layers))
+        layers, family = ", ".join(map(str, self.spec.features.layers)), self.spec.text_family
+        read = f" for {family.group}, {family.describe_layers()}" if family.stacked else ""
         return (
             f"Picture adapter: {self.spec.features.pool} of the picture and {self.spec.features.tail} tail tokens at "
             f"layer {layers} of {self.spec.vl_model or 'Qwen3-VL'} -> {slots} tokens of "
-            f"{self.spec.text_model or 'the text encoder'}.\n{self.report.describe()}"
+            f"{self.spec.text_model or 'the text encoder'}{read}.\n{self.report.describe()}"
         )
 
     def save(self, path: str | os.PathLike) -> Path:

@@ -345,15 +345,6 @@ def _append(
     return blended, BlendInfo("append", space, (1.0, 1.0), blended.shape[1], layout, None, None, 0, (), position)
 
 
-def tail_position(text_layout: TokenLayout | None) -> int:
-    """Index of the first of Z-Image's last 5 template tokens, which open the assistant's turn.
-
-    Raises:
-        ValueError: see :func:`template_tail`; for a tail of another template.
-    """
-    return template_tail(text_layout, (TAIL_TOKENS,))[0]
-
-
 def template_tail(text_layout: TokenLayout | None, lengths: tuple[int, ...] = TAIL_LENGTHS) -> tuple[int, int]:
     """Where the template's tail begins and ends: the tokens that open the assistant's turn, and what follows in it.
 

@@ -126,18 +126,21 @@ def slot_positions(layouts: Sequence[TokenLayout]) -> list[Tensor]:
 
 
 def slot_targets(
-    states: Tensor, layouts: Sequence[TokenLayout], slots: Sequence[Slot], own_tail: Tensor | None = None
+    states: Tensor, layouts: Sequence[TokenLayout], slots: Sequence[Slot], own_tail: Tensor | None = None,
+    tail_tokens: int = TAIL_TOKENS,
 ) -> Tensor:
     """What a picture adapter learns to predict: states at the description and at the template tail after it.
 
     Args:
-        states: text-encoder states ``(L, D)`` or ``(1, L, D)`` of the last text, at the layer Z-Image reads.
+        states: text-encoder states ``(L, D)`` or ``(1, L, D)`` of the last text without padding, as the image model
+            reads them: one layer, or several side by side.
         layouts: of the growing texts, see :func:`slot_positions`.
         slots: each is resampled to its number of tokens.
-        own_tail: the last 5 states ``(5, D)`` of the prompt alone; given, the tail is the change from them.
+        own_tail: the last states ``(tail_tokens, D)`` of the prompt alone; given, the tail is the change from them.
+        tail_tokens: how many tokens of the template follow the words.
 
     Returns:
-        float32 ``(slot tokens + 5, D)``.
+        float32 ``(slot tokens + tail_tokens, D)``.
 
     Raises:
         ValueError: if the layouts do not fit the states or the slots, or a slot has no tokens.
@@ -152,7 +155,7 @@ def slot_targets(
         resample_tokens(states[positions.to(states.device)], slot.tokens)
         for positions, slot in zip(slot_positions(layouts), slots, strict=True)
     ]
-    tail = states[-TAIL_TOKENS:]
+    tail = states[-tail_tokens:]
     if own_tail is not None:
         tail = tail - own_tail.detach().float().to(tail.device)
     return torch.cat([*words, tail])

@@ -132,7 +132,7 @@ def find_family(width: int, layout: TokenLayout | None = None) -> Family | None:
     for family in FAMILIES:
         if family.width == width:
             return family
-    tail = _tail_length(layout) if layout is not None else 0
+    tail = tail_length(layout) if layout is not None else 0
     for family in FAMILIES:
         if family.tail_tokens == tail and not width % len(family.layers):
             return family_of(family.group, width // len(family.layers))
@@ -338,7 +338,7 @@ def steer(
     return *restore_padding(states, layouts[0], padding), lines
 
 
-def _tail_length(layout: TokenLayout) -> int:
+def tail_length(layout: TokenLayout) -> int:
     """Tokens of the template that end a whole sequence, padding aside; 0 if it does not end with one."""
     ids, roles = layout.token_ids[~layout.padding()], layout.roles[~layout.padding()]
     template = (roles == TokenRole.TEMPLATE).nonzero().flatten()

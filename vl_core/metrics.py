@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .families import ZIMAGE, Family
 from .layout import TokenLayout, TokenRole
 from .outliers import get_outlier_dimensions
 from .statistics import EPSILON, ReferenceStatistics, counted_tokens, find_sinks, median, token_rms
@@ -31,6 +32,7 @@ class Inspection:
         mean_correlation, log_std_correlation: Pearson over dimensions with the reference; None as for ``ratio``.
         mean, std, reference_mean, reference_std: float32 ``(D,)``, sinks left out of both; None as for ``ratio``.
         cosine: float32 ``(P, P)``, see :func:`cosine_map`; ``cosine_step`` the tokens one of its rows stands for.
+        family: whose image model reads these states.
     """
 
     tokens: int
@@ -50,6 +52,7 @@ class Inspection:
     reference_std: Tensor | None = None
     cosine: Tensor | None = None
     cosine_step: int = 1
+    family: Family = ZIMAGE
 
     def rms_by_role(self) -> dict[str, float]:
         """Median token RMS per role without sinks and tokens that are not finite; only "tokens" without a layout."""
@@ -62,9 +65,9 @@ class Inspection:
 
     def describe(self) -> str:
         """The report, one finding a line."""
-        padded = -(-self.tokens // CAPTION_MULTIPLE) * CAPTION_MULTIPLE
-        lines = [f"{self.tokens} tokens × {self.width} (Z-Image pads them to {padded})"]
-        if self.tokens > CAPTION_LIMIT:
+        padded = self.family.padded_to or -(-self.tokens // CAPTION_MULTIPLE) * CAPTION_MULTIPLE
+        lines = [f"{self.tokens} tokens × {self.width} ({self.family.group} pads them to {max(padded, self.tokens)})"]
+        if self.tokens > CAPTION_LIMIT and not self.family.padded_to:
             lines.append(f"Longer than the {CAPTION_LIMIT} caption tokens Z-Image has positions for: downsample.")
         if self.layout is not None:
             layer = "unknown" if self.layout.layer is None else str(self.layout.layer)
@@ -102,6 +105,7 @@ def inspect(
     layout: TokenLayout | None = None,
     reference: ReferenceStatistics | None = None,
     threshold: float = 10.0,
+    family: Family = ZIMAGE,
 ) -> Inspection:
     """Look at one sequence.
 
@@ -110,6 +114,7 @@ def inspect(
         layout: of the ``L`` positions, if known.
         reference: what the encoder of Z-Image gives; without it nothing is compared.
         threshold: std ratio from which a dimension counts as an outlier, in either direction.
+        family: whose states they are; of those that read several layers, one layer without padding.
 
     Raises:
         ValueError: for another shape, no tokens, a layout of another length, or a reference of another width.
@@ -130,7 +135,7 @@ def inspect(
     sinks = rows.nonzero().flatten()[find_sinks(clean)] if len(clean) else torch.empty(0, dtype=torch.int64)
     figures = dict(
         tokens=tokens, width=width, layout=layout, rms=rms, sinks=tuple(sinks.tolist()),
-        non_finite=int((~finite).sum()), threshold=threshold,
+        non_finite=int((~finite).sum()), threshold=threshold, family=family,
     )
     figures["cosine"], figures["cosine_step"] = cosine_map(x)
     if reference is None:

@@ -3,12 +3,13 @@
 Paired tokens (the same prompt, position by position) give an affine per dimension, a ridge map, a reduced-rank ridge
 map or a rotation; unpaired ones give a whitening-colouring transform. Widths may differ, which opens Qwen3-VL-2B or 8B
 to a text encoder of width 2560. Whole prompts are held out, and sinks are left out: one sink would be the whole fit.
+Where an image model reads several layers side by side (:mod:`~.families`), each has an adapter of its own.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -67,7 +68,8 @@ class SpaceAdapter:
 
     Attributes:
         gain: float32 ``(D,)`` or None. ``left``: ``(D_in, r)``, ``right``: ``(r, D_out)``, or None.
-        source, target: names of the encoders. ``layers``: (source's, target's) hidden-state index from the end.
+        source, target: names of the encoders. ``layers``: (source's, target's) hidden-state index, as they were asked
+            for: negative from the end.
     """
 
     method: SpaceMethod
@@ -299,16 +301,36 @@ def fit_space_adapter(
         encode_source, encode_target: prompt -> states ``(L, D)`` or ``(1, L, D)`` of the same tokens.
         progress: called after each prompt; may raise to interrupt.
     """
+    layers = [options.pop("layers", (None, None))]
+    (adapter,) = fit_space_adapters(
+        prompts, lambda prompt: [encode_source(prompt)], lambda prompt: [encode_target(prompt)], method, layers=layers,
+        progress=progress, **options,
+    )
+    return adapter
+
+
+def fit_space_adapters(
+    prompts: list[str], encode_source: Callable[[str], Sequence[Tensor]],
+    encode_target: Callable[[str], Sequence[Tensor]], method: SpaceMethod = "ridge", *,
+    layers: Sequence[tuple[int | None, int | None]], progress: Callable[[], None] = lambda: None, **options: Any,
+) -> tuple[SpaceAdapter, ...]:
+    """:func:`fit_space_adapter` for several layers, each mapped for itself, from one reading of the prompts.
+
+    Args:
+        encode_source, encode_target: prompt -> states of each layer, ``(L, D)`` or ``(1, L, D)``.
+        layers: (source's, target's) hidden-state index of each.
+    """
     check_choice("method", method, SpaceMethod)
-    fit = None
+    fits: list[SpaceFit] = []
     for prompt in prompts:
-        x, t = encode_source(prompt), encode_target(prompt)
-        fit = fit or SpaceFit(x.shape[-1], t.shape[-1])
-        fit.add(x, t)
+        pairs = list(zip(encode_source(prompt), encode_target(prompt), layers, strict=True))
+        fits = fits or [SpaceFit(x.shape[-1], t.shape[-1]) for x, t, _ in pairs]
+        for fit, (x, t, _) in zip(fits, pairs, strict=True):
+            fit.add(x, t)
         progress()
-    if fit is None:
+    if not fits:
         raise ValueError("prompts: expected at least one, got none.")
-    return fit.solve(method, **options)
+    return tuple(fit.solve(method, layers=places, **options) for fit, places in zip(fits, layers, strict=True))
 
 
 class _Covariance:

@@ -244,18 +244,6 @@ def test_a_prompt_as_long_as_the_padding_is_described_too(run, klein, native, pi
             assert torch.equal(options["attention_mask"], whole[1]["attention_mask"])
 
 
-def test_a_picture_adapter_is_zimages_and_automatic_says_so(run, klein, native, picture, part, told):
-    adapter = object()  # never looked at
-    with pytest.raises(ValueError, match="mode: picture adapter is Z-Image's, got a text encoder of FLUX"):
-        run("Condition", klein, native, PROMPT, 1.0, "picture adapter", images={"image0": picture}, adapter=adapter)
-    found = part("vl_core.describe").Description("blue dusk", "blue dusk", 2, False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part("nodes.host"), "write_words", lambda *_, **__: found)
-        patch.setattr(part("nodes.host"), "fast_allowed", lambda: False)
-        output = run("Condition", klein, native, PROMPT, 1.0, "automatic", images={"image0": picture}, adapter=adapter)
-    assert "describe, because there is no adapter for FLUX.2 klein" in told(output)
-
-
 def test_each_layer_is_mixed_as_if_it_were_alone(run, klein, native, picture, part, core_text):
     mixed = run("Condition", klein, native, PROMPT, 0.3, images={"image0": picture}, mode="blend aligned")[0][0][0]
     stack = run("Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein", tokens="text")[0][0][0]
@@ -590,12 +578,6 @@ def test_a_delta_of_another_encoder_is_refused_with_the_one_to_load(run, tiny, k
         run("Delta", native, PROMPT, wide, images={"image0": picture})
 
 
-def test_a_map_to_zimages_encoder_is_refused(run, klein, native, text_clip, picture, core_text):
-    space = run("MatchSpace", run("Encode", native, PROMPT, -2)[0], native, text_clip, "per_dimension")[1]
-    with pytest.raises(ValueError, match=r"space: Match Text Encoder fits one layer to Z-Image's.*Disconnect it"):
-        run("Delta", native, PROMPT, core_text(PROMPT, klein), images={"image0": picture}, space=space)
-
-
 # --- sweeps -----------------------------------------------------------------------------------------------------------
 
 
@@ -695,6 +677,41 @@ def test_a_report_on_two_families_is_refused(run, klein, native, text_clip, core
         run("LayerReport", native, PROMPT, reference=theirs, text=core_text(PROMPT, text_clip))
     with pytest.raises(ValueError, match=r"reference: expected statistics of layers 9, 18, 27"):
         run("LayerReport", native, PROMPT, reference=run("Reference", text_clip)[0], text=core_text(PROMPT, klein))
+
+
+# --- inspect ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_layer_is_inspected_for_itself_without_padding(run, klein, stack, part, core_text, told):
+    references = run("Reference", klein)[0]
+    output = run("Inspect", stack, references)
+    assert len(output[0]) == 3 and "FLUX.2 klein pads them to 512" in output[1]
+    inspect, layout = part("vl_core.metrics").inspect, stack[0][1][LAYOUT]
+    for index, (layer, known) in enumerate(zip(LAYERS, references, strict=True)):
+        states = stack[0][0][0, :, index * WIDTH : (index + 1) * WIDTH]
+        alone = inspect(states, layout.with_layer(layer), known, family=part("vl_core.families").KLEIN_4B)
+        assert f"layer {layer}: {alone.describe()}" in output[1]
+    with torch.inference_mode():
+        text = part("nodes.host").encode_text(klein, PROMPT)
+    whole = run("Inspect", text)[1]
+    assert whole.count("18 tokens × 64") == 3 and "padding" not in whole
+
+
+def test_a_klein_text_is_measured_layer_by_layer_without_padding(run, klein, part, stack):
+    with torch.inference_mode():
+        text = part("nodes.host").encode_text(klein, PROMPT)
+    measured, words = run("Reference", text + text)[0], words_of(text[0][1][LAYOUT])
+    assert [one.layer for one in measured] == list(LAYERS)
+    for index, one in enumerate(measured):
+        states = text[0][0][0, words, index * WIDTH : (index + 1) * WIDTH].double()
+        assert one.ordinary.count + one.sinks.count == 2 * len(states)
+        torch.testing.assert_close(one.moments("include").mean, states.mean(0), rtol=1e-4, atol=1e-5)
+    assert run("Normalize", stack, {"mode": "rms"}, measured)[0][0][0].isfinite().all()
+
+
+def test_inspecting_with_statistics_of_zimage_is_refused(run, text_clip, stack):
+    with pytest.raises(ValueError, match=r"reference: expected statistics of layers 9, 18, 27"):
+        run("Inspect", stack, run("Reference", text_clip)[0])
 
 
 # --- painting ---------------------------------------------------------------------------------------------------------

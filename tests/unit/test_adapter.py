@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
 from vl_core.adapter import AdapterSpec, PictureAdapter, PictureAdapterFit, PictureFeatures
 from vl_core.description import Slot, describe_prompt, read_description, slot_positions, slot_request, slot_targets
-from vl_core.layout import SpecialTokens, insert_pictures, text_layout
+from vl_core.layout import SpecialTokens, insert_pictures, pad_layout, text_layout
 from vl_core.states import VLStates
 
 WIDTH, BLOCKS, PAIRS = 12, 6, 260
@@ -208,3 +212,170 @@ def test_descriptions_grow_slot_by_slot_and_are_read_back():
     assert read_description(form.replace("…", "soft"), SLOTS) == {"style": "soft", "light": "soft"}
     with pytest.raises(ValueError, match="light is missing"):
         read_description("style: ink", SLOTS)
+
+
+# --- FLUX.2 klein: three layers side by side, a longer tail, padding --------------------------------------------------
+
+PADDED = 24  # klein's own texts have 512 tokens
+
+
+def klein_words(ids: tuple[int, ...], padded_to: int = PADDED):
+    """The layout of a prompt of these ids in klein's template, an empty think block and padding included."""
+    user, tail = [SPECIAL.im_start, 872, 198], [SPECIAL.im_end, 198, SPECIAL.im_start, 77091, 198]
+    layout = text_layout([*user, *ids, *tail, 151667, 271, 151668, 271], tail_tokens=9)
+    return pad_layout(layout, max(0, padded_to - len(layout)))
+
+
+def klein_seen(seed: int, ids: tuple[int, ...] = (11, 12, 13)) -> VLStates:
+    layout = insert_pictures(klein_words(ids, 0), [(2, 2)], SPECIAL)
+    return VLStates(random(2, len(layout), WIDTH, seed=seed), (BLOCKS - 2, BLOCKS - 1), BLOCKS, layout, model="vl")
+
+
+def klein_spec(**options) -> AdapterSpec:
+    return AdapterSpec(
+        PictureFeatures("grid2"), SLOTS, WIDTH, BLOCKS, 3 * WIDTH, vl_model="vl", text_model="text",
+        family="FLUX.2 klein", **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def stacked():
+    """klein's spec, a map of rank 4 whose layers have sizes of their own, and the adapter fitted on pairs of it."""
+    made = klein_spec()
+    left, right = random(made.inputs, 4, seed=1), random(4, made.targets, seed=2)
+    right = (right.unflatten(1, (-1, 3, WIDTH)) * torch.tensor([0.2, 1.0, 5.0]).view(1, 1, 3, 1)).flatten(1)
+    offset = random(made.targets, seed=3)
+    fit = PictureAdapterFit(made)
+    for features in random(PAIRS, made.inputs, seed=4):
+        fit.add(features, (features @ left @ right + offset).unflatten(0, (-1, 3 * WIDTH)))
+    return made, fit.solve(), (left, right, offset)
+
+
+def rms(x: np.ndarray) -> np.ndarray:
+    return np.sqrt((x**2).mean(-1, keepdims=True))
+
+
+def test_kleins_planted_map_comes_back_in_every_layer(stacked):
+    made, adapter, (left, right, offset) = stacked
+    assert made.tokens == 5 + 9 and made.targets == 14 * 3 * WIDTH and made.text_layer is None
+    fresh = random(5, made.inputs, seed=9)
+    expected = (fresh.double() @ left.double() @ right.double() + offset.double()).unflatten(1, (-1, 3 * WIDTH))
+    found = adapter.predict(fresh).double()
+    for at in range(0, 3 * WIDTH, WIDTH):
+        layer, goal = found[..., at : at + WIDTH], expected[..., at : at + WIDTH]
+        assert (layer - goal).norm() < 2e-3 * goal.norm()
+    assert adapter.report.r2 > 0.999 and set(adapter.report.r2_by) == {"style", "light", "tail"}
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.0, 1.7, -1.0])
+def test_kleins_layers_are_led_in_as_numpy_says(stacked, strength):
+    made, adapter, _ = stacked
+    layout, look = klein_words((11, 12, 13)), klein_seen(21)
+    text = random(len(layout), 3 * WIDTH, seed=20) * torch.tensor([1.0, 4.0, 20.0]).repeat_interleave(WIDTH)
+    moved, longer, info = adapter.apply(text, layout, look, strength)
+    predicted = adapter.predict(made.features.of(look)).double().numpy()
+    own, at, share = text.double().numpy(), 6, np.sign(strength) * abs(strength) ** (0.6 if abs(strength) <= 1 else 1)
+    for index in range(3):
+        of = slice(index * WIDTH, (index + 1) * WIDTH)
+        goal, neutral = predicted[:5, of], own[at - 1 : at, of]
+        scaled = neutral * rms(goal) / rms(neutral)  # in this layer alone
+        np.testing.assert_allclose(moved[at : at + 5, of], scaled + share * (goal - scaled), rtol=1e-4, atol=1e-4)
+        tail = own[at : at + 9, of] + share * predicted[5:, of]
+        np.testing.assert_allclose(moved[at + 5 : at + 14, of], tail, rtol=1e-4, atol=1e-4)
+    assert torch.equal(moved[:at], text[:at])
+    assert moved.shape == text.shape and torch.equal(moved[20:], text[20:])  # padding, whose first 5 places are taken
+    assert longer.roles[at : at + 5].tolist() == [1] * 5 and longer.token_ids[at + 5 : at + 14].tolist() == (
+        layout.token_ids[at : at + 9].tolist()
+    )
+    assert longer.padding().sum() == layout.padding().sum() - 5 and info.tokens == 5
+
+
+def test_what_finds_no_padding_makes_kleins_text_longer(stacked):
+    layout = klein_words((11, 12, 13), 17)  # 2 places of padding, 5 tokens come in
+    text = random(len(layout), 3 * WIDTH, seed=20)
+    moved, longer, _ = stacked[1].apply(text, layout, klein_seen(21))
+    assert len(moved) == len(longer) == 15 + 5 and not longer.padding().any()
+    assert torch.equal(moved[:6], text[:6])
+
+
+def test_kleins_text_at_strength_0_is_itself_and_without_a_layout_words_say_where_it_ends(stacked):
+    layout = klein_words((11, 12, 13))
+    text = random(2, len(layout), 3 * WIDTH, seed=20)
+    still, same, _ = stacked[1].apply(text, layout, klein_seen(21), 0.0)
+    assert still is text and same is layout
+    known = stacked[1].apply(text, layout, klein_seen(21), neutral="mean")[0]
+    found, none, info = stacked[1].apply(text, None, klein_seen(21), neutral="mean", words=15)
+    assert torch.equal(found, known) and none is None
+    assert "its last 9 tokens before the padding" in info.describe()
+
+
+def test_kleins_targets_are_found_before_the_padding():
+    """What a fit is fed: descriptions resampled by layer, and what they change at all nine tokens of the tail."""
+    texts = [klein_words(ids) for ids in ((11, 12), (11, 12, 7, 21, 22), (11, 12, 7, 21, 22, 7, 31))]
+    described, own = random(PADDED, 3 * WIDTH, seed=5), random(PADDED, 3 * WIDTH, seed=6)
+    fit = PictureAdapterFit(klein_spec())
+    taken = []
+    fit.add = lambda features, target, weight, fold: taken.append(target)
+    fit.add_pair(klein_seen(21, ()), described, texts, own)
+    (target,) = taken
+    assert target.shape == (5 + 9, 3 * WIDTH)
+    torch.testing.assert_close(target[2:5].mean(0), described[8:10].mean(0), rtol=1e-5, atol=1e-5)
+    assert torch.equal(target[5:], described[10:19] - own[5:14])
+
+
+def test_a_think_block_changes_nothing_of_what_a_picture_is_known_by():
+    """The states before it are the same, since attention is causal."""
+    short, long = seen(21), klein_seen(21)
+    same = dataclasses.replace(short, states=long.states[:, : short.states.shape[1]])
+    assert torch.equal(PictureFeatures().of(long), PictureFeatures().of(same))
+
+
+def test_a_saved_klein_adapter_is_the_same_and_a_file_without_a_family_is_zimages(stacked, planted, tmp_path):
+    made, adapter, _ = stacked
+    adapter.save(tmp_path / "k.safetensors")
+    again = PictureAdapter.load(tmp_path / "k.safetensors")
+    x = random(2, made.inputs, seed=8)
+    assert again.spec == made and torch.equal(again.predict(x), adapter.predict(x))
+    assert "for FLUX.2 klein, layers 9, 18, 27 side by side" in again.describe()
+    header = {name: value for name, value in planted[0].header().items() if name != "family"}
+    assert AdapterSpec.from_header(header) == planted[0] and planted[0].family == "Z-Image"
+
+
+def test_the_miniatures_adapter_whose_file_is_older_than_families_acts_as_numpy_says():
+    adapter = PictureAdapter.load(Path(__file__).parents[2] / "miniature" / "models" / "adapter.safetensors")
+    made, layout = adapter.spec, words((11, 12, 13))
+    vl = insert_pictures(layout, [(4, 4)], SPECIAL)
+    states = random(1, len(vl), made.vl_width, seed=1)
+    look = VLStates(states, (made.vl_blocks - 1,), made.vl_blocks, vl)
+    assert (made.family, made.text_layer, made.tokens) == ("Z-Image", -2, made.words + 5)
+    fields = states[0, vl.picture_positions()[0]].double().numpy().reshape(2, 2, 2, 2, -1).mean((1, 3)).reshape(4, -1)
+    x = np.concatenate([fields, states[0, -5:].double().numpy()]).ravel()
+    center, left, right, offset = (part.double().numpy() for part in adapter.map.tensors().values())
+    predicted = (offset + (x - center) @ left @ right).reshape(made.tokens, -1)
+    text = random(len(layout), made.text_width, seed=2)
+    moved = adapter.apply(text, layout, look)[0].double().numpy()
+    expected = np.concatenate([text[:6], predicted[: made.words], text[6:].double() + predicted[made.words :]])
+    np.testing.assert_allclose(moved, expected, rtol=1e-3, atol=1e-3 * rms(expected).max())
+
+
+def test_adapters_and_texts_of_two_families_are_refused_in_words(stacked, planted):
+    ours, theirs = words((11, 12, 13)), klein_words((11, 12, 13))
+    with pytest.raises(ValueError, match=r"text: the adapter predicts layer -2 of text for Z-Image, width 12, got "
+                       r"width 36 \(FLUX.2 klein 4B, layers 9, 18, 27 side by side\)\. Use the text encoder"):
+        planted[3].apply(random(len(theirs), 3 * WIDTH), theirs, klein_seen(21))
+    with pytest.raises(ValueError, match=r"predicts layers 9, 18, 27 side by side of text for FLUX.2 klein, width 36, "
+                       r"got width 12 \(Z-Image"):
+        stacked[1].apply(random(len(ours), WIDTH), ours, seen(21))
+    # of one width, the template tells
+    with pytest.raises(ValueError, match=r"whole text of FLUX.2 klein, which ends with 9 template tokens"):
+        stacked[1].apply(random(len(ours), 3 * WIDTH), ours, klein_seen(21))
+    with pytest.raises(ValueError, match="whole text of Z-Image, which ends with 5 template tokens"):
+        planted[3].apply(random(len(theirs), WIDTH), theirs, seen(21))
+    with pytest.raises(ValueError, match=r"for FLUX.2 klein, got layer -2"):
+        stacked[1].apply(random(len(theirs), 3 * WIDTH), theirs.with_layer(-2), klein_seen(21))
+    with pytest.raises(ValueError, match="layer -2 of text for Z-Image, got layer -3"):
+        planted[3].apply(random(len(ours), WIDTH), ours.with_layer(-3), seen(21))
+    with pytest.raises(ValueError, match=r"text_width: expected 3 equal parts .*, got 35"):
+        AdapterSpec(PictureFeatures(), SLOTS, WIDTH, BLOCKS, 35, family="FLUX.2 klein")
+    with pytest.raises(ValueError, match=r"family: expected one of Z-Image, FLUX.2 klein"):
+        AdapterSpec(PictureFeatures(), SLOTS, WIDTH, BLOCKS, 36, family="SDXL")

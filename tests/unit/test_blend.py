@@ -15,7 +15,6 @@ from vl_core.blend import (
     blend_adain,
     blend_adain_per_dim,
     blend_style_dims,
-    tail_position,
     template_tail,
 )
 from vl_core.layout import TokenLayout, TokenRole, insert_pictures, pad_layout, text_layout
@@ -390,8 +389,8 @@ def test_a_tail_with_an_empty_think_block_is_found_whole_padded_or_not():
     for whole in (layout, pad_layout(layout, 7)):
         assert template_tail(whole) == (6, 15)
         with pytest.raises(ValueError, match="5 tail tokens"):
-            tail_position(whole)  # Z-Image's own has none
-    assert template_tail(words(*FOX)) == (6, 11) and tail_position(words(*FOX)) == 6
+            template_tail(whole, (5,))  # Z-Image's own has none
+    assert template_tail(words(*FOX)) == (6, 11) == template_tail(words(*FOX), (5,))
 
 
 def test_the_end_is_where_append_puts_the_vl_unless_told_otherwise():
