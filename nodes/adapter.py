@@ -62,26 +62,32 @@ class ZImageVLAdapterFit(io.ComfyNode):
                     tooltip="Name of the file in models/zimage_vl_adapters; one of that name is replaced.",
                 ),
                 budget_input(),
+                io.String.Input(
+                    "prompts", default="", optional=True, advanced=True,
+                    tooltip="A text file in ComfyUI's input folder with prompts such as you write, one a line: the "
+                    "words of the pictures are put after them, in turn. Empty takes built-in ones, English sentences.",
+                ),
             ],
             outputs=[Adapter.Output(display_name="adapter")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str = "", **_) -> str:
-        """The folder's files may have changed since the last run."""
+    def fingerprint_inputs(cls, folder: str = "", prompts: str = "", **_) -> str:
+        """The files may have changed since the last run."""
         try:
-            files = host.input_folder(folder).iterdir()
+            files = [*host.input_folder(folder).iterdir(), *([host.input_folder(prompts)] if prompts.strip() else [])]
             return repr(sorted((path.name, path.stat().st_mtime_ns) for path in files))
         except (OSError, ValueError) as error:
             return str(error)
 
     @classmethod
     def execute(
-        cls, clip, vision, folder: str, captions: str = CAPTIONS, name: str = "adapter", image_tokens: int = 1024
+        cls, clip, vision, folder: str, captions: str = CAPTIONS, name: str = "adapter", image_tokens: int = 1024,
+        prompts: str = "",
     ) -> io.NodeOutput:
         family = host.check_text_clip(clip, klein=True)
         host.check_widths(clip, vision)
-        path = host.adapter_path(name)
+        path, texts = host.adapter_path(name), host.read_prompts(prompts)
         examples = find_examples(host.input_folder(folder), captions == CAPTIONS)
         features, lines = PictureFeatures(), []
 
@@ -113,9 +119,9 @@ class ZImageVLAdapterFit(io.ComfyNode):
             features, slots, seen.states.shape[-1], seen.num_layers, read(PROBE).shape[-1], vl_model=seen.model,
             text_model=tokenize(PROBE).model, own_prompt=False, prompt="", family=family.group,
         )
-        part = path.with_name(f"{path.stem}_{examples_key(examples, spec, ())}.part")
+        part = path.with_name(f"{path.stem}_{examples_key(examples, spec, texts)}.part")
         adapter, resumed = fit_examples(
-            examples, spec, look, read, tokenize, part=part, step=host.progress_bar(len(examples))
+            examples, spec, look, read, tokenize, prompts=texts, part=part, step=host.progress_bar(len(examples))
         )
         adapter.save(path)
         answers.unlink(missing_ok=True)

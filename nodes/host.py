@@ -919,6 +919,23 @@ def input_folder(name: str) -> Path:
     return path
 
 
+def read_prompts(name: str, least: int = 1) -> tuple[str, ...]:
+    """The built-in prompts for an empty name, else the lines of a text file in ComfyUI's input folder.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such file, or it holds fewer than ``least``.
+    """
+    if not name.strip():
+        return tuple(calibration_prompts())
+    path = input_folder(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"prompts: expected a text file in ComfyUI's input folder, found none at {path}.")
+    found = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    if len(found) < least:
+        raise ValueError(f"prompts: expected at least {least} in {path.name}, one a line, got {len(found)}.")
+    return found
+
+
 def adapters_folder() -> Path:
     """Where picture adapters are kept."""
     return Path(folder_paths.models_dir) / "zimage_vl_adapters"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..vl_core.families import Family, by_layer, split_layers
 from ..vl_core.space_adapter import SpaceAdapter, SpaceMethod, fit_space_adapters
-from ..vl_core.statistics import ENCODER_LAYER, calibration_prompts
+from ..vl_core.statistics import ENCODER_LAYER
 from . import host
 from .common import Space, encoder_input, node_schema, report
 from .conditioning import Entry, check_conditioning, describe_layers, entry_family, layout_of, repack, require_layout
@@ -65,7 +65,7 @@ class ZImageVLMatchSpace(io.ComfyNode):
     def execute(cls, conditioning, encoder, clip, method: str = "ridge", prompts: str = "") -> io.NodeOutput:
         check_conditioning(conditioning)
         family = host.check_text_clip(clip, klein=True)
-        texts = _prompts(prompts)
+        texts = host.read_prompts(prompts, LEAST)
         entries, lines, spaces = [], [], []
         for entry in conditioning:
             layers = _layers_of(entry, family)
@@ -127,20 +127,3 @@ def _fit(
         layers=[(layer, layer if family.stacked else ENCODER_LAYER) for layer in layers],
     )
     return kept[key], f"fitted on {len(texts)} prompts"
-
-
-def _prompts(name: str) -> tuple[str, ...]:
-    """The built-in prompts, or those of a file.
-
-    Raises:
-        FileNotFoundError, ValueError: if there is no such file, or it holds too few.
-    """
-    if not name.strip():
-        return tuple(calibration_prompts())
-    path = host.input_folder(name)
-    if not path.is_file():
-        raise FileNotFoundError(f"prompts: expected a text file in ComfyUI's input folder, found none at {path}.")
-    found = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    if len(found) < LEAST:
-        raise ValueError(f"prompts: expected at least {LEAST} in {path.name}, one a line, got {len(found)}.")
-    return found

@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
 SEED, SIZE = 21, 128  # of the scenes; the only size that the miniature paints
 LOOKS = ({"background": 6, "style": 2, "mood": 0}, {"background": 2, "style": 3, "mood": 0})  # of the two references
-FIT_PICTURES = 200
+FIT_PICTURES, PROMPTS = 200, "prompts.txt"  # the built-in ones have words that the miniature does not know
 PROMPT = "a red star"
 FONT, SMALL_FONT = ImageFont.load_default(20), ImageFont.load_default(15)
 TINY_WIDGETS = {
@@ -93,7 +93,7 @@ class Screen:
 SCREENS = (
     Screen("simple", node="all"),
     Screen("describe", "its look in words"),
-    Screen("picture_adapter", "picture adapter"),
+    Screen("picture_adapter", "picture adapter", {"ZImageVLAdapterFit": {"prompts": PROMPTS}}),
     Screen(
         "recipes", "variation of the picture",
         {"ZImageVLCondition": {"recipe": "variation of the picture", "strength": 1.0}},
@@ -161,6 +161,8 @@ def write_world(folder: Path) -> list[str]:
     names = [f"reference_{index}.png" for index in range(len(LOOKS))]
     for name, picture in zip(names, pictures(replace(scenes(len(LOOKS), SEED), **looks), SEED), strict=True):
         picture.save(folder / name)
+    prompts = [f"a {color} {shape}" for color in world.COLORS for shape in world.SHAPES]
+    (folder / PROMPTS).write_text("\n".join(prompts), encoding="utf-8")
     folder, found = folder / "adapter_pictures", scenes(FIT_PICTURES, SEED + 100)
     for file in folder.iterdir():
         file.unlink()

@@ -145,3 +145,38 @@ def test_strength_zero_is_the_picture_of_the_words_alone_bit_for_bit(clips, pain
     _, image, prompt = pairs[0]
     conditioned = run("Condition", clips.text, clips.vision, prompt=prompt, strength=0.0, images={"image0": image})[0]
     assert torch.equal(paint(conditioned), paint(core.CLIPTextEncode().encode(clips.text, prompt)[0]))
+
+
+@pytest.fixture(scope="module")
+def adapter_folder(world, base_folder) -> str:
+    """Pictures with their look in words, and prompts as this world writes them, below ComfyUI's input folder."""
+    from PIL import Image
+
+    folder, module = base_folder / "input" / "looks", world.module
+    folder.mkdir(parents=True)
+    scenes = module.sample_scenes(150, torch.Generator().manual_seed(121), two_shapes=0.0)
+    rendered, _ = module.render(scenes, torch.Generator().manual_seed(122))
+    pixels = ((rendered + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    for index, (scene, picture) in enumerate(zip(scenes.records(), pixels, strict=True)):
+        Image.fromarray(picture).save(folder / f"{index:03}.png")
+        (folder / f"{index:03}.txt").write_text(module.look_answer(scene), encoding="utf-8")
+    prompts = [f"a {color} {shape}" for color in module.COLORS for shape in module.SHAPES]
+    (base_folder / "input" / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+    return folder.name
+
+
+def test_an_adapter_fitted_here_brings_the_look_if_the_text_encoder_can_read_the_prompts(
+    adapter_folder, world, clips, paint, run, part, pairs
+):
+    found = {}
+    for prompts in ("prompts.txt", ""):  # the built-in ones are English sentences; the miniature knows forty words
+        adapter = run("AdapterFit", clips.text, clips.vision, adapter_folder, name="fitted", prompts=prompts)[0]
+        found[prompts] = sum(
+            of_the_look(world, paint(run(
+                "Condition", clips.text, clips.vision, prompt=prompt, mode="picture adapter", adapter=adapter,
+                images={"image0": image},
+            )[0]), look)
+            for look, image, prompt in pairs
+        )
+    part("nodes.host").adapter_path("fitted").unlink()  # other tests list what is there
+    assert found["prompts.txt"] >= 8 and found[""] <= 4  # of 9

@@ -16,6 +16,7 @@ from vl_core.adapter import PictureAdapter
 from vl_core.examples import find_examples
 from vl_core.headless import fit
 from vl_core.headless.cli import main
+from vl_core.statistics import calibration_prompts
 
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 Image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow")
@@ -66,7 +67,8 @@ def test_a_cluster_gives_the_same_though_a_worker_is_killed(alone, folder):
     ray = pytest.importorskip("ray", reason="the optional extra ray is not installed")
     text = MODELS / PIPELINE
     encoders = fit.Encoders(
-        str(text / "text_encoder"), str(text / "tokenizer"), str(MODELS / VISION), "cpu", "float32", 1024
+        str(text / "text_encoder"), str(text / "tokenizer"), str(MODELS / VISION), "cpu", "float32", 1024,
+        tuple(calibration_prompts()),
     )
     killed = []
 
@@ -111,3 +113,15 @@ def test_a_fit_that_was_stopped_says_that_it_went_on(alone, options, tmp_path, m
 def test_mistakes_are_named(change, message, options, capsys):
     assert main([*options, *change]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_prompts_of_ones_own_take_the_place_of_the_built_in_ones(alone, options, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(calibration_prompts()), encoding="utf-8")
+    other = tmp_path / "other.txt"
+    other.write_text("# mine\na red star\na blue ring\n", encoding="utf-8")
+    for name, prompts in (("same", file), ("other", other)):
+        assert main([*options, "--prompts", str(prompts), "-o", str(tmp_path / f"{name}.safetensors")]) == 0
+    same(PictureAdapter.load(tmp_path / "same.safetensors"), alone)
+    x = torch.randn(alone.spec.inputs)
+    assert not torch.allclose(PictureAdapter.load(tmp_path / "other.safetensors").predict(x), alone.predict(x))

@@ -11,7 +11,7 @@ from ..adapter import AdapterSpec, PictureAdapter, PictureAdapterFit, PictureFea
 from ..examples import Example, add_example, examples_key, find_examples, fit_examples, slots_of
 from ..statistics import calibration_prompts
 from . import checks
-from .calibrate import open_text_encoder, text_reader
+from .calibrate import open_text_encoder, read_prompts, text_reader
 from .fleet import on_ray
 from .progress import progress
 from .vision import load_encoder
@@ -28,6 +28,10 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--vision", required=True, metavar="FOLDER", help="Hugging Face folder of a Qwen3-VL-4B")
     parser.add_argument("-o", "--output", default="adapter.safetensors", metavar="FILE", help="where to write")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="prompts such as you write, one per line, that the descriptions are put "
+        "after; the built-in ones are English sentences"
+    )
     parser.add_argument("--image-tokens", type=int, default=1024, metavar="N", help="most tokens of a picture")
     parser.add_argument("--ray", metavar="ADDRESS", help="fit on a Ray cluster; local, auto, or its address")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="of the cluster; 0 is one per GPU")
@@ -44,6 +48,7 @@ class Encoders:
     device: str
     dtype: str
     image_tokens: int
+    prompts: tuple[str, ...]
 
 
 class Reader:
@@ -54,7 +59,7 @@ class Reader:
         model, self.tokenizer = open_text_encoder(Path(encoders.text), Path(encoders.tokenizer), device, dtype)
         self.width, self.name = model.config.hidden_size, Path(encoders.text).resolve().parent.name
         self.read = text_reader(model, self.tokenizer)
-        self.features, self.budget = PictureFeatures(), encoders.image_tokens
+        self.features, self.budget, self.prompts = PictureFeatures(), encoders.image_tokens, encoders.prompts
         self.encoder = load_encoder(encoders.vision, device, dtype, max(self.features.layers))
 
     def look(self, picture, prompt: str):
@@ -72,9 +77,10 @@ class Reader:
 
     def part(self, spec: AdapterSpec, numbered: Sequence[tuple[int, Example]]) -> PictureAdapterFit:
         """What some of the examples add; their numbers are those of the whole fit."""
-        fit, prompts = PictureAdapterFit(spec), calibration_prompts()
+        fit = PictureAdapterFit(spec)
         for index, example in numbered:
-            add_example(fit, example, prompts[index % len(prompts)], index, self.look, self.read, self.tokenize)
+            prompt = self.prompts[index % len(self.prompts)]
+            add_example(fit, example, prompt, index, self.look, self.read, self.tokenize)
         return fit
 
     def process(self) -> int:
@@ -93,6 +99,7 @@ def run(arguments) -> None:
     encoders = Encoders(
         os.path.abspath(text), os.path.abspath(tokenizer), os.path.abspath(arguments.vision), arguments.device,
         arguments.dtype, arguments.image_tokens,
+        tuple(calibration_prompts() if arguments.prompts is None else read_prompts(arguments.prompts)),
     )
     if arguments.ray is None:
         adapter, resumed = fit_here(encoders, examples, output)
@@ -109,10 +116,12 @@ def fit_here(encoders: Encoders, examples: Sequence[Example], output: Path) -> t
     """In this process; stopped, it goes on from a ``.part`` file beside the output."""
     reader = Reader(encoders)
     spec = reader.spec(examples)
-    part = output.with_name(f"{output.stem}_{examples_key(examples, spec, ())}.part")
+    part = output.with_name(f"{output.stem}_{examples_key(examples, spec, reader.prompts)}.part")
     output.parent.mkdir(parents=True, exist_ok=True)
     with progress("Reading pictures", len(examples)) as move:
-        return fit_examples(examples, spec, reader.look, reader.read, reader.tokenize, part=part, step=move)
+        return fit_examples(
+            examples, spec, reader.look, reader.read, reader.tokenize, prompts=reader.prompts, part=part, step=move
+        )
 
 
 def fit_on_ray(
