@@ -27,6 +27,7 @@ SEED, SIZE = 21, 128  # of the scenes; the only size that the miniature paints
 LOOKS = ({"background": 6, "style": 2, "mood": 0}, {"background": 2, "style": 3, "mood": 0})  # of the two references
 FIT_PICTURES, PROMPTS = 200, "prompts.txt"  # the built-in ones have words that the miniature does not know
 PROMPT = "a red star"
+CARD = (640, 480)
 FONT, SMALL_FONT = ImageFont.load_default(20), ImageFont.load_default(15)
 TINY_WIDGETS = {
     "EmptySD3LatentImage": {"width": SIZE, "height": SIZE},
@@ -241,21 +242,26 @@ def panels_of(screen: Screen, server, outputs: dict, names: list[str], words: Im
     return [*panels, ("its embeddings, kept", note)]
 
 
-def card(panels: list[tuple[str, Image.Image]], height: int = 300) -> Image.Image:
-    """Pictures side by side with a caption under each, and who painted them."""
-    margin, line = 16, 30
-    shown = [
-        (title, one.resize((round(one.width * height / one.height), height), Image.LANCZOS)) for title, one in panels
-    ]
-    width = sum(one.width for _, one in shown) + margin * (len(shown) + 1)
-    made = Image.new("RGB", (max(width, 560), height + 2 * margin + 2 * line), "#202020")
-    draw, left = ImageDraw.Draw(made), (made.width - width) // 2 + margin
-    for title, one in shown:
-        made.paste(one, (left, margin))
-        draw.text((left + one.width / 2, height + margin + line / 2 + 2), title, "#eeeeee", FONT, anchor="mm")
-        left += one.width + margin
-    painter = "prompt: a red star · painted by the pack's 40 MB miniature"
-    draw.text((made.width / 2, height + margin + 1.5 * line + 4), painter, "#909090", SMALL_FONT, anchor="mm")
+def card(panels: list[tuple[str, Image.Image]]) -> Image.Image:
+    """A thumbnail: the last picture large, those before it in a column beside it, captions, and who painted them."""
+    (width, height), margin, line = CARD, 12, 26
+    made = Image.new("RGB", CARD, "#202020")
+    draw, room, *column = ImageDraw.Draw(made), height - 2 * margin - line, *panels[:-1]
+    side = room // len(column) - line if len(column) > 1 else 240
+    left, top = margin, margin if len(column) > 1 else (room - side) // 2
+    for title, one in column:
+        made.paste(one.resize((side, side), Image.LANCZOS), (left, top))
+        draw.text((left + side / 2, top + side + line / 2), title, "#dddddd", SMALL_FONT, anchor="mm")
+        top += side + line
+    title, last = panels[-1]
+    free = width - 2 * margin - (side + margin if column else 0)
+    factor = min(free / last.width, (room - line) / last.height)
+    large = last.resize((round(last.width * factor), round(last.height * factor)), Image.LANCZOS)
+    left, top = width - margin - free + (free - large.width) // 2, margin + (room - line - large.height) // 2
+    made.paste(large, (left, top))
+    draw.text((left + large.width / 2, top + large.height + line / 2), title, "#ffffff", FONT, anchor="mm")
+    painter = f"prompt: {PROMPT} · painted by the pack's 40 MB miniature"
+    draw.text((width / 2, height - line / 2 - 2), painter, "#909090", SMALL_FONT, anchor="mm")
     return made
 
 

@@ -147,6 +147,26 @@ def test_strength_zero_is_the_picture_of_the_words_alone_bit_for_bit(clips, pain
     assert torch.equal(paint(conditioned), paint(core.CLIPTextEncode().encode(clips.text, prompt)[0]))
 
 
+def test_normalizing_words_per_dimension_takes_the_picture_away_and_one_factor_for_all_does_not(
+    world, clips, paint, core_text, run
+):
+    drawn = world.module.conflict_pairs(12, 7)
+    rendered, _ = world.module.render(drawn.references, torch.Generator().manual_seed(7))
+    reference, found = run("Reference", clips.text)[0], {"global": 0, "per_dim": 0, "words alone": 0}
+    for image, prompt, scene in zip((rendered + 1) / 2, drawn.prompts, drawn.references.records(), strict=True):
+        look, text = (scene.background, scene.style, scene.mood), core_text(prompt, clips.text)
+        seen = run("Encode", clips.vision, prompt=prompt, layer=-6, images={"image0": image.permute(1, 2, 0)[None]})[0]
+        words = run("SelectTokens", seen, "text")[0]
+        painted = {"words alone": text}
+        for mode in ("global", "per_dim"):
+            scaled = run("Normalize", words, mode, reference=reference)[0]
+            painted[mode] = run("Blend", text, scaled, {"method": "aligned", "alpha": 0.7})[0]
+        for name, conditioning in painted.items():
+            found[name] += of_the_look(world, paint(conditioning), look)
+    assert found["global"] >= found["words alone"] + 4  # of 36
+    assert found["per_dim"] <= found["words alone"] + 1
+
+
 @pytest.fixture(scope="module")
 def adapter_folder(world, base_folder) -> str:
     """Pictures with their look in words, and prompts as this world writes them, below ComfyUI's input folder."""
