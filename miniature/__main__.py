@@ -11,11 +11,12 @@ from pathlib import Path
 SECONDS = {"text": 150.0, "vl": 630.0, "vae": 210.0, "judge": 200.0, "dit": 780.0}
 TOY_STEPS = {"text": 12, "vl": 6, "vae": 6, "judge": 6, "dit": 6}
 STAGES = (*SECONDS, "assemble", "check")
+MEASURING = ("bench", "recipes", "curves", "two-pictures", "adapter-sheet")  # take the bench's options
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m miniature", description="Train and measure the miniature.")
-    top.add_argument("stage", choices=[*STAGES, "adapter", "bench", "recipes", "curves", "all"])
+    top.add_argument("stage", choices=[*STAGES, "adapter", *MEASURING, "curves-plot", "all"])
     top.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="checkpoints, weights and logs")
     top.add_argument("--models", type=Path, metavar="FOLDER", help="the assembled models (default: OUT/models)")
     top.add_argument("--seconds", type=float, help="training time; each stage has a default for one H100-class GPU")
@@ -63,8 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
 def run_stage(stage: str, options, chosen: argparse.Namespace) -> None:
     from importlib import import_module
 
-    module = import_module(".adapters" if stage == "adapter" else f".{stage}", __package__)
-    if stage in ("bench", "recipes", "curves"):
+    name = "adapters" if stage == "adapter" else stage.replace("-", "_")
+    module = import_module(f".{name}", __package__)
+    if stage in MEASURING:
         module.run(options, switches(chosen))
     elif stage == "adapter":
         module.run(options, chosen.pairs, switches(chosen).hold_out)

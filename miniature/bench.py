@@ -170,13 +170,18 @@ class Ledger:
         return self.rows[key]
 
 
-def prepare(chain: Chain, switches: Switches, seed: int) -> Bench:
-    """Pairs, their states, and the reference statistics of the text encoder."""
+def draw_pairs(chain: Chain, switches: Switches, seed: int) -> tuple[world.Pairs, Tensor]:
+    """Prompts and references that disagree, and the references' pictures ``(N, 3, 128, 128)`` in [-1, 1]."""
     pairs = world.conflict_pairs(
         switches.pairs, 4242 + seed, other_words=switches.other_words, hold_out=switches.hold_out, testing=True
     )
     references = pairs.references.to(chain.device)
-    pictures, _ = world.render(references, torch.Generator(chain.device).manual_seed(seed))
+    return pairs, world.render(references, torch.Generator(chain.device).manual_seed(seed))[0]
+
+
+def prepare(chain: Chain, switches: Switches, seed: int) -> Bench:
+    """Pairs, their states, and the reference statistics of the text encoder."""
+    pairs, pictures = draw_pairs(chain, switches, seed)
     said = answers(chain, pictures, world.DESCRIBE_LOOK[1])
     looks = said if switches.described else [
         ", ".join(world.look_phrases(scene)) for scene in pairs.references.records()

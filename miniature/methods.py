@@ -33,6 +33,7 @@ from vl_core import (
     select_tokens,
 )
 from vl_core.combine import needs_muted
+from vl_core.layout import TAIL_TOKENS
 from vl_core.recipes import MODES
 from vl_core.statistics import token_rms
 
@@ -261,19 +262,37 @@ def by_pictures(
 
 
 def by_two_adapted(
-    bench: Bench, case: Case, sight: Sight, layer: None, *, combining: str, strength: float = 1.0
+    bench: Bench, case: Case, sight: Sight, layer: None, *, combining: str, strength: float = 1.0, shift: int = 0
 ) -> Tensor:
-    """The picture adapter on the reference and the one after it."""
-    after = replace(sight, number=(sight.number + 1) % len(bench.cases))
+    """The picture adapter on the reference and the one after it; ``shift`` places on, on two others: a null control."""
+    first, after = (replace(sight, number=(sight.number + shift + step) % len(bench.cases)) for step in (0, 1))
     beside = None if bench.adapter.spec.own_prompt else bench.adapter.spec.prompt
-    pictures = [bench.reading(case, each, beside=beside) for each in (sight, after)]
+    pictures = [bench.reading(case, each, beside=beside) for each in (first, after)]
     return bench.adapter.apply(case.states, case.layout, pictures, strength, combine=combining)[0]
+
+
+def by_average_tail(bench: Bench, case: Case, sight: Sight, layer: None) -> Tensor:
+    """Parts of two pictures with the average of their tails, which goes with none of them: what the tail is worth."""
+    parts, average = (by_two_adapted(bench, case, sight, layer, combining=how) for how in ("parts", "average"))
+    return torch.cat([parts[:-TAIL_TOKENS], average[-TAIL_TOKENS:]])
+
+
+def by_words_of_both(bench: Bench, case: Case, sight: Sight, layer: None) -> Tensor:
+    """What *parts* takes, in true words: the parts in which the reference and the one after it differ, in turn."""
+    scenes = bench.pairs.references.records()
+    looks = [world.look_phrases(scenes[(sight.number + step) % len(scenes)]) for step in (0, 1)]
+    words, turn = [], 0
+    for both in zip(*looks, strict=True):
+        words.append(both[turn % 2])
+        turn += both[0] != both[1]
+    return bench.chain.words(", ".join([case.prompt, *words]))[0].cpu()
 
 
 WAYS: dict[str, Way] = {
     "words": by_words, "adapter": by_adapter, "description": by_description, "recipe": by_recipe, "blend": by_blend,
     "delta": by_delta, "recipe file": by_recipe_file, "layers": by_layers, "chosen words": by_chosen_words,
     "aligned and appended": by_aligned_and_appended, "pictures": by_pictures, "two adapted": by_two_adapted,
+    "average tail": by_average_tail, "words of both": by_words_of_both,
 }
 
 
@@ -346,7 +365,7 @@ def _methods() -> tuple[Method, ...]:
         rows.append(Method("two pictures, appended", "training_free", "pictures", -2, setting))
     setting = {"combining": "subtract", "weights": (1.0, 1.0), "mode": "image delta", "strength": 1.0}
     rows.append(Method("two pictures, subtract", "training_free", "pictures", -2, setting))
-    for combining in ("average", "append"):
+    for combining in ("average", "append", "parts"):
         setting = {"combining": combining}
         rows.append(Method(f"two pictures, adapter {combining}", "adapter", "two adapted", None, setting))
     return tuple(rows)

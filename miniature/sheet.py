@@ -179,8 +179,8 @@ def verdict_of(logits: dict[str, Tensor], index: int, wish: Wish, scene: world.S
     return f"{text} · look {taken} of 3", GOOD if all(kept) and taken == 3 else BAD if not all(kept) else PLAIN
 
 
-def draw(titles: Sequence[str], rows: Sequence[tuple[str, list[Cell]]], note: str = NOTE) -> Image:
-    """Cells under their titles, each row beside its prompt, and a note below all."""
+def draw(titles: Sequence[str], rows: Sequence[tuple[str, list[Cell]]], note: str = NOTE, head: str = "") -> Image:
+    """Cells under their titles, each row beside its prompt, a head above and a note below all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
@@ -207,6 +207,8 @@ def draw(titles: Sequence[str], rows: Sequence[tuple[str, list[Cell]]], note: st
                     fontweight="bold" if cell.colour == GOOD else "normal",
                 )
     figure.supxlabel(note, fontsize=9)
+    if head:
+        figure.suptitle(head, fontsize=14, fontweight="bold")
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())

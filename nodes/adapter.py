@@ -170,7 +170,8 @@ class ZImageVLAdapterApply(io.ComfyNode):
                 io.Combo.Input(
                     "combine", options=["average", "append", "parts"], default="average", optional=True, advanced=True,
                     tooltip="Several pictures: average is one description between theirs; append puts one after the "
-                    "other; parts takes the first's style, the second's palette and so on in turn.",
+                    "other; parts takes the first's style, the second's palette and so on in turn, where they "
+                    "differ: with it both show most often.",
                 ),
             ],
             outputs=[io.Conditioning.Output()],

@@ -53,9 +53,9 @@ class ZImageVLNormalize(io.ComfyNode):
                         io.DynamicCombo.Option("rms", []),
                         io.DynamicCombo.Option("none", []),
                     ],
-                    tooltip="global: one factor for all. per_dim: every dimension gets the reference's mean and spread, "
-                    "which image tokens lack; on words it takes away what they all hold of the picture. hybrid: a "
-                    "mixture of both. rms: every token gets the same size.",
+                    tooltip="global: one factor for all. per_dim: every dimension gets the reference's mean and "
+                    "spread, which image tokens lack; on words it takes away what they all hold of the picture. "
+                    "hybrid: a mixture of both. rms: every token gets the same size.",
                 ),
                 Reference.Input("reference", optional=True, tooltip="The target. From Reference Statistics."),
                 io.Combo.Input(

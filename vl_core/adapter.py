@@ -46,6 +46,7 @@ Neutral = Literal["prompt", "last word", "tail", "mean"]
 Combine = Literal["average", "append", "parts"]
 
 MAX_STRENGTH = 3.0
+ALIKE = 0.3  # of the squared difference between any two pictures: less, and they agree in a slot
 PREDICTED_TOKEN = -1  # id of a token that no word was written for
 FILE_KIND, FIT_KIND = "picture adapter", "picture adapter fit"
 
@@ -462,7 +463,8 @@ class PictureAdapter:
             neutral: what a description token says at strength 0: the "prompt" (its words, resampled), its "last
                 word", its "tail", the "mean" description of the fit; or states ``(slot tokens, D)``.
             combine: several pictures' descriptions are averaged ("average"), appended one after the other ("append"),
-                or each slot is one picture's, in turn ("parts"): with two, the first's style, the second's palette …
+                or each slot is one picture's, in turn ("parts"): with two, the first's style, the second's palette …;
+                a slot in which they agree takes no turn.
             words: how many tokens are no padding, where the layout is unknown and the family pads.
 
         Returns:
@@ -499,13 +501,13 @@ class PictureAdapter:
         at, stop = (stop - family.tail_tokens, stop) if own_layout is None else self.spec.tail_of(own_layout)
         own, tail = batch.float(), batch[:, at:stop].float()
         mean = torch.einsum("p,ptd->td", shares, predicted)
+        if combine == "parts":
+            mean = self._dealt(torch.stack(features), shares, mean)
         goal = mean[self.spec.words :] + (tail if self.spec.tail == "change" else 0)
         pull = spread(strength * sum(factors.values()) / len(factors))
         tail = tail + pull * (goal - tail)
 
         described = predicted[shares > 0] if combine == "append" else mean[None]
-        if combine == "parts":
-            described = self._dealt(predicted[shares > 0])[None]
         amount = torch.tensor(
             [spread(strength * factors[slot.name]) for slot in self.spec.slots for _ in range(slot.tokens)],
             device=text.device,
@@ -528,14 +530,25 @@ class PictureAdapter:
         )
         return result, found, info
 
-    def _dealt(self, predicted: Tensor) -> Tensor:
-        """``(spec.tokens, D)``: the slots of several pictures in turn; the tail is left to the caller."""
-        taken = predicted[0].clone()
-        start = 0
-        for index, slot in enumerate(self.spec.slots):
-            taken[start : start + slot.tokens] = predicted[index % len(predicted), start : start + slot.tokens]
-            start += slot.tokens
-        return taken
+    def _dealt(self, features: Tensor, shares: Tensor, mean: Tensor) -> Tensor:
+        """``(spec.tokens, D)``: each slot from one of several pictures in turn, and the tail that goes with them.
+
+        Slots are put together among what the map reads of the pictures (:meth:`~.ridge.RidgeMap.spoken`), not among the
+        states it writes: so no slot speaks of another picture's, and the tail, one for all slots, speaks of what they
+        do. A slot in which all pictures agree takes no turn.
+        """
+        seen = self.map.coordinates(features[shares > 0]).double().cpu()
+        if len(seen) == 1:
+            return mean
+        groups = [part for name, part in self.spec.groups().items() if name != "tail"]
+        middle, turn = shares[shares > 0].double().cpu() @ seen, 0
+        step = torch.zeros_like(middle)
+        for spoken in self.map.spoken(groups).cpu():
+            own = (seen - middle) @ spoken.T
+            step += own[turn % len(own)]
+            expected = 2 * spoken.square().sum() / max(self.report.pairs, 1)  # between two pictures of the fit
+            turn += bool((torch.pdist(own).square() > ALIKE * expected).any())
+        return mean + (step.float() @ self.map.right.cpu()).view(mean.shape).to(mean.device)
 
     def _factors(self, slots: Sequence[str] | Mapping[str, float] | None) -> dict[str, float]:
         names = [slot.name for slot in self.spec.slots]

@@ -9,6 +9,7 @@ on each fold of the map fitted on the others is exact, and no pair has to be rea
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ BLOCK = 256  # rows that wait before they are folded into the sums
 COLUMNS = 4096  # columns of the rows that are in float64 at one time
 MAX_RANK = 512  # directions a map keeps unless told otherwise: at full size they take 160 MB
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-12, 5))  # in units of the mean eigenvalue
+TRUST = (0.05, 0.999)  # held-out R² is taken to lie in here when parts are put together
+ROUNDS = 4  # on the miniature a mixed tail's error is .255 after none, .224, .214 after two, .204, and .198 after 8
 SMALL_STD = 1e-3  # of the median std: narrower inputs are not blown up any further
 NEGLIGIBLE = 1e-10  # of the largest eigenvalue: rounding, not a direction
 
@@ -121,6 +124,7 @@ class RidgeMap:
     right: Tensor
     offset: Tensor
     report: RidgeReport
+    _spoken: dict[tuple, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, x: Tensor) -> Tensor:
         """``(n, inputs)`` or ``(inputs,)`` -> float32 ``(n, targets)`` or ``(targets,)``."""
@@ -129,6 +133,44 @@ class RidgeMap:
         parts = (part.to(x.device) for part in (self.center, self.left, self.right, self.offset))
         center, left, right, offset = parts
         return offset + (x.float() - center) @ left @ right
+
+    def coordinates(self, x: Tensor) -> Tensor:
+        """(x − ``center``)·``left``, float32 ``(…, r)``: all of x that the map reads."""
+        return (x.float() - self.center.to(x.device)) @ self.left.to(x.device)
+
+    def spoken(self, parts: Sequence[slice]) -> Tensor:
+        """Which share of the coordinates each part of the targets speaks of: M_s, float64 ``(parts, r, r)``.
+
+        Parts of different x, each out of its own context, are put together to z = Σ M_s·z_s. The coordinates have
+        about the covariance I/n over the fit's n pairs, and a part is t_s = R_sᵀz + ε_s, so the most likely z is
+        (Σ A_s + n·σ²·I)⁻¹ Σ A_s·z_s with A_s = σ²·R_s·N_s⁻¹·R_sᵀ. N_s is the covariance of ε_s: σ², which is what
+        held-out R² leaves, and what the rest of its own x has written into the part, R_sᵀ(I − M_s)(I − M_s)ᵀR_s/n,
+        since a word's state depends on the words before it. N_s needs M_s, so this is repeated.
+
+        Kept once found: at full size it takes a few seconds.
+
+        Raises:
+            ValueError: for no part.
+        """
+        key = tuple((part.start, part.stop) for part in parts)
+        if not key:
+            raise ValueError("parts: expected at least one, got none.")
+        if key not in self._spoken:
+            columns = [range(*part.indices(self.right.shape[1])) for part in parts]
+            grams = [_products([self.right], each, self.right.device) for each in columns]
+            low, high = TRUST
+            trust = min(max(self.report.r2, low), high) if math.isfinite(self.report.r2) else low
+            numbers = sum(map(len, columns))
+            noise = float(sum(grams).trace()) * (1 - trust) / (trust * numbers) or 1.0  # n·σ²
+            one = torch.eye(len(grams[0]), dtype=torch.float64, device=self.right.device)
+            heard = grams
+            for _ in range(ROUNDS):
+                shares = torch.linalg.solve(sum(heard) + noise * one, torch.stack(heard))
+                rest = one - shares
+                context = rest @ rest.mT / noise
+                heard = [gram @ torch.linalg.inv(one + each @ gram) for gram, each in zip(grams, context, strict=True)]
+            self._spoken[key] = torch.linalg.solve(sum(heard) + noise * one, torch.stack(heard))
+        return self._spoken[key]
 
     def tensors(self) -> dict[str, Tensor]:
         return {"center": self.center, "left": self.left, "right": self.right, "offset": self.offset}
@@ -576,7 +618,8 @@ class _Rows:
 def _factors(values: Tensor, energy: Tensor, penalty: float, rank: int | None) -> tuple[Tensor, Tensor]:
     """(r, k) and (k, r) whose product is diag(1/(λ + values)), restricted to the k directions that are kept."""
     if rank is None or rank >= len(values):
-        return torch.diag(1 / (values + penalty)), torch.eye(len(values), dtype=values.dtype, device=values.device)
+        root = torch.diag((1 / (values + penalty)).sqrt())
+        return root, root  # one half on each side, as below: the inputs' coordinates have covariance I/n or less
     basis = _basis(values, energy, penalty)[:, :rank]
     return basis, basis.T
 

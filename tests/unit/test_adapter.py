@@ -142,24 +142,70 @@ def test_pictures_can_be_appended_one_after_the_other(planted):
     torch.testing.assert_close(both[at : at + 10], torch.cat([one[at : at + 5], two[at : at + 5]]))
 
 
-def test_parts_of_several_pictures_come_in_turn(planted):
-    """Slots of the planted adapter: style of 2 tokens, light of 3."""
-    adapter, layout = planted[3], words((11, 12, 13))
+@pytest.fixture(scope="module")
+def in_context():
+    """Style is of one half of the features; light of the other and, as later words are, of style; the tail of both."""
+    made = spec()
+    half, width = made.inputs // 2, WIDTH
+    planted = {
+        name: random(*shape, seed=30 + seed).double()
+        for seed, (name, shape) in enumerate({
+            "of style": (half, 3), "of light": (made.inputs - half, 3), "style": (3, 2 * width),
+            "light": (3, 3 * width), "light after style": (3, 3 * width), "tail of style": (3, 5 * width),
+            "tail of light": (3, 5 * width),
+            "offset": (made.targets,),
+        }.items())
+    }
+
+    def described(styled: torch.Tensor, lit: torch.Tensor) -> torch.Tensor:
+        """What the planted map says of a picture with the one's style and the other's light, in float64."""
+        style, light = styled.double()[..., :half] @ planted["of style"], lit.double()[..., half:] @ planted["of light"]
+        written = [
+            style @ planted["style"], light @ planted["light"] + 0.5 * style @ planted["light after style"],
+            style @ planted["tail of style"] + light @ planted["tail of light"],
+        ]
+        return (torch.cat(written, -1) + planted["offset"]).unflatten(-1, (-1, width))
+
+    fit, x = PictureAdapterFit(made), random(PAIRS, made.inputs, seed=40)
+    for features, target in zip(x, described(x, x), strict=True):
+        fit.add(features, (target + 0.3 * random(*target.shape, seed=int(1e6 * features[0].abs()))).float())
+    return made, fit.solve(), described
+
+
+def test_parts_of_two_pictures_are_those_of_a_picture_that_has_both(in_context):
+    made, adapter, described = in_context
+    layout = words((11, 12, 13))
+    text, at = random(len(layout), WIDTH, seed=20), len(layout) - 5
+    one, two = seen(21), seen(22)
+    mixed, _, info = adapter.apply(text, layout, [one, two], combine="parts")
+    assert info.tokens == 5
+    first, second = (made.features.of(look) for look in (one, two))
+    expected = described(first, second)
+    expected[5:] += text[-5:].double()
+    average = adapter.apply(text, layout, [one, two])[0]
+    for part in (slice(at, at + 2), slice(at + 2, at + 5), slice(at + 5, None)):  # style, light, tail
+        there = slice(part.start - at, None if part.stop is None else part.stop - at)
+        error, spread = ((found[part].double() - expected[there]).norm() for found in (mixed, average))
+        assert error < 0.3 * spread, part
+
+
+def test_pictures_that_agree_are_no_other_in_parts_and_a_slot_in_which_they_do_takes_no_turn(in_context):
+    made, adapter, described = in_context
+    layout = words((11, 12, 13))
     text = random(len(layout), WIDTH, seed=20)
-    at = len(layout) - 5
-    one, two, mixed, both = (
-        adapter.apply(text, layout, looks, combine=how)[0]
-        for looks, how in (
-            (seen(21), "average"), (seen(22), "average"), ([seen(21), seen(22)], "parts"),
-            ([seen(21), seen(22)], "average"),
-        )
-    )
-    first = adapter.spec.slots[0].tokens
-    torch.testing.assert_close(mixed[at : at + first], one[at : at + first])
-    torch.testing.assert_close(mixed[at + first : at + 5], two[at + first : at + 5])
-    torch.testing.assert_close(mixed[at + 5 :], both[at + 5 :])  # the tail belongs to all of them
-    alone, _, _ = adapter.apply(text, layout, [seen(21)], combine="parts")
-    torch.testing.assert_close(alone, one)
+    alone = adapter.apply(text, layout, seen(21))[0]
+    assert torch.equal(adapter.apply(text, layout, [seen(21)], combine="parts")[0], alone)
+    same, _, _ = adapter.apply(text, layout, [seen(21), seen(21)], combine="parts")
+    torch.testing.assert_close(same, alone, rtol=1e-4, atol=1e-4)
+    left, _, _ = adapter.apply(text, layout, [seen(21), seen(22)], combine="parts", weights=[1.0, 0.0])
+    torch.testing.assert_close(left, alone, rtol=1e-4, atol=1e-4)
+    # of the same style: light is the first in which they differ, so it is the first picture's
+    first, second = made.features.of(seen(21)), made.features.of(seen(22))
+    second = torch.cat([first[: made.inputs // 2], second[made.inputs // 2 :]])
+    both, shares = torch.stack([first, second]), torch.tensor([0.5, 0.5])
+    found = adapter._dealt(both, shares, adapter.predict(both).mean(0)).double()
+    expected, other = described(first, first), described(second, second)
+    assert (found - expected).norm() < 0.1 * (other - expected).norm()
 
 
 def test_a_saved_adapter_is_the_same(planted, tmp_path):

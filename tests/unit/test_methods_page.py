@@ -19,9 +19,9 @@ SHOWN = (("transfer", "stderr"), ("control", "control_stderr"), ("shows", "shows
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
-def rows(heading: str) -> list[list[str]]:
+def rows(heading: str, page: str = PAGE) -> list[list[str]]:
     """Cells of the first table below a heading, without its head."""
-    table = re.search(r"(?:^\|.*\n)+", PAGE.split(f"\n{heading}\n")[1], re.MULTILINE)[0]
+    table = re.search(r"(?:^\|.*\n)+", page.split(f"\n{heading}\n")[1], re.MULTILINE)[0]
     cells = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in table.splitlines()[2:]]
     return [[cell.strip() for cell in row] for row in cells]
 
@@ -66,6 +66,24 @@ def test_what_recipes_do_on_the_miniature_is_what_was_measured():
     assert f"{report['asked']['pairs']}, three seeds each" in PAGE
     assert report["asked"]["seeds"] == 3
     assert report["measured"]["date"] in PAGE
+
+
+def test_what_two_pictures_show_through_the_adapter_is_what_was_measured():
+    page = (ROOT / "docs" / "adapter.md").read_text(encoding="utf-8")
+    report = json.loads((ROOT / "miniature" / "two_pictures.json").read_text(encoding="utf-8"))
+    measured = {
+        (
+            f"{row['parts_of_both']:.2f} ± {row['parts_of_both_stderr']:.2f}",
+            f"{row['transfer']:.2f} / {row['transfer_next']:.2f}".replace("-0.00", "0.00"), f"{row['adherence']:.2f}",
+        )
+        for row in report["rows"]
+    }
+    shown = rows("## Two pictures", page)
+    assert {tuple(cells[1:]) for cells in shown} == measured
+    assert len(shown) == len(report["rows"])
+    section = page.split("## Two pictures")[1]
+    assert f"--pairs {report['asked']['pairs']} --seeds {report['asked']['seeds']}`" in section
+    assert all(report["measured"][name] in section for name in ("date", "machine", "torch"))
 
 
 def test_every_setting_of_a_recipe_and_every_choice_is_explained():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +22,20 @@ if importlib.util.find_spec("miniature") is None:  # it is no installed package:
 pytest.importorskip("diffusers", reason="the DiT and the VAE are diffusers classes")
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 
-from miniature import adapters, assemble, bench, check, judge, methods, models, recipes, sheet, vl, world  # noqa: E402
+from miniature import (  # noqa: E402
+    adapters,
+    assemble,
+    bench,
+    check,
+    judge,
+    methods,
+    models,
+    recipes,
+    sheet,
+    two_pictures,
+    vl,
+    world,
+)
 from miniature.__main__ import main, parser, switches  # noqa: E402
 from miniature.chain import LAYERS, Chain, answers, as_image  # noqa: E402
 from miniature.training import Options  # noqa: E402
@@ -319,6 +334,64 @@ def test_the_curves_of_the_adapter_have_a_row_for_each_point(run):
     }
     assert set(report["between"]) == {"picture adapter", "nearest word", "another picture"}
     assert {row["value"] for row in rows if row["what"] == "picture tokens"} == {"none", "mean", "grid4"}
+
+
+@pytest.fixture(scope="module")
+def fitted(run, tmp_path_factory) -> Path:
+    """A copy of the toy run's models with a picture adapter, so that the other tests' bench has none."""
+    folder = tmp_path_factory.mktemp("fitted")
+    shutil.copytree(run / "models", folder / "models")
+    main(["adapter", "--toy", "--out", str(folder), "--device", "cpu"])
+    return folder
+
+
+def test_two_pictures_are_measured_with_their_bound_and_null_control_and_in_shards(fitted):
+    asked = ["two-pictures", "--toy", "--pairs", "9", "--out", str(fitted), "--device", "cpu", "--resume"]
+    for shard in ("0/2", "1/2"):
+        main([*asked, "--shard", shard])
+    before = len((fitted / "two_pictures_rows.jsonl").read_text().splitlines())
+    main(asked)
+    rows = json.loads((fitted / "two_pictures.json").read_text())["rows"]
+    names = [row["name"] for row in rows]
+    assert names == [methods.TEXT_ONLY, methods.CAPTION, *(method.name for method in two_pictures.methods())]
+    assert {"words of both", "parts", "parts of two other pictures", "average"} <= set(names)
+    assert all(0 <= row["parts_of_both"] <= 1 for row in rows)
+    assert len((fitted / "two_pictures_rows.jsonl").read_text().splitlines()) == before + 2  # what no shard measures
+
+
+@pytest.mark.parametrize(("looks", "expected"), [
+    (("red flat warm", "blue striped cool"), "red striped warm"),
+    (("red flat warm", "blue flat cool"), "red flat cool"),
+    (("red flat warm", "red striped cool"), "red flat cool"), (("red flat warm", "blue flat warm"), "red flat warm"),
+])  # fmt: skip
+def test_words_of_both_take_the_parts_in_which_two_looks_differ_in_turn(looks, expected, monkeypatch):
+    told = []
+    seen = SimpleNamespace(
+        pairs=SimpleNamespace(references=SimpleNamespace(records=lambda: looks)),
+        chain=SimpleNamespace(words=lambda text: (told.append(text), (torch.zeros(1), None))[1]),
+    )
+    monkeypatch.setattr(world, "look_phrases", str.split)
+    methods.by_words_of_both(seen, SimpleNamespace(prompt="a star"), SimpleNamespace(number=0), None)
+    assert told == [", ".join(["a star", *expected.split()])]
+
+
+def test_the_sheet_of_the_adapter_shows_one_picture_and_two(fitted):
+    from PIL import Image
+
+    main(["adapter-sheet", "--toy", "--out", str(fitted), "--device", "cpu"])
+    with Image.open(fitted / "adapter_sheet.png") as drawn:
+        assert drawn.width > 2000 and drawn.height > 1500
+    assert (fitted / "adapter_sheet.png").stat().st_size < 500_000
+
+
+def test_the_curves_are_drawn_from_the_report_that_is_shipped(tmp_path):
+    from PIL import Image
+
+    shipped = Path(__file__).parents[2] / "miniature" / "models"
+    main(["curves-plot", "--out", str(tmp_path), "--models", str(shipped)])
+    with Image.open(tmp_path / "adapter_curves.png") as drawn:
+        assert drawn.width == 1200
+    assert 20_000 < (tmp_path / "adapter_curves.png").stat().st_size < 150_000
 
 
 def test_switches_reach_the_pairs():

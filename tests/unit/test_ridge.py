@@ -229,3 +229,38 @@ def test_a_single_fold_cannot_choose_but_can_fit():
 def test_a_dead_input_is_not_blown_up():
     std = _floored_std(torch.tensor([4.0, 1.0, 0.0, 9.0], dtype=torch.float64))
     assert float(std[2]) == pytest.approx(1e-3)
+
+
+def test_what_a_part_speaks_of_is_the_likeliest_by_numpy_in_target_space():
+    """The covariances of the parts written out and inverted, where the code stays among the coordinates."""
+    x, t, _ = drawn(300, 6, 20, noise=2.0)
+    found = fed(x, t).solve()
+    parts, right = (slice(0, 5), slice(5, 13)), found.right.double().numpy()
+    r2, n, one = found.report.r2, 300, np.eye(right.shape[0])
+    assert 0.05 < r2 < 0.999
+    sigma = (1 - r2) / r2 * np.square(right[:, :13]).sum() / 13 / n  # variance per target
+    shares = [None, None]
+    for step in range(5):
+        heard = []
+        for part, share in zip(parts, shares, strict=True):
+            written = right[:, part]
+            noise = sigma * np.eye(written.shape[1])
+            if step:
+                noise += written.T @ (one - share) @ (one - share).T @ written / n
+            heard.append(written @ np.linalg.inv(noise) @ written.T)
+        shares = [np.linalg.inv(sum(heard) + n * one) @ each for each in heard]
+    np.testing.assert_allclose(found.spoken(parts).numpy(), np.stack(shares), rtol=1e-6, atol=1e-9)
+    assert found.spoken(parts) is found.spoken(parts)
+
+
+def test_parts_of_different_inputs_speak_of_different_coordinates():
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(400, 6, generator=g, dtype=torch.float64)
+    planted = torch.block_diag(*(torch.randn(3, 7, generator=g, dtype=torch.float64) for _ in range(2)))
+    found = fed(x, x @ planted + 0.05 * torch.randn(400, 14, generator=g)).solve()
+    one, two = found.spoken((slice(0, 7), slice(7, 14))).numpy()
+    own = found.left.double().numpy()
+    for half, share, other in ((slice(0, 3), one, two), (slice(3, 6), two, one)):
+        read = own[half]  # coordinates that the half's inputs write
+        np.testing.assert_allclose(read @ share.T, read, atol=0.02 * np.abs(read).max())
+        np.testing.assert_allclose(read @ other.T, 0 * read, atol=0.02 * np.abs(read).max())
