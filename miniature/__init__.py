@@ -21,6 +21,7 @@ adapter     –          the picture adapter, fitted in closed form (``adapters.
 bench       –          methods × settings on conflicting pairs, ``frontier.json`` and its plot (``bench.py``)
 recipes     –          a sheet and a table of the shipped recipes, ``recipes.png`` and ``recipes.json`` (``recipes.py``)
 curves      –          what decides the adapter's worth, ``adapter_curves.json`` (``curves.py``)
+scenes      –          pictures of the world as files, and prompts that disagree with them (``scenes.py``)
 all                    text to check in turn, with those seconds
 ==========  =========  ====================================================================================
 
