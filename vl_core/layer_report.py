@@ -9,8 +9,8 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -83,8 +83,8 @@ class LayerFigures:
     mean_correlation: float | None = None
     log_std_correlation: float | None = None
     std_ratio: float | None = None
-    wider: int | None = None
-    narrower: int | None = None
+    wider: float | None = None  # whole in one reading, as narrower is
+    narrower: float | None = None
     effective_rank: float | None = None
     frechet: float | None = None
     cka: float | None = None
@@ -245,6 +245,35 @@ def layer_report(
     if cosines and text_layout is None:
         notes += doubts_about_words(max(cosines))
     return LayerReport(tuple(figures), threshold, _target_in_words(reference, pairs), tuple(notes))
+
+
+def mean_report(reports: Sequence[LayerReport]) -> LayerReport:
+    """The mean of every figure over several readings; of one reading the report itself.
+
+    ``tokens`` and ``left_out`` are added up. A figure that some reading lacks is a mean over the others.
+
+    Raises:
+        ValueError: if there are none, or not all are of the same layers and groups of tokens.
+    """
+    if not reports:
+        raise ValueError("reports: expected at least one, got none.")
+    first, *others = reports
+    if not others:
+        return first
+    ways = [[(row.layer, row.group, row.space, row.sinks) for row in report.figures] for report in reports]
+    if any(one != ways[0] for one in ways):
+        raise ValueError("reports: expected the same layers and groups of tokens in all of them, got different ones.")
+    figures = []
+    for rows in zip(*(report.figures for report in reports), strict=True):
+        found = {}
+        for metric in METRICS:
+            values = [value for row in rows if (value := getattr(row, metric.name)) is not None]
+            found[metric.name] = math.fsum(values) / len(values) if values else None
+        counts = {name: sum(getattr(row, name) for row in rows) for name in ("tokens", "left_out")}
+        figures.append(replace(rows[0], **counts, **found))
+    notes = tuple(dict.fromkeys(note for report in reports for note in report.notes))
+    target = f"{first.target}; means over {len(reports)} readings"
+    return LayerReport(tuple(figures), first.threshold, target, notes)
 
 
 def join_reports(parts: Mapping[str, str]) -> str:

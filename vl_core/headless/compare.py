@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from importlib.util import find_spec
+from pathlib import Path
 
 from ..adapter import PictureAdapter
 from ..states import resolve_layer
 from . import checks
 from .fleet import paint_on_ray
+from .folders import DEMO, add_folder_arguments, folders_of, vision_blocks
 from .nulls import NULLS
 from .presets import PRESETS
 from .report import write_report
@@ -21,7 +22,7 @@ from .zimage import ZImageFolder, load_tokenizer, prompt_layout
 
 SUMMARY = "paint a grid of settings from one reading of each picture, measure it, and write a report to browse"
 
-DEMO, JUDGE = "demo", "judge"
+JUDGE = "judge"
 INSTRUCTION = (
     "Describe the style, colours, light and mood of this picture in one line of keywords. Do not name what it shows."
 )
@@ -74,12 +75,7 @@ def add_arguments(parser) -> None:
         "place of Qwen3-VL's states. No KIND: another, or shuffled for one picture",
     )
     models = parser.add_argument_group("models")
-    models.add_argument(
-        "-m", "--model", default=DEMO, metavar="FOLDER",
-        help="diffusers folder of Z-Image; demo is the trained miniature of this repository",
-    )
-    models.add_argument("--vision", metavar="FOLDER", help="Hugging Face folder of a Qwen3-VL-4B")
-    models.add_argument("--reference", metavar="FILE", help="from `calibrate`; measured if it is needed and not given")
+    add_folder_arguments(models)
     models.add_argument("--adapter", metavar="FILE", help="a picture adapter")
     models.add_argument("--instruction", metavar="TEXT", help="what --describe asks Qwen3-VL for")
     models.add_argument(
@@ -137,13 +133,9 @@ def study_of(arguments):
     study, shown = make_study(models, pictures, prompts, axes, base, title, arguments.null)
     zimage = ZImageFolder.check(models.zimage, "--model")
     zimage.check_size(models.width, models.height)
-    width, blocks = checks.vision_folder(models.vision, "--vision")
+    blocks = vision_blocks(models.vision, zimage.width)
     for layer in study.layers:
         resolve_layer(layer, blocks)
-    if width != zimage.width:
-        raise ValueError(
-            f"--vision: expected width {zimage.width} for this Z-Image, got {width}. Z-Image needs the 4B."
-        )
     tokenizer = load_tokenizer(zimage.tokenizer)
     for prompt in prompts.values():
         zimage.check_caption(len(prompt_layout(tokenizer, prompt)))
@@ -157,19 +149,8 @@ def models_of(arguments) -> Models:
         FileNotFoundError, ValueError: for folders, files and numbers that do not fit.
     """
     demo = arguments.model == DEMO
-    if demo:
-        if find_spec("miniature") is None:
-            raise ValueError("--model: the demo's miniature lies in a clone of the repository. Give a Z-Image folder.")
-        from miniature.assemble import MODELS, PIPELINE, VISION
-
-        if arguments.vision is not None:
-            raise ValueError("--vision: the demo has its own Qwen3-VL. Give --model as well, or leave it out.")
-        zimage, vision = str(MODELS / PIPELINE), str(MODELS / VISION)
-        adapter = arguments.adapter or str(MODELS / "adapter.safetensors")
-    elif arguments.vision is None:
-        raise ValueError("--vision: expected a Qwen3-VL folder beside --model, got none.")
-    else:
-        zimage, vision, adapter = arguments.model, arguments.vision, arguments.adapter or ""
+    zimage, vision = folders_of(arguments.model, arguments.vision)
+    adapter = arguments.adapter or (str(Path(zimage).with_name("adapter.safetensors")) if demo else "")
     for option, path in (("--reference", arguments.reference), ("--adapter", adapter)):
         if path:
             checks.readable_file(path, option)

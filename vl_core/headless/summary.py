@@ -21,6 +21,7 @@ from .runner import Rows, figures_of
 from .study import Study
 
 SURE = 2.0  # standard errors from 0
+LEAST_PAIRS = 5  # fewer say too little about their own error
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Line:
 
     @property
     def is_shown(self) -> bool:
-        """Whether setting and control differ by two standard errors of the difference."""
-        return self.difference_error is not None and abs(self.difference) > SURE * self.difference_error
+        """Whether setting and control differ by two standard errors of the difference, over five pairs or more."""
+        return self.pairs >= LEAST_PAIRS and abs(self.difference) > SURE * self.difference_error
 
 
 def summarize(study: Study, rows: Rows) -> list[Line]:
@@ -111,7 +112,7 @@ def from_csv(text: str) -> list[Line]:
 def markdown(lines: Sequence[Line], figures: Sequence[str]) -> str:
     """A table: a row per setting, the figures one after the other, each with its nulls behind a slash.
 
-    A star says that the figure differs from every one of its nulls by two standard errors.
+    A star says that the figure differs from every one of its nulls: :attr:`Line.is_shown`.
     """
     kinds = list(dict.fromkeys(line.null for line in lines if line.null))
     rows = ["| setting | " + " | ".join(figures) + " |", "|---|" + "---|" * len(figures)]
