@@ -312,6 +312,21 @@ def test_another_pictures_null_is_painted_from_that_pictures_states(references, 
     assert len(study.painted) == len(study.cells)  # what a null shows is the other picture's own cell
 
 
+def test_among_other_pictures_another_one_is_a_null_of_its_own(references, tmp_path):
+    third = tmp_path / "third.png"
+    Image.fromarray(pixels(references[0])[::-1].copy()).save(third)
+    two, _ = study_with_nulls(references, "-i", references[1], "--null")
+    three, _ = study_with_nulls(references, "-i", references[1], str(third), "--null")
+    keys = [group.key for group in three.groups]
+    shown = {
+        dict(control.cell.extra)["pictures"]: (control.id, dict(control.painted.extra)["pictures"])
+        for control in three.controls if not control.cell.words_only
+    }
+    assert [shown[key][1] for key in keys] == [*keys[1:], keys[0]]
+    known = {control.id for control in two.controls}
+    assert [shown[key][0] in known for key in keys] == [True, False, False]  # the second one's next was the first
+
+
 def test_with_one_picture_the_null_shows_its_own_pixels_in_another_order(references, pipeline):
     study, pictures = study_with_nulls(references, "--null")
     control = controls_by_kind(study)["shuffled"]
@@ -441,11 +456,12 @@ def test_the_summary_is_what_numpy_makes_of_the_lines(nulled):
 
         cells = [row for row in rows.values() if "null" not in row and ("alpha" in row["settings"]) == alpha]
         groups = sorted({row["group"] for row in cells})
+        nulls = {(row["of"], row["null"]): row for row in rows.values() if "null" in row}
         own, words, null = (
             np.array([np.mean([figure(of(row)) for row in cells if row["group"] == group]) for group in groups])
             for of in (
                 lambda row: row, lambda row: rows[row["baseline"]],
-                lambda row, kind=line.null: rows[f"{row['id']}-{kind}"],
+                lambda row, nulls=nulls, kind=line.null: nulls[row["id"], kind],
             )
         )
         assert line.pairs == len(groups) == 2

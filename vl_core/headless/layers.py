@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..layer_report import SEEN_BY_DIT, SINKS, LayerReport, layer_report, mean_report, parse_layers
+from ..layer_report import SEEN_BY_DIT, SINKS, LayerReport, layer_report, mean_report, parse_layers, standard_errors
 from ..plots import THEMES, layer_figure
 from ..statistics import ReferenceStatistics, calibrate, calibration_prompts
 from . import checks
@@ -21,7 +21,8 @@ from .zimage import prompt_layout
 
 SUMMARY = "measure every layer of Qwen3-VL against Z-Image's own text encoder: a table, a report, plots"
 
-TABLE, READINGS, REPORT, PLOT = "layers.csv", "readings.csv", "layers.txt", "layers.png"
+TABLE, REPORT, PLOT = "layers.csv", "layers.txt", "layers.png"
+ERRORS, READINGS = "errors.csv", "readings.csv"
 
 Reports = dict[tuple[str, str], LayerReport]  # by picture and prompt
 
@@ -115,7 +116,7 @@ def write(folder: Path, title: str, found: Reports, sinks: str, theme: str) -> l
     texts = {
         TABLE: report.csv(),
         REPORT: "\n\n".join([head, report.summary(), *[agreement(report, found)] * many, report.table()]) + "\n",
-        **({READINGS: readings_csv(found)} if many else {}),
+        **({ERRORS: standard_errors(list(found.values())).csv(), READINGS: readings_csv(found)} if many else {}),
     }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")

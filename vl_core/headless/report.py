@@ -20,7 +20,7 @@ from ..grid import draw_grid
 from ..sweep import Cell, Plan
 from .nulls import NULLS
 from .picture import save_png
-from .runner import Rows
+from .runner import Controls, Rows, nulls_in
 from .study import Group, Study
 from .summary import Line, in_words, markdown, summarize, to_csv
 
@@ -36,13 +36,18 @@ def write_report(
     """The page; the grids, those of nulls among them, and the summary, beside ``results.jsonl``."""
     from PIL import Image
 
+    controls = nulls_in(rows)
     grids: dict[str, list[str]] = {}
     shown: dict[str, list[str]] = {}
     for number, group in enumerate(study.groups, 1):
         references = pictures[group.key]
         for kind in ("", *study.nulls):
             name = f"{number:03}-{_plain(group.name)}" + (f"-null-{kind}" if kind else "")
-            grids.setdefault(group.name, []).extend(_save_grid(folder, name, group, kind, rows, references))
+            title = f"{group.prompt} (null control: {NULLS[kind]})" if kind else group.prompt
+            files = {
+                cell.id: folder / controls.get((cell.id, kind), rows[cell.id])["picture"] for cell in group.plan.unique
+            }
+            grids.setdefault(group.name, []).extend(_save_grid(folder, name, title, group.plan, files, references))
         for index, reference in enumerate(references):
             name = f"{REFERENCES}/{group.key}-{index}.png"
             if not (folder / name).is_file():
@@ -61,9 +66,9 @@ def write_report(
             summary=escape(study.describe()), models=escape(_models(study)), side=side,
             settings=_settings(lines), nulls=escape(", ".join(NULLS[kind] for kind in study.nulls) or "none"),
             groups="\n".join(
-                _group(study, group, rows, shown[group.key], grids[group.name]) for group in study.groups
+                _group(group, rows, controls, shown[group.key], grids[group.name]) for group in study.groups
             ),
-            table=_table(rows), rows=_script_rows(study, rows),
+            table=_table(rows), rows=_script_rows(rows, controls),
         ),
         encoding="utf-8",
     )
@@ -71,23 +76,17 @@ def write_report(
 
 
 def _save_grid(
-    folder: Path, name: str, group: Group, kind: str, rows: Rows, references: Sequence[Tensor]
+    folder: Path, name: str, title: str, plan: Plan, files: Mapping[str, Path], references: Sequence[Tensor]
 ) -> list[str]:
-    """A group's cells, or its nulls of one kind, as PNGs; their names."""
+    """A plan's pictures, from files by cell id, as PNGs; their names."""
     from PIL import Image
 
-    painted = {cell.id: _pixels(folder / rows[_shown_id(cell, kind, rows)]["picture"]) for cell in group.plan.unique}
-    title = f"{group.prompt} (null control: {NULLS[kind]})" if kind else group.prompt
-    pages, names = draw_grid(group.plan, painted, references, title=title).pages, []
+    painted = {id: _pixels(file) for id, file in files.items()}
+    pages, names = draw_grid(plan, painted, references, title=title).pages, []
     for number, pixels in enumerate(pages, 1):
         names.append(f"{GRIDS}/{name}" + (f"-{number}" if len(pages) > 1 else "") + ".png")
-        save_png(folder / names[-1], Image.fromarray(pixels), {"plan": group.plan.as_dict()})
+        save_png(folder / names[-1], Image.fromarray(pixels), {"plan": plan.as_dict()})
     return names
-
-
-def _shown_id(cell: Cell, kind: str, rows: Rows) -> str:
-    """Of the row that is shown in a cell's place: its null if it has one of that kind."""
-    return f"{cell.id}-{kind}" if f"{cell.id}-{kind}" in rows else cell.id
 
 
 def _markdown(lines: Sequence[Line]) -> str:
@@ -116,7 +115,7 @@ def _settings(lines: Sequence[Line]) -> str:
                 for line, null in zip(found, nulls, strict=True) if line.null
             ) if nulls else ""
             value = found[0].mean if found else float("nan")
-            cells.append(f'<td class="num" data-value="{value}"><b>{escape(first)}</b>{words}</td>')
+            cells.append(f'<td class="num" data-value="{value}"><strong>{escape(first)}</strong>{words}</td>')
         body.append(f"<tr>{''.join(cells)}</tr>")
     return f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
 
@@ -126,7 +125,7 @@ def _models(study: Study) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in known.items())
 
 
-def _group(study: Study, group: Group, rows: Rows, references: Sequence[str], grids: Sequence[str]) -> str:
+def _group(group: Group, rows: Rows, controls: Controls, references: Sequence[str], grids: Sequence[str]) -> str:
     """A heading, the references, the words alone, and every cell where its axes put it, its nulls beside it."""
     head = [f"<h2>{escape(group.prompt)}</h2>"]
     links = ", ".join(f'<a href="{escape(name)}">{escape(Path(name).name)}</a>' for name in grids)
@@ -135,41 +134,39 @@ def _group(study: Study, group: Group, rows: Rows, references: Sequence[str], gr
         f'<figure><img src="{escape(name)}" alt="reference" loading="lazy"><figcaption>reference</figcaption></figure>'
         for name in references
     )
-    plain += "".join(_figure(cell, rows, cell.label) for cell in group.plan.baselines)
-    return "\n".join([*head, f'<div class="row">{plain}</div>', *_pages(group.plan, rows, study.nulls)])
+    plain += "".join(_figure(rows[cell.id], cell.label) for cell in group.plan.baselines)
+    return "\n".join([*head, f'<div class="row">{plain}</div>', *_pages(group.plan, rows, controls)])
 
 
-def _pages(plan: Plan, rows: Rows, nulls: Sequence[str]) -> list[str]:
+def _pages(plan: Plan, rows: Rows, controls: Controls) -> list[str]:
     parts = []
     for title, table in plan.pages():
         parts += [f"<h3>{escape(title)}</h3>"] if title else []
         if len(plan.axes) < 2:
-            found = "".join(_beside(cell, rows, cell.label, nulls) for cell in table[0])
+            found = "".join(_beside(cell, rows, cell.label, controls) for cell in table[0])
             parts.append(f'<div class="row">{found}</div>')
             continue
         across, down = plan.axes[:2]
         head = "".join(f"<th>{escape(across.label(value))}</th>" for value in across.values)
         body = "".join(
             f"<tr><th>{escape(down.label(value))}</th>"
-            + "".join(f"<td>{_beside(cell, rows, '', nulls)}</td>" for cell in cells) + "</tr>"
+            + "".join(f"<td>{_beside(cell, rows, '', controls)}</td>" for cell in cells) + "</tr>"
             for value, cells in zip(down.values, table, strict=True)
         )
         parts.append(f'<div class="scroll"><table class="grid"><tr><th></th>{head}</tr>{body}</table></div>')
     return parts
 
 
-def _beside(cell: Cell, rows: Rows, label: str, nulls: Sequence[str]) -> str:
+def _beside(cell: Cell, rows: Rows, label: str, controls: Controls) -> str:
     """A cell, and its nulls in one frame with it."""
+    nulls = [(name, controls[cell.id, kind]) for kind, name in NULLS.items() if (cell.id, kind) in controls]
     if not nulls:
-        return _figure(cell, rows, label)
-    controls = "".join(
-        f'<div class="null">{_figure(cell, rows, f"null: {NULLS[kind]}", kind)}</div>' for kind in nulls
-    )
-    return f'<div class="beside">{_figure(cell, rows, label or "the picture itself")}{controls}</div>'
+        return _figure(rows[cell.id], label)
+    shown = "".join(f'<div class="null">{_figure(null, f"null: {name}")}</div>' for name, null in nulls)
+    return f'<div class="beside">{_figure(rows[cell.id], label or "the picture itself")}{shown}</div>'
 
 
-def _figure(cell: Cell, rows: Rows, label: str, kind: str = "") -> str:
-    row = rows[_shown_id(cell, kind, rows)]
+def _figure(row: Mapping[str, Any], label: str) -> str:
     worse = f'<br><span class="worse">more {escape(_worse(row))}</span>' if row["worse"] else ""
     text = f"{escape(label)}<br>" if label else ""
     return (
@@ -208,14 +205,14 @@ def _number(value: float, form: str) -> str:
     return f'<td class="num" data-value="{value}">{value:{form}}</td>'
 
 
-def _script_rows(study: Study, rows: Rows) -> str:
-    def nulls(row: Mapping[str, Any]) -> list[dict[str, str]]:
-        own = [(NULLS[kind], rows.get(f"{row['id']}-{kind}")) for kind in study.nulls]
+def _script_rows(rows: Rows, controls: Controls) -> str:
+    def nulls(id: str) -> list[dict[str, str]]:
+        own = [(name, controls.get((id, kind))) for kind, name in NULLS.items()]
         return [{"picture": null["picture"], "label": f"null: {name}"} for name, null in own if null]
 
     content = {
         id: {
-            "nulls": nulls(row),
+            "nulls": nulls(id),
             "picture": row["picture"], "baseline": rows.get(row["baseline"], row)["picture"], "label": row["label"],
             "words": f"{row['report']}\n\n{json.dumps(row['settings'], ensure_ascii=False)}, seed {row['seed']}"
             + "".join(f"\n{name} {value:.3g}" for name, value in row.get("scores", {}).items()),

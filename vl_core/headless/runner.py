@@ -29,6 +29,7 @@ RESULTS, CELLS = "results.jsonl", "cells"
 LEAST_SIDE = 64  # pixels: artifacts need as many to be told
 
 Rows = dict[str, dict[str, Any]]
+Controls = dict[tuple[str, str], dict[str, Any]]  # rows of nulls by the cell they belong to and their kind
 Paint = Callable[[Sequence[Cell]], Iterable[Painted]]
 Score = Callable[[Tensor, Tensor, str], Mapping[str, float]]  # picture, reference, prompt -> figures
 
@@ -95,6 +96,11 @@ def run_study(
 def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
     """All that was measured of a picture, by name."""
     return {**(row["artifacts"] or {}), **row["fidelity"], **row.get("scores", {})}
+
+
+def nulls_in(rows: Rows) -> Controls:
+    """Those of the rows that are nulls."""
+    return {(row["of"], row["null"]): row for row in rows.values() if "null" in row}
 
 
 def local(study: Study, pictures: Mapping[str, Sequence[Tensor]]) -> Paint:

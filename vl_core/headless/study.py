@@ -94,8 +94,8 @@ class Control:
 
     @property
     def id(self) -> str:
-        """Of its line in the results."""
-        return f"{self.cell.id}-{self.kind}"
+        """Of its line in the results: among other pictures another one is the next."""
+        return f"{self.cell.id}-{self.kind}-{self.painted.id}"
 
 
 @dataclass(frozen=True)

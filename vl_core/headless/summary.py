@@ -10,14 +10,15 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from ..sweep import SEED, Cell
 from .nulls import NULLS
-from .runner import Rows, figures_of
+from .runner import Rows, figures_of, nulls_in
 from .study import Study
 
 SURE = 2.0  # standard errors from 0
@@ -60,18 +61,18 @@ def summarize(study: Study, rows: Rows) -> list[Line]:
     for pair, group in enumerate(study.groups):
         for cell in group.plan.unique:
             cells.setdefault(setting_of(cell), {}).setdefault(pair, []).append(cell.id)
-    lines = []
+    lines, controls = [], nulls_in(rows)
     for setting, pairs in cells.items():
         names = dict.fromkeys(name for ids in pairs.values() for id in ids for name in figures_of(rows[id]))
-        kinds = [kind for kind in study.nulls if all(f"{id}-{kind}" in rows for ids in pairs.values() for id in ids)]
+        kinds = [kind for kind in study.nulls if all((id, kind) in controls for ids in pairs.values() for id in ids)]
         for name in names:
-            own = _means(rows, pairs, name)
-            words = _means(rows, pairs, name, lambda id: rows[id]["baseline"])
+            own = _means(pairs, name, lambda id: rows[id])
+            words = _means(pairs, name, lambda id: rows[rows[id]["baseline"]])
             if not np.isfinite(own).any():
                 continue
             first = (setting, name, int(np.isfinite(own).sum()), *_mean(own), *_mean(own - words))
             for kind in kinds:
-                null = _means(rows, pairs, name, lambda id, kind=kind: f"{id}-{kind}")
+                null = _means(pairs, name, lambda id, kind=kind: controls[id, kind])
                 lines.append(Line(*first, kind, *_mean(null), *_mean(own - null)))
             if not kinds:
                 lines.append(Line(*first))
@@ -139,11 +140,9 @@ def _shown(value: float) -> str:
     return f"{value:.2f}".replace("-0.00", "0.00")
 
 
-def _means(rows: Rows, pairs: dict[int, list[str]], name: str, other=lambda id: id) -> np.ndarray:
-    """Per pair the mean over its seeds, NaN where a figure is missing; ``other`` says whose figure in place of a
-    cell's own."""
-    found = [[figures_of(rows[other(id)]).get(name, math.nan) for id in ids] for ids in pairs.values()]
-    return np.array([np.mean(values) for values in found])
+def _means(pairs: Mapping[int, list[str]], name: str, row_of: Callable[[str], Mapping[str, Any]]) -> np.ndarray:
+    """Per pair the mean of a figure over the rows of its cells, NaN where one lacks it."""
+    return np.array([np.mean([figures_of(row_of(id)).get(name, math.nan) for id in ids]) for ids in pairs.values()])
 
 
 def _mean(values: np.ndarray) -> tuple[float, float | None]:
