@@ -35,11 +35,15 @@ def layer_table(figures: list[str]) -> str:
     for figure in figures:
         *way, metric = figure.split()
         cells = [
-            "{:.2f} ± {:.2f} / {:.2f}".format(*(float(file[(*way, layer)][metric]) for file in files.values()))
+            "{} ± {} / {}".format(*(shown(float(file[(*way, layer)][metric])) for file in files.values()))
             for layer in LAYERS
         ]
-        rows.append(f"| {figure} | " + " | ".join(cells).replace("-0.00", "0.00") + " |")
+        rows.append(f"| {figure} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def shown(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 @pytest.mark.parametrize(("name", "figures", "table"), MARK.findall(PAGE))
