@@ -16,7 +16,7 @@ MEASURING = ("bench", "recipes", "curves", "two-pictures", "adapter-sheet")  # t
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m miniature", description="Train and measure the miniature.")
-    top.add_argument("stage", choices=[*STAGES, "adapter", *MEASURING, "curves-plot", "all"])
+    top.add_argument("stage", choices=[*STAGES, "adapter", *MEASURING, "curves-plot", "scenes", "all"])
     top.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="checkpoints, weights and logs")
     top.add_argument("--models", type=Path, metavar="FOLDER", help="the assembled models (default: OUT/models)")
     top.add_argument("--seconds", type=float, help="training time; each stage has a default for one H100-class GPU")
@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--no-compile", action="store_true", help="do not torch.compile the DiT")
     top.add_argument("--joint", type=float, default=0.15, help="last share of vl that trains the language model too")
     top.add_argument("--checkpoint-seconds", type=float, default=60.0, help="how often a checkpoint is written")
+    top.add_argument("--count", type=int, metavar="N", help="pictures of scenes (12)")
     bench = top.add_argument_group("bench")
     bench.add_argument("--pairs", type=int, help="prompt and reference pairs (200)")
     bench.add_argument("--seeds", type=int, help="noise seeds per pair (3)")
@@ -70,6 +71,8 @@ def run_stage(stage: str, options, chosen: argparse.Namespace) -> None:
         module.run(options, switches(chosen))
     elif stage == "adapter":
         module.run(options, chosen.pairs, switches(chosen).hold_out)
+    elif stage == "scenes":
+        module.run(options, chosen.count)
     else:
         module.run(options)
 

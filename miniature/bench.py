@@ -29,10 +29,11 @@ import torch
 from torch import Tensor
 
 from vl_core import Artifacts, calibrate, measure_artifacts
+from vl_core.headless.nulls import matched_noise, noisy
 
 from . import adapters, assemble, sheet, world
 from .chain import Chain, answers, as_image
-from .methods import FAMILIES, METHODS, TEXT_ONLY, WAYS, Bench, Case, Method, Sight, matched_noise, noisy
+from .methods import FAMILIES, METHODS, TEXT_ONLY, WAYS, Bench, Case, Method, Sight
 from .training import Options, begin, log, measured_with, write_json
 
 ADHERENCE_GOAL = 0.85

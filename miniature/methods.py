@@ -23,7 +23,6 @@ from vl_core import (
     blend,
     combine,
     condition,
-    find_sinks,
     image_delta,
     load_recipes,
     mask_outlier_dimensions,
@@ -33,9 +32,9 @@ from vl_core import (
     select_tokens,
 )
 from vl_core.combine import needs_muted
+from vl_core.headless.nulls import noisy
 from vl_core.layout import TAIL_TOKENS
 from vl_core.recipes import MODES
-from vl_core.statistics import token_rms
 
 from . import world
 from .chain import LAYERS, Chain
@@ -139,22 +138,6 @@ class Bench:
         """The reading that the adapter wants: beside the prompt, or beside its own."""
         spec = self.adapter.spec
         return sight.seen if spec.own_prompt else self.reading(case, sight, beside=spec.prompt)
-
-
-def noisy(seen: VLStates, seed: int) -> VLStates:
-    """The same sequence with every layer's states replaced by matched noise."""
-    generator = torch.Generator().manual_seed(seed)
-    return replace(seen, states=torch.stack([matched_noise(layer, generator) for layer in seen.states]))
-
-
-def matched_noise(states: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise with the states' mean and std per dimension and RMS per token; sinks stay as they are."""
-    is_sink = find_sinks(states)
-    ordinary = states[~is_sink].float()
-    drawn = torch.randn(states.shape, generator=generator).to(states.device)
-    drawn = drawn * ordinary.std(0).nan_to_num(0.0) + ordinary.mean(0)
-    drawn = drawn * (token_rms(states) / token_rms(drawn).clamp_min(1e-6)).unsqueeze(-1)
-    return torch.where(is_sink.unsqueeze(-1), states, drawn.to(states.dtype))
 
 
 # ------------------------------------------------------------------------------------------------------------- ways

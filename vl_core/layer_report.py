@@ -9,8 +9,9 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -83,8 +84,8 @@ class LayerFigures:
     mean_correlation: float | None = None
     log_std_correlation: float | None = None
     std_ratio: float | None = None
-    wider: int | None = None
-    narrower: int | None = None
+    wider: float | None = None  # whole in one reading, as narrower is
+    narrower: float | None = None
     effective_rank: float | None = None
     frechet: float | None = None
     cka: float | None = None
@@ -245,6 +246,48 @@ def layer_report(
     if cosines and text_layout is None:
         notes += doubts_about_words(max(cosines))
     return LayerReport(tuple(figures), threshold, _target_in_words(reference, pairs), tuple(notes))
+
+
+def mean_report(reports: Sequence[LayerReport]) -> LayerReport:
+    """The mean of every figure over several readings; of one reading the report itself.
+
+    ``tokens`` and ``left_out`` are added up. A figure that some reading lacks is a mean over the others.
+
+    Raises:
+        ValueError: if there are none, or not all are of the same layers and groups of tokens.
+    """
+    figures = over_readings(reports, lambda values: math.fsum(values) / len(values) if values else None)
+    if len(reports) == 1:
+        return reports[0]
+    notes = tuple(dict.fromkeys(note for report in reports for note in report.notes))
+    target = f"{reports[0].target}; means over {len(reports)} readings"
+    return LayerReport(figures, reports[0].threshold, target, notes)
+
+
+def standard_errors(reports: Sequence[LayerReport]) -> LayerReport:
+    """The standard error of every mean of :func:`mean_report`, in its place; None for fewer than 2 readings."""
+    figures = over_readings(
+        reports, lambda values: statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    )
+    target = f"{reports[0].target}; standard errors over {len(reports)} readings"
+    return LayerReport(figures, reports[0].threshold, target)
+
+
+def over_readings(
+    reports: Sequence[LayerReport], figure: Callable[[list[float]], float | None]
+) -> tuple[LayerFigures, ...]:
+    """One figure from those of several readings, row by row; counts of tokens are added up."""
+    if not reports:
+        raise ValueError("reports: expected at least one, got none.")
+    ways = [[(row.layer, row.group, row.space, row.sinks) for row in report.figures] for report in reports]
+    if any(one != ways[0] for one in ways):
+        raise ValueError("reports: expected the same layers and groups of tokens in all of them, got different ones.")
+    found = []
+    for rows in zip(*(report.figures for report in reports), strict=True):
+        own = {one.name: [value for row in rows if (value := getattr(row, one.name)) is not None] for one in METRICS}
+        counts = {name: sum(getattr(row, name) for row in rows) for name in ("tokens", "left_out")}
+        found.append(replace(rows[0], **counts, **{name: figure(values) for name, values in own.items()}))
+    return tuple(found)
 
 
 def join_reports(parts: Mapping[str, str]) -> str:

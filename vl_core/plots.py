@@ -298,7 +298,7 @@ def _draw_metric(axes, report: LayerReport, metric: Metric, sinks: str, colours:
                 axes.plot(best[0], value, "*", clip_on=False, zorder=3, **star)
     if metric.logarithmic and drawn and min(drawn) > 0:
         _logarithmic(axes)
-    if drawn and isinstance(drawn[0], int):
+    if drawn and metric.best == "fewest":  # counts, or means of counts
         axes.set_ylim(bottom=-0.05 * max(1, *drawn), top=1.1 * max(1, *drawn))
         axes.yaxis.get_major_locator().set_params(integer=True)
     if metric.name == "std_ratio":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import torch
 from miniature import world
 from miniature.assemble import MODELS, PIPELINE, VISION
 from miniature.chain import as_image
-from vl_core import Qwen3VLEncoder, condition, measure_artifacts
+from vl_core import Qwen3VLEncoder, condition, measure_artifacts, measure_fidelity
 from vl_core.headless import runner
 from vl_core.headless.cli import build_parser, main
 from vl_core.headless.compare import study_of
@@ -27,6 +29,7 @@ from vl_core.headless.presets import PRESETS
 from vl_core.headless.runner import needs_of, read_rows
 from vl_core.headless.scores import load_score
 from vl_core.headless.study import EXTRA, choose_axes, read_prompts
+from vl_core.headless.summary import Line, from_csv, markdown, to_csv
 from vl_core.headless.zimage import load_pipeline, paint, prompt_layout
 
 pytest.importorskip("diffusers", minversion="0.36", reason="Z-Image without ComfyUI runs on diffusers 0.36")
@@ -128,6 +131,8 @@ def test_the_notes_names_of_token_selections_are_understood():
         (["--width", "100"], "--width: expected a multiple"),
         (["--adapter", "nothing.safetensors"], "--adapter: no file"),
         (["--workers", "-1", "--alphas", "0.1", "1"], "--workers: expected 0"),
+        (["--alphas", "0.1", "1", "--null", "another"], "--null another: expected two different pictures"),
+        (["-m", "x", "--vision", "y", "--score", "judge"], "--score judge: reads pictures of the demo's world only"),
     ],
 )
 def test_mistakes_are_named_before_any_model_is_loaded(references, tmp_path, capsys, options, message):
@@ -257,6 +262,226 @@ def test_described_and_adapted_cells_are_compared_with_the_words_alone(reference
         assert second["baseline"] == first["baseline"] == first["id"]
         assert (pixels(folder / first["picture"]) != pixels(folder / second["picture"])).any()
     assert "picture adapter: strength 1" in second["report"]
+
+
+# -------------------------------------------------------------------------------------------------------------- nulls
+
+NULLED = ["--alphas", "0", "1", "--methods", "aligned", "--layers=-4", "--seeds", "0", "3"]
+
+
+@pytest.fixture(scope="module")
+def nulled(references, tmp_path_factory) -> Path:
+    """Two pictures, two seeds, alpha 0 and 1, first without nulls and then with them in the same folder."""
+    folder = tmp_path_factory.mktemp("runs") / "nulled"
+    arguments = [*command(references), "-i", references[1], *NULLED, "--score", "judge", "-o", str(folder)]
+    assert main(arguments) == 0
+    before = (folder / "results.jsonl").read_bytes().splitlines(keepends=True)
+    assert main([*arguments, "--null", "another", "noise"]) == 0
+    after = (folder / "results.jsonl").read_bytes().splitlines(keepends=True)
+    assert [line for line in after if b'"null"' not in line] == before  # finished lines stay, byte for byte
+    assert len(after) == 3 * len(before)
+    return folder
+
+
+def study_with_nulls(references, *options: str):
+    return study_of(asked(references, *NULLED[:-3], *options))
+
+
+def controls_by_kind(study) -> dict:
+    return {control.kind: control for control in study.controls if not control.cell.words_only}
+
+
+def states_of(pictures, prompt: str, cell, pipeline) -> torch.Tensor:
+    """A cell's states straight from the encoders."""
+    encoder = Qwen3VLEncoder.from_pretrained(MODELS / VISION, "cpu", torch.float32)
+    text = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)[0][0]
+    seen = encoder.encode(pictures, prompt, cell.settings.read_layer)
+    return cell.settings.apply(text, prompt_layout(pipeline.tokenizer, prompt), seen)[0]
+
+
+def test_another_pictures_null_is_painted_from_that_pictures_states(references, pipeline):
+    study, pictures = study_with_nulls(references, "-i", references[1], "--null")
+    painter = Painter(study.models, pictures, needs_of(study))
+    controls = [control for control in study.controls if not control.cell.words_only]
+    assert [control.kind for control in controls] == ["another", "another"]
+    for control, path in zip(controls, [references[1], references[0]], strict=True):
+        other = torch.from_numpy(pixels(path))
+        found, _ = painter.states(control.painted)
+        torch.testing.assert_close(found, states_of([other], PROMPT, control.cell, pipeline), atol=1e-3, rtol=1e-4)
+        assert not torch.allclose(found, painter.states(control.cell)[0], atol=0.1)
+    assert len(study.painted) == len(study.cells)  # what a null shows is the other picture's own cell
+
+
+def test_among_other_pictures_another_one_is_a_null_of_its_own(references, tmp_path):
+    third = tmp_path / "third.png"
+    Image.fromarray(pixels(references[0])[::-1].copy()).save(third)
+    two, _ = study_with_nulls(references, "-i", references[1], "--null")
+    three, _ = study_with_nulls(references, "-i", references[1], str(third), "--null")
+    keys = [group.key for group in three.groups]
+    shown = {
+        dict(control.cell.extra)["pictures"]: (control.id, dict(control.painted.extra)["pictures"])
+        for control in three.controls if not control.cell.words_only
+    }
+    assert [shown[key][1] for key in keys] == [*keys[1:], keys[0]]
+    known = {control.id for control in two.controls}
+    assert [shown[key][0] in known for key in keys] == [True, False, False]  # the second one's next was the first
+
+
+def test_with_one_picture_the_null_shows_its_own_pixels_in_another_order(references, pipeline):
+    study, pictures = study_with_nulls(references, "--null")
+    control = controls_by_kind(study)["shuffled"]
+    own = torch.from_numpy(pixels(references[0]))
+    (shown,) = pictures[dict(control.painted.extra)["pictures"]]
+    assert shown.shape == own.shape
+    assert (shown != own).float().mean() > 0.5
+    for both in zip(shown.reshape(-1, 3).T, own.reshape(-1, 3).T, strict=True):
+        torch.testing.assert_close(*(channel.sort().values for channel in both))
+    painter = Painter(study.models, pictures, needs_of(study))
+    expected = states_of([shown], PROMPT, control.cell, pipeline)
+    torch.testing.assert_close(painter.states(control.painted)[0], expected, atol=1e-3, rtol=1e-4)
+
+
+def test_noise_takes_the_place_of_the_states_and_keeps_their_spread(references):
+    study, pictures = study_with_nulls(references, "--null", "noise", "--token-modes", "image", "--methods", "append")
+    painter = Painter(study.models, pictures, needs_of(study))
+    control = controls_by_kind(study)["noise"]
+    (key,), words = pictures, len(painter.text(PROMPT)[0])
+    found, own = (painter.states(cell)[0][words:] for cell in (control.painted, control.cell))
+    assert found.shape == own.shape
+    torch.testing.assert_close(found.pow(2).mean(1), own.pow(2).mean(1), rtol=1e-3, atol=1e-3)
+    assert torch.cosine_similarity(found - found.mean(0), own - own.mean(0)).abs().mean() < 0.5
+    assert painter.reading(key, PROMPT).states.isfinite().all()
+    assert torch.equal(painter.states(control.painted)[0][words:], found)  # drawn once and for all
+
+
+def test_noise_leaves_nothing_of_a_description_or_of_what_the_adapter_reads(references):
+    for option in (["--describe", "on"], ["--adapter-strengths", "1"]):
+        study, pictures = study_of(asked(references, *option, "--alphas", "0", "--null", "noise"))
+        painter = Painter(study.models, pictures, needs_of(study))
+        control = study.controls[0]
+        own, null = (painter.states(cell)[0] for cell in (control.cell, control.painted))
+        layout = prompt_layout(painter.pipeline.tokenizer, PROMPT)
+        kept = len(layout) - 5  # up to the template's tail
+        assert torch.equal(own[:kept], null[:kept])
+        assert torch.cosine_similarity(own[kept:], null[kept:]).mean() < 0.9, option
+
+
+def test_at_alpha_0_every_null_is_the_words_alone_bit_for_bit(nulled, references):
+    rows = {row["id"]: row for row in rows_of(nulled)}
+    plain = [row for row in rows.values() if row.get("null") and row["settings"] == {"method": "words only"}]
+    assert len(plain) == 2 * 2 * 2  # pictures × seeds × kinds
+    for row in plain:
+        np.testing.assert_array_equal(pixels(nulled / row["picture"]), pixels(nulled / rows[row["of"]]["picture"]))
+        assert set(row["difference"].values()) <= {0.0} or row["null"] == "another"
+    study, pictures = study_with_nulls(references, "-i", references[1], "--null", "another", "noise")
+    painter = Painter(study.models, pictures, needs_of(study))
+    for control in study.controls:
+        if control.cell.words_only:
+            assert torch.equal(painter.states(control.painted)[0], painter.text(PROMPT)[0])
+
+
+def test_a_null_is_measured_beside_its_cells_own_reference_and_words(nulled, references):
+    rows = {row["id"]: row for row in rows_of(nulled)}
+    nulls = [row for row in rows.values() if row.get("null")]
+    own = {Path(path).name: torch.from_numpy(pixels(path)) for path in references}
+    for row in nulls:
+        cell = rows[row["of"]]
+        same = ("group", "prompt", "pictures", "settings", "seed", "baseline")
+        assert [row[name] for name in same] == [cell[name] for name in same]
+        picture = torch.from_numpy(pixels(nulled / row["picture"]))
+        fidelity = measure_fidelity(picture, own[row["pictures"][0]])
+        assert row["fidelity"]["palette_distance"] == pytest.approx(fidelity.palette_distance, rel=1e-5)
+        assert row["artifacts"]["border"] == pytest.approx(measure_artifacts(picture).border, rel=1e-5)
+        for part in ("fidelity", "artifacts", "scores"):
+            for name, value in cell[part].items():
+                assert row["difference"][name] == pytest.approx(value - row[part][name], rel=1e-4, abs=1e-5)
+        if row["null"] == "another":
+            others = [one for one in rows.values() if one["pictures"] != row["pictures"] and "null" not in one]
+            assert row["picture"] in [one["picture"] for one in others]
+
+
+def test_lines_stand_in_the_studys_order_with_nulls_behind_their_cells(nulled):
+    rows = rows_of(nulled)
+    for start in range(0, len(rows), 3):
+        cell, *nulls = rows[start : start + 3]
+        assert [(one["null"], one["of"]) for one in nulls] == [("another", cell["id"]), ("noise", cell["id"])]
+
+
+def test_a_run_that_ended_among_its_nulls_goes_on_there(nulled, references, tmp_path, monkeypatch):
+    folder = tmp_path / "torn"
+    shutil.copytree(nulled, folder)
+    ledger = folder / "results.jsonl"
+    whole = ledger.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    gone = [json.loads(line) for line in lines[-2:]]
+    ledger.write_bytes(b"".join(lines[:-2]) + lines[-2][:40])
+    (folder / gone[1]["picture"]).unlink()  # noise, painted for the null alone
+    painted = []
+
+    def counting(study, pictures):
+        paint = runner.local(study, pictures)
+        return lambda cells: painted.extend(cells) or paint(cells)
+
+    monkeypatch.setattr("vl_core.headless.compare.local", counting)
+    options = ["-i", references[1], *NULLED, "--score", "judge", "--null", "another", "noise", "-o", str(folder)]
+    assert main([*command(references), *options]) == 0
+    assert len(painted) == 1
+    found = ledger.read_bytes().splitlines(keepends=True)
+    assert found[:-1] == lines[:-1]
+    ours, theirs = ({**json.loads(line[-1]), "seconds": 0} for line in (found, lines))
+    assert ours == theirs
+
+
+def test_the_page_and_the_grids_show_every_null_beside_its_cell(nulled):
+    text, page = (nulled / "index.html").read_text(encoding="utf-8"), Page()
+    page.feed(text)
+    rows = rows_of(nulled)
+    assert {row["picture"] for row in rows} <= set(page.links)
+    assert all((nulled / link).is_file() for link in page.links)
+    nulls = [row for row in rows if row.get("null")]
+    assert text.count("null: another picture<br>") == text.count("null: matched noise<br>") == len(nulls) // 2
+    names = [path.name for path in (nulled / "grids").iterdir()]
+    assert sum("null-another" in name for name in names) == sum("null-noise" in name for name in names) > 0
+
+
+def test_the_summary_is_what_numpy_makes_of_the_lines(nulled):
+    rows = {row["id"]: row for row in rows_of(nulled)}
+    lines = from_csv((nulled / "summary.csv").read_text())
+    assert {line.setting for line in lines} == {"alpha 0", "alpha 1"}
+    for line in lines:
+        alpha = line.setting == "alpha 1"
+
+        def figure(row, name=line.figure):
+            return {**row["artifacts"], **row["fidelity"], **row["scores"]}[name]
+
+        cells = [row for row in rows.values() if "null" not in row and ("alpha" in row["settings"]) == alpha]
+        groups = sorted({row["group"] for row in cells})
+        nulls = {(row["of"], row["null"]): row for row in rows.values() if "null" in row}
+        own, words, null = (
+            np.array([np.mean([figure(of(row)) for row in cells if row["group"] == group]) for group in groups])
+            for of in (
+                lambda row: row, lambda row: rows[row["baseline"]],
+                lambda row, nulls=nulls, kind=line.null: nulls[row["id"], kind],
+            )
+        )
+        assert line.pairs == len(groups) == 2
+        for values, mean, error in (
+            (own, line.mean, line.error), (own - words, line.over_words, line.over_words_error),
+            (null, line.null_mean, line.null_error), (own - null, line.difference, line.difference_error),
+        ):
+            assert mean == pytest.approx(values.mean(), rel=1e-4, abs=1e-6)
+            assert error == pytest.approx(values.std(ddof=1) / np.sqrt(2), rel=1e-4, abs=1e-6)
+    assert from_csv(to_csv(lines)) == lines
+
+
+def test_a_star_stands_where_a_setting_is_two_errors_from_all_its_nulls():
+    sure = Line("a", "x", 9, 0.5, 0.1, 0.5, 0.1, "another", 0.1, 0.1, 0.4, 0.1)
+    unsure = replace(sure, null="noise", difference_error=0.3)
+    few = replace(sure, pairs=2)
+    assert "0.50 ± 0.10* / 0.10 |" in markdown([sure], ["x"])
+    assert "0.50 ± 0.10 / 0.10 / 0.10 |" in markdown([sure, unsure], ["x"])
+    assert "*" not in markdown([few], ["x"])
+    assert "another picture, matched noise" in markdown([sure, unsure], ["x"])
 
 
 # ------------------------------------------------------------------------------------------------------------- resume

@@ -18,7 +18,9 @@ from vl_core.layer_report import (
     join_reports,
     layer_report,
     linear_cka,
+    mean_report,
     parse_layers,
+    standard_errors,
     unit_rms,
 )
 from vl_core.layout import TokenLayout
@@ -474,3 +476,35 @@ def test_tables_are_joined_below_one_head_and_a_single_one_is_itself():
     one, two = "layer,cka\n-2,1\n-1,\n", "layer,cka\n-2,0.5\n-1,1\n"
     assert join_csv({-2: one}) == one
     assert join_csv({9: one, 18: two}) == "target_layer,layer,cka\n9,-2,1\n9,-1,\n18,-2,0.5\n18,-1,1\n"
+
+
+# --- several readings -----------------------------------------------------------------------------------------------
+
+
+def test_the_mean_of_several_reports_is_numpys_and_of_one_it_is_that_report():
+    states = [random(BLOCKS + 1, len(layout()), WIDTH, seed=seed) * (seed + 1) for seed in range(3)]
+    reports = [layer_report(encode(one), reference(), words(), text_layout()) for one in states]
+    mean, errors = mean_report(reports), standard_errors(reports)
+    assert mean_report(reports[:1]) is reports[0]
+    for index, (row, error) in enumerate(zip(mean.figures, errors.figures, strict=True)):
+        own = [report.figures[index] for report in reports]
+        assert (row.layer, row.group, row.space, row.sinks) == (own[0].layer, own[0].group, own[0].space, own[0].sinks)
+        assert row.tokens == sum(one.tokens for one in own)
+        for name in METRIC:
+            values = [getattr(one, name) for one in own if getattr(one, name) is not None]
+            found = getattr(row, name)
+            assert found == pytest.approx(np.mean(values), rel=1e-12) if values else found is None
+            spread = getattr(error, name)
+            if len(values) > 1:
+                assert spread == pytest.approx(np.std(values, ddof=1) / np.sqrt(len(values)), rel=1e-9, abs=1e-12)
+            else:
+                assert spread is None
+    assert "means over 3 readings" in mean.summary()
+
+
+def test_reports_of_other_layers_have_no_mean():
+    whole, part = layer_report(encode()), layer_report(encode(random(2, len(layout()), WIDTH), layers=(1, 2)))
+    with pytest.raises(ValueError, match="expected the same layers"):
+        mean_report([whole, part])
+    with pytest.raises(ValueError, match="expected at least one"):
+        mean_report([])

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
-from importlib.util import find_spec
+from pathlib import Path
 
 from ..adapter import PictureAdapter
 from ..states import resolve_layer
 from . import checks
 from .fleet import paint_on_ray
+from .folders import DEMO, add_folder_arguments, folders_of, vision_blocks
+from .nulls import NULLS
 from .presets import PRESETS
 from .report import write_report
 from .runner import Paint, local, needs_of, run_study
@@ -20,7 +22,7 @@ from .zimage import ZImageFolder, load_tokenizer, prompt_layout
 
 SUMMARY = "paint a grid of settings from one reading of each picture, measure it, and write a report to browse"
 
-DEMO = "demo"
+JUDGE = "judge"
 INSTRUCTION = (
     "Describe the style, colours, light and mood of this picture in one line of keywords. Do not name what it shows."
 )
@@ -47,8 +49,8 @@ HELP = {
 
 def add_arguments(parser) -> None:
     parser.add_argument(
-        "-i", "--image", action="append", required=True, metavar="FILE",
-        help="a reference picture; several are compared one after the other, or read together with --together",
+        "-i", "--image", action="extend", nargs="+", required=True, metavar="FILE",
+        help="reference pictures; several are compared one after the other, or read together with --together",
     )
     parser.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="one or several")
     parser.add_argument("--prompts", metavar="FILE", help="more prompts, *.yaml or *.json: a list, or names and texts")
@@ -67,17 +69,18 @@ def add_arguments(parser) -> None:
     axes.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUES", help="any other setting, such as sinks=include"
     )
-    models = parser.add_argument_group("models")
-    models.add_argument(
-        "-m", "--model", default=DEMO, metavar="FOLDER",
-        help="diffusers folder of Z-Image; demo is the trained miniature of this repository",
+    parser.add_argument(
+        "--null", nargs="*", choices=list(NULLS), metavar="KIND",
+        help="null controls of every cell. another: the next picture; shuffled: its pixels in random order; noise: in "
+        "place of Qwen3-VL's states. No KIND: another, or shuffled for one picture",
     )
-    models.add_argument("--vision", metavar="FOLDER", help="Hugging Face folder of a Qwen3-VL-4B")
-    models.add_argument("--reference", metavar="FILE", help="from `calibrate`; measured if it is needed and not given")
+    models = parser.add_argument_group("models")
+    add_folder_arguments(models)
     models.add_argument("--adapter", metavar="FILE", help="a picture adapter")
     models.add_argument("--instruction", metavar="TEXT", help="what --describe asks Qwen3-VL for")
     models.add_argument(
-        "--score", action="append", default=[], metavar="FOLDER", help="a CLIP or DINO on disk to score pictures with"
+        "--score", action="append", default=[], metavar="FOLDER",
+        help="a CLIP or DINO on disk to score pictures with; judge: the miniature's, for the demo",
     )
     painting = parser.add_argument_group("painting")
     painting.add_argument("--steps", type=int, help="9 suits Z-Image-Turbo, 28 to 50 Z-Image")
@@ -104,8 +107,8 @@ def run(arguments) -> None:
     plan = folder / "study.json"
     plan.write_text(json.dumps(study.as_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     rows = run_study(study, pictures, folder, painter_of(arguments, study, pictures), score_of(arguments))
-    page, grids = write_report(study, rows, pictures, folder)
-    for path in (*grids, folder / "results.jsonl", page):
+    page, others = write_report(study, rows, pictures, folder)
+    for path in (*others, folder / "results.jsonl", page):
         print(path)
 
 
@@ -125,16 +128,14 @@ def study_of(arguments):
         raise ValueError("--prompt: expected at least one, or a file with --prompts, got none.")
     models = models_of(arguments)
     pictures = [arguments.image] if arguments.together else [[path] for path in arguments.image]
-    study, shown = make_study(models, pictures, prompts, axes, base, title)
+    if JUDGE in arguments.score and arguments.model != DEMO:
+        raise ValueError("--score judge: reads pictures of the demo's world only. Give a CLIP or DINO instead.")
+    study, shown = make_study(models, pictures, prompts, axes, base, title, arguments.null)
     zimage = ZImageFolder.check(models.zimage, "--model")
     zimage.check_size(models.width, models.height)
-    width, blocks = checks.vision_folder(models.vision, "--vision")
+    blocks = vision_blocks(models.vision, zimage.width)
     for layer in study.layers:
         resolve_layer(layer, blocks)
-    if width != zimage.width:
-        raise ValueError(
-            f"--vision: expected width {zimage.width} for this Z-Image, got {width}. Z-Image needs the 4B."
-        )
     tokenizer = load_tokenizer(zimage.tokenizer)
     for prompt in prompts.values():
         zimage.check_caption(len(prompt_layout(tokenizer, prompt)))
@@ -148,19 +149,8 @@ def models_of(arguments) -> Models:
         FileNotFoundError, ValueError: for folders, files and numbers that do not fit.
     """
     demo = arguments.model == DEMO
-    if demo:
-        if find_spec("miniature") is None:
-            raise ValueError("--model: the demo's miniature lies in a clone of the repository. Give a Z-Image folder.")
-        from miniature.assemble import MODELS, PIPELINE, VISION
-
-        if arguments.vision is not None:
-            raise ValueError("--vision: the demo has its own Qwen3-VL. Give --model as well, or leave it out.")
-        zimage, vision = str(MODELS / PIPELINE), str(MODELS / VISION)
-        adapter = arguments.adapter or str(MODELS / "adapter.safetensors")
-    elif arguments.vision is None:
-        raise ValueError("--vision: expected a Qwen3-VL folder beside --model, got none.")
-    else:
-        zimage, vision, adapter = arguments.model, arguments.vision, arguments.adapter or ""
+    zimage, vision = folders_of(arguments.model, arguments.vision)
+    adapter = arguments.adapter or (str(Path(zimage).with_name("adapter.safetensors")) if demo else "")
     for option, path in (("--reference", arguments.reference), ("--adapter", adapter)):
         if path:
             checks.readable_file(path, option)
@@ -207,5 +197,13 @@ def score_of(arguments):
     if not arguments.score:
         return None
     device = checks.pick_device(arguments.device)
-    scores = [load_score(folder, "--score", device) for folder in arguments.score]
+    scores = [judge_score(device) if one == JUDGE else load_score(one, "--score", device) for one in arguments.score]
     return lambda *both: {name: value for score in scores for name, value in score(*both).items()}
+
+
+def judge_score(device):
+    """The miniature's judge as a score."""
+    from miniature.assemble import MODELS
+    from miniature.score import load_score as load_judge
+
+    return load_judge(MODELS, device)

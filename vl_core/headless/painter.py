@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..adapter import PictureAdapter
@@ -19,9 +20,10 @@ from ..statistics import ReferenceStatistics, calibrate, calibration_prompts
 from ..sweep import Cell
 from . import checks
 from .calibrate import batch_reader, text_reader
+from .nulls import NULL, matched_noise, noise_seed, noisy
 from .study import ADAPTER, DENOISE, DESCRIBE, THINK, Models
 from .vision import load_encoder
-from .zimage import encode_text, load_pipeline, paint, text_states
+from .zimage import encode_text, load_pipeline, paint, prompt_layout, text_states
 
 LONGEST_ANSWER = 160  # tokens of a description
 
@@ -55,6 +57,7 @@ class Painter:
         self.encodes = 0  # forwards of Qwen3-VL over a picture and a prompt
         self._encoder = self._adapter = self._reference = None
         self._kept: dict[str, tuple[Any, Any]] = {}  # one value of each kind: cells come group by group
+        self._plain: dict[tuple, np.ndarray] = {}  # words alone, which are the same beside every picture
 
     def paint(self, cell: Cell) -> Painted:
         """One picture."""
@@ -63,29 +66,40 @@ class Painter:
         states, report = self.states(cell)
         seconds["states"] = time.perf_counter() - start
         start = time.perf_counter()
-        image = paint(
-            self.pipeline, states, negative=models.negative, steps=models.steps, guidance=models.guidance,
-            width=models.width, height=models.height, seed=cell.seed, over=self.pictures[extra["pictures"]][0],
-            denoise=extra[DENOISE],
-        )
+        is_plain = cell.words_only and not extra[DESCRIBE] and not extra[ADAPTER] and extra[DENOISE] == 1
+        where = extra["prompt"], extra[THINK], cell.seed
+        if is_plain and where in self._plain:
+            pixels = self._plain[where]
+        else:
+            pixels = np.asarray(paint(
+                self.pipeline, states, negative=models.negative, steps=models.steps, guidance=models.guidance,
+                width=models.width, height=models.height, seed=cell.seed, over=self.pictures[extra["pictures"]][0],
+                denoise=extra[DENOISE],
+            ))
+            if is_plain:
+                self._plain[where] = pixels
         seconds["paint"] = time.perf_counter() - start
-        return Painted(cell.id, np.asarray(image), report, {name: round(spent, 4) for name, spent in seconds.items()})
+        return Painted(cell.id, pixels, report, {name: round(spent, 4) for name, spent in seconds.items()})
 
     def states(self, cell: Cell) -> tuple[Tensor, str]:
         """What a cell is painted from, ``(L, D)``, and what was done."""
         extra = dict(cell.extra)
-        lines, prompt = [], extra["prompt"]
+        lines, prompt, is_noise = [], extra["prompt"], NULL in extra
         if extra[DESCRIBE]:
             words = self.words(extra["pictures"])
             prompt = append_words(prompt, words)
             lines.append(f"described: {words}")
         text, layout = self.text(prompt, extra[THINK])
+        if extra[DESCRIBE] and is_noise:
+            text = self._words_as_noise(text, cell)
         mixed, mixed_layout = text, layout
         if not cell.words_only:
             where = extra["pictures"], prompt, extra[THINK]
             blind = self.reading(*where, mute=True) if cell.settings.needs_muted else None
             reference = self.reference if cell.settings.needs_reference else None
             seen = self.reading(*where)
+            if is_noise:
+                seen = self._keep("noise", (where, cell.seed), lambda: noisy(seen, noise_seed(cell)))
             mixed, mixed_layout, report = cell.settings.apply(text, layout, seen, blind, reference)
             lines.append(report)
         if extra[ADAPTER]:
@@ -98,9 +112,19 @@ class Painter:
                 )
                 for number, picture in enumerate(self.pictures[extra["pictures"]])
             ]
+            if is_noise:
+                seen = [noisy(one, noise_seed(cell)) for one in seen]
             mixed, _, info = self.adapter.apply(mixed, mixed_layout, seen, extra[ADAPTER])
             lines.append(info.describe())
-        return mixed, "\n".join(lines) or "words only"
+        return mixed, "\n".join([*lines, *["matched noise in place of what was seen"] * is_noise]) or "words only"
+
+    def _words_as_noise(self, text: Tensor, cell: Cell) -> Tensor:
+        """Text states with noise in place of what follows the cell's own prompt: a description, and the tail."""
+        own, think = dict(cell.extra)["prompt"], dict(cell.extra)[THINK]
+        layout = prompt_layout(self.pipeline.tokenizer, own, family=self.family(think))
+        start = len(layout) - self.family(think).tail_tokens
+        generator = torch.Generator().manual_seed(noise_seed(cell))
+        return torch.cat([text[:start], matched_noise(text[start:], generator)])
 
     def text(self, prompt: str, think: bool = False) -> tuple[Tensor, TokenLayout]:
         """Z-Image's own states of a prompt; ``think``: with an empty think block after it."""

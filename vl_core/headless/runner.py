@@ -1,4 +1,4 @@
-"""Runs a study: paints what is not there yet, measures it, and keeps one line per cell in ``results.jsonl``.
+"""Runs a study: paints what is not there yet, measures it, and keeps a line per cell and null in ``results.jsonl``.
 
 A cell's picture is written first and its line after, each whole or not at all, so a run that is killed goes on where it
 was. Lines are never written anew: what a finished cell says stays byte for byte.
@@ -19,15 +19,17 @@ from torch import Tensor
 
 from ..artifacts import compare_artifacts, measure_fidelity
 from ..sweep import Cell
+from .nulls import NULLS
 from .painter import Needs, Painted, Painter
-from .picture import save_png
+from .picture import SETTINGS_KEY, save_png
 from .progress import progress
-from .study import UNSTEERED, Group, Study, baseline_of
+from .study import UNSTEERED, Control, Group, Study, baseline_of
 
 RESULTS, CELLS = "results.jsonl", "cells"
 LEAST_SIDE = 64  # pixels: artifacts need as many to be told
 
 Rows = dict[str, dict[str, Any]]
+Controls = dict[tuple[str, str], dict[str, Any]]  # rows of nulls by the cell they belong to and their kind
 Paint = Callable[[Sequence[Cell]], Iterable[Painted]]
 Score = Callable[[Tensor, Tensor, str], Mapping[str, float]]  # picture, reference, prompt -> figures
 
@@ -43,15 +45,19 @@ def run_study(
         score: further figures of a picture beside its reference.
 
     Returns:
-        the study's rows by cell id, in its order. ``results.jsonl`` then holds them in that order, rows of other
-        studies in the same folder behind.
+        the study's rows by id, in its order, a cell's nulls behind it. ``results.jsonl`` then holds them in that
+        order, rows of other studies in the same folder behind.
     """
     (folder / CELLS).mkdir(parents=True, exist_ok=True)
     ledger = folder / RESULTS
     rows = read_rows(ledger)
     known = {id: row for id, row in rows.items() if (folder / row["picture"]).is_file()}
-    todo = [(group, cell) for group, cell in study.cells if cell.id not in known]
     owners = {cell.id: (group, cell) for group, cell in study.cells}
+    # A null's picture has no line of its own before it is compared; a file that is there is whole.
+    todo = [
+        cell for cell in study.painted
+        if cell.id not in known and (cell.id in owners or not _file(folder, cell).is_file())
+    ]
     waiting: dict[str, list[Painted]] = {}  # by the baseline they are compared with
 
     def keep(painted: Painted) -> None:
@@ -65,14 +71,36 @@ def run_study(
         for other in waiting.pop(cell.id, ()):
             keep(other)
 
-    with progress("Painting", len(study.cells)) as move:
-        move(len(study.cells) - len(todo), len(study.cells))
-        for painted in paint([cell for _, cell in todo]) if todo else ():
-            keep(painted)
+    with progress("Painting", len(study.painted)) as move:
+        move(len(study.painted) - len(todo), len(study.painted))
+        for painted in paint(todo) if todo else ():
+            if painted.id in owners:
+                keep(painted)
+            else:
+                _save(folder / CELLS / f"{painted.id}.png", painted, study)
             move()
-    ordered = {cell.id: known[cell.id] for _, cell in study.cells}
+    with progress("Measuring nulls", len(study.controls)) as move:
+        for control in study.controls:
+            if control.id not in known:
+                known[control.id] = _keep_null(folder, ledger, study, control, known, pictures, score)
+            move()
+    ids = [cell.id for _, cell in study.cells]
+    nulls: dict[str, list[str]] = {}
+    for control in study.controls:
+        nulls.setdefault(control.cell.id, []).append(control.id)
+    ordered = {id: known[id] for cell in ids for id in (cell, *nulls.get(cell, ()))}
     _reorder(ledger, list(ordered))
     return ordered
+
+
+def figures_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """All that was measured of a picture, by name."""
+    return {**(row["artifacts"] or {}), **row["fidelity"], **row.get("scores", {})}
+
+
+def nulls_in(rows: Rows) -> Controls:
+    """Those of the rows that are nulls."""
+    return {(row["of"], row["null"]): row for row in rows.values() if "null" in row}
 
 
 def local(study: Study, pictures: Mapping[str, Sequence[Tensor]]) -> Paint:
@@ -113,38 +141,76 @@ def _keep(
     folder: Path, ledger: Path, study: Study, group: Group, cell: Cell, baseline: Cell, painted: Painted,
     references: Sequence[Tensor], score: Score | None,
 ) -> dict[str, Any]:
+    row = _head(group, cell, baseline) | {"report": painted.report, "seconds": dict(painted.seconds)}
+    picture = torch.from_numpy(np.array(painted.pixels))
+    beside = picture if baseline.id == cell.id else _read(_file(folder, baseline))
+    row |= measure(picture, beside, references[0], group.prompt, score)
+    _save(folder / row["picture"], painted, study, row)
+    _append(ledger, row)
+    return row
+
+
+def _keep_null(
+    folder: Path, ledger: Path, study: Study, control: Control, known: Rows,
+    pictures: Mapping[str, Sequence[Tensor]], score: Score | None,
+) -> dict[str, Any]:
+    """A null beside the same words alone and the same reference as its cell; what the cell has more than it."""
+    group, cell = control.group, control.cell
+    file, baseline = _file(folder, control.painted), baseline_of(group.plan, cell)
+    noted = json.loads(_text_of(file)[SETTINGS_KEY])
+    row = _head(group, cell, baseline) | {
+        "id": control.id, "null": control.kind, "of": cell.id, "label": f"{cell.label}, null: {NULLS[control.kind]}",
+        "picture": f"{CELLS}/{file.name}", "report": noted["report"], "seconds": noted["seconds"],
+    }
+    row |= measure(_read(file), _read(_file(folder, baseline)), pictures[group.key][0], group.prompt, score)
+    theirs = figures_of(row)
+    row["difference"] = _rounded({
+        name: value - theirs[name] for name, value in figures_of(known[cell.id]).items() if name in theirs
+    })
+    _append(ledger, row)
+    return row
+
+
+def _head(group: Group, cell: Cell, baseline: Cell) -> dict[str, Any]:
+    """What is known of a cell before it is painted."""
+    extra = dict(cell.extra)
+    return {
+        "id": cell.id, "label": cell.label, "group": group.name, "prompt": group.prompt, "pictures": list(group.files),
+        "settings": cell.settings.effective(), "seed": cell.seed, **{name: extra[name] for name in UNSTEERED},
+        "picture": f"{CELLS}/{cell.id}.png", "baseline": baseline.id,
+    }
+
+
+def _file(folder: Path, cell: Cell) -> Path:
+    return folder / CELLS / f"{cell.id}.png"
+
+
+def _save(path: Path, painted: Painted, study: Study, row: Mapping[str, Any] | None = None) -> None:
     from PIL import Image
 
-    settings, extra = cell.settings.effective(), dict(cell.extra)
-    row: dict[str, Any] = {
-        "id": cell.id, "label": cell.label, "group": group.name, "prompt": group.prompt, "pictures": list(group.files),
-        "settings": settings, "seed": cell.seed, **{name: extra[name] for name in UNSTEERED},
-        "picture": f"{CELLS}/{cell.id}.png", "baseline": baseline.id, "report": painted.report,
-        "seconds": dict(painted.seconds),
-    }
-    path = folder / row["picture"]
-    picture = torch.from_numpy(np.array(painted.pixels))
-    beside = picture if baseline.id == cell.id else _read(folder / CELLS / f"{baseline.id}.png")
-    row |= measure(picture, beside, references[0])
-    if score is not None:
-        row["scores"] = dict(score(picture, references[0], group.prompt))
-    noted = {**row, "models": study.models.identity()}
-    save_png(path, Image.fromarray(painted.pixels), noted)
+    noted = row or {"id": painted.id, "report": painted.report, "seconds": dict(painted.seconds)}
+    save_png(path, Image.fromarray(painted.pixels), {**noted, "models": study.models.identity()})
+
+
+def _append(ledger: Path, row: Mapping[str, Any]) -> None:
     with ledger.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    return row
 
 
-def measure(picture: Tensor, baseline: Tensor, reference: Tensor) -> dict[str, Any]:
-    """Artifacts of a picture, what is worse than in its baseline, and how much of the reference is in it."""
+def measure(
+    picture: Tensor, baseline: Tensor, reference: Tensor, prompt: str = "", score: Score | None = None
+) -> dict[str, Any]:
+    """Artifacts of a picture, what is worse than in its baseline, how much of the reference is in it, and scores."""
     found: dict[str, Any] = {"artifacts": None, "worse": [], "fidelity": None}
     if min(picture.shape[:2]) >= LEAST_SIDE:
         compared = compare_artifacts(picture, baseline)
         found["artifacts"] = _rounded(asdict(compared.picture))
         found["worse"] = list(compared.worse())
     found["fidelity"] = _rounded(asdict(measure_fidelity(picture, reference)))
+    if score is not None:
+        found["scores"] = dict(score(picture, reference, prompt))
     return found
 
 
@@ -153,6 +219,14 @@ def _read(path: Path) -> Tensor:
 
     with Image.open(path) as image:
         return torch.from_numpy(np.array(image.convert("RGB")))
+
+
+def _text_of(path: Path) -> Mapping[str, str]:
+    """A PNG's text chunks."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return dict(image.text)
 
 
 def _reorder(ledger: Path, ids: Sequence[str]) -> None:

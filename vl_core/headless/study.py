@@ -15,6 +15,7 @@ from torch import Tensor
 from ..settings import FIELDS, Field, Value
 from ..sweep import SEED, Axis, Cell, Plan, make_plan, parse_axis
 from . import checks
+from .nulls import NULLS, SHUFFLED, choose_nulls, null_cell, shuffled, shuffled_key
 from .picture import load_picture
 from .presets import PRESETS, Preset
 
@@ -79,12 +80,32 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Control:
+    """The null of one cell.
+
+    Attributes:
+        kind: one of ``NULLS``. ``painted``: the cell that is painted for it.
+    """
+
+    group: Group
+    cell: Cell
+    kind: str
+    painted: Cell
+
+    @property
+    def id(self) -> str:
+        """Of its line in the results: among other pictures another one is the next."""
+        return f"{self.cell.id}-{self.kind}-{self.painted.id}"
+
+
+@dataclass(frozen=True)
 class Study:
-    """All groups, and what paints them."""
+    """All groups, what paints them, and the kinds of null controls that every cell has."""
 
     title: str
     models: Models
     groups: tuple[Group, ...]
+    nulls: tuple[str, ...] = ()
 
     @cached_property
     def cells(self) -> tuple[tuple[Group, Cell], ...]:
@@ -93,6 +114,26 @@ class Study:
         for group in self.groups:
             for cell in sorted(group.plan.unique, key=lambda cell: baseline_of(group.plan, cell).id != cell.id):
                 found.setdefault(cell.id, (group, cell))
+        return tuple(found.values())
+
+    @cached_property
+    def controls(self) -> tuple[Control, ...]:
+        """The nulls of every cell that stands on an axis, each once."""
+        keys = list(dict.fromkeys(group.key for group in self.groups))
+        found: dict[str, Control] = {}
+        for group in self.groups:
+            for kind in self.nulls:
+                for cell in group.plan.cells:
+                    control = Control(group, cell, kind, null_cell(kind, cell, keys))
+                    found.setdefault(control.id, control)
+        return tuple(found.values())
+
+    @cached_property
+    def painted(self) -> tuple[Cell, ...]:
+        """All that has to be painted, cells before what only nulls need: another picture's null is a cell itself."""
+        found = {cell.id: cell for _, cell in self.cells}
+        for control in self.controls:
+            found.setdefault(control.painted.id, control.painted)
         return tuple(found.values())
 
     @property
@@ -110,7 +151,7 @@ class Study:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "title": self.title, "models": self.models.identity(),
+            "title": self.title, "models": self.models.identity(), "nulls": list(self.nulls),
             "groups": [
                 {
                     "name": group.name, "prompt": group.prompt, "pictures": list(group.files),
@@ -124,7 +165,11 @@ class Study:
         """A line for people."""
         plan = self.groups[0].plan.describe()
         many = f"{len(self.groups)} × " if len(self.groups) > 1 else ""
-        return f"{self.title}: {many}{plan}" + (f", {len(self.cells)} in all" if many else "")
+        line = f"{self.title}: {many}{plan}" + (f", {len(self.cells)} in all" if many else "")
+        if self.nulls:
+            kinds, more = ", ".join(NULLS[kind] for kind in self.nulls), len(self.painted) - len(self.cells)
+            line += f"; null controls: {kinds}" + (f", {more} more to paint" if more else "")
+        return line
 
 
 def baseline_of(plan: Plan, cell: Cell) -> Cell:
@@ -176,12 +221,13 @@ def choose_axes(
 
 def make_study(
     models: Models, pictures: Sequence[Sequence[str]], prompts: Mapping[str, str], axes: Sequence[Axis],
-    base: Mapping[str, Value], title: str,
+    base: Mapping[str, Value], title: str, nulls: Sequence[str] | None = None,
 ) -> tuple[Study, dict[str, list[Tensor]]]:
-    """The study, checked to its last cell, and the pictures by key.
+    """The study, checked to its last cell, and the pictures by key, those of nulls among them.
 
     Args:
         pictures: files of each set. ``prompts``: by name.
+        nulls: see :func:`~.nulls.choose_nulls`.
 
     Raises:
         FileNotFoundError, ValueError: for pictures that cannot be read, settings that do not go together, two prompts
@@ -205,7 +251,10 @@ def make_study(
             plan = make_plan(axes, settings, seed, extra=extra, baseline=not has_words, limit=MAX_CELLS)
             names = tuple(Path(path).name for path in files)
             groups.append(Group(f"{Path(names[0]).stem}, {name}", prompt, names, key, plan))
-    study = Study(title, models, tuple(groups))
+    kinds = choose_nulls(nulls, list(shown))
+    if SHUFFLED in kinds:
+        shown |= {shuffled_key(key): [shuffled(one, key) for one in each] for key, each in shown.items()}
+    study = Study(title, models, tuple(groups), kinds)
     varied = [dict(cell.extra) for _, cell in study.cells]
     if any(extra[ADAPTER] for extra in varied) and not models.adapter:
         raise ValueError("--adapter-strengths: need the picture adapter's file, got none. Give it with --adapter.")

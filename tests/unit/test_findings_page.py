@@ -1,0 +1,58 @@
+"""docs/findings.md: every table is what the commands wrote, kept beside it as CSV."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+from vl_core.headless.summary import from_csv, markdown
+
+ROOT = Path(__file__).parents[2] / "docs"
+PAGE = (ROOT / "findings.md").read_text(encoding="utf-8")
+LAYERS = (-1, -2, -4, -6, -8, -12)
+# A mark before each table: whose figures it shows, and which.
+MARK = re.compile(r"<!-- (\w+): (.*?) -->\n+((?:\|.*\n)+)")
+
+
+def summary_table(name: str, figures: list[str]) -> str:
+    lines = from_csv((ROOT / "findings" / f"{name}.csv").read_text(encoding="utf-8"))
+    return markdown(lines, figures).split("\n\n")[0].strip()
+
+
+def layer_table(figures: list[str]) -> str:
+    """Rows such as "text raw include cosine": every layer's mean ± error, and behind a slash with pictures muted."""
+    files = {
+        name: {
+            (row["group"], row["space"], row["sinks"], int(row["layer"])): row
+            for row in csv.DictReader((ROOT / "findings" / f"{name}.csv").read_text(encoding="utf-8").splitlines())
+        }
+        for name in ("layers", "layers_errors", "layers_muted")
+    }
+    rows = ["| | " + " | ".join(map(str, LAYERS)) + " |", "|---|" + "---|" * len(LAYERS)]
+    for figure in figures:
+        *way, metric = figure.split()
+        cells = [
+            "{} ± {} / {}".format(*(shown(float(file[(*way, layer)][metric])) for file in files.values()))
+            for layer in LAYERS
+        ]
+        rows.append(f"| {figure} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def shown(value: float) -> str:
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+
+
+@pytest.mark.parametrize(("name", "figures", "table"), MARK.findall(PAGE))
+def test_a_table_shows_the_figures_that_were_measured(name, figures, table):
+    names = [figure.strip() for figure in figures.split(",")]
+    expected = layer_table(names) if name == "layers" else summary_table(name, names)
+    assert table.strip() == expected
+
+
+def test_every_file_of_figures_is_shown():
+    shown = {name for name, _, _ in MARK.findall(PAGE)}
+    assert shown == {path.stem for path in (ROOT / "findings").glob("*.csv") if "layers_" not in path.stem}
