@@ -211,6 +211,17 @@ def by_layers(bench: Bench, case: Case, sight: Sight, layer: None, *, layers: Se
 
 def by_chosen_words(bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float) -> Tensor:
     """Aligned, but the words for the object's colour and shape stay as they are."""
+    return _around_the_object(bench, case, sight, layer, alpha)[0]
+
+
+def by_kept_and_appended(bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float) -> Tensor:
+    """The same, and the picture's own tokens before the template's tail."""
+    return _appended(*_around_the_object(bench, case, sight, layer, alpha), sight)
+
+
+def _around_the_object(
+    bench: Bench, case: Case, sight: Sight, layer: int, alpha: float
+) -> tuple[Tensor, TokenLayout | None]:
     tokenizer, pairs = bench.chain.pipeline.tokenizer, bench.pairs
     thing = f"{world.COLORS[pairs.color[case.number]]} {world.SHAPES[pairs.shape[case.number]]}"
     named = positions_of_words(
@@ -218,16 +229,22 @@ def by_chosen_words(bench: Bench, case: Case, sight: Sight, layer: int, *, alpha
     )
     states, layout = sight.seen.at(layer)
     per_token = alpha_on_words(case.layout, ~named, alpha)
-    return blend(case.states, states, per_token, text_layout=case.layout, vl_layout=layout)[0]
+    mixed, info = blend(case.states, states, per_token, text_layout=case.layout, vl_layout=layout)
+    return mixed, info.layout
 
 
 def by_aligned_and_appended(bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float) -> Tensor:
     """Aligned, then the picture's own tokens at layer −2 before the template's tail."""
     states, layout = sight.seen.at(layer)
     mixed, info = blend(case.states, states, alpha, text_layout=case.layout, vl_layout=layout)
+    return _appended(mixed, info.layout, sight)
+
+
+def _appended(states: Tensor, layout: TokenLayout | None, sight: Sight) -> Tensor:
+    """With the picture's own tokens at layer −2 before the template's tail."""
     picture, picture_layout = select_tokens(*sight.seen.at(-2), "image_no_markers")
     return blend(
-        mixed, picture, 1.0, "append", text_layout=info.layout, vl_layout=picture_layout, append_position="before_tail"
+        states, picture, 1.0, "append", text_layout=layout, vl_layout=picture_layout, append_position="before_tail"
     )[0]
 
 
@@ -274,7 +291,8 @@ def by_words_of_both(bench: Bench, case: Case, sight: Sight, layer: None) -> Ten
 WAYS: dict[str, Way] = {
     "words": by_words, "adapter": by_adapter, "description": by_description, "recipe": by_recipe, "blend": by_blend,
     "delta": by_delta, "recipe file": by_recipe_file, "layers": by_layers, "chosen words": by_chosen_words,
-    "aligned and appended": by_aligned_and_appended, "pictures": by_pictures, "two adapted": by_two_adapted,
+    "aligned and appended": by_aligned_and_appended, "kept and appended": by_kept_and_appended,
+     "pictures": by_pictures, "two adapted": by_two_adapted,
     "average tail": by_average_tail, "words of both": by_words_of_both,
 }
 
@@ -334,6 +352,10 @@ def _methods() -> tuple[Method, ...]:
             rows.append(Method("aligned, object kept", "training_free", "chosen words", layer, {"alpha": alpha}))
         setting = {"alpha": alpha}
         rows.append(Method("aligned and appended", "training_free", "aligned and appended", -4, setting))
+        rows.append(Method("object kept, and appended", "training_free", "kept and appended", -4, setting))
+    for strength in (0.5, 1.0):
+        setting = {"mode": "blend and append", "strength": strength}
+        rows.append(Method("blend and append", "training_free", "recipe", -6, setting))
     for start, end in ((0.0, 0.5), (0.5, 1.0)):
         setting = {"mode": "blend aligned", "strength": 0.7, "start": start, "end": end}
         rows.append(Method("aligned, part of the steps", "training_free", "recipe", -8, setting, (start, end)))

@@ -49,8 +49,9 @@ class ZImageVLCondition(io.ComfyNode):
                     "describe: Qwen3-VL puts the picture's look into words after your prompt. picture adapter: the "
                     "same without words, by a fit on a folder of pictures. blend aligned: mix into each word what it "
                     "means beside the picture. append picture: leave the words as they are and put the picture's "
-                    "tokens after them. blend as published: the research note's arithmetic, for comparison. image "
-                    "delta: add to each word what the picture did to it.",
+                    "tokens after them. blend and append: both, the words half as much. blend as published: the "
+                    "research note's arithmetic, for comparison. image delta: add to each word what the picture did "
+                    "to it.",
                 ),
                 io.Int.Input(
                     "layer", default=0, min=-37, max=0, advanced=True,
@@ -173,9 +174,10 @@ def _blended(
     if chosen:
         settings, show, options = chosen.settings, chosen.show, {"system_prompt": chosen.system_prompt}
     layers = list(family.layers) if family.stacked else [layer or MODES[mode].layer]
+    captured = layers if family.stacked else list(MODES[mode].layers(layers[0]))
     host.check_widths(clip, vision)
     seen, muted, lines = references.read(
-        vision, given, prompt, layers, combine, mask_use, mute=MODES[mode].needs_muted, show=show, budget=budget,
+        vision, given, prompt, captured, combine, mask_use, mute=MODES[mode].needs_muted, show=show, budget=budget,
         name="vision", family=family, **options,
     )
     measured = [None] * len(layers)
@@ -190,7 +192,8 @@ def _blended(
 
     def act(part: Tensor, own: TokenLayout | None, index: int) -> tuple[Tensor, TokenLayout | None, str]:
         return condition(
-            part, own, seen, layers[index], mode, strength, muted=muted, settings=settings, reference=measured[index]
+            part, own, seen, layers[index], mode, strength, muted=muted, settings=settings, reference=measured[index],
+            append_layer=layers[index] if family.stacked else None,
         )
 
     def mix(entry: Entry) -> tuple[Entry, str]:

@@ -79,7 +79,7 @@ class ZImageVLSweep(io.ComfyNode):
                 io.Int.Input(
                     "layer", default=0, min=-37, max=0, advanced=True,
                     tooltip="Which hidden state of Qwen3-VL to take, counted from the end; 0 lets the method choose "
-                    "(-6 for blend aligned and blend as published, else -2).",
+                    "(-6 for the modes called blend, else -2).",
                 ),
                 io.Combo.Input(
                     "tokens", options=list(FIELDS["tokens"].choices), default="all", advanced=True,
@@ -232,10 +232,11 @@ def _cell_entry(
     """What is painted from for one cell."""
 
     def act(states: Tensor, layout: TokenLayout | None, index: int) -> tuple[Tensor, TokenLayout | None, str]:
-        settings = cell.settings
+        settings, append_layer = cell.settings, None
         if family.stacked and seen is not None:  # settings count layers from the end
-            settings = replace(settings, layer=family.layers[index] - seen.num_layers - 1)
-        return settings.apply(states, layout, seen, muted, measured[index])
+            append_layer = family.layers[index] - seen.num_layers - 1
+            settings = replace(settings, layer=append_layer)
+        return settings.apply(states, layout, seen, muted, measured[index], append_layer)
 
     try:
         states, layout, _ = steer(entry[0], layout_of(entry), family, act, words=host.words_of(entry))

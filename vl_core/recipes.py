@@ -7,7 +7,7 @@ what it does in one line.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -65,6 +65,7 @@ class Task:
         text: Z-Image's states, ``(L, D)`` or ``(B, L, D)``; ``layout`` says what its tokens are, where known.
         vl: float32 ``(L_vl, D)`` of the reading; ``vl_layout`` its tokens.
         muted: the same two of the reading with its pictures muted, for modes that need it.
+        appended: the same two at the layer that appended tokens are read at, for modes that read two.
         reference: the text encoder's statistics, for settings that need them.
     """
 
@@ -75,6 +76,7 @@ class Task:
     strength: float
     settings: ModeSettings = ModeSettings()
     muted: tuple[Tensor, TokenLayout] | None = None
+    appended: tuple[Tensor, TokenLayout] | None = None
     reference: ReferenceStatistics | None = None
 
 
@@ -92,6 +94,7 @@ class Mode:
         meaning: what it does, in one line for people.
         settings: names of the :class:`ModeSettings` it takes.
         needs_muted: whether it compares with the same reading, its pictures muted.
+        append_layer: the hidden state its appended tokens are read at, where that is another.
     """
 
     act: Callable[[Task], Outcome]
@@ -101,6 +104,11 @@ class Mode:
     meaning: str
     settings: tuple[str, ...] = ()
     needs_muted: bool = False
+    append_layer: int | None = None
+
+    def layers(self, layer: int) -> tuple[int, ...]:
+        """What a reading has to capture if ``layer`` is mixed."""
+        return tuple(sorted({layer, self.append_layer or layer}))
 
 
 def blend_aligned(task: Task) -> Outcome:
@@ -140,6 +148,23 @@ def append_picture(task: Task) -> Outcome:
     return mixed, info, lines
 
 
+def blend_and_append(task: Task) -> Outcome:
+    """Mix half as much into each word as the strength says, then add the pictures' tokens after the words.
+
+    On the miniature words bring the style and tokens the background; together they keep more of the prompt than either
+    at full strength (docs/methods.md).
+    """
+    if task.appended is None:
+        raise ValueError("appended: blend and append reads a second layer, got none. Capture it in the same reading.")
+    mixed, info, lines = blend_aligned(replace(task, strength=MIXED_SHARE * task.strength))
+    vl, vl_layout = task.appended
+    settings = replace(task.settings, position="end" if info.layout is None else "before_tail")
+    both, added, more = append_picture(
+        replace(task, text=mixed, layout=info.layout, vl=vl.float(), vl_layout=vl_layout, settings=settings)
+    )
+    return both, added, [*lines, info.describe(), *more]
+
+
 def add_image_delta(task: Task) -> Outcome:
     """Add to each token what the picture changed at that word."""
     if task.muted is None:
@@ -154,6 +179,7 @@ def add_image_delta(task: Task) -> Outcome:
 
 CURVED = ("tokens", "curve", "curve_end")
 CLEANED = ("normalization", "outliers", "outlier_threshold")
+MIXED_SHARE = 0.5  # of the strength, where the picture's tokens are added as well
 
 # Layer -2 is the one Z-Image was trained on. Blends read -6: the research note found it crisper on the real models, and
 # on the miniature -2 moves nothing and -8 to -4 do (docs/miniature.md).
@@ -165,6 +191,10 @@ MODES: dict[str, Mode] = {
     "append picture": Mode(
         append_picture, -2, 0, 1, "leave the words as they are and put the picture's tokens after them",
         (*CLEANED, "position"),
+    ),
+    "blend and append": Mode(
+        blend_and_append, -6, 0, 1, "mix into each word, half as much, and put the picture's tokens after them",
+        (*CURVED, *CLEANED), append_layer=-2,
     ),
     "image delta": Mode(
         add_image_delta, -2, -MAX_WEIGHT, MAX_WEIGHT,
@@ -201,6 +231,7 @@ def condition(
     strength: float,
     *,
     muted: VLStates | None = None,
+    append_layer: int | None = None,
     settings: ModeSettings = ModeSettings(),
     reference: ReferenceStatistics | None = None,
 ) -> tuple[Tensor, TokenLayout | None, str]:
@@ -208,11 +239,13 @@ def condition(
 
     Args:
         text: Z-Image's states of the prompt, ``(L, D)`` or ``(B, L, D)``; ``layout`` says what its tokens are.
-        seen: an encode of the same prompt with pictures, in which ``layer`` was captured, or several of them combined.
+        seen: an encode of the same prompt with pictures, in which the mode's ``layers(layer)`` were captured, or
+            several of them combined.
         mode: one of ``MODES``.
         strength: 0 returns the text bit for bit. The blends take it as alpha, image delta as weight; appending pools
             the picture n × n with n = round(1 / strength).
         muted: the same encode with its pictures muted, for modes that need it.
+        append_layer: where tokens to append are read, for modes that read two layers; the mode's own if None.
         settings: those the mode does not take are not looked at.
         reference: the text encoder's statistics, for settings that need them.
 
@@ -230,7 +263,9 @@ def condition(
     if not vl_layout.grids and muted is None:  # several pictures that are all pushed away have a muted side
         return text, layout, "No picture: words only."
     # float once, so that no stage rounds
-    task = Task(text, layout, vl.float(), vl_layout, strength, settings, muted and muted.at(layer), reference)
+    own = MODES[mode].append_layer
+    appended = own and seen.at(append_layer or own)
+    task = Task(text, layout, vl.float(), vl_layout, strength, settings, muted and muted.at(layer), appended, reference)
     mixed, info, details = MODES[mode].act(task)
     lines = [f"{mode}, strength {strength:g}, layer {layer}", *details]
     if count := int(seen.layout.mask(TokenRole.IMAGE).sum()):

@@ -174,6 +174,11 @@ class Settings:
         return self.layer or (MODES[self.method].layer if self.method in MODES else DEFAULT_LAYER)
 
     @property
+    def read_layers(self) -> tuple[int, ...]:
+        """All hidden states that are read."""
+        return MODES[self.method].layers(self.read_layer) if self.method in MODES else (self.read_layer,)
+
+    @property
     def needs_muted(self) -> bool:
         """Whether the same reading with its pictures muted is needed."""
         return self.strength != 0 and self.method in MODES and MODES[self.method].needs_muted
@@ -237,15 +242,17 @@ class Settings:
         seen: VLStates,
         blind: VLStates | None = None,
         reference: ReferenceStatistics | None = None,
+        append_layer: int | None = None,
     ) -> tuple[Tensor, TokenLayout | None, str]:
         """States for Z-Image.
 
         Args:
             text: Z-Image's own states of the prompt, ``(L, D)`` or ``(B, L, D)``; ``text_layout`` says what its tokens
                 are, where known.
-            seen: an encode of the same prompt with pictures, in which :attr:`read_layer` was captured.
+            seen: an encode of the same prompt with pictures, in which :attr:`read_layers` were captured.
             blind: the same with its pictures muted, if :attr:`needs_muted`.
             reference: the text encoder's statistics, if :attr:`needs_reference`.
+            append_layer: see :func:`~.recipes.condition`.
 
         Returns:
             the states, their layout, and a report of what was done. Strength 0 gives the text bit for bit.
@@ -266,7 +273,7 @@ class Settings:
         taken = {theirs: used[ours] for theirs, ours in MODE_NAMES.items() if ours in used}
         return condition(
             text, text_layout, seen, self.read_layer, self.method, self.strength, muted=blind,
-            settings=ModeSettings(**taken), reference=reference,
+            append_layer=append_layer, settings=ModeSettings(**taken), reference=reference,
         )
 
     def _blend(

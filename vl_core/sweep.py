@@ -166,7 +166,7 @@ class Plan:
     @property
     def layers(self) -> tuple[int, ...]:
         """The hidden states that one encode has to capture for all cells, counted from the end."""
-        return tuple(sorted({cell.settings.read_layer for cell in self.cells if not cell.words_only}))
+        return tuple(sorted({one for cell in self.cells if not cell.words_only for one in cell.settings.read_layers}))
 
     @property
     def needs_muted(self) -> bool:

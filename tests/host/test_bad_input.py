@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 PROMPT = "a cat in a red hat"
 LAYOUT = "vl_layout"
-MODES = ["blend aligned", "blend as published", "append picture"]
+MODES = ["blend aligned", "blend as published", "append picture", "blend and append"]
 METHODS = ["aligned", "resample", "truncate", "append", "adain", "adain_per_dim", "style_dims"]
 REFERRING = ["per_dim", "global", "hybrid", "rms"]  # normalisations that need a reference
 NORMALIZATIONS = [*REFERRING, "none"]

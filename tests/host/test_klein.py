@@ -10,7 +10,7 @@ BLOCKS, WIDTH, LAYERS, LENGTH = 28, 64, (9, 18, 27), 512
 PAD = 151643
 TAIL = [151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271]  # … assistant \n <think> \n\n </think> \n\n
 LAYOUT = "vl_layout"
-MODES = ["blend aligned", "append picture", "image delta"]
+MODES = ["blend aligned", "append picture", "blend and append", "image delta"]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 PROMPT = "a cat in a red hat"
-MODES = ["blend aligned", "blend as published", "append picture"]
+MODES = ["blend aligned", "blend as published", "append picture", "blend and append"]
 LAYOUT = "vl_layout"
 
 MIXING = {"alpha": 0.5, "curve": "flat", "alpha_end": 0.5, "space": "dit"}

@@ -7,7 +7,7 @@ import torch
 
 PROMPT = "a cat in a red hat"
 LAYOUT = "vl_layout"
-MODES = ["blend aligned", "blend as published", "append picture", "image delta"]
+MODES = ["blend aligned", "blend as published", "append picture", "image delta", "blend and append"]
 ALONE = ["average", "add", "subtract", "norm average", "max weight per token"]
 WAYS = ["concat", *ALONE]
 MASK_USES = ["crop to the box", "keep covered tokens"]

@@ -50,6 +50,26 @@ def test_strength_zero_is_the_text_itself(text, seen, mode):
     assert "words only" in report
 
 
+@pytest.mark.parametrize("strength", [0.3, 0.5, 1.0])
+def test_blend_and_append_is_the_one_and_then_the_other(text, seen, strength):
+    found, layout, report = condition(*text, seen, -6, "blend and append", strength)
+    mixed, mixed_layout, _ = condition(*text, seen, -6, "blend aligned", strength / 2)
+    expected, _, _ = condition(
+        mixed, mixed_layout, seen, -2, "append picture", strength, settings=ModeSettings(position="before_tail")
+    )
+    assert torch.equal(found, expected)
+    assert len(layout) == len(found)
+    assert torch.equal(layout.token_ids[-5:], text[1].token_ids[-5:])
+    assert "layer -6" in report and f"alpha {strength / 2:.2f}" in report
+
+
+def test_blend_and_append_says_where_its_tokens_are_read_for_models_of_one_layer_each(text, seen):
+    found, _, _ = condition(*text, seen, -6, "blend and append", 1.0, append_layer=-6)
+    mixed, layout, _ = condition(*text, seen, -6, "blend aligned", 0.5)
+    settings = ModeSettings(position="before_tail")
+    assert torch.equal(found, condition(mixed, layout, seen, -6, "append picture", 1.0, settings=settings)[0])
+
+
 @pytest.mark.parametrize("mode", DEFAULT_LAYERS)
 def test_without_a_picture_it_is_the_text_itself(text, mode):
     blind = VLStates(random(2, len(IDS), WIDTH, seed=3), (3, 7), LAYERS, text[1])

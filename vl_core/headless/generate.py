@@ -191,18 +191,19 @@ def mix_seen(arguments, width: int, device: torch.device, dtype: torch.dtype) ->
     layer = DEFAULT_LAYERS[mode] if arguments.layer is None else arguments.layer
     if recipe is not None:
         layer, pictures = recipe.layer, [recipe.show(picture) for picture in pictures]
-    depth = resolve_layer(layer, blocks)
+    layers = MODES[mode].layers(layer)
+    depth = max(resolve_layer(one, blocks) for one in layers)
     settings = {
         "vision": Path(arguments.vision).resolve().name, "images": [Path(path).name for path in arguments.image],
         "mode": mode, "strength": strength, "layer": layer, "image_tokens": arguments.image_tokens,
     } | ({} if recipe is None else {"recipe": recipe.name})
     if strength == 0:
         return words_only("Strength 0: words only.")[0], settings
-    encoder = load_encoder(arguments.vision, device, dtype, layer)
+    encoder = load_encoder(arguments.vision, device, dtype, max(layers))
     notes: list[str] = [] if recipe is None else [recipe.describe(arguments.strength)]
     needs_muted = MODES[mode].needs_muted
-    with progress("Looking", steps_of_encode(encoder, len(pictures), layer) + needs_muted * depth) as move:
-        read = (pictures, arguments.prompt, (layer,), recipe.system_prompt if recipe else None)
+    with progress("Looking", steps_of_encode(encoder, len(pictures), max(layers)) + needs_muted * depth) as move:
+        read = (pictures, arguments.prompt, layers, recipe.system_prompt if recipe else None)
         seen = encoder.encode(*read, budget=arguments.image_tokens, check=move, notes=notes)
         muted = None
         if needs_muted:
