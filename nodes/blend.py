@@ -10,7 +10,7 @@ from torch import Tensor
 from ..vl_core import TokenLayout, TokenRole, alpha_curve, alpha_on_words, blend, positions_of_words
 from ..vl_core.blend import BlendInfo
 from ..vl_core.families import by_layer, check_pair, split_layers
-from ..vl_core.words import parse_words
+from ..vl_core.words import parse_words, split_kept
 from . import host
 from .common import node_schema, report, sinks_input
 from .conditioning import (
@@ -117,8 +117,9 @@ class ZImageVLBlend(io.ComfyNode):
                 sinks_input(),
                 io.String.Input(
                     "words", default="", optional=True, advanced=True,
-                    tooltip="Only these words of the prompt are mixed, the others stay as they are: red hat, sea. "
-                    "Write them as the prompt does; each must be there once. Empty mixes all. Not for append.",
+                    tooltip="Only these words of the prompt are mixed, the others stay as they are: red hat, sea. With "
+                    "a minus it is the other way round: -red hat keeps these and mixes the rest. Write them as the "
+                    "prompt does; each must be there once. Empty mixes all. Not for append.",
                 ),
                 io.Int.Input(
                     "budget", default=0, min=0, max=16384, optional=True, advanced=True,
@@ -145,7 +146,7 @@ class ZImageVLBlend(io.ComfyNode):
         options = dict(method) if isinstance(method, dict) else {"method": method}
         chosen, alpha = options.pop("method"), options.pop("alpha", 0.5)
         curve, alpha_end = options.pop("curve", "flat"), options.pop("alpha_end", alpha)
-        chosen_words = parse_words(words)
+        chosen_words, are_kept = split_kept(parse_words(words))
         if chosen == "append":
             if chosen_words:
                 raise ValueError("words: append leaves all words as they are. Choose another method, or empty it.")
@@ -168,8 +169,9 @@ class ZImageVLBlend(io.ComfyNode):
             if chosen_words:
                 layout = _layout_of_words(own, seen)
                 positions = positions_of_words(layout, chosen_words, host.tokenize_words)
-                steps = alpha_on_words(layout, positions, steps)
-                lines.append(f"only on {int(positions.sum())} tokens: {', '.join(chosen_words)}")
+                steps = alpha_on_words(layout, ~positions if are_kept else positions, steps)
+                which = "not" if are_kept else "only"
+                lines.append(f"{which} on {int(positions.sum())} tokens: {', '.join(chosen_words)}")
             stage = partial(
                 _blend_layer, split_layers(seen[0], family), alpha=steps, method=chosen, text_layout=layout_of(own),
                 vl_layout=layout_of(seen), sinks=sinks, **options,

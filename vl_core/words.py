@@ -2,7 +2,8 @@
 
 Words are written as the prompt writes them, with commas or new lines between: ``red hat, sea``. Each is a word or a
 phrase that the prompt holds exactly once; a longer phrase tells two places apart: ``hat of the man``. A phrase with a
-comma in it stands in double quotes: ``"red, wet street", sea``.
+comma in it stands in double quotes: ``"red, wet street", sea``. With a minus before each they are those that alpha
+leaves alone: ``-red hat, -sea``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from .layout import TokenLayout, TokenRole
 
+KEPT = "-"
 SHOWN = 16  # characters of the prompt around a place, in an error
 LETTER = r"[^\W\u2e80-\U0003ffff]"  # of scripts that put spaces between words: not Chinese, Japanese, Korean
 
@@ -29,6 +31,23 @@ def parse_words(text: str) -> list[str]:
         raise ValueError(f"words: expected double quotes in pairs, got {text!r}. Close the quote, or leave it out.")
     parts = re.findall(r'(?:"[^"]*"|[^",，\n])+', text)
     return [word for part in parts if (word := part.strip().replace('"', "").strip())]
+
+
+def split_kept(words: Sequence[str]) -> tuple[list[str], bool]:
+    """Words without their minus, and whether they had one: then alpha acts on all others.
+
+    Raises:
+        ValueError: if some have one and some have none, or nothing follows it.
+    """
+    kept = [word.startswith(KEPT) for word in words]
+    if any(kept) and not all(kept):
+        raise ValueError(
+            f"words: expected a minus before each word that stays as it is, or before none, got {', '.join(words)}."
+        )
+    bare = [word.removeprefix(KEPT).strip() for word in words]
+    if not all(bare):
+        raise ValueError(f"words: expected words after the minus, got {', '.join(words)}.")
+    return bare, any(kept)
 
 
 def positions_of_words(layout: TokenLayout, words: Sequence[str], tokenize: Callable[[str], list[int]]) -> Tensor:

@@ -401,6 +401,16 @@ def test_only_the_chosen_words_are_mixed(method, run, native, text, picture, tol
     assert "only on 2 tokens: red hat" in told(output)
 
 
+def test_words_with_a_minus_are_kept_and_all_others_mixed(run, native, text, picture, told):
+    seen = run("Encode", native, PROMPT, images={"image0": picture})[0]
+    value = {"method": "aligned", "alpha": 0.6}
+    whole, only, kept = (run("Blend", text, seen, value, words=words) for words in ("", "red hat", "-red hat"))
+    chosen = (only[0][0][0] != text[0][0]).any(-1)[0]
+    assert torch.equal(kept[0][0][0][:, chosen], text[0][0][:, chosen])
+    assert torch.equal(kept[0][0][0][:, ~chosen], whole[0][0][0][:, ~chosen])
+    assert "not on 2 tokens: red hat" in told(kept)
+
+
 def test_words_go_with_a_curve_and_with_text_that_knows_its_words(run, text_clip, native, picture):
     words = run("Condition", text_clip, native, PROMPT, 0.0, mode="blend aligned")[0]
     seen = run("Encode", native, PROMPT, layer=-2, tokens="text", images={"image0": picture})[0]

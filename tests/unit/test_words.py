@@ -7,7 +7,7 @@ import torch
 
 from vl_core.blend import blend
 from vl_core.layout import USER_TURN, SpecialTokens, TokenRole, insert_pictures, text_layout
-from vl_core.words import alpha_on_words, parse_words, positions_of_words
+from vl_core.words import alpha_on_words, parse_words, positions_of_words, split_kept
 
 PROMPT = "a cat in a red hat, beside a catwalk: the red-haired one of 2 (old) sailors"
 
@@ -190,3 +190,13 @@ def test_a_curve_acts_on_the_chosen_words_alone(layout_of, tokenize):
         alpha_on_words(layout, positions, curve[:-1])
     with pytest.raises(ValueError, match=r"alpha: expected 0 \(text\) to 1"):
         alpha_on_words(layout, positions, curve + 0.1)
+
+
+def test_a_minus_before_each_word_keeps_them_and_before_some_is_refused():
+    assert split_kept(parse_words("red hat, sea")) == (["red hat", "sea"], False)
+    assert split_kept(parse_words('-red hat, - "red, wet street"')) == (["red hat", "red, wet street"], True)
+    assert split_kept([]) == ([], False)
+    with pytest.raises(ValueError, match="expected a minus before each word that stays as it is, or before none"):
+        split_kept(parse_words("-red hat, sea"))
+    with pytest.raises(ValueError, match="words: expected words after the minus"):
+        split_kept(["-"])
