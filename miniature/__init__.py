@@ -7,7 +7,28 @@ Run from the repository's root::
 
     python -m miniature STAGE --out FOLDER --seconds N [--resume] …
 
-=============  =========  =============================================================================
+=============  =========  ====================================================================================
+stage          seconds    what it does
+=============  =========  ====================================================================================
+text           150        a Qwen3 that reads and answers, with an attention sink (``text.py``, ``sink.py``)
+vl             630        a vision tower for it, the language model frozen for most of the time (``vl.py``)
+vae            210        an AutoencoderKL and the scale of its latents (``vae.py``)
+judge          200        reads pictures; needs vae (``judge.py``)
+dit            780        a Z-Image DiT; needs text and vae, and judge for its closing figures (``dit.py``)
+assemble       –          folders for the stock classes, bf16 (``assemble.py``)
+check          –          every goal, PASS or FAIL, and ``figures.json`` (``check.py``)
+adapter        –          the picture adapter, fitted in closed form (``adapters.py``)
+bench          –          methods × settings on conflicting pairs, ``frontier.json`` and its plot (``bench.py``)
+recipes        –          a sheet and a table of the shipped recipes, ``recipes.png``, ``recipes.json`` (``recipes.py``)
+curves         –          what decides the adapter's worth, ``adapter_curves.json`` (``curves.py``)
+two-pictures   –          what the adapter shows of two pictures, ``two_pictures.json`` (``two_pictures.py``)
+mixes          –          words mixed and the picture's tokens added, beside nulls, ``mixes.json`` (``mixes.py``)
+adapter-sheet  –          the adapter, words, null controls in pictures, ``adapter_sheet.png`` (``adapter_sheet.py``)
+curves-plot    –          ``adapter_curves.json`` as a plot, ``adapter_curves.png`` (``curves_plot.py``)
+scenes         –          pictures of the world as files, and prompts that disagree with them (``scenes.py``)
+all                       text to check in turn, with those seconds
+=============  =========  ====================================================================================
+
 Seconds are training time on one H100-class GPU; preparing data comes on top (logged as ``data_s``). The learning
 rate falls along a cosine over the clock, so a slower machine trains fewer steps of the same schedule. Models this small
 leave most of a GPU idle, so what does not need each other can share one::

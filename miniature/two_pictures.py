@@ -63,15 +63,19 @@ def run(options: Options, switches: Switches) -> dict[str, Any]:
     return report
 
 
-def look_at(chain: Chain, switches: Switches, seed: int) -> Bench:
-    """The bench's pairs without what other methods need: the VL's own words take most of its time."""
+def look_at(chain: Chain, switches: Switches, seed: int, wrong: int = 0) -> Bench:
+    """The bench's pairs without what other methods need: the VL's own words take most of its time.
+
+    The null control's picture is ``wrong`` places on.
+    """
     pairs, pictures = draw_pairs(chain, switches, seed)
     bench = Bench(chain, None, pairs, as_image(pictures), adapter=adapters.load(chain.folder))
     cases = []
     for index, (states, layout) in enumerate(chain.words_many(pairs.prompts)):
         seen, look = bench.readings(0)[index], ", ".join(world.look_phrases(pairs.references.records()[index]))
         sight = Sight(index, seen, seen, look, look, seen)
-        cases.append(Case(index, pairs.prompts[index], states, layout, sight, sight))
+        other = replace(sight, number=(index + wrong) % len(pairs), seen=bench.readings(wrong)[index])
+        cases.append(Case(index, pairs.prompts[index], states, layout, sight, other))
     return replace(bench, cases=tuple(cases))
 
 

@@ -29,6 +29,7 @@ from miniature import (  # noqa: E402
     check,
     judge,
     methods,
+    mixes,
     models,
     recipes,
     sheet,
@@ -357,6 +358,15 @@ def test_two_pictures_are_measured_with_their_bound_and_null_control_and_in_shar
     assert {"words of both", "parts", "parts of two other pictures", "average"} <= set(names)
     assert all(0 <= row["parts_of_both"] <= 1 for row in rows)
     assert len((fitted / "two_pictures_rows.jsonl").read_text().splitlines()) == before + 2  # what no shard measures
+
+
+def test_mixes_stand_beside_the_same_on_another_picture(fitted):
+    main(["mixes", "--toy", "--pairs", "9", "--out", str(fitted), "--device", "cpu"])
+    rows = json.loads((fitted / "mixes.json").read_text())["rows"]
+    assert [(row["control"], row["name"]) for row in rows] == [
+        (control, method.name) for method in mixes.methods() for control in ("", "another picture")
+    ]
+    assert all(0 <= row["adherence"] <= 1 for row in rows)
 
 
 @pytest.mark.parametrize(("looks", "expected"), [
