@@ -16,6 +16,7 @@ import pytest
 import torch
 
 PACK = Path(__file__).resolve().parents[2]
+ADAPTER_SLOTS = ("style", "palette", "light", "background", "composition")
 
 
 def comfyui_candidates() -> list[Path]:
@@ -205,3 +206,25 @@ def server(comfyui, server_module, tmp_path_factory):
     """A running ComfyUI server with the pack and tiny models, in a folder of its own."""
     with server_module.running(comfyui, tmp_path_factory.mktemp("server")) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def looks(tmp_path_factory) -> str:
+    """A folder of 12 pictures with words by slot beside them, below an input folder of the module's own."""
+    import folder_paths
+    import numpy as np
+    from PIL import Image
+
+    root, drawn = tmp_path_factory.mktemp("adapters"), np.random.default_rng(0)
+    folder = root / "input" / "looks"
+    folder.mkdir(parents=True)
+    for index in range(12):
+        Image.fromarray(drawn.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(folder / f"{index:02}.png")
+        words = "\n".join(f"{slot}: {slot} number {index}" for slot in ADAPTER_SLOTS)
+        (folder / f"{index:02}.txt").write_text(words, encoding="utf-8")
+    before = folder_paths.get_input_directory(), folder_paths.models_dir
+    folder_paths.set_input_directory(str(root / "input"))
+    folder_paths.models_dir = str(root / "models")
+    yield folder.name
+    folder_paths.set_input_directory(before[0])
+    folder_paths.models_dir = before[1]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 PROMPT = "a cat in a red hat"
 PICTURES = 12
@@ -17,28 +15,8 @@ TAIL = 5
 
 
 @pytest.fixture(scope="module")
-def folder(base_folder):
-    """A folder below ComfyUI's input folder, pictures with slot words beside them."""
-    import folder_paths
-
-    root = base_folder / "adapter_input"
-    path = root / "looks"
-    path.mkdir(parents=True)
-    drawn = np.random.default_rng(0)
-    for index in range(PICTURES):
-        Image.fromarray(drawn.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(path / f"{index:02}.png")
-        (path / f"{index:02}.txt").write_text("\n".join(f"{slot}: {slot} number {index}" for slot in SLOTS))
-    before = folder_paths.get_input_directory(), folder_paths.models_dir
-    folder_paths.set_input_directory(str(root))
-    folder_paths.models_dir = str(base_folder / "adapter_models")
-    yield "looks"
-    folder_paths.set_input_directory(before[0])
-    folder_paths.models_dir = before[1]
-
-
-@pytest.fixture(scope="module")
-def fitted(run, text_clip, native, folder):
-    return run("AdapterFit", text_clip, native, folder, CAPTIONS, "looks")
+def fitted(run, text_clip, native, looks):
+    return run("AdapterFit", text_clip, native, looks, CAPTIONS, "looks")
 
 
 @pytest.fixture(scope="module")
@@ -109,17 +87,17 @@ def test_bad_input_is_named(run, fitted, text, native, picture, options, expecte
     ("folder_name", "name", "expected"),
     [("../..", "x", "folder: expected a folder below"), ("looks", "a/b", "name: expected a plain file name")],
 )
-def test_names_that_lead_elsewhere_are_refused(run, text_clip, native, folder, folder_name, name, expected):
+def test_names_that_lead_elsewhere_are_refused(run, text_clip, native, looks, folder_name, name, expected):
     with pytest.raises(ValueError, match=expected):
         run("AdapterFit", text_clip, native, folder_name, CAPTIONS, name)
 
 
-def test_a_folder_that_is_not_there_is_named(run, text_clip, native, folder):
+def test_a_folder_that_is_not_there_is_named(run, text_clip, native, looks):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         run("AdapterFit", text_clip, native, "nowhere")
 
 
-def test_descriptions_that_qwen3_vl_writes_are_words_like_any(run, text_clip, native, folder, part, told, monkeypatch):
+def test_descriptions_that_qwen3_vl_writes_are_words_like_any(run, text_clip, native, looks, part, told, monkeypatch):
     asked, description = [], part("vl_core.describe").Description
 
     def write(encoder, images, instruction, **options):
@@ -130,14 +108,14 @@ def test_descriptions_that_qwen3_vl_writes_are_words_like_any(run, text_clip, na
         return description(words, words, 9, False)
 
     monkeypatch.setattr(part("nodes.host"), "write_words", write)
-    output = run("AdapterFit", text_clip, native, folder, "Qwen3-VL describes them", "told")
+    output = run("AdapterFit", text_clip, native, looks, "Qwen3-VL describes them", "told")
     assert [slot.name for slot in output[0].spec.slots] == list(SLOTS)
     assert len(asked) == PICTURES and all(f"{slot}: …" in asked[0] for slot in SLOTS)
     with pytest.raises(ValueError, match=r"07\.png: instruction: expected words"):
-        run("AdapterFit", text_clip, native, folder, "Qwen3-VL describes them", "told")
+        run("AdapterFit", text_clip, native, looks, "Qwen3-VL describes them", "told")
 
 
-def test_descriptions_are_not_written_anew_after_a_stop(run, text_clip, native, folder, part, told, monkeypatch):
+def test_descriptions_are_not_written_anew_after_a_stop(run, text_clip, native, looks, part, told, monkeypatch):
     host, asked, description = part("nodes.host"), [], part("vl_core.describe").Description
 
     def write(encoder, images, instruction, **options):
@@ -148,7 +126,7 @@ def test_descriptions_are_not_written_anew_after_a_stop(run, text_clip, native, 
         return description(words, words, 9, False)
 
     monkeypatch.setattr(host, "write_words", write)
-    settings = (text_clip, native, folder, "Qwen3-VL describes them", "rewritten")
+    settings = (text_clip, native, looks, "Qwen3-VL describes them", "rewritten")
     with pytest.raises(KeyboardInterrupt):
         run("AdapterFit", *settings)
     kept = host.adapters_folder() / "rewritten_words.jsonl"
@@ -174,16 +152,16 @@ def test_descriptions_are_not_written_anew_after_a_stop(run, text_clip, native, 
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_words_without_slots_are_taken_as_a_whole_and_the_node_says_so(run, text_clip, native, folder, told):
+def test_words_without_slots_are_taken_as_a_whole_and_the_node_says_so(run, text_clip, native, looks, told):
     import folder_paths
 
-    odd = Path(folder_paths.get_input_directory()) / folder / "03.txt"
+    odd = Path(folder_paths.get_input_directory()) / looks / "03.txt"
     before = odd.read_text()
     odd.write_text("a plain look")
-    output = run("AdapterFit", text_clip, native, folder, CAPTIONS, "odd")
+    output = run("AdapterFit", text_clip, native, looks, CAPTIONS, "odd")
     odd.write_text("embedding:look, a plain look")
     with pytest.raises(ValueError, match=r"03\.png: words: expected plain words"):
-        run("AdapterFit", text_clip, native, folder, CAPTIONS, "odd")
+        run("AdapterFit", text_clip, native, looks, CAPTIONS, "odd")
     odd.write_text(before)
     assert [slot.name for slot in output[0].spec.slots] == ["description"]
     assert "taken as a whole" in told(output)
@@ -195,7 +173,7 @@ def test_strength_0_runs_no_encoder(run, fitted, text, picture, told):
     assert "strength 0" in told(output)
 
 
-def test_a_fit_that_was_stopped_goes_on(run, text_clip, native, folder, part, told, monkeypatch):
+def test_a_fit_that_was_stopped_goes_on(run, text_clip, native, looks, part, told, monkeypatch):
     examples, left = part("vl_core.examples"), [9]
     monkeypatch.setattr(examples, "KEEP_EVERY", 4)
 
@@ -206,7 +184,7 @@ def test_a_fit_that_was_stopped_goes_on(run, text_clip, native, folder, part, to
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(part("nodes.host"), "progress_bar", lambda total: stop)
-        run("AdapterFit", text_clip, native, folder, CAPTIONS, "stopped")
-    output = run("AdapterFit", text_clip, native, folder, CAPTIONS, "stopped")
+        run("AdapterFit", text_clip, native, looks, CAPTIONS, "stopped")
+    output = run("AdapterFit", text_clip, native, looks, CAPTIONS, "stopped")
     assert "went on after 8 pictures" in told(output)
     assert not list(part("nodes.host").adapters_folder().glob("*.part"))

@@ -12,7 +12,6 @@ from PIL import Image
 PROMPT, LOOKS = "a cat in a red hat", ("blue dusk, thick paint", "pale ink, torn paper")
 WIDTH, BLOCKS, LAYERS, LENGTH, TAIL = 64, 28, (9, 18, 27), 512, 9
 CAPTIONS = "text files beside the pictures"
-SLOTS = ("style", "palette", "light", "background", "composition")
 LAYOUT = "vl_layout"
 PICTURES = 12
 
@@ -40,28 +39,8 @@ def loaded(tiny, run, native, base_folder):
 
 
 @pytest.fixture(scope="module")
-def folder(base_folder):
-    """A folder below ComfyUI's input folder, pictures with slot words beside them."""
-    import folder_paths
-
-    root = base_folder / "klein_input"
-    path = root / "looks"
-    path.mkdir(parents=True)
-    drawn = np.random.default_rng(0)
-    for index in range(PICTURES):
-        Image.fromarray(drawn.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(path / f"{index:02}.png")
-        (path / f"{index:02}.txt").write_text("\n".join(f"{slot}: {slot} number {index}" for slot in SLOTS))
-    before = folder_paths.get_input_directory(), folder_paths.models_dir
-    folder_paths.set_input_directory(str(root))
-    folder_paths.models_dir = str(base_folder / "klein_models")
-    yield "looks"
-    folder_paths.set_input_directory(before[0])
-    folder_paths.models_dir = before[1]
-
-
-@pytest.fixture(scope="module")
-def fitted(run, klein, native, folder):
-    return run("AdapterFit", klein, native, folder, CAPTIONS, "klein")
+def fitted(run, klein, native, looks):
+    return run("AdapterFit", klein, native, looks, CAPTIONS, "klein")
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +136,11 @@ def test_a_fit_on_a_folder_says_that_it_is_kleins_and_its_file_is_the_same(
     assert all((wired[0] != text[0][0])[:, at:words, of : of + WIDTH].any() for of in range(0, 3 * WIDTH, WIDTH))
 
 
-def test_what_the_fit_was_shown_comes_back(run, fitted, klein, native, part, folder, core_text):
+def test_what_the_fit_was_shown_comes_back(run, fitted, klein, native, part, looks, core_text):
     """Twelve pairs, one map: a picture of the fit is led towards its own description, in every layer."""
     import folder_paths
 
-    file = f"{folder_paths.get_input_directory()}/{folder}/03.png"
+    file = f"{folder_paths.get_input_directory()}/{looks}/03.png"
     image = torch.from_numpy(np.array(Image.open(file)).astype(np.float32) / 255)[None]
     description = part("vl_core.description")
     said = {slot: f"{slot} number 3" for slot in SLOTS}
@@ -199,14 +178,14 @@ def test_a_stage_after_it_knows_where_the_padding_begins(run, planted, klein, na
     assert appended[0][1]["attention_mask"].sum() == text[0][1]["attention_mask"].sum() + stack[0][0].shape[1]
 
 
-def test_klein_9b_has_an_adapter_of_its_own_encoders(run, tiny, folder, core_text, picture):
+def test_klein_9b_has_an_adapter_of_its_own_encoders(run, tiny, looks, core_text, picture):
     from comfy.text_encoders import flux
 
     large = tiny.build_clip(
         flux.klein_te(model_type="qwen3_8b"), flux.KleinTokenizer8B, "qwen3_8b", 2, num_hidden_layers=BLOCKS
     )
     eyes = tiny.vision_clip(model_type="qwen3vl_8b", num_hidden_layers=BLOCKS)
-    adapter = run("AdapterFit", large, eyes, folder, CAPTIONS, "large")[0]
+    adapter = run("AdapterFit", large, eyes, looks, CAPTIONS, "large")[0]
     text = core_text(PROMPT, large)
     found = run("AdapterApply", eyes, PROMPT, text, images={"image0": picture}, adapter=adapter)[0]
     assert found[0][0].shape == text[0][0].shape and not torch.equal(found[0][0], text[0][0])
@@ -223,10 +202,10 @@ def test_a_picture_changes_what_flux_2_paints(run, tiny, planted, klein, native,
 
 
 def test_adapters_of_the_other_family_are_refused_before_the_picture_is_read(
-    run, planted, klein, text_clip, core_text, picture, native, folder, tiny, told, part
+    run, planted, klein, text_clip, core_text, picture, native, looks, tiny, told, part
 ):
     eyes = tiny.vision_clip()
-    zimage = run("AdapterFit", text_clip, eyes, folder, CAPTIONS, "zimage")[0]
+    zimage = run("AdapterFit", text_clip, eyes, looks, CAPTIONS, "zimage")[0]
     shown = {"image0": picture}
     with pytest.raises(ValueError, match=r"text: the adapter predicts layer -2 .*for Z-Image, width 64, got width 192"):
         run("AdapterApply", None, PROMPT, core_text(PROMPT, klein), images=shown, adapter=zimage)
