@@ -12,6 +12,7 @@ from PIL import Image
 PROMPT, LOOKS = "a cat in a red hat", ("blue dusk, thick paint", "pale ink, torn paper")
 WIDTH, BLOCKS, LAYERS, LENGTH, TAIL = 64, 28, (9, 18, 27), 512, 9
 CAPTIONS = "text files beside the pictures"
+SLOTS = ("style", "palette", "light", "background", "composition")
 LAYOUT = "vl_layout"
 PICTURES = 12
 
