@@ -71,7 +71,10 @@ PRESETS: dict[str, Preset] = {
     # Ours.
     "methods": Preset(
         "the simple node's modes side by side",
-        {"method": "blend aligned, append picture, blend and append, image delta, blend as published", "alpha": "0.3, 0.6, 1"},
+        {
+            "method": "blend aligned, append picture, blend and append, image delta, blend as published",
+            "alpha": "0.3, 0.6, 1",
+        },
     ),
     "aligned": Preset(
         "the aligned blend, layer by layer", {"alpha": "0.3, 0.5, 0.7, 1", "layer": "-2, -4, -6, -8"},
