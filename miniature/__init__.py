@@ -25,6 +25,7 @@ two-pictures   –          what the adapter shows of two pictures, ``two_pictur
 mixes          –          words mixed and the picture's tokens added, beside nulls, ``mixes.json`` (``mixes.py``)
 adapter-sheet  –          the adapter, words, null controls in pictures, ``adapter_sheet.png`` (``adapter_sheet.py``)
 curves-plot    –          ``adapter_curves.json`` as a plot, ``adapter_curves.png`` (``curves_plot.py``)
+tables         –          ``frontier.json`` as a table in ``miniature.md`` (``tables.py``)
 scenes         –          pictures of the world as files, and prompts that disagree with them (``scenes.py``)
 all                       text to check in turn, with those seconds
 =============  =========  ====================================================================================

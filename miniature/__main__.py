@@ -16,7 +16,7 @@ MEASURING = ("bench", "recipes", "curves", "two-pictures", "mixes", "adapter-she
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m miniature", description="Train and measure the miniature.")
-    top.add_argument("stage", choices=[*STAGES, "adapter", *MEASURING, "curves-plot", "scenes", "all"])
+    top.add_argument("stage", choices=[*STAGES, "adapter", *MEASURING, "curves-plot", "tables", "scenes", "all"])
     top.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="checkpoints, weights and logs")
     top.add_argument("--models", type=Path, metavar="FOLDER", help="the assembled models (default: OUT/models)")
     top.add_argument("--seconds", type=float, help="training time; each stage has a default for one H100-class GPU")

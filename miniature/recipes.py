@@ -16,6 +16,7 @@ from . import assemble, sheet, world
 from .bench import TOY, Painting, Switches, mixed, prepare, row_of, workers
 from .chain import Chain, as_image
 from .methods import METHODS, TEXT_ONLY, Bench, Method
+from .tables import figure
 from .training import Options, begin, measured_with, write_json
 
 if TYPE_CHECKING:
@@ -100,14 +101,6 @@ def table(entries: Sequence[dict[str, Any]]) -> list[str]:
             for entry in entries
         ),
     ]
-
-
-def figure(value: float | None, error: float | None = None) -> str:
-    """Two decimals, with the standard error where there is one."""
-    if value is None:
-        return "none"
-    shown = f"{value:.2f}".replace("-0.00", "0.00")
-    return shown if error is None else f"{shown} ± {error:.2f}"
 
 
 # ------------------------------------------------------------------------------------------------------------- sheet

@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from miniature import world
+from miniature import tables, world
 from vl_core.blend import BlendMethod
 from vl_core.combine import COMBINATIONS
 from vl_core.recipe_files import PictureUse, load_recipes, parse_recipe
@@ -102,6 +102,20 @@ def test_the_example_of_a_recipe_is_one():
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:tests|vl_core)/[\w/]+(?:\.py|/)?)[:`]", PAGE))))
 def test_what_the_page_points_to_is_there(path):
     assert (ROOT / path).exists()
+
+
+def test_the_frontier_is_what_was_measured():
+    page = (ROOT / "docs" / "miniature.md").read_text(encoding="utf-8")
+    report = json.loads((ROOT / "miniature" / "frontier.json").read_text(encoding="utf-8"))
+    assert "<!-- frontier -->" in page
+    assert tables.fill(page, report) == page
+    section = " ".join(page.split("## The frontier")[1].split("###")[0].split())
+    assert f"{len(report['methods'])} settings" in section
+    assert f"{len(report['nulls'])} null controls" in section
+    assert f"{report['asked']['pairs']} pairs" in section
+    assert report["measured"]["date"] in section
+    highest = max(row["transfer"] for row in report["nulls"])
+    assert f"No null control reaches more than {highest:.2f}".replace(" 0.", " .") in section
 
 
 def test_what_words_and_tokens_bring_together_is_what_was_measured():

@@ -211,10 +211,23 @@ def test_the_report_has_the_parts_it_promises(report, run):
     assert (run / "frontier.png").stat().st_size > 10_000
 
 
-def test_every_family_that_was_measured_has_both_null_controls(report):
-    measured = {row["family"] for row in report["methods"]}
-    for family in measured:
-        assert {row["control"] for row in report["nulls"] if row["family"] == family} == set(bench.CONTROLS)
+def test_every_method_that_was_measured_has_both_null_controls(report):
+    measured = {row["name"] for row in report["methods"]}
+    assert {row["family"] for row in report["methods"]} == {row["family"] for row in report["nulls"]}
+    for name in measured:
+        assert {row["control"] for row in report["nulls"] if row["name"] == name} == set(bench.CONTROLS)
+
+
+def test_the_frontier_stands_on_its_page_between_the_marks(report, run, tmp_path):
+    page = tmp_path / "miniature.md"
+    page.write_text("before\n<!-- frontier -->\nold\n<!-- end -->\nafter")
+    main(["tables", "--out", str(tmp_path), "--models", str(run / "models")])
+    before, mark, head, _, *lines, end, after = page.read_text().split("\n")
+    assert (before, mark, end, after) == ("before", "<!-- frontier -->", "<!-- end -->", "after")
+    assert head.split(" | ")[-2:] == ["another picture", "matched noise |"]
+    shown = [line.split(" | ")[0].strip("| ") for line in lines]
+    assert shown[0] == methods.TEXT_ONLY
+    assert sorted(shown[1:]) == sorted({row["name"] for row in report["methods"]})
 
 
 def test_a_bench_that_was_stopped_measures_only_what_is_missing(run, report, monkeypatch):

@@ -1,0 +1,71 @@
+"""Stage ``tables``: the frontier as a table in ``miniature.md``, made from ``frontier.json`` alone.
+
+``python -m miniature tables --out docs --models miniature/models`` rewrites what stands between the marks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .training import Options
+
+PAGE, REPORT = "miniature.md", "frontier.json"
+BLOCK = re.compile(r"(<!-- frontier -->\n).*?(<!-- end -->)", re.DOTALL)
+HEAD = ("method", "setting", "transfer", "background / style / mood", "colour", "shape", "leak")
+CONTROLS = ("another picture", "matched noise")
+
+
+def run(options: Options) -> None:
+    """Write the page anew."""
+    page, report = options.out / PAGE, json.loads(options.report(REPORT).read_text(encoding="utf-8"))
+    page.write_text(fill(page.read_text(encoding="utf-8"), report), encoding="utf-8")
+
+
+def fill(page: str, report: dict[str, Any]) -> str:
+    """The page with the report's table between ``<!-- frontier -->`` and ``<!-- end -->``."""
+    return BLOCK.sub(lambda found: found[1] + "\n".join(table(report)) + "\n" + found[2], page)
+
+
+def table(report: dict[str, Any]) -> list[str]:
+    """Lines of Markdown: words alone, then every method at its best setting beside its null controls.
+
+    The best are those that the bench measured controls of, the highest transfer first.
+    """
+    nulls: dict[str, dict[str, str]] = {}
+    for row in report["nulls"]:
+        nulls.setdefault(_key(row), {})[row["control"]] = figure(row["transfer"], row["stderr"])
+    best = [row for row in report["methods"] if _key(row) in nulls]
+    best.sort(key=lambda row: -(row["transfer"] or 0.0))
+    shown = [(report["baselines"][0], {}), *((row, nulls[_key(row)]) for row in best)]
+    lines = [[*HEAD, *CONTROLS], ["---"] * (len(HEAD) + len(CONTROLS))]
+    for row, controls in shown:
+        by = " / ".join(map(figure, row["transfer_by"].values()))
+        kept = [figure(row[name]) for name in ("adherence", "adherence_shape", "leak")]
+        transfer = figure(row["transfer"], row["stderr"])
+        lines.append([row["name"], setting(row), transfer, by, *kept, *(controls.get(one, "") for one in CONTROLS)])
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def setting(row: dict[str, Any]) -> str:
+    """Layer and numbers of a row; its words are in its name."""
+    shown = []
+    for name, value in {"layer": row["layer"], **row["setting"]}.items():
+        if isinstance(value, int | float | list) and not isinstance(value, bool):
+            numbers = value if isinstance(value, list) else [value]
+            shown.append(f"{name.replace('_', ' ')} {' and '.join(f'{one:g}' for one in numbers)}")
+    return ", ".join(shown)
+
+
+def figure(value: float | None, error: float | None = None) -> str:
+    """Two decimals, with the standard error where there is one."""
+    if value is None:
+        return "none"
+    shown = f"{value:.2f}".replace("-0.00", "0.00")
+    return shown if error is None else f"{shown} ± {error:.2f}"
+
+
+def _key(row: dict[str, Any]) -> str:
+    return json.dumps([row["name"], row["layer"], row["setting"]], sort_keys=True)
