@@ -7,6 +7,7 @@ function in :data:`WAYS`.
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,13 +36,15 @@ from vl_core.combine import needs_muted
 from vl_core.headless.nulls import noisy
 from vl_core.layout import TAIL_TOKENS
 from vl_core.recipes import MODES
+from vl_core.space_adapter import SpaceAdapter, SpaceFit
 
-from . import world
+from . import adapters, world
 from .chain import LAYERS, Chain
 
 FAMILIES = ("published", "training_free", "adapter", "caption")
 ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 TEXT_ONLY, CAPTION = "text only", "caption in words"
+SPACE_CAPTIONS = 800  # that a space adapter is fitted on
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ class Bench:
     cases: tuple[Case, ...] = ()
     adapter: PictureAdapter | None = None
     kept: dict[tuple, list[VLStates]] = field(default_factory=dict)
+    spaces: dict[tuple[int, int], SpaceAdapter] = field(default_factory=dict)
 
     def readings(
         self, shift: int, recipe: str = "", mute: bool = False, beside: str | None = None
@@ -138,6 +142,28 @@ class Bench:
         """The reading that the adapter wants: beside the prompt, or beside its own."""
         spec = self.adapter.spec
         return sight.seen if spec.own_prompt else self.reading(case, sight, beside=spec.prompt)
+
+    def space(self, layer: int, target: int) -> SpaceAdapter:
+        """The ridge from the text encoder's states of one layer to those of another, on words alone; fitted once."""
+        if (layer, target) not in self.spaces:
+            texts = captions(SPACE_CAPTIONS, adapters.SEED)  # the bench's pairs are drawn from other seeds
+            read, wanted = ([states for states, _ in self.chain.words_many(texts, at)] for at in (layer, target))
+            fit = SpaceFit(read[0].shape[-1], wanted[0].shape[-1])
+            for x, t in zip(read, wanted, strict=True):
+                fit.add(x, t)
+            self.spaces[layer, target] = fit.solve("ridge", layers=(layer, target))
+        return self.spaces[layer, target]
+
+    def at(self, seen: VLStates, layer: int, mapped_to: int | None = None) -> tuple[Tensor, TokenLayout]:
+        """A layer's states ``(L, D)`` and layout; ``mapped_to`` another layer by :meth:`space`."""
+        states, layout = seen.at(layer)
+        return states if mapped_to is None else self.space(layer, mapped_to).apply(states), layout
+
+
+def captions(count: int, seed: int) -> list[str]:
+    """Captions of scenes in the wordings that the text encoder learned from."""
+    drawn, scenes = random.Random(seed), world.sample_scenes(count, torch.Generator().manual_seed(seed))
+    return [world.caption(scene, drawn)[0] for scene in scenes.records()]
 
 
 # ------------------------------------------------------------------------------------------------------------- ways
@@ -174,10 +200,10 @@ def by_recipe(
 
 def by_blend(
     bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float, tokens: str = "all", scale: str = "none",
-    mask: str = "none", sinks: str = "exclude", **options: Any,
+    mask: str = "none", sinks: str = "exclude", mapped_to: int | None = None, **options: Any,
 ) -> Tensor:
     """Select, mask outliers, normalise, blend: the open pipeline of nodes."""
-    states, layout = select_tokens(*sight.seen.at(layer), tokens)
+    states, layout = select_tokens(*bench.at(sight.seen, layer, mapped_to), tokens)
     if mask != "none":
         states, _ = mask_outlier_dimensions(states, mode=mask, reference=bench.reference, sinks=sinks)
     states, _ = normalize(states, scale, bench.reference, sinks=sinks)
@@ -186,9 +212,11 @@ def by_blend(
     )[0]
 
 
-def by_delta(bench: Bench, case: Case, sight: Sight, layer: int, *, weight: float, **options: Any) -> Tensor:
+def by_delta(
+    bench: Bench, case: Case, sight: Sight, layer: int, *, weight: float, mapped_to: int | None = None, **options: Any
+) -> Tensor:
     """What the picture did to the words, added to the text's states."""
-    (plus, layout), (zero, _) = sight.seen.at(layer), sight.blind.at(layer)
+    (plus, layout), (zero, _) = (bench.at(seen, layer, mapped_to) for seen in (sight.seen, sight.blind))
     return image_delta(case.states, plus, zero, weight, text_layout=case.layout, vl_layout=layout, **options)[0]
 
 
@@ -209,9 +237,11 @@ def by_layers(bench: Bench, case: Case, sight: Sight, layer: None, *, layers: Se
     return blend(case.states, states, alpha, text_layout=case.layout, vl_layout=layout)[0]
 
 
-def by_chosen_words(bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float) -> Tensor:
+def by_chosen_words(
+    bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float, mapped_to: int | None = None
+) -> Tensor:
     """Aligned, but the words for the object's colour and shape stay as they are."""
-    return _around_the_object(bench, case, sight, layer, alpha)[0]
+    return _around_the_object(bench, case, sight, layer, alpha, mapped_to)[0]
 
 
 def by_kept_and_appended(bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float) -> Tensor:
@@ -220,14 +250,14 @@ def by_kept_and_appended(bench: Bench, case: Case, sight: Sight, layer: int, *, 
 
 
 def _around_the_object(
-    bench: Bench, case: Case, sight: Sight, layer: int, alpha: float
+    bench: Bench, case: Case, sight: Sight, layer: int, alpha: float, mapped_to: int | None = None
 ) -> tuple[Tensor, TokenLayout | None]:
     tokenizer, pairs = bench.chain.pipeline.tokenizer, bench.pairs
     thing = f"{world.COLORS[pairs.color[case.number]]} {world.SHAPES[pairs.shape[case.number]]}"
     named = positions_of_words(
         case.layout, [thing], lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     )
-    states, layout = sight.seen.at(layer)
+    states, layout = bench.at(sight.seen, layer, mapped_to)
     per_token = alpha_on_words(case.layout, ~named, alpha)
     mixed, info = blend(case.states, states, per_token, text_layout=case.layout, vl_layout=layout)
     return mixed, info.layout
@@ -292,9 +322,11 @@ WAYS: dict[str, Way] = {
     "words": by_words, "adapter": by_adapter, "description": by_description, "recipe": by_recipe, "blend": by_blend,
     "delta": by_delta, "recipe file": by_recipe_file, "layers": by_layers, "chosen words": by_chosen_words,
     "aligned and appended": by_aligned_and_appended, "kept and appended": by_kept_and_appended,
-     "pictures": by_pictures, "two adapted": by_two_adapted,
+    "pictures": by_pictures, "two adapted": by_two_adapted,
     "average tail": by_average_tail, "words of both": by_words_of_both,
 }
+
+APPENDED = {"method": "append", "tokens": "image_no_markers", "append_position": "before_tail"}
 
 
 def _methods() -> tuple[Method, ...]:
@@ -331,8 +363,7 @@ def _methods() -> tuple[Method, ...]:
         for weight in (0.5, 1.0, 1.5, 2.0):
             rows.append(Method("image delta", "training_free", "delta", layer, {"weight": weight}))
     for factor in (1, 2, 4):
-        setting = {"alpha": 1.0, "method": "append", "tokens": "image_no_markers", "append_downsample": factor,
-                   "append_position": "before_tail"}
+        setting = {"alpha": 1.0, **APPENDED, "append_downsample": factor}
         rows.append(Method("append before the tail", "training_free", "blend", -2, setting))
     for alpha in (0.5, 0.7, 1.0):
         for name, setting in {
@@ -353,6 +384,16 @@ def _methods() -> tuple[Method, ...]:
         setting = {"alpha": alpha}
         rows.append(Method("aligned and appended", "training_free", "aligned and appended", -4, setting))
         rows.append(Method("object kept, and appended", "training_free", "kept and appended", -4, setting))
+    for layer in (-8, -4):
+        mapped: dict[str, Any] = {"mapped_to": -2}  # a ridge on words alone, see Bench.space
+        for name, way, settings in (
+            ("image delta", "delta", [{"weight": weight} for weight in (0.75, 1.0)]),
+            ("append before the tail", "blend", [{"alpha": 1.0, **APPENDED}]),
+            ("aligned", "blend", [{"alpha": alpha} for alpha in (0.7, 1.0)]),
+            ("aligned, object kept", "chosen words", [{"alpha": alpha} for alpha in (0.7, 1.0)]),
+        ):
+            name = f"{name}, through a space adapter"
+            rows += [Method(name, "training_free", way, layer, {**setting, **mapped}) for setting in settings]
     for strength in (0.5, 1.0):
         setting = {"mode": "blend and append", "strength": strength}
         rows.append(Method("blend and append", "training_free", "recipe", -6, setting))

@@ -42,6 +42,7 @@ from miniature.chain import LAYERS, Chain, answers, as_image  # noqa: E402
 from miniature.training import Options  # noqa: E402
 from vl_core import load_recipes  # noqa: E402
 from vl_core.headless.zimage import encode_text  # noqa: E402
+from vl_core.space_adapter import SpaceAdapter  # noqa: E402
 from vl_core.statistics import token_rms  # noqa: E402
 
 
@@ -55,7 +56,7 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A toy run: text, vl, vae, judge, dit, assemble, check."""
+    """A toy run: text, vl, vae, judge, dit, assemble, answers, check."""
     folder = tmp_path_factory.mktemp("miniature")
     main(["all", "--toy", "--out", str(folder), "--device", "cpu"])
     return folder
@@ -67,12 +68,12 @@ def chain(run) -> Chain:
 
 
 def test_every_stage_leaves_closing_figures(run):
-    for stage in ("text", "vl", "vae", "judge", "dit"):
+    for stage in check.STAGES:
         closing = json.loads((run / f"{stage}.json").read_text())
         assert closing["steps"] >= 6
     report = json.loads((run / "models" / "figures.json").read_text())
     assert {goal["figure"] for goal in report["goals"]} == {name for name, _, _ in check.GOALS}
-    assert set(report["training"]) == {"text", "vl", "vae", "judge", "dit"}
+    assert set(report["training"]) == set(check.STAGES)
 
 
 def test_the_pipeline_folder_loads_with_diffusers_and_paints(run):
@@ -336,6 +337,42 @@ def test_every_method_runs_on_one_case(chain):
         states = bench.WAYS[method.way](seen, seen.cases[0], seen.cases[0].right, method.layer, **method.setting)
         assert states.isfinite().all(), method
         assert states.shape[-1] == models.TOY.width
+
+
+def test_an_identity_as_space_adapter_leaves_every_row_as_it_is_without(chain):
+    seen, width = bench.prepare(chain, replace(bench.TOY, pairs=2), 0), models.TOY.width
+    mapped = [method for method in bench.METHODS if "mapped_to" in method.setting]
+    assert {method.way for method in mapped} == {"delta", "blend", "chosen words"}
+    for method in mapped:
+        layer, target = method.layer, method.setting["mapped_to"]
+        plain = replace(method, setting={name: value for name, value in method.setting.items() if name != "mapped_to"})
+        seen.spaces[layer, target] = SpaceAdapter(
+            "per_dimension", torch.zeros(width), torch.zeros(width), gain=torch.ones(width)
+        )
+        for control in ("", *bench.CONTROLS):
+            ways = (bench.mixed(seen, one, control) for one in (method, plain))
+            assert all(torch.equal(*both) for both in zip(*ways, strict=True)), (method, control)
+        seen.spaces[layer, target] = replace(seen.spaces[layer, target], offset=torch.ones(width))
+        ways = (bench.mixed(seen, one) for one in (method, plain))
+        assert not all(torch.equal(*both) for both in zip(*ways, strict=True)), method
+
+
+def test_a_space_adapter_is_fitted_once_on_words_of_both_layers():
+    generator, read = torch.Generator().manual_seed(0), []
+    planted, offset = torch.randn(8, 8, generator=generator), torch.randn(8, generator=generator)
+
+    def words_many(texts, layer):
+        read.append(layer)
+        states = torch.randn(len(texts), 6, 8, generator=torch.Generator().manual_seed(1))
+        return [(x if layer == -8 else x @ planted + offset, None) for x in states]
+
+    seen = methods.Bench(SimpleNamespace(words_many=words_many), None, None, ())
+    found = seen.space(-8, -2)
+    x = torch.randn(5, 8, generator=generator)
+    torch.testing.assert_close(found.apply(x, sinks="include"), x @ planted + offset, atol=1e-2, rtol=1e-3)
+    assert (found.layers, found.report.prompts) == ((-8, -2), methods.SPACE_CAPTIONS * 4 // 5)
+    assert seen.space(-8, -2) is replace(seen, cases=()).space(-8, -2)
+    assert read == [-8, -2]
 
 
 def test_the_curves_of_the_adapter_have_a_row_for_each_point(run):
