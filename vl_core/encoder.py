@@ -114,7 +114,7 @@ class Qwen3VLEncoder:
         self.reader = Reader(
             model.visual, model.language_model, num_layers, self._rotary,
             ByteCache(default_limit() if cache_bytes is None else cache_bytes), every_layer=every_layer,
-            graphs=GraphPool() if compile else None,
+            graphs=GraphPool() if compile else None, exact=True,
         )
 
     @classmethod

@@ -2,23 +2,30 @@
 
 At batch 1 a GPU waits for the next kernel to be launched, so every operation that is merged with another counts. Works
 on the modules of transformers and of ComfyUI, which name their parts alike. The results are those of the modules' own
-``forward`` up to rounding; ``tests/unit/test_prefix.py`` holds them together.
+``forward`` up to rounding, and with :data:`~.kernels.EXACT` those of transformers bit for bit;
+``tests/unit/test_prefix.py`` holds them together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .kernels import PLAIN, Kernels, rotate
+from .kernels import MERGED, Kernels, rotate
 from .layout import TokenLayout, TokenRole
 from .pictures import MERGE
 
 PATCHES_PER_PASS = 4096  # pictures share a pass of the vision tower up to here: what one of 1024 × 1024 takes
+# Parts by name from a module's own dict: a tenth of the time that its attributes take, hundreds of times an encode.
+BLOCK = itemgetter("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
+ATTENTION = itemgetter("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+MLP = itemgetter("gate_proj", "up_proj", "down_proj")
+TORCH_LAYERS = {nn.Linear, nn.LayerNorm, nn.Conv3d}
 KeyValues = list[tuple[Tensor, Tensor]]  # per block the keys and values (T, heads, size), keys already rotated
 
 
@@ -74,70 +81,75 @@ def weights_of(module: nn.Module) -> list[Tensor]:
 # --- parts ----------------------------------------------------------------------------------------------------------
 
 
-def is_bare(module: nn.Module, x: Tensor) -> bool:
-    """Whether the module's result is what its weight alone says: not quantised, patched, offloaded or to be cast.
+def bare(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias, if the module's result is what these alone say: not quantised, patched, offloaded or to be cast.
 
     ComfyUI's layers (which know ``comfy_cast_weights``) then do what torch's own do, after looking for all of that.
     """
-    weight = module.weight
-    known = type(module).__module__.startswith("torch.nn.") or hasattr(module, "comfy_cast_weights")
-    if not known or type(weight) is not nn.Parameter or (weight.dtype, weight.device) != (x.dtype, x.device):
-        return False
-    bias = module.bias
-    if bias is not None and (bias.dtype, bias.device) != (x.dtype, x.device):
-        return False
-    return not (getattr(module, "weight_function", None) or getattr(module, "bias_function", None))
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    for one in (weight,) if bias is None else (weight, bias):
+        if type(one) is not nn.Parameter or one.dtype != x.dtype or one.device != x.device:
+            return None
+    kind = type(module)
+    if kind in TORCH_LAYERS:
+        return weight, bias
+    known = kind.__module__.startswith("torch.nn.") or hasattr(module, "comfy_cast_weights")
+    if not known or getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
+        return None
+    return weight, bias
 
 
 def linear(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)``, past everything that looks for reasons to do more than that."""
-    return functional.linear(x, module.weight, module.bias) if is_bare(module, x) else module(x)
+    parts = bare(module, x)
+    return module(x) if parts is None else functional.linear(x, *parts)
 
 
-def add_linear(residual: Tensor, module: nn.Module, x: Tensor) -> None:
-    """``residual += module(x)`` in place, one kernel where the module is bare and has no bias."""
-    if module.bias is None and is_bare(module, x):
-        residual.addmm_(x, module.weight.t())
-    else:
+def add_linear(residual: Tensor, module: nn.Module, x: Tensor, merge: bool) -> None:
+    """``residual += module(x)`` in place; merged where the module is bare and has no bias."""
+    parts = bare(module, x) if merge else None
+    if parts is None or parts[1] is not None:
         residual.add_(linear(module, x))
+    else:
+        residual.addmm_(x, parts[0].t())
 
 
-def linear_gelu(module: nn.Module, x: Tensor) -> Tensor:
-    """``gelu(module(x))``, tanh's approximation: of the matrix product itself on a GPU, else in place."""
-    if x.is_cuda and module.bias is not None and is_bare(module, x):
-        return torch.ops.aten._addmm_activation(module.bias, x, module.weight.t(), use_gelu=True)
-    return torch.ops.aten.gelu_(linear(module, x), approximate="tanh")
+def linear_gelu(module: nn.Module, x: Tensor, merge: bool) -> Tensor:
+    """``gelu(module(x))``, tanh's approximation: merged on a GPU, else in place."""
+    parts = bare(module, x) if merge and x.is_cuda else None
+    if parts is None or parts[1] is None:
+        return torch.ops.aten.gelu_(linear(module, x), approximate="tanh")
+    return torch.ops.aten._addmm_activation(parts[1], x, parts[0].t(), use_gelu=True)
 
 
 def layer_norm(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)``, as :func:`linear`."""
-    if not is_bare(module, x):
-        return module(x)
-    return functional.layer_norm(x, module.normalized_shape, module.weight, module.bias, module.eps)
+    parts = bare(module, x)
+    return module(x) if parts is None else functional.layer_norm(x, module.normalized_shape, *parts, module.eps)
 
 
 def bare_epsilon(module: nn.Module, x: Tensor) -> float | None:
     """Epsilon of an RMS norm whose weight needs no cast; None if only the module itself can tell what it does."""
-    weight, epsilon = module.weight, getattr(module, "variance_epsilon", None) or getattr(module, "eps", None)
-    if getattr(module, "add", False) or (weight.dtype, weight.device) != (x.dtype, x.device):
+    weight, inside = module._parameters["weight"], module.__dict__
+    if inside.get("add") or weight.dtype != x.dtype or weight.device != x.device:
         return None
-    return epsilon
+    return inside.get("variance_epsilon") or inside.get("eps")
 
 
-def rms_norm(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)``, in one kernel where its weight needs no cast."""
+def rms_norm(module: nn.Module, x: Tensor, kernels: Kernels) -> Tensor:
+    """``module(x)``, past everything else where its weight needs no cast."""
     epsilon = bare_epsilon(module, x)
-    return module(x) if epsilon is None else functional.rms_norm(x, x.shape[-1:], module.weight, epsilon)
+    return module(x) if epsilon is None else kernels.rms_norm(x, module._parameters["weight"], epsilon)
 
 
 def norm_and_rotate(
-    attention: nn.Module, query: Tensor, keys: Tensor, rotary: tuple[Tensor, Tensor], kernels: Kernels
+    norms: Sequence[nn.Module], query: Tensor, keys: Tensor, rotary: tuple[Tensor, Tensor], kernels: Kernels
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys ``(L, H, d)`` as attention takes them."""
-    norms = attention.q_norm, attention.k_norm
     epsilon, other = (bare_epsilon(norm, x) for norm, x in zip(norms, (query, keys), strict=True))
     if epsilon is None or epsilon != other:
-        return rotate(rms_norm(norms[0], query), *rotary), rotate(rms_norm(norms[1], keys), *rotary)
+        query, keys = (norm(x) for norm, x in zip(norms, (query, keys), strict=True))
+        return rotate(query, *rotary), rotate(keys, *rotary)
     return kernels.norm_and_rotate(query, keys, (norms[0].weight, norms[1].weight), epsilon, *rotary)
 
 
@@ -183,7 +195,7 @@ def run_block(
     rotary: tuple[Tensor, Tensor],
     past: tuple[Tensor, Tensor] | None = None,
     mask: Tensor | None = None,
-    kernels: Kernels = PLAIN,
+    kernels: Kernels = MERGED,
 ) -> tuple[Tensor, Tensor]:
     """One block on ``hidden (L, D)``, which it changes in place.
 
@@ -194,19 +206,18 @@ def run_block(
     Returns:
         the block's keys and values, those of ``past`` included.
     """
-    attention, mlp = block.self_attn, block.mlp
-    x = rms_norm(block.input_layernorm, hidden)
-    heads = (-1, attention.head_dim)
-    query, keys, values = (
-        linear(projection, x).unflatten(-1, heads)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
-    query, keys = norm_and_rotate(attention, query, keys, rotary, kernels)
+    attention, mlp, before_attention, before_mlp = BLOCK(block._modules)
+    to_query, to_keys, to_values, to_output, *norms = ATTENTION(attention._modules)
+    to_gate, up, down = MLP(mlp._modules)
+    x = rms_norm(before_attention, hidden, kernels)
+    shape = (len(hidden), -1, attention.head_dim)
+    query, keys, values = (linear(projection, x).view(shape) for projection in (to_query, to_keys, to_values))
+    query, keys = norm_and_rotate(norms, query, keys, rotary, kernels)
     if past is not None:
         keys, values = torch.cat([past[0], keys]), torch.cat([past[1], values])
-    add_linear(hidden, attention.o_proj, attend(query, keys, values, mask))
-    x = rms_norm(block.post_attention_layernorm, hidden)
-    add_linear(hidden, mlp.down_proj, kernels.gate(linear(mlp.gate_proj, x), linear(mlp.up_proj, x)))
+    add_linear(hidden, to_output, attend(query, keys, values, mask), kernels.merges)
+    x = rms_norm(before_mlp, hidden, kernels)
+    add_linear(hidden, down, kernels.gate(linear(to_gate, x), linear(up, x)), kernels.merges)
     return keys, values
 
 
@@ -222,7 +233,7 @@ def run_blocks(
     capture_before: bool = True,
     past: KeyValues | None = None,
     keep: bool = False,
-    kernels: Kernels = PLAIN,
+    kernels: Kernels = MERGED,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[dict[int, Tensor], KeyValues]:
     """Hidden states at the ``wanted`` indices, running no block beyond the last of them.
@@ -252,22 +263,24 @@ def run_blocks(
         check()
         pair = run_block(language.layers[index], hidden, rotary, past[index] if past else None, mask, kernels)
         if keep:
-            kept.append(pair)
+            kept.append(tuple(part.contiguous() for part in pair))  # not part of something larger
         number, adds = index + 1, index < len(deepstack) and bool(spans)
         if number in wanted and (capture_before or not adds):
-            captured[number] = _capture(language, hidden, number, num_layers, wanted[-1])
+            captured[number] = _capture(language, hidden, number, num_layers, wanted[-1], kernels)
         if adds:
             if number in captured and captured[number] is hidden:
                 break  # the last state there is to take is the one before this level
             add_levels(hidden, deepstack[index], spans)
             if number in wanted and not capture_before:
-                captured[number] = _capture(language, hidden, number, num_layers, wanted[-1])
+                captured[number] = _capture(language, hidden, number, num_layers, wanted[-1], kernels)
     return captured, kept
 
 
-def _capture(language: nn.Module, hidden: Tensor, number: int, num_layers: int, last: int) -> Tensor:
+def _capture(
+    language: nn.Module, hidden: Tensor, number: int, num_layers: int, last: int, kernels: Kernels
+) -> Tensor:
     if number == num_layers:
-        return rms_norm(language.norm, hidden)
+        return rms_norm(language.norm, hidden, kernels)
     return hidden if number == last else hidden.clone()
 
 
@@ -320,7 +333,7 @@ class VisionTables:
     """What the vision tower needs to know of a grid of ``N`` patches.
 
     Attributes:
-        corners: int64 ``(4, N)``, the learned positions around each patch; ``weights`` float32 ``(4, N, 1)``.
+        corners: int64 ``(N, 4)``, the learned positions around each patch; ``weights`` float32 ``(N, 4, 1)``.
         cos, sin: float32 ``(N, 1, 1, d)``, sines signed.
     """
 
@@ -343,24 +356,31 @@ def vision_tables(grid: tuple[int, int], side: int, frequencies: Tensor, device:
         frequencies: ``(d / 4,)``, the tower's ``inv_freq``.
     """
     rows, columns = (MERGE * count for count in grid)
-    order = torch.arange(rows * columns).view(grid[0], MERGE, grid[1], MERGE).transpose(1, 2).flatten()
+    order = torch.arange(rows * columns, device=device).view(grid[0], MERGE, grid[1], MERGE).transpose(1, 2).flatten()
     row, column = order // columns, order % columns
-    at_row = torch.linspace(0, side - 1, rows)[row]
-    at_column = torch.linspace(0, side - 1, columns)[column]
-    top, left = at_row.long(), at_column.long()
-    below, right = (top + 1).clamp(max=side - 1), (left + 1).clamp(max=side - 1)
-    down, across = at_row - top, at_column - left
-    corners = torch.stack([top * side + left, top * side + right, below * side + left, below * side + right])
-    weights = torch.stack([(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across])
-    frequencies = frequencies.float().cpu()
+    at_rows, vertical = _taps(row, rows, side)
+    at_columns, horizontal = _taps(column, columns, side)
+    corners = (at_rows[:, :, None] * side + at_columns[:, None]).flatten(1)
+    weights = (vertical[:, :, None] * horizontal[:, None]).flatten(1)
+    frequencies = frequencies.to(device, torch.float32)
     angles = torch.cat([row[:, None] * frequencies, column[:, None] * frequencies], -1)
     angles = torch.cat([angles, angles], -1)[:, None, None]
-    parts = corners, weights[..., None], angles.cos(), signed(angles.sin())
-    return VisionTables(*(part.to(device) for part in parts))
+    return VisionTables(corners, weights[..., None], angles.cos(), signed(angles.sin()))
+
+
+def _taps(place: Tensor, places: int, side: int) -> tuple[Tensor, Tensor]:
+    """Where on an axis of ``side`` learned positions each of ``places`` reads, and how much: int64, float32 ``(N, 2)``.
+
+    Divided by a tensor, since CUDA multiplies by the reciprocal of a number, which is another last bit.
+    """
+    at = place[:, None] * (side - 1.0)
+    at /= at.new_full((), max(places - 1, 1))
+    taps = at.floor().long() + torch.arange(2, device=at.device)
+    return taps.clamp(max=side - 1), 1 - (at - taps).abs()
 
 
 def run_vision(
-    visual: nn.Module, patches: Tensor, tables: VisionTables, kernels: Kernels = PLAIN
+    visual: nn.Module, patches: Tensor, tables: VisionTables, kernels: Kernels = MERGED
 ) -> tuple[Tensor, list[Tensor]]:
     """Pictures of one grid through the vision tower.
 
@@ -373,8 +393,9 @@ def run_vision(
     """
     count, length = patches.shape[:2]
     places = visual.pos_embed(tables.corners.to(visual.pos_embed.weight.device)).to(patches.device)
-    places = (places * tables.weights).sum(0).to(patches.dtype)
-    hidden = (embed_patches(visual.patch_embed, patches).view(count, length, -1) + places).flatten(0, 1)
+    places = (places * tables.weights).sum(1).to(patches.dtype)
+    embedded = embed_patches(visual.patch_embed, patches.flatten(0, 1), kernels.merges)
+    hidden = (embedded.view(count, length, -1) + places).flatten(0, 1)
     deepstack = []
     for index, block in enumerate(visual.blocks):
         attention, mlp = block.attn, block.mlp
@@ -384,16 +405,15 @@ def run_vision(
         seen = functional.scaled_dot_product_attention(query, keys, mixed[:, :, 2].transpose(1, 2))
         hidden.add_(linear(attention.proj, seen.transpose(1, 2).reshape(count * length, -1)))
         del x, mixed, query, keys, seen  # tens of megabytes that the next lines need
-        hidden.add_(linear(mlp.linear_fc2, linear_gelu(mlp.linear_fc1, layer_norm(block.norm2, hidden))))
+        x = linear_gelu(mlp.linear_fc1, layer_norm(block.norm2, hidden), kernels.merges)
+        hidden.add_(linear(mlp.linear_fc2, x))
         if index in visual.deepstack_visual_indexes:
             level = list(visual.deepstack_visual_indexes).index(index)
             deepstack.append(visual.deepstack_merger_list[level](hidden).view(count, length // MERGE**2, -1))
     return visual.merger(hidden).view(count, length // MERGE**2, -1), deepstack
 
 
-def embed_patches(module: nn.Module, patches: Tensor) -> Tensor:
-    """``(B, N, 1536)`` -> ``(B N, C)``: the convolution over whole patches, as the matrix product that it is."""
-    flat, projection = patches.flatten(0, 1), module.proj
-    if not is_bare(projection, flat):
-        return module(flat)
-    return functional.linear(flat, projection.weight.flatten(1), projection.bias)
+def embed_patches(module: nn.Module, patches: Tensor, merge: bool) -> Tensor:
+    """``(N, 1536)`` -> ``(N, C)``: the convolution over whole patches, merged as the matrix product that it is."""
+    parts = bare(module.proj, patches) if merge else None
+    return module(patches) if parts is None else functional.linear(patches, parts[0].flatten(1), parts[1])

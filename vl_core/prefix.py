@@ -33,7 +33,7 @@ from .forward import (
     weights_of,
 )
 from .graphs import GraphPool
-from .kernels import PLAIN, Kernels, compiled_kernels
+from .kernels import EXACT, MERGED, Kernels, compiled_kernels
 from .layout import TokenLayout
 from .pictures import MERGE, Picture, patchify
 
@@ -121,10 +121,12 @@ class Reader:
         every_layer: bool = False,
         capture_before: bool = True,
         graphs: GraphPool | None = None,
+        exact: bool = False,
     ) -> None:
-        """``capture_before``: see :func:`~.forward.run_blocks`; ``graphs``: replay whole passes from there."""
+        """``capture_before``: see :func:`~.forward.run_blocks`; ``graphs``: replay whole passes from there; ``exact``:
+        :data:`~.kernels.EXACT` where no graph is replayed on a GPU, whose few more launches cost a tenth."""
         self._visual, self._language, self._num_layers, self._rotary = visual, language, num_layers, rotary
-        self._capture_before, self._graphs = capture_before, graphs
+        self._capture_before, self._graphs, self._exact = capture_before, graphs, exact
         self._compiled: Kernels | None = None
         self._weights_identity = WeightsIdentity()
         self._last_weights = -1
@@ -200,7 +202,8 @@ class Reader:
             rotary = self._rotary(layout, length)
             hidden = self._embed(layout.token_ids[length:], dtype, device)
             later, _ = run_blocks(
-                self._language, hidden, rotary, wanted, self._num_layers, past=prefix.pairs, check=check
+                self._language, hidden, rotary, wanted, self._num_layers, past=prefix.pairs,
+                kernels=self._plain_kernels(hidden), check=check,
             )
             return {layer: torch.cat([prefix.states[layer], later[layer]]) for layer in wanted}
         hidden = self._embed(layout.token_ids, dtype, device)  # before the pictures: it waits for the device
@@ -237,7 +240,7 @@ class Reader:
         if self._graphs is None:
             return run_blocks(
                 self._language, hidden, self._rotary(layout, 0), wanted, self._num_layers, deepstack=deepstack,
-                check=check, **options,
+                kernels=self._plain_kernels(hidden), check=check, **options,
             )
         check()
         # Later positions change nothing before them, so lengths share a graph.
@@ -296,7 +299,9 @@ class Reader:
         # 8-bit pixels travel to the device, not the patches, which take eight times as much.
         patches = torch.stack([patchify(Picture(one.pixels.to(device)))[0].to(dtype) for one in pictures])
         if self._graphs is None:
-            embeddings, deepstack = run_vision(self._visual, patches, self._tables(grid, device))
+            embeddings, deepstack = run_vision(
+                self._visual, patches, self._tables(grid, device), self._plain_kernels(patches)
+            )
             return [embeddings, *deepstack]
         kernels = self._kernels(patches)
         tables = functools.cache(lambda: self._tables(grid, device))  # a graph keeps its own, a replay needs none
@@ -310,10 +315,14 @@ class Reader:
     def _kernels(self, like: Tensor) -> Kernels:
         """What graphs on that device are captured with."""
         if not self._graphs.works or like.device.type != "cuda":
-            return PLAIN
+            return self._plain_kernels(like)
         if self._compiled is None:
             self._compiled = compiled_kernels(like.device)
         return self._compiled
+
+    def _plain_kernels(self, like: Tensor) -> Kernels:
+        """What is run without a graph: on a CPU a convolution over patches takes three times the product's time."""
+        return EXACT if self._exact and like.device.type == "cuda" else MERGED
 
     def _tables(self, grid: tuple[int, int], device: torch.device) -> VisionTables:
         name = ("tables", grid, device)

@@ -28,7 +28,7 @@ from vl_core.forward import (
     weights_of,
 )
 from vl_core.graphs import GraphPool
-from vl_core.kernels import PLAIN, compiled_kernels, rotate
+from vl_core.kernels import EXACT, MERGED, compiled_kernels, rotate
 from vl_core.layout import insert_pictures, mrope_positions, text_layout
 from vl_core.pictures import Picture, patchify
 from vl_core.prefix import WeightsIdentity
@@ -76,9 +76,9 @@ def work(monkeypatch):
         done["rows"].append(len(hidden))
         return run_blocks(language, hidden, *rest, **options)
 
-    def count_patches(visual, patches, tables):
+    def count_patches(visual, patches, *rest):
         done["patches"] += patches.shape[0] * patches.shape[1]
-        return vision(visual, patches, tables)
+        return vision(visual, patches, *rest)
 
     monkeypatch.setattr(prefix_module, "run_blocks", count_blocks)
     monkeypatch.setattr(prefix_module, "run_vision", count_patches)
@@ -106,6 +106,26 @@ def test_every_path_gives_the_states_of_the_plain_one(load, plain, pictures, cac
         theirs = plain.encode(pictures[:count], prompt, layers, mute=mute)
         assert ours.layers == theirs.layers and torch.equal(ours.layout.token_ids, theirs.layout.token_ids)
         assert close(ours, theirs), (prompt, layers)
+
+
+@pytest.mark.parametrize("cache_bytes", [0, PLENTY])
+@pytest.mark.parametrize("prompt, count", [("", 1), (PROMPT, 0), (PROMPT, 1), (PROMPT, 2)])
+def test_exact_kernels_round_where_transformers_rounds(load, pictures, monkeypatch, cache_bytes, prompt, count):
+    monkeypatch.setattr(prefix_module.Reader, "_plain_kernels", lambda *_: EXACT)
+    ours, theirs = (
+        load(dtype=torch.bfloat16, **options).encode(pictures[:count], prompt, range(BLOCKS + 1))
+        for options in ({"cache_bytes": cache_bytes}, {"fast": False})
+    )
+    assert torch.equal(ours.states, theirs.states)
+
+
+def test_merged_kernels_are_as_near_to_float32_as_transformers(load, pictures):
+    exact = load(dtype=torch.float32, fast=False).encode(pictures, PROMPT, -2).states
+    ours, theirs = (
+        load(dtype=torch.bfloat16, **options).encode(pictures, PROMPT, -2).states.float()
+        for options in ({}, {"fast": False})
+    )
+    assert (ours - exact).norm() < 1.2 * (theirs - exact).norm()
 
 
 def test_with_a_system_prompt_as_well(keeping, plain, pictures):
@@ -205,8 +225,8 @@ def test_cells_that_differ_in_their_stages_share_one_forward(keeping, pictures, 
 def test_pictures_of_one_grid_share_a_pass(load, plain, photographs, monkeypatch):
     passes = []
     monkeypatch.setattr(
-        prefix_module, "run_vision", lambda visual, patches, tables: passes.append(tuple(patches.shape[:2]))
-        or run_vision(visual, patches, tables),
+        prefix_module, "run_vision", lambda visual, patches, *rest: passes.append(tuple(patches.shape[:2]))
+        or run_vision(visual, patches, *rest),
     )
     crops = [photographs[0][at : at + 64, at : at + 64] for at in range(0, 160, 32)] + [photographs[1][:32, :96]]
     order = [crops[0], crops[5], *crops[1:5]]
@@ -530,7 +550,7 @@ def test_a_capture_that_fails_falls_back_for_good(caplog):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++")
 def test_compiled_kernels_are_the_plain_ones_at_every_size():
     compiled = compiled_kernels(torch.device("cpu"))
-    assert compiled is not PLAIN
+    assert compiled is not MERGED
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -554,13 +574,13 @@ def test_compiled_kernels_are_the_plain_ones_at_every_size():
         torch.testing.assert_close(x, expected)  # in place, so no third tensor of this size
 
 
-def test_where_nothing_compiles_the_kernels_stay_plain_and_the_log_says_so(monkeypatch, caplog):
+def test_where_nothing_compiles_the_kernels_are_the_merged_ones_and_the_log_says_so(monkeypatch, caplog):
     def refuse(function, options):
         raise RuntimeError("Cannot find a working triton installation\nand more")
 
     monkeypatch.setattr(torch, "compile", refuse)
     with caplog.at_level(logging.WARNING):
-        assert compiled_kernels(torch.device("cpu")) is PLAIN
+        assert compiled_kernels(torch.device("cpu")) is MERGED
     assert "compile: running without compiled kernels: Cannot find a working triton installation." in caplog.text
 
 
