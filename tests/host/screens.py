@@ -77,7 +77,8 @@ class Screen:
     """One workflow.
 
     Attributes:
-        caption: below its picture. ``widgets``: to set beside the sizes, by node type. ``pictures``: how many it loads.
+        caption: below its picture. ``others``: below those it saves after that one, in the order of its nodes.
+        widgets: to set beside the sizes, by node type. ``pictures``: how many it loads.
         node: photographed for the documentation, "all" for the whole graph; ``size``: that it is given.
         change: JavaScript to run on the graph first.
     """
@@ -89,6 +90,7 @@ class Screen:
     node: str = ""
     size: tuple[int, int] = (720, 900)
     change: str = ""
+    others: tuple[str, ...] = ()
 
 
 SCREENS = (
@@ -102,6 +104,12 @@ SCREENS = (
     Screen("image_delta", "image delta"),
     Screen("many_references", "both, averaged", pictures=2),
     Screen("open_pipeline", "blend aligned"),
+    Screen("append", "every token of the picture", others=("a quarter of them",)),
+    Screen(
+        "where_and_when", "the object's words kept, all the time", {"ZImageVLBlend": {"words": f"-{PROMPT[2:]}"}},
+        others=("second half only",),
+    ),
+    Screen("layer_mixing", "mean of layers -4 and -8", others=("layer -4 alone",)),
     Screen(
         "open_pipeline", widgets={"ZImageVLInspect": {"plots": "all"}}, node="ZImageVLInspect", size=(640, 1060),
         change=INSPECT_RAW,
@@ -180,16 +188,18 @@ def words_alone(server, server_module) -> Image.Image:
     for node in prompt.values():
         if node["class_type"] == "ZImageVLCondition":
             node["inputs"] |= {"prompt": PROMPT, "strength": 0.0}
-    return painted(server, server.run(prompt)["outputs"])
+    return painted(server, server.run(prompt)["outputs"])[0]
 
 
-def painted(server, outputs: dict) -> Image.Image | None:
-    """The last picture that was saved."""
-    for output in reversed(list(outputs.values())):
-        for image in output.get("images", []):
-            if image["type"] == "output":
-                return Image.open(server.base / "output" / image["subfolder"] / image["filename"]).convert("RGB")
-    return None
+def painted(server, outputs: dict) -> list[Image.Image]:
+    """The pictures that were saved, in the order of their nodes."""
+    saved = [
+        image for number in sorted(outputs, key=int) for image in outputs[number].get("images", [])
+        if image["type"] == "output"
+    ]
+    return [
+        Image.open(server.base / "output" / image["subfolder"] / image["filename"]).convert("RGB") for image in saved
+    ]
 
 
 def photograph(screen: Screen, front, server, names: list[str], words: Image.Image, out: Path) -> None:
@@ -228,11 +238,12 @@ def panels_of(screen: Screen, server, outputs: dict, names: list[str], words: Im
     """What a thumbnail shows, with a caption each."""
     references = [Image.open(server.base / "input" / name) for name in names[: screen.pictures]]
     panels = [("reference" if len(references) == 1 else f"picture {n}", one) for n, one in enumerate(references, 1)]
-    result = painted(server, outputs)
+    results = painted(server, outputs)
     if screen.node == "ZImageVLGrid":
-        return [("every setting, from one reading of the picture", result)]
-    if result is not None:
-        return [*panels, ("words alone", words), (screen.caption, result)]
+        return [("every setting, from one reading of the picture", results[-1])]
+    if results:
+        others = list(zip(screen.others, results[1:], strict=True))
+        return [*panels, ("words alone", words), *others, (screen.caption, results[0])]
     shown = [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "temp"]
     if screen.node and shown:
         plots = Image.open(server.base / "temp" / shown[-1]["subfolder"] / shown[-1]["filename"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import comfy.sd
 import comfy.utils
+from comfy.text_encoders import z_image
 
 NODE_CLASS_MAPPINGS = {}  # no nodes; ComfyUI wants to see that
 
@@ -39,3 +40,4 @@ comfy.sd.load_clip = load_clip
 comfy.sd.load_diffusion_model = lambda *_, **__: zimage_model().clone()
 comfy.sd.VAE = lambda **_: vae()
 comfy.utils.load_torch_file = load_file
+z_image.Qwen3Tokenizer = lambda: text_clip().tokenizer.qwen3_4b  # where the pack looks up words of a prompt
