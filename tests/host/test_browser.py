@@ -22,6 +22,7 @@ SAVE, REUSE = WORKFLOWS / "zimage_vl_save_embeddings.json", WORKFLOWS / "zimage_
 MANY, DELTA, RECIPES = (WORKFLOWS / f"zimage_vl_{name}.json" for name in ("many_references", "image_delta", "recipes"))
 SWEEP, KLEIN = WORKFLOWS / "zimage_vl_sweep.json", WORKFLOWS / "zimage_vl_flux2_klein.json"
 OVER, LAYERS = WORKFLOWS / "zimage_vl_img2img.json", WORKFLOWS / "zimage_vl_layer_report.json"
+APPEND, WHERE, MEAN = (WORKFLOWS / f"zimage_vl_{name}.json" for name in ("append", "where_and_when", "layer_mixing"))
 SAVED = sorted(Path(__file__).with_name("saved_0_1_0").glob("*.json"))
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -237,7 +238,8 @@ def slots(workflow: dict) -> dict[int, tuple]:
 
 
 @pytest.mark.parametrize(
-    "path", [SAVE, SIMPLE, OPEN, REUSE, MANY, DELTA, RECIPES, SWEEP, KLEIN, OVER, LAYERS], ids=lambda path: path.stem
+    "path", [SAVE, SIMPLE, OPEN, REUSE, MANY, DELTA, RECIPES, SWEEP, KLEIN, OVER, LAYERS, APPEND, WHERE, MEAN],
+    ids=lambda path: path.stem,
 )
 def test_a_workflow_opens_runs_and_shows_its_reports(path, frontend, saved_embeddings, server, server_module):
     workflow = json.loads(path.read_text(encoding="utf-8"))

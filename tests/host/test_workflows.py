@@ -61,6 +61,7 @@ def test_every_recipe_has_its_workflow():
         "zimage_vl_many_references", "zimage_vl_image_delta", "zimage_vl_recipes",
         "zimage_vl_sweep", "zimage_vl_flux2_klein", "zimage_vl_describe",
         "zimage_vl_picture_adapter", "zimage_vl_img2img", "zimage_vl_layer_report",
+        "zimage_vl_append", "zimage_vl_where_and_when", "zimage_vl_layer_mixing",
     }
 
 
