@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,11 +52,11 @@ def paint(mini, core):
         (model,) = advanced.ModelSamplingAuraFlow().patch_aura(mini.zimage_model(), SHIFT)
         decoder = mini.vae()
 
-    def run(positive: list) -> torch.Tensor:
+    def run(positive: list, seed: int = SEED) -> torch.Tensor:
         with torch.inference_mode():
             latent = {"samples": torch.zeros(1, 16, 16, 16)}
             (done,) = core.common_ksampler(
-                model, SEED, STEPS, 1.0, "res_multistep", "simple", positive, positive, latent
+                model, seed, STEPS, 1.0, "res_multistep", "simple", positive, positive, latent
             )
             return decoder.decode(done["samples"]).movedim(-1, 1) * 2 - 1
 
@@ -73,6 +74,19 @@ def pairs(world):
     images = ((rendered + 1) / 2).permute(0, 2, 3, 1)
     prompts = ("a red star", "a green circle", "a white heart")
     return [(looks[i], images[i : i + 1], prompts[i]) for i in range(len(looks))]
+
+
+@pytest.fixture(scope="module")
+def conflicts(world):
+    """Twelve times a prompt, its object's words, and a picture that disagrees with it: its look and an IMAGE."""
+    drawn = world.module.conflict_pairs(12, 7)
+    rendered, _ = world.module.render(drawn.references, torch.Generator().manual_seed(7))
+    images = ((rendered + 1) / 2).permute(0, 2, 3, 1).split(1)
+    things = [f"{world.module.COLORS[color]} {world.module.SHAPES[shape]}" for color, shape in zip(
+        drawn.color.tolist(), drawn.shape.tolist(), strict=True
+    )]
+    looks = [(scene.background, scene.style, scene.mood) for scene in drawn.references.records()]
+    return list(zip(drawn.prompts, things, looks, images, strict=True))
 
 
 def of_the_look(world, picture: torch.Tensor, look: tuple[int, ...]) -> int:
@@ -148,14 +162,12 @@ def test_strength_zero_is_the_picture_of_the_words_alone_bit_for_bit(clips, pain
 
 
 def test_normalizing_words_per_dimension_takes_the_picture_away_and_one_factor_for_all_does_not(
-    world, clips, paint, core_text, run
+    world, clips, paint, core_text, run, conflicts
 ):
-    drawn = world.module.conflict_pairs(12, 7)
-    rendered, _ = world.module.render(drawn.references, torch.Generator().manual_seed(7))
     reference, found = run("Reference", clips.text)[0], {"global": 0, "per_dim": 0, "words alone": 0}
-    for image, prompt, scene in zip((rendered + 1) / 2, drawn.prompts, drawn.references.records(), strict=True):
-        look, text = (scene.background, scene.style, scene.mood), core_text(prompt, clips.text)
-        seen = run("Encode", clips.vision, prompt=prompt, layer=-6, images={"image0": image.permute(1, 2, 0)[None]})[0]
+    for prompt, _, look, image in conflicts:
+        text = core_text(prompt, clips.text)
+        seen = run("Encode", clips.vision, prompt=prompt, layer=-6, images={"image0": image})[0]
         words = run("SelectTokens", seen, "text")[0]
         painted = {"words alone": text}
         for mode in ("global", "per_dim"):
@@ -165,6 +177,80 @@ def test_normalizing_words_per_dimension_takes_the_picture_away_and_one_factor_f
             found[name] += of_the_look(world, paint(conditioning), look)
     assert found["global"] >= found["words alone"] + 4  # of 36
     assert found["per_dim"] <= found["words alone"] + 1
+
+
+def shipped(workflow: str, node: str) -> list[dict]:
+    """What a workflow sets on its nodes of one kind, in the order of their numbers."""
+    path, found = PACK / "workflows" / f"zimage_vl_{workflow}.json", []
+    for each in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+        if each["type"] == f"ZImageVL{node}":
+            names = [slot["name"] for slot in each["inputs"] if "widget" in slot]
+            settings = dict(zip(names, each["widgets_values"], strict=True))
+            inner = {name.partition(".")[2]: settings.pop(name) for name in names if "." in name}
+            if inner:  # belongs to a choice that brings inputs of its own
+                choice = next(name.partition(".")[0] for name in names if "." in name)
+                settings[choice] = {choice: settings[choice], **inner}
+            found.append(settings)
+    return found
+
+
+def test_every_token_appended_brings_the_background_and_a_quarter_of_them_does_not(
+    world, clips, paint, run, conflicts
+):
+    (reading,), mixtures = shipped("append", "Encode"), shipped("append", "Blend")
+    found, kept = [0, 0], [0, 0]
+    for number, (prompt, thing, look, image) in enumerate(conflicts):
+        words = run("Condition", clips.text, clips.vision, prompt=prompt, strength=0.0)[0]
+        seen = run("Encode", clips.vision, images={"image0": image}, **reading)[0]
+        for which, settings in enumerate(mixtures):
+            mixed = run("Blend", words, seen, **settings)[0]
+            for noise in (number, 100 + number):
+                logits = world.read(paint(mixed, noise))
+                found[which] += int(logits["background"].argmax()) == look[0]
+                kept[which] += bool(logits["color"][0, world.module.COLORS.index(thing.split()[0])] > 0)
+    assert found[0] >= 14 and found[1] <= 7  # of 24
+    assert min(kept) >= 19
+
+
+def test_a_curve_that_rises_to_the_templates_tail_brings_the_style_and_a_falling_one_or_late_steps_bring_less(
+    world, clips, paint, core_text, run, conflicts, part, monkeypatch
+):
+    tokenizer = clips.text.tokenizer.qwen3_4b.tokenizer  # a pack among real models looks words up in theirs
+    monkeypatch.setattr(part("nodes.host"), "tokenize_words", lambda text: tokenizer(text)["input_ids"])
+    (reading,), (always, late) = shipped("where_and_when", "Encode"), shipped("where_and_when", "Blend")
+    falling = always["method"] | {"alpha": always["method"]["alpha_end"], "alpha_end": always["method"]["alpha"]}
+    ways = {"as shipped": always, "late": late, "falling": always | {"method": falling}}
+    found, kept = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
+    assert always["words"].startswith("-")
+    for number, (prompt, thing, look, image) in enumerate(conflicts):
+        text = core_text(prompt, clips.text)
+        seen = run("Encode", clips.vision, images={"image0": image}, **(reading | {"prompt": prompt}))[0]
+        for name, settings in ways.items():
+            mixed = run("Blend", text, seen, **(settings | {"words": f"-{thing}"}))[0]
+            logits = world.read(paint(mixed, number))
+            found[name] += int(logits["style"].argmax()) == look[1]
+            kept[name] += bool(logits["color"][0, world.module.COLORS.index(thing.split()[0])] > 0)
+    assert found["as shipped"] >= 6 and found["falling"] <= 2  # of 12
+    assert found["late"] <= found["as shipped"] - 3
+    assert min(kept.values()) >= 9
+
+
+def test_the_mean_of_two_layers_brings_more_of_the_style_than_the_first_alone(
+    world, clips, paint, core_text, run, conflicts
+):
+    readings, scales, mixtures = (shipped("layer_mixing", node) for node in ("Encode", "Normalize", "Blend"))
+    reference, found, kept = run("Reference", clips.text)[0], [0, 0], [0, 0]
+    assert [reading["mix_layers"] for reading in readings] == ["-4, -8", ""] and readings[1]["layer"] == -4
+    for number, (prompt, thing, look, image) in enumerate(conflicts):
+        text = core_text(prompt, clips.text)
+        for which, (reading, scale, settings) in enumerate(zip(readings, scales, mixtures, strict=True)):
+            seen = run("Encode", clips.vision, images={"image0": image}, **(reading | {"prompt": prompt}))[0]
+            scaled = run("Normalize", seen, reference=reference, **scale)[0]
+            logits = world.read(paint(run("Blend", text, scaled, **settings)[0], number))
+            found[which] += int(logits["style"].argmax()) == look[1]
+            kept[which] += bool(logits["color"][0, world.module.COLORS.index(thing.split()[0])] > 0)
+    assert found[0] >= found[1] + 2 and found[0] >= 6  # of 12
+    assert min(kept) >= 9
 
 
 @pytest.fixture(scope="module")
