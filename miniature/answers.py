@@ -1,9 +1,9 @@
-"""Stage ``answers``: the VL goes on learning to answer, and every state that methods read of it stays as it is.
+"""Stage ``answers``: the VL answers better, and every state that methods read of it stays as it is.
 
 Methods read the VL at layers −8 to −2, and ``hidden_states[-2]`` is what its last block is given. That block and the
 final norm can therefore learn on without moving a state that anything else was fitted to or measured with. All else is
-frozen, the word embeddings too: they are also the head. What one block can still learn is to look up in the picture's
-tokens what the states that it is given do not tell, most of all which of two shapes has which colour.
+frozen, the word embeddings too: they are also the head. What is left to learn is to look up what was asked for in the
+picture's tokens, where it is: of two shapes, which has which colour.
 
 The stage needs no training run, only the assembled folder, whose ``model.safetensors`` it rewrites. If the run's own
 ``vl.safetensors`` is there, it starts from that, so that a second call does not train what the first one left.

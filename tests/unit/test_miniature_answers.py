@@ -1,4 +1,4 @@
-"""The stage for the VL's answers: nothing but what lies behind layer −2 may change, not by a bit."""
+"""The stage that lets the VL answer better: nothing but what lies behind layer −2 may change, not by a bit."""
 
 from __future__ import annotations
 
