@@ -28,7 +28,6 @@ GOALS = (
     *((f"judge_{name}", ">=", floor) for name, floor in judge.FLOOR.items()),
 )
 SEED = 990_000  # far from every training seed
-STAGES = ("text", "vl", "vae", "judge", "dit", "answers")  # that train something
 ANSWERED = 6144  # scenes: one word in 2200 answers tells .97 from .96
 
 
@@ -42,7 +41,7 @@ def run(options: Options) -> dict[str, Any]:
     for name, sign, goal in GOALS:
         print(f"{'PASS' if verdicts[name] else 'FAIL'}  {name} {figures[name]:.4g} (goal {sign} {goal:g})", flush=True)
     print(f"{sum(verdicts.values())} of {len(verdicts)} goals reached")
-    stages = _known_training(folder / "figures.json") | _training(options.out)
+    stages = _training(options.out) or _known_training(folder / "figures.json")
     goals = [{"figure": name, "is": figures[name], "goal": f"{sign} {goal:g}", "pass": verdicts[name]}
              for name, sign, goal in GOALS]
     source = measured_with("check", device)
@@ -53,12 +52,12 @@ def run(options: Options) -> dict[str, Any]:
 
 def _training(run_folder: Path) -> dict[str, Any]:
     """Closing figures of each stage of a training run."""
-    paths = {stage: run_folder / f"{stage}.json" for stage in STAGES}
+    paths = {stage: run_folder / f"{stage}.json" for stage in ("text", "vl", "vae", "judge", "dit")}
     return {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in paths.items() if path.is_file()}
 
 
 def _known_training(figures: Path) -> dict[str, Any]:
-    """What an earlier check kept of them, for stages whose run is not at hand."""
+    """What an earlier check kept of them, for models whose training run is not at hand."""
     return json.loads(figures.read_text(encoding="utf-8"))["training"] if figures.is_file() else {}
 
 

@@ -144,31 +144,26 @@ def load(folder: Path, options: Options, tokenizer: Any) -> nn.Module:
 
 
 @torch.no_grad()
-def answer_hits(
-    model: nn.Module, tokenizer: Any, ids: Tensor, counts: Tensor, pictures: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Boolean ``(N, L − 1)`` each: tokens that are the likeliest after those before them, and those of answers."""
-    assistant, found = tokenizer.convert_tokens_to_ids("assistant"), []
-    for rows, lengths, seen in zip(ids.split(128), counts.split(128), pictures.split(128), strict=True):
-        rows, lengths = rows.long(), lengths.long()
-        hidden = vl_forward(model, rows, to_float(seen)).last_hidden_state
-        guess = F.linear(hidden, model.model.language_model.embed_tokens.weight).argmax(-1)
-        found.append((guess[:, :-1] == rows[:, 1:], text.answer_positions(rows, lengths, assistant)[:, 1:]))
-    hits, answers = zip(*found, strict=True)
-    return torch.cat(hits), torch.cat(answers)
-
-
 def answer_figures(
     model: nn.Module, tokenizer: Any, ids: Tensor, counts: Tensor, pictures: Tensor
 ) -> dict[str, float]:
     """Share of held-out questions whose one-word answer is right, with its standard error, and of all answer tokens."""
-    hits, answers = answer_hits(model, tokenizer, ids, counts, pictures)
-    words = answers.sum(1) == 2  # a word and <|im_end|>
-    short = int(words.sum())
-    share = int((hits | ~answers).all(1)[words].sum()) / max(1, short)
+    assistant = tokenizer.convert_tokens_to_ids("assistant")
+    right = asked = short_right = short = 0
+    for rows, lengths, seen in zip(ids.split(128), counts.split(128), pictures.split(128), strict=True):
+        rows, lengths = rows.long(), lengths.long()
+        hidden = vl_forward(model, rows, to_float(seen)).last_hidden_state
+        guess = F.linear(hidden, model.model.language_model.embed_tokens.weight).argmax(-1)
+        answers = text.answer_positions(rows, lengths, assistant)[:, 1:]
+        hit = guess[:, :-1] == rows[:, 1:]
+        right, asked = right + int((hit & answers).sum()), asked + int(answers.sum())
+        words = answers.sum(1) == 2  # a word and <|im_end|>
+        short_right += int((hit | ~answers).all(1)[words].sum())
+        short += int(words.sum())
+    share = short_right / max(1, short)
     return {
         "answer_accuracy": share, "answer_stderr": (share * (1 - share) / max(1, short)) ** 0.5,
-        "answer_tokens": int((hits & answers).sum()) / max(1, int(answers.sum())),
+        "answer_tokens": right / max(1, asked),
     }
 
 

@@ -409,11 +409,11 @@ def question(scene: Scene, rng: random.Random, told: Mentions = EVERYTHING) -> t
     if told.size and len(scene.objects) == 1:
         asked.append(("how large is it?", SIZES[scene.objects[0][2]]))
     if told.color and told.shape:
-        asked += object_questions(scene, rng)
+        asked += _object_questions(scene, rng)
     return rng.choice(asked)
 
 
-def object_questions(scene: Scene, rng: random.Random) -> Iterator[tuple[str, str]]:
+def _object_questions(scene: Scene, rng: random.Random) -> Iterator[tuple[str, str]]:
     shape, color, _ = scene.objects[rng.randrange(len(scene.objects))]
     shapes, colors = ([thing[k] for thing in scene.objects] for k in (0, 1))
     if shapes.count(shape) == 1:
