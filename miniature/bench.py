@@ -17,8 +17,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -94,22 +95,25 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     text_only, caption = Method(TEXT_ONLY, "none", "words"), METHODS[0]
     floor = ledger.measured("text", lambda: painting.hits([case.states for case in bench.cases]))
     ceiling = ledger.measured(caption.key, lambda: painting.measure(caption))
-    rows = []
-    for method in share(METHODS, switches.shard):
-        if switches.only and method.family == "training_free" and switches.only not in method.name:
-            continue
-        if method.family == "adapter" and bench.adapter is None:
-            continue
-        found = ledger.measured(method.key, lambda method=method: painting.measure(method))
-        rows.append(row_of(method, found, floor, ceiling))
-        shown = {name: rows[-1][name] for name in ("layer", "setting", "adherence", "transfer", "stderr")}
-        log(options, "bench", name=method.name, **shown)
-    nulls = []
-    for method in null_candidates(rows):
-        for control in CONTROLS:
-            key = f"{control}: {method.key}"
-            found = ledger.measured(key, lambda m=method, c=control: painting.measure(m, c))
-            nulls.append({"control": control, "family": method.family, **row_of(method, found, floor, ceiling)})
+    methods = [
+        method for method in share(METHODS, switches.shard)
+        if not (switches.only and method.family == "training_free" and switches.only not in method.name)
+        and not (method.family == "adapter" and bench.adapter is None)
+    ]
+    rows, nulls = [], []
+    # Two at a time: one row is painted while the pictures of the other are measured.
+    with ThreadPoolExecutor(1 if pool is None else 2) as threads:
+        found = threads.map(lambda method: ledger.measured(method.key, lambda: painting.measure(method)), methods)
+        for method, hits in zip(methods, found, strict=True):
+            rows.append(row_of(method, hits, floor, ceiling))
+            shown = {name: rows[-1][name] for name in ("layer", "setting", "adherence", "transfer", "stderr")}
+            log(options, "bench", name=method.name, **shown)
+        controlled = [(method, control) for method in null_candidates(rows) for control in CONTROLS]
+        found = threads.map(
+            lambda pair: ledger.measured(f"{pair[1]}: {pair[0].key}", lambda: painting.measure(*pair)), controlled
+        )
+        for (method, control), hits in zip(controlled, found, strict=True):
+            nulls.append({"control": control, "family": method.family, **row_of(method, hits, floor, ceiling)})
     if pool is not None:
         pool.shutdown()
     if switches.shard:
@@ -148,7 +152,7 @@ class Ledger:
     """Rows measured so far, one line each, so that a bench that was stopped goes on where it was."""
 
     def __init__(self, path: Path, asked: dict[str, Any], resume: bool) -> None:
-        self.path, self.rows = path, {}
+        self.path, self.rows, self._lock = path, {}, threading.Lock()
         self.asked = json.dumps(asked, sort_keys=True)
         lines = path.read_text(encoding="utf-8").splitlines() if resume and path.is_file() else []
         for line in lines:
@@ -166,7 +170,7 @@ class Ledger:
         if key not in self.rows:
             self.rows[key] = measure()
             plain = {name: [round(value, 6) for value in values.tolist()] for name, values in self.rows[key].items()}
-            with self.path.open("a", encoding="utf-8") as file:
+            with self._lock, self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"asked": self.asked, "key": key, "hits": plain}) + "\n")
         return self.rows[key]
 
