@@ -146,7 +146,7 @@ class Bench:
         patches = patches.to(self.dtype)
         self.add("vision tower, transformers", self.time(lambda: visual(patches, grid_thw=grid.to(self.device))))
         tables = self.reader()._tables(self.picture.grid, self.device)
-        self.add("vision tower, eager", self.time(lambda: run_vision(visual, patches[None], tables)))
+        self.add("vision tower, merged kernels", self.time(lambda: run_vision(visual, patches[None], tables)))
         reader = self.reader(graphs=True)
         self.add("vision tower, captured graph", self.time(
             lambda: reader._vision([self.picture], self.dtype, self.device)
@@ -162,7 +162,7 @@ class Bench:
         spans = picture_spans(self.layout)
         deepstack = [torch.zeros(spans[0][1] - spans[0][0], width, device=self.device, dtype=self.dtype)] * 3
         count = self.wanted[-1]
-        self.add(f"{count} blocks, eager", self.time(lambda: run_blocks(
+        self.add(f"{count} blocks, merged kernels", self.time(lambda: run_blocks(
             language, hidden.clone(), rotary, self.wanted, self.num_layers, spans=spans, deepstack=deepstack
         )))
         reader = self.reader(graphs=True)

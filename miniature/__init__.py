@@ -22,7 +22,6 @@ bench          –          methods × settings on conflicting pairs, ``frontier
 recipes        –          a sheet and a table of the shipped recipes, ``recipes.png``, ``recipes.json`` (``recipes.py``)
 curves         –          what decides the adapter's worth, ``adapter_curves.json`` (``curves.py``)
 two-pictures   –          what the adapter shows of two pictures, ``two_pictures.json`` (``two_pictures.py``)
-mixes          –          words mixed and the picture's tokens added, beside nulls, ``mixes.json`` (``mixes.py``)
 adapter-sheet  –          the adapter, words, null controls in pictures, ``adapter_sheet.png`` (``adapter_sheet.py``)
 curves-plot    –          ``adapter_curves.json`` as a plot, ``adapter_curves.png`` (``curves_plot.py``)
 tables         –          ``frontier.json`` as a table in ``miniature.md`` (``tables.py``)

@@ -87,7 +87,7 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     folder = assemble.models_folder(options)
     chain = Chain.load(folder, device)
     asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(folder)}
-    ledger = Ledger(options.out / "bench_rows.jsonl", asked, options.resume)
+    ledger = Ledger(options.out / "bench_rows.jsonl", asked, options.resume, measured_with("bench", device))
     bench = prepare(chain, switches, options.seed)
     log(options, "bench", prepared=len(bench.cases))
     pool = workers()
@@ -119,7 +119,7 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     if switches.shard:
         return {}
     report = {
-        "measured": measured_with("bench", device),
+        "measured": ledger.mostly_with(),
         "asked": asked,
         "methods": rows,
         "baselines": [row_of(text_only, floor, floor, ceiling), row_of(caption, ceiling, floor, ceiling)],
@@ -149,10 +149,14 @@ def share(methods: Sequence[Method], shard: str) -> list[Method]:
 
 
 class Ledger:
-    """Rows measured so far, one line each, so that a bench that was stopped goes on where it was."""
+    """Rows measured so far, one line each, so that a bench that was stopped goes on where it was.
 
-    def __init__(self, path: Path, asked: dict[str, Any], resume: bool) -> None:
+    ``measured`` is what :func:`~.training.measured_with` says of this run.
+    """
+
+    def __init__(self, path: Path, asked: dict[str, Any], resume: bool, measured: dict[str, str]) -> None:
         self.path, self.rows, self._lock = path, {}, threading.Lock()
+        self._now, self._with = measured, []
         self.asked = json.dumps(asked, sort_keys=True)
         lines = path.read_text(encoding="utf-8").splitlines() if resume and path.is_file() else []
         for line in lines:
@@ -160,7 +164,8 @@ class Ledger:
                 row = json.loads(line)
             except ValueError:
                 continue  # the line that was being written when the bench was stopped
-            if row["asked"] == self.asked:
+            if row["asked"] == self.asked and "measured" in row:
+                self._with.append(row["measured"])
                 self.rows[row["key"]] = {name: torch.tensor(values) for name, values in row["hits"].items()}
         if not resume:
             path.unlink(missing_ok=True)
@@ -171,8 +176,13 @@ class Ledger:
             self.rows[key] = measure()
             plain = {name: [round(value, 6) for value in values.tolist()] for name, values in self.rows[key].items()}
             with self._lock, self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"asked": self.asked, "key": key, "hits": plain}) + "\n")
+                file.write(json.dumps({"asked": self.asked, "key": key, "measured": self._now, "hits": plain}) + "\n")
+                self._with.append(self._now)
         return self.rows[key]
+
+    def mostly_with(self) -> dict[str, str]:
+        """The command, machine and date of most rows: a bench may be stopped on one machine and go on on another."""
+        return max(self._with, key=self._with.count)
 
 
 def draw_pairs(chain: Chain, switches: Switches, seed: int) -> tuple[world.Pairs, Tensor]:

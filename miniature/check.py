@@ -27,6 +27,7 @@ GOALS = (
     ("vl_sink_after_norm", "<=", 0.0), ("aligned", ">=", 1.0),
     *((f"judge_{name}", ">=", floor) for name, floor in judge.FLOOR.items()),
 )
+STAGES = ("text", "vl", "vae", "judge", "dit")  # that train something
 SEED = 990_000  # far from every training seed
 ANSWERED = 6144  # scenes: one word in 2200 answers tells .97 from .96
 
@@ -52,7 +53,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def _training(run_folder: Path) -> dict[str, Any]:
     """Closing figures of each stage of a training run."""
-    paths = {stage: run_folder / f"{stage}.json" for stage in ("text", "vl", "vae", "judge", "dit")}
+    paths = {stage: run_folder / f"{stage}.json" for stage in STAGES}
     return {stage: json.loads(path.read_text(encoding="utf-8")) for stage, path in paths.items() if path.is_file()}
 
 

@@ -59,7 +59,7 @@ def run(options: Options, switches) -> dict[str, Any]:
     chain = Chain.load(assemble.models_folder(options), device)
     pool = workers()
     asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(chain.folder)}
-    ledger = Ledger(options.out / "curves_rows.jsonl", asked, options.resume)
+    ledger = Ledger(options.out / "curves_rows.jsonl", asked, options.resume, measured_with("curves", device))
     grounds: dict[str, Ground] = {}
     rows, widest = [], None
     for point in points(chain, options):
@@ -76,7 +76,7 @@ def run(options: Options, switches) -> dict[str, Any]:
     if pool is not None:
         pool.shutdown()
     report = {
-        "measured": measured_with("curves", device), "asked": switches.describe(), "rows": rows, "between": between,
+        "measured": ledger.mostly_with(), "asked": switches.describe(), "rows": rows, "between": between,
     }
     write_json(options.report("adapter_curves.json"), report)
     return report

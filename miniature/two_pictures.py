@@ -40,7 +40,8 @@ def run(options: Options, switches: Switches) -> dict[str, Any]:
     device = begin(options)
     chain = Chain.load(assemble.models_folder(options), device)
     asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(chain.folder)}
-    ledger = Ledger(options.out / "two_pictures_rows.jsonl", asked, options.resume)
+    measured = measured_with("two-pictures", device)
+    ledger = Ledger(options.out / "two_pictures_rows.jsonl", asked, options.resume, measured)
     pool = workers()
     bench = look_at(chain, switches, options.seed)
     painting = Painting(bench, tuple(range(switches.seeds)), switches.steps, switches.guidance, pool)
@@ -58,24 +59,20 @@ def run(options: Options, switches: Switches) -> dict[str, Any]:
         log(options, "two_pictures", **rows[-1])
     if pool is not None:
         pool.shutdown()
-    report = {"measured": measured_with("two-pictures", device), "asked": asked, "rows": rows}
+    report = {"measured": ledger.mostly_with(), "asked": asked, "rows": rows}
     write_json(options.report(REPORT), report)
     return report
 
 
-def look_at(chain: Chain, switches: Switches, seed: int, wrong: int = 0) -> Bench:
-    """The bench's pairs without what other methods need: the VL's own words take most of its time.
-
-    The null control's picture is ``wrong`` places on.
-    """
+def look_at(chain: Chain, switches: Switches, seed: int) -> Bench:
+    """The bench's pairs without what other methods need: the VL's own words take most of its time."""
     pairs, pictures = draw_pairs(chain, switches, seed)
     bench = Bench(chain, None, pairs, as_image(pictures), adapter=adapters.load(chain.folder))
     cases = []
     for index, (states, layout) in enumerate(chain.words_many(pairs.prompts)):
         seen, look = bench.readings(0)[index], ", ".join(world.look_phrases(pairs.references.records()[index]))
         sight = Sight(index, seen, seen, look, look, seen)
-        other = replace(sight, number=(index + wrong) % len(pairs), seen=bench.readings(wrong)[index])
-        cases.append(Case(index, pairs.prompts[index], states, layout, sight, other))
+        cases.append(Case(index, pairs.prompts[index], states, layout, sight, sight))
     return replace(bench, cases=tuple(cases))
 
 

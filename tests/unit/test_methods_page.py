@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from miniature import tables, world
+from miniature import tables
 from vl_core.blend import BlendMethod
 from vl_core.combine import COMBINATIONS
 from vl_core.recipe_files import PictureUse, load_recipes, parse_recipe
@@ -116,22 +116,3 @@ def test_the_frontier_is_what_was_measured():
     assert report["measured"]["date"] in section
     highest = max(row["transfer"] for row in report["nulls"])
     assert f"No null control reaches more than {highest:.2f}".replace(" 0.", " .") in section
-
-
-def test_what_words_and_tokens_bring_together_is_what_was_measured():
-    page = (ROOT / "docs" / "miniature.md").read_text(encoding="utf-8")
-    report = json.loads((ROOT / "miniature" / "mixes.json").read_text(encoding="utf-8"))
-    measured = {}
-    for row in report["rows"]:
-        name = f"{row['name']} {list(row['setting'].values())[-1 if 'mode' in row['setting'] else 0]:g}"
-        transfer = f"{row['transfer']:.2f} ± {row['stderr']:.2f}".replace("-0.00", "0.00")
-        if row["control"]:
-            measured[name].append(transfer)
-            continue
-        by = " / ".join(f"{row['transfer_by'][part]:.2f}".replace("-0.00", "0.00") for part in world.LOOK)
-        measured[name] = [transfer, by, *(f"{row[key]:.2f}" for key in ("adherence", "adherence_shape", "leak"))]
-    shown = rows("### Words and tokens together", page)
-    assert [cells[1:] for cells in shown] == list(measured.values())
-    section = page.split("### Words and tokens together")[1]
-    assert f"--pairs {report['asked']['pairs']} --seeds {report['asked']['seeds']}`" in section
-    assert all(report["measured"][name] in section for name in ("date", "machine", "torch"))

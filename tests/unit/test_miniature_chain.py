@@ -29,7 +29,6 @@ from miniature import (  # noqa: E402
     check,
     judge,
     methods,
-    mixes,
     models,
     recipes,
     sheet,
@@ -217,6 +216,15 @@ def test_every_method_that_was_measured_has_both_null_controls(report):
     assert {row["family"] for row in report["methods"]} == {row["family"] for row in report["nulls"]}
     for name in measured:
         assert {row["control"] for row in report["nulls"] if row["name"] == name} == set(bench.CONTROLS)
+
+
+def test_the_shipped_frontier_has_every_method_with_both_null_controls():
+    shipped = json.loads((ROOT / "miniature" / "frontier.json").read_text(encoding="utf-8"))
+    rows = [json.dumps([row["name"], row["layer"], row["setting"]], sort_keys=True) for row in shipped["methods"]]
+    assert rows == [method.key for method in bench.METHODS]
+    assert {(row["name"], row["control"]) for row in shipped["nulls"]} == {
+        (method.name, control) for method in bench.METHODS for control in bench.CONTROLS
+    }
 
 
 def test_the_frontier_stands_on_its_page_between_the_marks(report, run, tmp_path):
@@ -408,15 +416,6 @@ def test_two_pictures_are_measured_with_their_bound_and_null_control_and_in_shar
     assert {"words of both", "parts", "parts of two other pictures", "average"} <= set(names)
     assert all(0 <= row["parts_of_both"] <= 1 for row in rows)
     assert len((fitted / "two_pictures_rows.jsonl").read_text().splitlines()) == before + 2  # what no shard measures
-
-
-def test_mixes_stand_beside_the_same_on_another_picture(fitted):
-    main(["mixes", "--toy", "--pairs", "9", "--out", str(fitted), "--device", "cpu"])
-    rows = json.loads((fitted / "mixes.json").read_text())["rows"]
-    assert [(row["control"], row["name"]) for row in rows] == [
-        (control, method.name) for method in mixes.methods() for control in ("", "another picture")
-    ]
-    assert all(0 <= row["adherence"] <= 1 for row in rows)
 
 
 @pytest.mark.parametrize(("looks", "expected"), [
