@@ -109,8 +109,9 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
             shown = {name: rows[-1][name] for name in ("layer", "setting", "adherence", "transfer", "stderr")}
             log(options, "bench", name=method.name, **shown)
         controlled = [(method, control) for method in null_candidates(rows) for control in CONTROLS]
+        keys = [f"{control}: {method.key}" for method, control in controlled]
         found = threads.map(
-            lambda pair: ledger.measured(f"{pair[1]}: {pair[0].key}", lambda: painting.measure(*pair)), controlled
+            lambda key, pair: ledger.measured(key, lambda: painting.measure(*pair)), keys, controlled
         )
         for (method, control), hits in zip(controlled, found, strict=True):
             nulls.append({"control": control, "family": method.family, **row_of(method, hits, floor, ceiling)})
@@ -118,6 +119,8 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
         pool.shutdown()
     if switches.shard:
         return {}
+    for key, row in zip([*(method.key for method in methods), *keys], [*rows, *nulls], strict=True):
+        row |= ledger.elsewhere(key)
     report = {
         "measured": ledger.mostly_with(),
         "asked": asked,
@@ -156,7 +159,7 @@ class Ledger:
 
     def __init__(self, path: Path, asked: dict[str, Any], resume: bool, measured: dict[str, str]) -> None:
         self.path, self.rows, self._lock = path, {}, threading.Lock()
-        self._now, self._with = measured, []
+        self._now, self._with = measured, {}
         self.asked = json.dumps(asked, sort_keys=True)
         lines = path.read_text(encoding="utf-8").splitlines() if resume and path.is_file() else []
         for line in lines:
@@ -165,7 +168,7 @@ class Ledger:
             except ValueError:
                 continue  # the line that was being written when the bench was stopped
             if row["asked"] == self.asked and "measured" in row:
-                self._with.append(row["measured"])
+                self._with[row["key"]] = row["measured"]
                 self.rows[row["key"]] = {name: torch.tensor(values) for name, values in row["hits"].items()}
         if not resume:
             path.unlink(missing_ok=True)
@@ -177,12 +180,16 @@ class Ledger:
             plain = {name: [round(value, 6) for value in values.tolist()] for name, values in self.rows[key].items()}
             with self._lock, self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"asked": self.asked, "key": key, "measured": self._now, "hits": plain}) + "\n")
-                self._with.append(self._now)
+                self._with[key] = self._now
         return self.rows[key]
 
     def mostly_with(self) -> dict[str, str]:
         """The command, machine and date of most rows: a bench may be stopped on one machine and go on on another."""
-        return max(self._with, key=self._with.count)
+        return max(self._with.values(), key=list(self._with.values()).count)
+
+    def elsewhere(self, key: str) -> dict[str, dict[str, str]]:
+        """What a row carries that was not measured with most of them."""
+        return {} if self._with[key] == self.mostly_with() else {"measured": self._with[key]}
 
 
 def draw_pairs(chain: Chain, switches: Switches, seed: int) -> tuple[world.Pairs, Tensor]:

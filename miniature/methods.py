@@ -20,6 +20,7 @@ from vl_core import (
     ReferenceStatistics,
     TokenLayout,
     VLStates,
+    alpha_curve,
     alpha_on_words,
     blend,
     combine,
@@ -199,16 +200,19 @@ def by_recipe(
 
 
 def by_blend(
-    bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float, tokens: str = "all", scale: str = "none",
-    mask: str = "none", sinks: str = "exclude", mapped_to: int | None = None, **options: Any,
+    bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float, alpha_end: float | None = None,
+    tokens: str = "all", scale: str = "none", mask: str = "none", sinks: str = "exclude",
+    mapped_to: int | None = None, **options: Any,
 ) -> Tensor:
-    """Select, mask outliers, normalise, blend: the open pipeline of nodes."""
+    """Select, mask outliers, normalise, blend: the open pipeline of nodes. With ``alpha_end`` a line from first token
+    to last."""
     states, layout = select_tokens(*bench.at(sight.seen, layer, mapped_to), tokens)
     if mask != "none":
         states, _ = mask_outlier_dimensions(states, mode=mask, reference=bench.reference, sinks=sinks)
     states, _ = normalize(states, scale, bench.reference, sinks=sinks)
+    amount = alpha if alpha_end is None else alpha_curve(len(case.states), alpha, alpha_end)
     return blend(
-        case.states, states, alpha, text_layout=case.layout, vl_layout=layout, sinks=sinks, **options
+        case.states, states, amount, text_layout=case.layout, vl_layout=layout, sinks=sinks, **options
     )[0]
 
 
@@ -397,6 +401,9 @@ def _methods() -> tuple[Method, ...]:
     for strength in (0.5, 1.0):
         setting = {"mode": "blend and append", "strength": strength}
         rows.append(Method("blend and append", "training_free", "recipe", -6, setting))
+    for first, last in ((0.3, 1.0), (1.0, 0.3)):
+        setting = {"alpha": first, "alpha_end": last}
+        rows.append(Method("aligned, alpha along the tokens", "training_free", "blend", -4, setting))
     for start, end in ((0.0, 0.5), (0.5, 1.0)):
         setting = {"mode": "blend aligned", "strength": 0.7, "start": start, "end": end}
         rows.append(Method("aligned, part of the steps", "training_free", "recipe", -8, setting, (start, end)))

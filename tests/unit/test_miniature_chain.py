@@ -239,6 +239,16 @@ def test_the_frontier_stands_on_its_page_between_the_marks(report, run, tmp_path
     assert sorted(shown[1:]) == sorted({row["name"] for row in report["methods"]})
 
 
+def test_a_bench_that_goes_on_on_another_machine_says_which_rows_are_from_there(tmp_path):
+    here, there = {"machine": "here"}, {"machine": "there"}
+    for machine, keys in ((there, "ab"), (here, "c"), (there, "d")):
+        ledger = bench.Ledger(tmp_path / "rows.jsonl", {}, True, machine)
+        for key in keys:
+            ledger.measured(key, lambda: {"color": torch.ones(2)})
+    assert ledger.mostly_with() == there
+    assert [ledger.elsewhere(key) for key in "abcd"] == [{}, {}, {"measured": here}, {}]
+
+
 def test_a_bench_that_was_stopped_measures_only_what_is_missing(run, report, monkeypatch):
     rows = (run / "bench_rows.jsonl").read_text().splitlines()
     (run / "bench_rows.jsonl").write_text("\n".join(rows[:-2]) + '\n{"asked": "cut')
