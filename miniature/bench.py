@@ -34,7 +34,7 @@ from vl_core.headless.nulls import matched_noise, noisy
 
 from . import adapters, assemble, sheet, world
 from .chain import Chain, answers, as_image
-from .methods import FAMILIES, METHODS, TEXT_ONLY, WAYS, Bench, Case, Method, Sight
+from .methods import FAMILIES, METHODS, TEXT_ONLY, WAYS, Bench, Case, Method, Sight, key_of
 from .training import Options, begin, log, measured_with, write_json
 
 ADHERENCE_GOAL = 0.85
@@ -110,9 +110,7 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
             log(options, "bench", name=method.name, **shown)
         controlled = [(method, control) for method in null_candidates(rows) for control in CONTROLS]
         keys = [f"{control}: {method.key}" for method, control in controlled]
-        found = threads.map(
-            lambda key, pair: ledger.measured(key, lambda: painting.measure(*pair)), keys, controlled
-        )
+        found = threads.map(lambda key, pair: ledger.measured(key, lambda: painting.measure(*pair)), keys, controlled)
         for (method, control), hits in zip(controlled, found, strict=True):
             nulls.append({"control": control, "family": method.family, **row_of(method, hits, floor, ceiling)})
     if pool is not None:
@@ -359,7 +357,7 @@ def null_candidates(rows: Sequence[dict[str, Any]]) -> list[Method]:
         rank = (row["adherence"] >= ADHERENCE_GOAL, _transfer(row))
         if row["name"] not in chosen or rank > chosen[row["name"]][0]:
             chosen[row["name"]] = rank, row
-    keys = {Method(row["name"], row["family"], "", row["layer"], row["setting"]).key for _, row in chosen.values()}
+    keys = {key_of(row) for _, row in chosen.values()}
     return [method for method in METHODS if method.key in keys]
 
 

@@ -64,7 +64,12 @@ class Method:
 
     @property
     def key(self) -> str:
-        return json.dumps([self.name, self.layer, self.setting], sort_keys=True)
+        return key_of({"name": self.name, "layer": self.layer, "setting": self.setting})
+
+
+def key_of(row: dict[str, Any]) -> str:
+    """What tells a method's row in a report from the others."""
+    return json.dumps([row["name"], row["layer"], row["setting"]], sort_keys=True)
 
 
 @dataclass(frozen=True, eq=False)

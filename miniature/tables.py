@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .training import Options
+from .bench import CONTROLS
+from .methods import key_of
+from .training import Options
 
 PAGE, REPORT = "miniature.md", "frontier.json"
 BLOCK = re.compile(r"(<!-- frontier -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = ("method", "setting", "transfer", "background / style / mood", "colour", "shape", "leak")
-CONTROLS = ("another picture", "matched noise")
 
 
 def run(options: Options) -> None:
@@ -36,10 +36,10 @@ def table(report: dict[str, Any]) -> list[str]:
     """
     nulls: dict[str, dict[str, str]] = {}
     for row in report["nulls"]:
-        nulls.setdefault(_key(row), {})[row["control"]] = figure(row["transfer"], row["stderr"])
-    best = [row for row in report["methods"] if _key(row) in nulls]
+        nulls.setdefault(key_of(row), {})[row["control"]] = figure(row["transfer"], row["stderr"])
+    best = [row for row in report["methods"] if key_of(row) in nulls]
     best.sort(key=lambda row: -(row["transfer"] or 0.0))
-    shown = [(report["baselines"][0], {}), *((row, nulls[_key(row)]) for row in best)]
+    shown = [(report["baselines"][0], {}), *((row, nulls[key_of(row)]) for row in best)]
     lines = [[*HEAD, *CONTROLS], ["---"] * (len(HEAD) + len(CONTROLS))]
     for row, controls in shown:
         by = " / ".join(map(figure, row["transfer_by"].values()))
@@ -65,7 +65,3 @@ def figure(value: float | None, error: float | None = None) -> str:
         return "none"
     shown = f"{value:.2f}".replace("-0.00", "0.00")
     return shown if error is None else f"{shown} ± {error:.2f}"
-
-
-def _key(row: dict[str, Any]) -> str:
-    return json.dumps([row["name"], row["layer"], row["setting"]], sort_keys=True)

@@ -124,7 +124,7 @@ class Reader:
         exact: bool = False,
     ) -> None:
         """``capture_before``: see :func:`~.forward.run_blocks`; ``graphs``: replay whole passes from there; ``exact``:
-        :data:`~.kernels.EXACT` where no graph is replayed on a GPU, whose few more launches cost a tenth."""
+        :data:`~.kernels.EXACT` on a GPU where no graph is replayed; its further launches cost a fifth of an encode."""
         self._visual, self._language, self._num_layers, self._rotary = visual, language, num_layers, rotary
         self._capture_before, self._graphs, self._exact = capture_before, graphs, exact
         self._compiled: Kernels | None = None
