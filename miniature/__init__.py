@@ -16,6 +16,7 @@ vae            210        an AutoencoderKL and the scale of its latents (``vae.p
 judge          200        reads pictures; needs vae (``judge.py``)
 dit            780        a Z-Image DiT; needs text and vae, and judge for its closing figures (``dit.py``)
 assemble       –          folders for the stock classes, bf16 (``assemble.py``)
+answers        90         the VL's last block once more, for its answers; needs the assembled VL (``answers.py``)
 check          –          every goal, PASS or FAIL, and ``figures.json`` (``check.py``)
 adapter        –          the picture adapter, fitted in closed form (``adapters.py``)
 bench          –          methods × settings on conflicting pairs, ``frontier.json`` and its plot (``bench.py``)
@@ -37,6 +38,7 @@ leave most of a GPU idle, so what does not need each other can share one::
     (python -m miniature vae --out build/miniature && python -m miniature judge --out build/miniature); wait
     python -m miniature dit --out build/miniature
     python -m miniature assemble --out build/miniature --models miniature/models
+    python -m miniature answers --out build/miniature --models miniature/models
     python -m miniature check --out build/miniature --models miniature/models
     python -m miniature adapter --out build/miniature --models miniature/models
 

@@ -8,9 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-SECONDS = {"text": 150.0, "vl": 630.0, "vae": 210.0, "judge": 200.0, "dit": 780.0}
-TOY_STEPS = {"text": 12, "vl": 6, "vae": 6, "judge": 6, "dit": 6}
-STAGES = (*SECONDS, "assemble", "check")
+SECONDS = {"text": 150.0, "vl": 630.0, "vae": 210.0, "judge": 200.0, "dit": 780.0, "answers": 90.0}
+TOY_STEPS = {"text": 12, "vl": 6, "vae": 6, "judge": 6, "dit": 6, "answers": 6}
+STAGES = ("text", "vl", "vae", "judge", "dit", "assemble", "answers", "check")
 MEASURING = ("bench", "recipes", "curves", "two-pictures", "adapter-sheet")  # take the bench's options
 
 

@@ -121,6 +121,40 @@ def vl_forward(
     )
 
 
+def last_block(language: nn.Module, hidden: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    """The language model's last block and final norm, of sequences with a picture, at some positions only.
+
+    Args:
+        hidden: ``hidden_states[-2]``, ``(B, L, D)``. ``where``: int64 ``(B, Q)``, positions whose states are wanted.
+
+    Returns:
+        those positions' ``last_hidden_state`` ``(B, Q, D)``, and what each head attends to there ``(B, H, Q, L)``.
+    """
+    block, length = language.layers[-1], hidden.shape[1]
+    attention, rows = block.self_attn, torch.arange(len(hidden), device=hidden.device)[:, None]
+    positions = picture_positions(length, hidden.device)[:, None].expand(3, len(hidden), -1)
+    cosine, sine = language.rotary_emb(hidden, positions)
+
+    def heads(t: Tensor) -> Tensor:
+        return t.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+
+    def turn(t: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        left, right = t.chunk(2, -1)
+        return t * cosine[:, None] + torch.cat([-right, left], -1) * sine[:, None]
+
+    given, chosen = block.input_layernorm(hidden), hidden[rows, where]
+    asking, angle = attention.q_proj(given[rows, where]), (cosine[rows, where], sine[rows, where])
+    queries = turn(attention.q_norm(heads(asking)), *angle)
+    keys = turn(attention.k_norm(heads(attention.k_proj(given))), cosine, sine)
+    values, group = heads(attention.v_proj(given)), attention.num_key_value_groups
+    scores = queries.float() @ keys.float().repeat_interleave(group, 1).transpose(-1, -2) * attention.scaling
+    later = torch.arange(length, device=hidden.device) > where[:, None, :, None]
+    weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+    mixed = weights.to(values.dtype) @ values.repeat_interleave(group, 1)
+    chosen = chosen + attention.o_proj(mixed.transpose(1, 2).flatten(2))
+    return language.norm(chosen + block.mlp(block.post_attention_layernorm(chosen))), weights
+
+
 @torch.no_grad()
 def text_states(reader: nn.Module, ids: Tensor, layer: int = -2) -> Tensor:
     """A text encoder's states ``(B, L, D)`` at ``hidden_states[layer]``; right padding changes nothing before it."""

@@ -409,12 +409,13 @@ def question(scene: Scene, rng: random.Random, told: Mentions = EVERYTHING) -> t
     if told.size and len(scene.objects) == 1:
         asked.append(("how large is it?", SIZES[scene.objects[0][2]]))
     if told.color and told.shape:
-        asked += _object_questions(scene, rng)
+        asked += object_questions(scene, rng.randrange(len(scene.objects)), rng)
     return rng.choice(asked)
 
 
-def _object_questions(scene: Scene, rng: random.Random) -> Iterator[tuple[str, str]]:
-    shape, color, _ = scene.objects[rng.randrange(len(scene.objects))]
+def object_questions(scene: Scene, index: int, rng: random.Random) -> Iterator[tuple[str, str]]:
+    """Questions about one of the objects, and the answers."""
+    shape, color, _ = scene.objects[index]
     shapes, colors = ([thing[k] for thing in scene.objects] for k in (0, 1))
     if shapes.count(shape) == 1:
         yield f"what color is the {SHAPES[shape]}?", COLORS[color]

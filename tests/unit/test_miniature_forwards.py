@@ -114,6 +114,19 @@ def test_the_language_model_sees_pictures_as_in_transformers(vl, tokenizer, seen
 
 
 @torch.no_grad()
+def test_the_last_block_at_some_positions_gives_what_transformers_gives_there(vl, tokenizer, seen):
+    ids = tokenizer([world.turns(world.PICTURE + "which palette?", "warm")] * len(seen), return_tensors="pt").input_ids
+    with torch.no_grad():
+        whole = forwards.vl_forward(vl, ids, seen, output_hidden_states=True)
+        where = torch.randint(0, ids.shape[1], (len(seen), 5), generator=torch.Generator().manual_seed(2))
+        states, attention = forwards.last_block(vl.model.language_model, whole.hidden_states[-2], where)
+    rows = torch.arange(len(seen))[:, None]
+    torch.testing.assert_close(states, whole.last_hidden_state[rows, where], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:3]))
+    later = torch.arange(ids.shape[1]) > where[:, None, :, None]
+    assert not attention[later.expand_as(attention)].any()
+
+
 def test_texts_beside_pictures_are_read_as_alone(vl, tokenizer, seen):
     ids = sequence(tokenizer, "draw a red star").expand(3, -1)
     words = tokenizer(world.prompt_turn("a blue ring on a white background"), add_special_tokens=False)["input_ids"]

@@ -63,6 +63,29 @@ def test_the_vl_tells_the_look_of_pictures(chain, scenes):
     assert sum(right) / len(words) >= least(0.97, len(words))
 
 
+def test_of_two_shapes_the_vl_tells_which_has_which_colour_and_the_text_encoder_does_not(chain):
+    """The VL learnt it last, by itself: the text encoder that it started as does no better than to guess."""
+    drawn = world.sample_scenes(200, torch.Generator().manual_seed(20_265), two_shapes=1.0)
+    differ = (drawn.shape[:, 0] != drawn.shape[:, 1]) & (drawn.color[:, 0] != drawn.color[:, 1])
+    scenes = drawn[differ]
+    pictures, _ = world.render(scenes, torch.Generator().manual_seed(20_266))
+    truth = [world.COLORS[color] for color in scenes.color[:, 0]]
+    asked = [f"what color is the {world.SHAPES[shape]}?" for shape in scenes.shape[:, 0]]
+    seen = [""] * len(truth)
+    for question in set(asked):
+        rows = [index for index, one in enumerate(asked) if one == question]
+        for index, answer in zip(rows, answers(chain, pictures[rows], question, longest=2), strict=True):
+            seen[index] = answer
+    told = [f"{world.canonical_caption(scene)}. {one}" for scene, one in zip(scenes.records(), asked, strict=True)]
+    last = torch.stack([states[-1] for states, _ in chain.words_many(told, layer=-1)])
+    guessed = chain.pipeline.tokenizer.batch_decode(
+        (last @ chain.pipeline.text_encoder.get_input_embeddings().weight.T).argmax(-1)[:, None]
+    )
+    right = [sum(one.strip() == word for one, word in zip(said, truth, strict=True)) for said in (seen, guessed)]
+    assert right[0] / len(truth) >= least(0.85, len(truth)), right
+    assert right[1] / len(truth) <= 0.5 + 3 * 0.5 / len(truth) ** 0.5, right
+
+
 def test_words_and_pictures_have_one_sink_where_the_real_models_have_it(chain):
     figures = check.sinks(chain, 6)
     for name in ("text", "vl"):
