@@ -35,8 +35,8 @@ rate falls along a cosine over the clock, so a slower machine trains fewer steps
 leave most of a GPU idle, so what does not need each other can share one::
 
     (python -m miniature text --out build/miniature && python -m miniature vl --out build/miniature) &
-    (python -m miniature vae --out build/miniature && python -m miniature judge --out build/miniature); wait
-    python -m miniature dit --out build/miniature
+    (python -m miniature vae --out build/miniature && python -m miniature judge --out build/miniature &&
+     python -m miniature dit --out build/miniature); wait
     python -m miniature assemble --out build/miniature --models miniature/models
     python -m miniature answers --out build/miniature --models miniature/models
     python -m miniature check --out build/miniature --models miniature/models
