@@ -87,11 +87,7 @@ def run(options: Options) -> dict[str, Any]:
     training = Training(options, "answers", {"learners": learners}, optimizer, [RATE], options.size(500, 10))
     batches = [options.size(batch, 8) for batch in BATCHES]
     for _ in training.steps():
-        questions, rest = (
-            Kept(*(part[rows] for part in one))
-            for one, size in zip(pools, batches, strict=True)
-            for rows in [torch.randint(0, len(one.ids), (size,), device=device)]
-        )
+        questions, rest = (some(one, size) for one, size in zip(pools, batches, strict=True))
         with autocast(device):
             # A question's answer is one word and <|im_end|>: two positions say them, the others say nothing.
             first = questions.answered.float().argmax(1)[:, None]
@@ -197,6 +193,12 @@ def keep(
         cells.append(share / share.amax(1, keepdim=True).clamp_min(1e-6) * (about[part, None] >= 0))
     answered = text.answer_positions(ids, counts, tokenizer.convert_tokens_to_ids("assistant"))
     return Kept(torch.cat(hidden), ids, answered, torch.cat(cells))
+
+
+def some(kept: Kept, count: int) -> Kept:
+    """That many of them, drawn at random."""
+    rows = torch.randint(0, len(kept.ids), (count,), device=kept.ids.device)
+    return Kept(*(part[rows] for part in kept))
 
 
 def put(file: Path, model: nn.Module, learners: nn.ModuleDict) -> None:
