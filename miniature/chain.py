@@ -179,3 +179,26 @@ def answers(chain: Chain, pictures: Tensor, request: str, longest: int = 40) -> 
         if (ids[:, start:] == tokenizer.eos_token_id).any(1).all():
             break
     return [tokenizer.decode(row[start:]).split("<|im_end|>")[0] for row in ids]
+
+
+@torch.no_grad()
+def look_of(chain: Chain, pictures: Tensor) -> list[str]:
+    """What the VL says of the look of pictures ``(N, 3, 128, 128)`` in [-1, 1], held to the form of its answers.
+
+    Each name is the likeliest of its kind after what stands before it. Of the world's pictures the VL says the same by
+    itself; of a photograph, which it has never seen, it may not keep to any form.
+    """
+    model, tokenizer = chain.speaker, chain.encoder.tokenizer
+
+    def tokens(*texts: str) -> Tensor:
+        return torch.tensor(tokenizer(list(texts), add_special_tokens=False)["input_ids"], device=chain.device)
+
+    ids = tokens(world.prompt_turn(world.PICTURE + world.DESCRIBE_LOOK[1])).expand(len(pictures), -1)
+    start = ids.shape[1]
+    form = (("", world.STYLES, " style,"), (" ", world.COLORS, " background,"), (" ", world.MOODS, " colors"))
+    for before, names, after in form:
+        choices = tokens(*(before + name for name in names))[:, 0]  # a name is one token
+        hidden = vl_forward(model, ids, pictures).last_hidden_state[:, -1]
+        likeliest = F.linear(hidden, model.get_input_embeddings().weight[choices]).argmax(-1)
+        ids = torch.cat([ids, choices[likeliest, None], tokens(after).expand(len(pictures), -1)], 1)
+    return [tokenizer.decode(row[start:]) for row in ids]

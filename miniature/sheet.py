@@ -12,7 +12,7 @@ from torch import Tensor
 from vl_core import PictureAdapter, condition
 
 from . import adapters, world
-from .chain import Chain, answers, as_image
+from .chain import Chain, as_image, look_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -141,7 +141,7 @@ def _mixed(
     small = torch.nn.functional.interpolate(
         reference.picture.permute(2, 0, 1)[None].float(), (world.SIDE, world.SIDE), mode="area"
     )
-    (said,) = answers(chain, (2 * small - 1).to(chain.device), world.DESCRIBE_LOOK[1])
+    (said,) = look_of(chain, (2 * small - 1).to(chain.device))
     states = [words]
     for column in columns:
         if column.mode == DESCRIBE:

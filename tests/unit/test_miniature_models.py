@@ -12,7 +12,7 @@ pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs tr
 pytest.importorskip("miniature", reason="the package is installed from a clone: pip install -e .")
 
 from miniature import assemble, check, dit, judge, world
-from miniature.chain import Chain, answers
+from miniature.chain import Chain, answers, look_of
 from vl_core import condition
 
 COUNT = 64
@@ -61,6 +61,17 @@ def test_the_vl_tells_the_look_of_pictures(chain, scenes):
         for word in text.replace(",", "").split()
     ]
     assert sum(right) / len(words) >= least(0.97, len(words))
+
+
+def test_a_look_is_told_in_its_form_of_any_picture_and_as_the_vl_tells_it_by_itself(chain, scenes):
+    pictures, _ = world.render(scenes[:24], torch.Generator().manual_seed(20_263))
+    told = look_of(chain, pictures)
+    assert sum(map(str.__eq__, told, answers(chain, pictures, world.DESCRIBE_LOOK[1]))) >= 23
+    strange = torch.rand(6, 3, world.SIDE, world.SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    for text in look_of(chain, strange):
+        style, background, mood = (part.split() for part in text.split(", "))
+        assert style[0] in world.STYLES and background[0] in world.COLORS and mood[0] in world.MOODS
+        assert [style[1:], background[1:], mood[1:]] == [["style"], ["background"], ["colors"]]
 
 
 def test_of_two_shapes_the_vl_tells_which_has_which_colour_and_the_text_encoder_does_not(chain):
