@@ -32,6 +32,15 @@ def tiny_qwen3vl(tiny_models, tmp_path_factory):
     return folder, tiny_models.write_folder(folder)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch on one thread for a whole file, for results that do not depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def photographs():
     """Two photographs, uint8 ``(H, W, 3)``: 512 × 512 and 300 × 451."""

@@ -21,14 +21,7 @@ from miniature.forwards import PICTURE_AT, vl_forward
 from miniature.training import Options, Training
 
 FILE = Path("models") / assemble.VISION / "model.safetensors"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

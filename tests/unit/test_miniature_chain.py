@@ -44,13 +44,7 @@ from vl_core.headless.zimage import encode_text  # noqa: E402
 from vl_core.space_adapter import SpaceAdapter  # noqa: E402
 from vl_core.statistics import token_rms  # noqa: E402
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

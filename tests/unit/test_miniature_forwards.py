@@ -25,13 +25,7 @@ from vl_core.layout import insert_pictures, mrope_positions  # noqa: E402
 
 SMALL = models.TOY
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -24,13 +24,7 @@ from safetensors.torch import load_file  # noqa: E402
 from miniature import text, training  # noqa: E402
 from miniature.training import Options, Training  # noqa: E402
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def log_of(folder: Path, stage: str) -> list[dict]:
