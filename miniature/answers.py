@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import assemble, models, text, tokens, vl, world
+from .chain import load_speaker
 from .forwards import MERGED, PICTURE_AT, autocast, last_block, vl_forward
 from .training import Options, Training, begin, in_processes, log, write_json
 
@@ -116,16 +117,12 @@ def load(options: Options) -> tuple[nn.Module, Any]:
     Raises:
         FileNotFoundError: if there is none.
     """
-    from transformers import PreTrainedTokenizerFast, Qwen3VLForConditionalGeneration
-
-    from vl_core.headless.progress import without_library_bars
+    from transformers import PreTrainedTokenizerFast
 
     folder = assemble.models_folder(options) / assemble.VISION
     if not folder.is_dir():
         raise FileNotFoundError(f"Expected {folder.name} in {folder.parent}. Run `python -m miniature assemble` first.")
-    with without_library_bars():
-        model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder)
+    return load_speaker(folder.parent), PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def behind(model: nn.Module) -> nn.ModuleDict:

@@ -65,11 +65,7 @@ class Chain:
     @cached_property
     def speaker(self) -> Any:
         """The VL with its head, to answer with; read from its folder once."""
-        from transformers import Qwen3VLForConditionalGeneration
-
-        with without_library_bars():
-            model = Qwen3VLForConditionalGeneration.from_pretrained(self.folder / assemble.VISION, dtype=torch.float32)
-        return model.to(self.device).eval()
+        return load_speaker(self.folder).to(self.device)
 
     def words(self, prompt: str, layer: int = -2) -> tuple[Tensor, TokenLayout]:
         """The text encoder's states ``(L, D)`` of a prompt and their layout; layer −2 is what the DiT reads."""
@@ -143,6 +139,14 @@ class Chain:
     def read(self, pictures: Tensor) -> dict[str, Tensor]:
         """The judge's logits, see :class:`~.models.Judge`."""
         return judge_stage.read(self.judge, pictures)
+
+
+def load_speaker(folder: Path) -> Any:
+    """The VL with its head, float32, on the CPU, from the assembled models."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    with without_library_bars():
+        return Qwen3VLForConditionalGeneration.from_pretrained(folder / assemble.VISION, dtype=torch.float32).eval()
 
 
 def _parts(items: Sequence, size: int) -> list[Sequence]:
