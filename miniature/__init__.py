@@ -27,22 +27,17 @@ adapter-sheet  –          the adapter, words, null controls in pictures, ``ada
 curves-plot    –          ``adapter_curves.json`` as a plot, ``adapter_curves.png`` (``curves_plot.py``)
 tables         –          ``frontier.json`` as a table in ``miniature.md`` (``tables.py``)
 scenes         –          pictures of the world as files, and prompts that disagree with them (``scenes.py``)
-all                       text to check in turn, with those seconds
+all                       text to check, with those seconds (``together.py``)
 =============  =========  ====================================================================================
 
 Seconds are training time on one H100-class GPU; preparing data comes on top (logged as ``data_s``). The learning
 rate falls along a cosine over the clock, so a slower machine trains fewer steps of the same schedule. Models this small
-leave most of a GPU idle, so what does not need each other can share one::
+leave most of a GPU idle, so ``all`` runs stages that do not need each other side by side on it::
 
-    (python -m miniature text --out build/miniature && python -m miniature vl --out build/miniature) &
-    (python -m miniature vae --out build/miniature && python -m miniature judge --out build/miniature &&
-     python -m miniature dit --out build/miniature); wait
-    python -m miniature assemble --out build/miniature --models miniature/models
-    python -m miniature answers --out build/miniature --models miniature/models
-    python -m miniature check --out build/miniature --models miniature/models
+    python -m miniature all --out build/miniature --models miniature/models
     python -m miniature adapter --out build/miniature --models miniature/models
 
 A run that is killed, or ended by ``--stop-after``, loses at most what came after its last checkpoint (one a minute); go
-on with ``--resume``. How the models in ``models/`` came about is in docs/miniature.md.
-``--toy`` runs everything on a CPU in minutes, with tiny models that learn nothing.
+on with ``--resume`` (``all`` leaves out what has ended). How the models in ``models/`` came about is in
+docs/miniature.md. ``--toy`` runs everything on a CPU in minutes, with tiny models that learn nothing.
 """

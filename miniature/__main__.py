@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import multiprocessing
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 SECONDS = {"text": 150.0, "vl": 630.0, "vae": 210.0, "judge": 200.0, "dit": 780.0, "answers": 90.0}
@@ -46,25 +48,52 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one stage, or all of them."""
+    """Run one stage, or all from text to check."""
     chosen = parser().parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked
+    if chosen.stage == "all":
+        from . import together
+
+        options = options_of("all", chosen)
+        side_by_side = options.pick_device().type == "cuda"
+        work = in_a_process_of_its_own if side_by_side else in_this_process
+        together.run(options, partial(work, chosen), side_by_side)
+    else:
+        run_stage(chosen.stage, chosen)
+
+
+def options_of(stage: str, chosen: argparse.Namespace):
+    """The stage's options, its own seconds or steps where none were given."""
     from .training import Options
 
-    for stage in STAGES if chosen.stage == "all" else [chosen.stage]:
-        steps = TOY_STEPS.get(stage) if chosen.toy and chosen.steps is None and chosen.seconds is None else chosen.steps
-        options = Options(
-            out=chosen.out, seconds=SECONDS.get(stage, 0.0) if chosen.seconds is None else chosen.seconds, steps=steps,
-            seed=chosen.seed, resume=chosen.resume, device=chosen.device, toy=chosen.toy,
-            compile=not chosen.no_compile, joint=chosen.joint, checkpoint_seconds=chosen.checkpoint_seconds,
-            stop_after=chosen.stop_after, models=chosen.models,
-        )
-        run_stage(stage, options, chosen)
+    steps = TOY_STEPS.get(stage) if chosen.toy and chosen.steps is None and chosen.seconds is None else chosen.steps
+    return Options(
+        out=chosen.out, seconds=SECONDS.get(stage, 0.0) if chosen.seconds is None else chosen.seconds, steps=steps,
+        seed=chosen.seed, resume=chosen.resume, device=chosen.device, toy=chosen.toy,
+        compile=not chosen.no_compile, joint=chosen.joint, checkpoint_seconds=chosen.checkpoint_seconds,
+        stop_after=chosen.stop_after, models=chosen.models,
+    )
 
 
-def run_stage(stage: str, options, chosen: argparse.Namespace) -> None:
+def in_this_process(chosen: argparse.Namespace, stage: str, stop_after: float | None) -> bool:
+    run_stage(stage, argparse.Namespace(**vars(chosen) | {"stop_after": stop_after}))
+    return True
+
+
+def in_a_process_of_its_own(chosen: argparse.Namespace, stage: str, stop_after: float | None) -> bool:
+    """Whether the stage ended without an exception; what it prints is seen here."""
+    chosen = argparse.Namespace(**vars(chosen) | {"stop_after": stop_after})
+    # Spawned, not forked: a GPU that this process has touched is of no use to a fork.
+    process = multiprocessing.get_context("spawn").Process(target=run_stage, args=(stage, chosen), name=stage)
+    process.start()
+    process.join()
+    return process.exitcode == 0
+
+
+def run_stage(stage: str, chosen: argparse.Namespace) -> None:
     from importlib import import_module
 
+    options = options_of(stage, chosen)
     name = "adapters" if stage == "adapter" else stage.replace("-", "_")
     module = import_module(f".{name}", __package__)
     if stage in MEASURING:

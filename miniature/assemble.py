@@ -14,7 +14,7 @@ import torch
 
 from . import dit, text, tokens, vae, vl
 from .forwards import SHIFT
-from .training import Options, log
+from .training import Options, log, write_json
 
 PIPELINE, VISION, JUDGE = "z-image-mini", "qwen3-vl-mini", "judge.safetensors"
 MODELS = Path(__file__).parent / "models"  # where the trained ones are
@@ -50,6 +50,7 @@ def run(options: Options) -> dict[str, Any]:
         file.chmod(0o644)  # safetensors makes files that only their owner can read
     figures = {"bytes": weight_bytes(folder)}
     log(options, "assemble", megabytes=figures["bytes"] / 1e6)
+    write_json(options.out / "assemble.json", figures)
     return figures
 
 
