@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import multiprocessing
 import os
 import sys
 from functools import partial
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         options = options_of("all", chosen)
         side_by_side = options.pick_device().type == "cuda"
-        work = in_a_process_of_its_own if side_by_side else in_this_process
+        work = together.in_a_process_of_its_own if side_by_side else together.in_this_process
         together.run(options, partial(work, chosen), side_by_side)
     else:
         run_stage(chosen.stage, chosen)
@@ -73,21 +72,6 @@ def options_of(stage: str, chosen: argparse.Namespace):
         compile=not chosen.no_compile, joint=chosen.joint, checkpoint_seconds=chosen.checkpoint_seconds,
         stop_after=chosen.stop_after, models=chosen.models,
     )
-
-
-def in_this_process(chosen: argparse.Namespace, stage: str, stop_after: float | None) -> bool:
-    run_stage(stage, argparse.Namespace(**vars(chosen) | {"stop_after": stop_after}))
-    return True
-
-
-def in_a_process_of_its_own(chosen: argparse.Namespace, stage: str, stop_after: float | None) -> bool:
-    """Whether the stage ended without an exception; what it prints is seen here."""
-    chosen = argparse.Namespace(**vars(chosen) | {"stop_after": stop_after})
-    # Spawned, not forked: a GPU that this process has touched is of no use to a fork.
-    process = multiprocessing.get_context("spawn").Process(target=run_stage, args=(stage, chosen), name=stage)
-    process.start()
-    process.join()
-    return process.exitcode == 0
 
 
 def run_stage(stage: str, chosen: argparse.Namespace) -> None:

@@ -6,7 +6,9 @@ its own. On a CPU they run in turn. ``log_all.jsonl`` has the second at which ea
 
 from __future__ import annotations
 
+import multiprocessing
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -65,3 +67,21 @@ def run(options: Options, work: Callable[[str, float | None], bool], side_by_sid
     if left:
         raise SystemExit(f"miniature: still to do: {', '.join(left)}; go on with --resume (a failure is told above)")
     return at
+
+
+def in_this_process(chosen: Namespace, stage: str, stop_after: float | None) -> bool:
+    from .__main__ import run_stage
+
+    run_stage(stage, Namespace(**vars(chosen) | {"stop_after": stop_after}))
+    return True
+
+
+def in_a_process_of_its_own(chosen: Namespace, stage: str, stop_after: float | None) -> bool:
+    """Whether the stage ended without an exception; what it prints is seen here."""
+    # Spawned, not forked: a GPU that this process has touched is of no use to a fork. What is spawned must be of this
+    # module: a child does not import the __main__ of a package.
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=in_this_process, args=(chosen, stage, stop_after), name=stage)
+    process.start()
+    process.join()
+    return process.exitcode == 0

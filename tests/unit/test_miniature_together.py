@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
 import sys
 import threading
 from dataclasses import replace
@@ -115,7 +117,27 @@ def test_when_the_time_of_a_call_is_up_no_further_stage_begins(tmp_path):
 
 def test_a_stage_in_a_process_of_its_own_does_its_work_or_tells_that_it_failed(tmp_path, capfd):
     chosen = command.parser().parse_args(["all", "--toy", "--out", str(tmp_path), "--device", "cpu"])
-    assert command.in_a_process_of_its_own(chosen, "text", None)
+    assert together.in_a_process_of_its_own(chosen, "text", None)
     assert json.loads((tmp_path / "text.json").read_text())["steps"] == command.TOY_STEPS["text"]
-    assert not command.in_a_process_of_its_own(chosen, "dit", None)  # no VAE yet
+    assert not together.in_a_process_of_its_own(chosen, "dit", None)  # no VAE yet
     assert "vae" in capfd.readouterr().err
+
+
+def test_the_command_itself_runs_stages_in_processes_of_their_own(tmp_path):
+    """In a fresh interpreter, where the command is ``__main__``, which a child of a package's does not import."""
+    arguments = ["miniature", "all", "--toy", "--out", str(tmp_path), "--stop-after", "1"]
+    script = (
+        "import runpy, sys, torch\n"
+        "from miniature.training import Options\n"
+        "Options.pick_device = lambda self: torch.device('cuda')\n"  # in the parent only: its children see the CPU
+        f"sys.argv = {arguments}\n"
+        "runpy.run_module('miniature', run_name='__main__', alter_sys=True)\n"
+    )
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert "still to do: " in ended.stderr, ended.stderr
+    assert "Traceback" not in ended.stderr, ended.stderr
+    for stage in ("text", "vae"):
+        assert (tmp_path / f"log_{stage}.jsonl").is_file(), ended.stderr
