@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 
+from miniature import world
 from vl_core import Qwen3VLEncoder, describe, load_recipes
 from vl_core.describe import (
     INSTRUCTIONS,
@@ -329,15 +327,6 @@ def test_a_folder_that_promises_a_head_and_has_none_is_refused(tiny_models, tmp_
 
 
 @pytest.fixture(scope="module")
-def world():
-    if importlib.util.find_spec("miniature") is None:  # it is no installed package: load it by path
-        spec = importlib.util.spec_from_file_location("miniature", ROOT / "miniature" / "__init__.py")
-        sys.modules["miniature"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["miniature"])
-    return importlib.import_module("miniature.world")
-
-
-@pytest.fixture(scope="module")
 def seer() -> Qwen3VLEncoder:
     pytest.importorskip("transformers", minversion="5", reason="the miniature's tokenizer was saved by transformers 5")
     if not MINIATURE.is_dir():
@@ -345,7 +334,7 @@ def seer() -> Qwen3VLEncoder:
     return Qwen3VLEncoder.from_pretrained(MINIATURE, dtype=torch.float32)
 
 
-def test_the_miniature_tells_the_look_of_its_worlds_pictures(seer, world):
+def test_the_miniature_tells_the_look_of_its_worlds_pictures(seer):
     scenes = world.sample_scenes(8, torch.Generator().manual_seed(41))
     pictures, _ = world.render(scenes, torch.Generator().manual_seed(42))
     shown = (pictures.permute(0, 2, 3, 1) + 1) / 2
@@ -362,7 +351,7 @@ def test_the_miniature_tells_the_look_of_its_worlds_pictures(seer, world):
     assert not any(one.truncated for one in told)
 
 
-def test_the_miniatures_words_are_cut_after_a_whole_phrase(seer, world):
+def test_the_miniatures_words_are_cut_after_a_whole_phrase(seer):
     scenes = world.sample_scenes(1, torch.Generator().manual_seed(41))
     pictures, _ = world.render(scenes, torch.Generator().manual_seed(42))
     picture = (pictures[0].permute(1, 2, 0) + 1) / 2

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,16 +11,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-if importlib.util.find_spec("miniature") is None:  # it is no installed package: load it by path
-    _spec = importlib.util.spec_from_file_location("miniature", ROOT / "miniature" / "__init__.py")
-    sys.modules["miniature"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["miniature"])
-
 pytest.importorskip("diffusers", reason="the DiT and the VAE are diffusers classes")
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 
-from miniature import (  # noqa: E402
+from miniature import (
     adapters,
     assemble,
     bench,
@@ -36,14 +28,15 @@ from miniature import (  # noqa: E402
     vl,
     world,
 )
-from miniature.__main__ import main, parser, switches  # noqa: E402
-from miniature.chain import LAYERS, Chain, answers, as_image  # noqa: E402
-from miniature.training import Options  # noqa: E402
-from vl_core import load_recipes  # noqa: E402
-from vl_core.headless.zimage import encode_text  # noqa: E402
-from vl_core.space_adapter import SpaceAdapter  # noqa: E402
-from vl_core.statistics import token_rms  # noqa: E402
+from miniature.__main__ import main, parser, switches
+from miniature.chain import LAYERS, Chain, answers, as_image
+from miniature.training import Options
+from vl_core import load_recipes
+from vl_core.headless.zimage import encode_text
+from vl_core.space_adapter import SpaceAdapter
+from vl_core.statistics import token_rms
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-
-ROOT = Path(__file__).resolve().parents[2]
-if importlib.util.find_spec("miniature") is None:  # it is no installed package: load it by path
-    _spec = importlib.util.spec_from_file_location("miniature", ROOT / "miniature" / "__init__.py")
-    sys.modules["miniature"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["miniature"])
 
 pytest.importorskip("diffusers", reason="the DiT and the VAE are diffusers classes")
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 
-from miniature import forwards, models, tokens, world  # noqa: E402
-from vl_core import pictures as real_pictures  # noqa: E402
-from vl_core.headless.zimage import prompt_layout  # noqa: E402
-from vl_core.layout import insert_pictures, mrope_positions  # noqa: E402
+from miniature import forwards, models, tokens, world
+from vl_core import pictures as real_pictures
+from vl_core.headless.zimage import prompt_layout
+from vl_core.layout import insert_pictures, mrope_positions
 
 SMALL = models.TOY
 

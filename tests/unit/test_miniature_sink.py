@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-if importlib.util.find_spec("miniature") is None:  # it is no installed package: load it by path
-    _spec = importlib.util.spec_from_file_location("miniature", ROOT / "miniature" / "__init__.py")
-    sys.modules["miniature"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["miniature"])
-
 pytest.importorskip("transformers", minversion="4.57", reason="the text encoder is a Qwen3")
 
-from miniature import models, sink, text, tokens, world  # noqa: E402
-from miniature.training import Options  # noqa: E402
-from vl_core import find_sinks  # noqa: E402
+from miniature import models, sink, text, tokens, world
+from miniature.training import Options
+from vl_core import find_sinks
 
 TARGETS = (1000.0, -300.0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,18 +12,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-if importlib.util.find_spec("miniature") is None:  # it is no installed package: load it by path
-    _spec = importlib.util.spec_from_file_location("miniature", ROOT / "miniature" / "__init__.py")
-    sys.modules["miniature"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["miniature"])
-
 pytest.importorskip("transformers", minversion="4.57", reason="the text encoder is a Qwen3")
 
-from miniature import __main__ as command  # noqa: E402
-from miniature import check, together  # noqa: E402
-from miniature.training import Options  # noqa: E402
+from miniature import __main__ as command
+from miniature import check, together
+from miniature.training import Options
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

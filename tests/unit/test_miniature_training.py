@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-if importlib.util.find_spec("miniature") is None:  # it is no installed package: load it by path
-    _spec = importlib.util.spec_from_file_location("miniature", ROOT / "miniature" / "__init__.py")
-    sys.modules["miniature"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["miniature"])
-
 pytest.importorskip("transformers", minversion="4.57", reason="the text encoder is a Qwen3")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file
 
-from miniature import text, training  # noqa: E402
-from miniature.training import Options, Training  # noqa: E402
+from miniature import text, training
+from miniature.training import Options, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import re
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[2]
-if importlib.util.find_spec("miniature") is None:  # it is no installed package: load it by path
-    _spec = importlib.util.spec_from_file_location("miniature", ROOT / "miniature" / "__init__.py")
-    sys.modules["miniature"] = importlib.util.module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["miniature"])
-
-from miniature import world  # noqa: E402
-from vl_core.layout import USER_TURN  # noqa: E402
+from miniature import world
+from vl_core.layout import USER_TURN
 
 
 def scenes(count=64, seed=0, **options) -> world.Scenes:
