@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from vl_core import Qwen3VLEncoder
-from vl_core.adapter import AdapterSpec, PictureFeatures
-from vl_core.description import SLOTS
-from vl_core.examples import find_examples, fit_examples
+from vl_core.adapters.examples import find_examples, fit_examples
+from vl_core.adapters.features import PictureFeatures
+from vl_core.adapters.spec import AdapterSpec
+from vl_core.stages.description import SLOTS
 
 from .common import Report, add_output_argument
 from .models import PROMPT, build_model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from vl_core.encoder import Qwen3VLEncoder
+from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 
 from .common import Report, add_output_argument, milliseconds, relative_error
 from .models import OTHER_PROMPT, PROMPT, build_model, picture

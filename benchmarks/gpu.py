@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 
-from vl_core.cache import ByteCache
-from vl_core.encoder import Qwen3VLEncoder
-from vl_core.forward import mrope_rotary, picture_spans, run_blocks, run_vision
-from vl_core.graphs import GraphPool
+from vl_core.encoder.cache import ByteCache
+from vl_core.encoder.forward import mrope_rotary, picture_spans, run_blocks
+from vl_core.encoder.graphs import GraphPool
+from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.encoder.reader import Reader
+from vl_core.encoder.vision import run_vision
 from vl_core.headless.calibrate import batch_reader, text_reader
-from vl_core.layout import insert_pictures, mrope_positions
 from vl_core.pictures import Picture, patchify, prepare_picture
-from vl_core.prefix import Reader
-from vl_core.statistics import calibrate, calibration_prompts
+from vl_core.states.layout import insert_pictures, mrope_positions
+from vl_core.states.statistics import calibrate, calibration_prompts
 
 from . import stages
 from .common import Report, add_output_argument, in_turns, milliseconds, peak_mib, relative_error, worst_token_error

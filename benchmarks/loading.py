@@ -16,7 +16,7 @@ from .models import build_model
 # Only what is resident counts, so every weight is touched; transformers and torch are in before it is measured.
 CHILD = """
 import json, sys, time
-from vl_core.encoder import Qwen3VLEncoder
+from vl_core import Qwen3VLEncoder
 import torch, transformers
 from transformers import AutoModel, AutoTokenizer
 folder, dtype, deepest = sys.argv[1], getattr(torch, sys.argv[2]), json.loads(sys.argv[3])

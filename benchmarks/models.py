@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vl_core.headless.tiny import build_tokenizer
+from vl_core.zimage.tiny import build_tokenizer
 
 # Words the miniature tokenizer has a token for: 36 tokens, 46 with the template and the picture's markers.
 PROMPT = "a cat in a red hat, a painting of the sea, the light of a lamp" * 2

@@ -1,6 +1,6 @@
 """ComfyUI's own Qwen3-VL with random weights: its ``encode_from_tokens`` and our forward on its modules.
 
-Run it with ComfyUI's Python. Nothing of the pack but ``nodes/host.py`` and ``vl_core`` is imported, and of ComfyUI only
+Run it with ComfyUI's Python. Nothing of the pack but ``nodes/host`` and ``vl_core`` is imported, and of ComfyUI only
 ``comfy`` and ``folder_paths``.
 """
 
@@ -42,7 +42,7 @@ def run(arguments) -> None:
 
 
 def _import_host(comfyui: str, on_gpu: bool):
-    """``nodes/host.py`` without the nodes, which need the rest of ComfyUI."""
+    """``nodes/host`` without the nodes, which need the rest of ComfyUI."""
     sys.path.insert(0, comfyui)
     arguments, sys.argv = sys.argv, ["main.py", *([] if on_gpu else ["--cpu"])]
     try:
@@ -54,7 +54,7 @@ def _import_host(comfyui: str, on_gpu: bool):
         package = types.ModuleType(name)
         package.__path__ = [str(path)]
         sys.modules[name] = package
-    return importlib.import_module("zimage_vl_pack.nodes.host")
+    return importlib.import_module("zimage_vl_pack.nodes.host.encoders")
 
 
 class _Target:
@@ -106,12 +106,12 @@ def _measure(report: Report, host, clip, arguments, device: torch.device) -> Non
         return encode()
 
     with torch.inference_mode():
-        os.environ[host.FAST_VARIABLE] = "0"
+        os.environ["ZIMAGE_VL_FAST"] = "0"
         expected = encode()
         plain = milliseconds(encode, device, arguments.runs, 1)
         peak = peak_mib(encode, device)
         report.add(f"{SIDE[arguments.size] ** 2} image tokens, encode_from_tokens", ms=plain, peak_MiB=peak)
-        os.environ[host.FAST_VARIABLE] = "1"
+        os.environ["ZIMAGE_VL_FAST"] = "1"
         states = encode()
         native = host._native_readers[clip.cond_stage_model]
         report.add(

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from vl_core.blend import blend
-from vl_core.delta import image_delta
-from vl_core.layout import insert_pictures, text_layout
-from vl_core.normalize import normalize
-from vl_core.outliers import mask_outlier_dimensions
-from vl_core.resample import resample_tokens
-from vl_core.select import select_tokens
-from vl_core.statistics import ReferenceStatistics
+from vl_core.stages.blend import blend
+from vl_core.stages.delta import image_delta
+from vl_core.stages.normalize import normalize
+from vl_core.stages.outliers import mask_outlier_dimensions
+from vl_core.stages.resample import resample_tokens
+from vl_core.stages.select import select_tokens
+from vl_core.states.layout import insert_pictures, text_layout
+from vl_core.states.statistics import ReferenceStatistics
 
 from .common import Report, add_output_argument, milliseconds
 

@@ -1,6 +1,6 @@
 """A trained miniature of the whole chain: text encoder, Qwen3-VL, VAE, Z-Image DiT and a judge, on a procedural world.
 
-Everything is of the classes and formats of the real models (see :mod:`~.models`), small enough to train on one GPU
+Everything is of the classes and formats of the real models (see :mod:`models`), small enough to train on one GPU
 within half an hour and to paint on a CPU in a second, so that methods can be measured instead of believed.
 
 Run from the repository's root::

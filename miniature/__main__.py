@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 from functools import partial
 from pathlib import Path
 
-SECONDS = {"text": 150.0, "vl": 630.0, "vae": 210.0, "judge": 200.0, "dit": 780.0, "answers": 90.0}
-TOY_STEPS = {"text": 12, "vl": 6, "vae": 6, "judge": 6, "dit": 6, "answers": 6}
-STAGES = ("text", "vl", "vae", "judge", "dit", "assemble", "answers", "check")
-MEASURING = ("bench", "recipes", "curves", "two-pictures", "adapter-sheet")  # take the bench's options
+from .stages import MODULES, options_of, run_stage
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m miniature", description="Train and measure the miniature.")
-    top.add_argument("stage", choices=[*STAGES, "adapter", *MEASURING, "curves-plot", "tables", "scenes", "all"])
+    top.add_argument("stage", choices=[*MODULES, "all"])
     top.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="checkpoints, weights and logs")
     top.add_argument("--models", type=Path, metavar="FOLDER", help="the assembled models (default: OUT/models)")
     top.add_argument("--seconds", type=float, help="training time; each stage has a default for one H100-class GPU")
@@ -51,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser().parse_args(arguments)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked
     if chosen.stage == "all":
-        from . import together
+        from .train import together
 
         options = options_of("all", chosen)
         side_by_side = options.pick_device().type == "cuda"
@@ -59,50 +55,6 @@ def main(arguments: list[str] | None = None) -> None:
         together.run(options, partial(work, chosen), side_by_side)
     else:
         run_stage(chosen.stage, chosen)
-
-
-def options_of(stage: str, chosen: argparse.Namespace):
-    """The stage's options, its own seconds or steps where none were given."""
-    from .training import Options
-
-    steps = TOY_STEPS.get(stage) if chosen.toy and chosen.steps is None and chosen.seconds is None else chosen.steps
-    return Options(
-        out=chosen.out, seconds=SECONDS.get(stage, 0.0) if chosen.seconds is None else chosen.seconds, steps=steps,
-        seed=chosen.seed, resume=chosen.resume, device=chosen.device, toy=chosen.toy,
-        compile=not chosen.no_compile, joint=chosen.joint, checkpoint_seconds=chosen.checkpoint_seconds,
-        stop_after=chosen.stop_after, models=chosen.models,
-    )
-
-
-def run_stage(stage: str, chosen: argparse.Namespace) -> None:
-    from importlib import import_module
-
-    options = options_of(stage, chosen)
-    name = "adapters" if stage == "adapter" else stage.replace("-", "_")
-    module = import_module(f".{name}", __package__)
-    if stage in MEASURING:
-        module.run(options, switches(chosen))
-    elif stage == "adapter":
-        module.run(options, chosen.pairs, switches(chosen).hold_out)
-    elif stage == "scenes":
-        module.run(options, chosen.count)
-    else:
-        module.run(options)
-
-
-def switches(chosen: argparse.Namespace):
-    """What the bench is asked, from the options; toy asks little unless told otherwise."""
-    from . import bench, world
-
-    given = {
-        "pairs": chosen.pairs, "seeds": chosen.seeds, "steps": chosen.sampler_steps, "guidance": chosen.guidance,
-        "only": chosen.only, "shard": chosen.shard,
-    }
-    hold_out = world.HoldOut(chosen.unseen_combinations, chosen.leave_out_style, chosen.leave_out_background)
-    return dataclasses.replace(
-        bench.TOY if chosen.toy else bench.Switches(), hold_out=hold_out, other_words=chosen.other_words,
-        described=chosen.described, **{name: value for name, value in given.items() if value is not None},
-    )
 
 
 if __name__ == "__main__":

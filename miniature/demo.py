@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from importlib import resources
-from importlib.util import find_spec
 
-from ..metrics import inspect
-from ..recipes import condition
-from ..states import LAYOUT_KEY, save_conditioning
-from ..statistics import calibrate
-from . import checks
-from .picture import load_picture, save_png
-from .progress import progress
+from PIL import Image
 
-SUMMARY = "paint with the trained miniature of the whole chain and see what came through; needs no downloads"
+from vl_core.reports.inspection import inspect
+from vl_core.reports.plots import inspection_figure
+from vl_core.states.statistics import calibrate
+from vl_core.states.vl_states import LAYOUT_KEY, save_conditioning
+from vl_core.steering.modes import condition
+from vl_core.zimage import checks
+from vl_core.zimage.files import load_picture, save_png
+from vl_core.zimage.progress import progress
+
+from . import world
+from .measure import sheet
+from .measure.chain import Chain
+from .train.assemble import MODELS
 
 PHOTOGRAPH, PHOTOGRAPH_PROMPT = "chelsea.jpg", (6, 4)  # a cat, and the shape and colour asked for beside it
 WORLDS, SEED = 3, 11
@@ -24,28 +29,12 @@ NOTE = (
 )
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("--output", "-o", default="demo_output", metavar="FOLDER", help="where to write")
-
-
 def run(arguments) -> None:
     checks.require_packages("accelerate", "diffusers", "transformers", "tokenizers", "matplotlib", "PIL", "tqdm")
     folder = checks.output_folder(arguments.output, "--output")
     paths = {name: folder / name for name in ("demo.png", "statistics.png", "conditioning.safetensors")}
     for path in paths.values():
         checks.output_file(str(path), "--output", path.suffix)
-    if find_spec("miniature") is None:
-        raise ValueError(
-            "The demo needs the folder miniature/ of the repository. Run `pip install -e .` in a clone of it."
-        )
-
-    from PIL import Image
-
-    from miniature import sheet, world
-    from miniature.assemble import MODELS
-    from miniature.chain import Chain
-
-    from ..plots import inspection_figure
 
     print(NOTE)
     with progress("Demo", total=WORLDS + 4) as move:

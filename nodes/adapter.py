@@ -8,10 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vl_core import VLStates
-from ..vl_core.adapter import MAX_STRENGTH, AdapterInfo, AdapterSpec, PictureAdapter, PictureFeatures
-from ..vl_core.combine import parse_weights
-from ..vl_core.description import SLOTS, slot_request
-from ..vl_core.examples import (
+from ..vl_core.adapters.examples import (
     FREE_TEXT,
     Example,
     describe_examples,
@@ -20,9 +17,15 @@ from ..vl_core.examples import (
     fit_examples,
     slots_of,
 )
-from . import host
-from .common import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
-from .conditioning import Entry, check_conditioning, layout_of, repack
+from ..vl_core.adapters.features import PictureFeatures
+from ..vl_core.adapters.picture_adapter import MAX_STRENGTH, AdapterInfo, PictureAdapter
+from ..vl_core.adapters.spec import AdapterSpec
+from ..vl_core.stages.combine import parse_weights
+from ..vl_core.stages.description import SLOTS, slot_request
+from . import entries
+from .entries import Entry, check_conditioning, layout_of, repack
+from .host import encoders, folders, memory, text_encoder
+from .widgets import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
 CAPTIONS, DESCRIBED = "text files beside the pictures", "Qwen3-VL describes them"
 NO_FILE = "none"
@@ -75,7 +78,8 @@ class ZImageVLAdapterFit(io.ComfyNode):
     def fingerprint_inputs(cls, folder: str = "", prompts: str = "", **_) -> str:
         """The files may have changed since the last run."""
         try:
-            files = [*host.input_folder(folder).iterdir(), *([host.input_folder(prompts)] if prompts.strip() else [])]
+            files = [*folders.input_folder(folder).iterdir()]
+            files += [folders.input_folder(prompts)] if prompts.strip() else []
             return repr(sorted((path.name, path.stat().st_mtime_ns) for path in files))
         except (OSError, ValueError) as error:
             return str(error)
@@ -85,23 +89,23 @@ class ZImageVLAdapterFit(io.ComfyNode):
         cls, clip, vision, folder: str, captions: str = CAPTIONS, name: str = "adapter", image_tokens: int = 1024,
         prompts: str = "",
     ) -> io.NodeOutput:
-        family = host.check_text_clip(clip, klein=True)
-        host.check_widths(clip, vision)
-        path, texts = host.adapter_path(name), host.read_prompts(prompts)
-        examples = find_examples(host.input_folder(folder), captions == CAPTIONS)
+        family = text_encoder.check_text_clip(clip, klein=True)
+        encoders.check_widths(clip, vision)
+        path, texts = folders.adapter_path(name), folders.read_prompts(prompts)
+        examples = find_examples(folders.input_folder(folder), captions == CAPTIONS)
         features, lines = PictureFeatures(), []
 
         def look(picture, prompt: str):
-            seen, _ = host.encode_vision(
+            seen, _ = encoders.encode_vision(
                 vision, {"image": picture}, prompt, features.layers, budget=image_tokens, name="vision", family=family
             )
             return seen
 
         def read(text: str):
-            return host.encode_words(clip, text)
+            return text_encoder.encode_words(clip, text)
 
         def tokenize(text: str):
-            layout = host.tokenize_text(clip, text)
+            layout = text_encoder.tokenize_text(clip, text)
             return layout.select(~layout.padding())
 
         seen = look(examples[0].pixels(), PROBE)
@@ -121,7 +125,7 @@ class ZImageVLAdapterFit(io.ComfyNode):
         )
         part = path.with_name(f"{path.stem}_{examples_key(examples, spec, texts)}.part")
         adapter, resumed = fit_examples(
-            examples, spec, look, read, tokenize, prompts=texts, part=part, step=host.progress_bar(len(examples))
+            examples, spec, look, read, tokenize, prompts=texts, part=part, step=memory.progress_bar(len(examples))
         )
         adapter.save(path)
         answers.unlink(missing_ok=True)
@@ -153,7 +157,7 @@ class ZImageVLAdapterApply(io.ComfyNode):
                     "alone, 1 the picture, more exaggerates it; negative pushes away from it.",
                 ),
                 io.Combo.Input(
-                    "file", options=[NO_FILE, *host.saved_adapters()], default=NO_FILE,
+                    "file", options=[NO_FILE, *folders.saved_adapters()], default=NO_FILE,
                     tooltip="An adapter in models/zimage_vl_adapters, if none is connected. Press R to see new ones.",
                 ),
                 budget_input(),
@@ -179,7 +183,7 @@ class ZImageVLAdapterApply(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str = NO_FILE, **_) -> str:
-        path = host.saved_adapters().get(file)
+        path = folders.saved_adapters().get(file)
         return f"{path} {path.stat().st_mtime_ns}" if path else ""
 
     @classmethod
@@ -189,7 +193,7 @@ class ZImageVLAdapterApply(io.ComfyNode):
         combine: str = "average",
     ) -> io.NodeOutput:
         check_conditioning(text, "text")
-        pictures = host.single_pictures(images)
+        pictures = encoders.single_pictures(images)
         if not pictures or strength == 0:
             reason = "strength 0" if pictures else "no picture connected"
             return io.NodeOutput(text, ui=report(f"Words only: {reason}."))
@@ -215,13 +219,13 @@ def _described(vision, examples: list[Example], budget: int, model: str, kept: P
     request = slot_request()
 
     def write(pixels: Tensor) -> str:
-        return host.write_words(
+        return encoders.write_words(
             vision, {"image": pixels}, request, max_tokens=LONGEST_ANSWER, budget=budget, name="vision"
         ).words
 
     return describe_examples(
         examples, write, asked=f"{model}\n{LONGEST_ANSWER}\n{budget}\n{request}", kept=kept,
-        step=host.progress_bar(len(examples)),
+        step=memory.progress_bar(len(examples)),
     )
 
 
@@ -230,10 +234,10 @@ def read_for(
 ) -> tuple[list[VLStates], list[str]]:
     """Each picture read alone, beside the prompt or beside the adapter's own, as it was fitted; and remarks."""
     beside = prompt if adapter.spec.own_prompt else adapter.spec.prompt
-    family = host.pick_family(adapter.spec.family, encoder)
+    family = encoders.pick_family(adapter.spec.family, encoder)
     seen, lines = [], []
     for picture in pictures:
-        states, notes = host.encode_vision(
+        states, notes = encoders.encode_vision(
             encoder, {"image": picture}, beside, adapter.spec.features.layers, budget=budget, name=name, family=family
         )
         seen.append(states)
@@ -245,9 +249,9 @@ def apply_to(
     entry: Entry, adapter: PictureAdapter, seen: list[VLStates], strength: float, **options
 ) -> tuple[Entry, AdapterInfo]:
     """A text entry with the description's states in it, and what was added; ``options`` go to the adapter."""
-    words = host.words_of(entry)
+    words = entries.words_of(entry)
     states, layout, info = adapter.apply(entry[0], layout_of(entry), seen, strength, words=words, **options)
-    return host.attend_words(repack(entry, states, layout), words and words + info.tokens), info
+    return entries.attend_words(repack(entry, states, layout), words and words + info.tokens), info
 
 
 def load_adapter(file: str, name: str = "file") -> PictureAdapter:
@@ -256,7 +260,7 @@ def load_adapter(file: str, name: str = "file") -> PictureAdapter:
     Raises:
         ValueError: if there is none; ``name`` is what the input is called.
     """
-    saved = host.saved_adapters()
+    saved = folders.saved_adapters()
     if file not in saved:
         known = ", ".join(saved) or "the adapters in models/zimage_vl_adapters, there are none"
         raise ValueError(

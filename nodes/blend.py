@@ -8,12 +8,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vl_core import TokenLayout, TokenRole, alpha_curve, alpha_on_words, blend, positions_of_words
-from ..vl_core.blend import BlendInfo
-from ..vl_core.families import by_layer, check_pair, split_layers
-from ..vl_core.words import parse_words, split_kept
-from . import host
-from .common import node_schema, report, sinks_input
-from .conditioning import (
+from ..vl_core.stages.alpha import parse_words, split_kept
+from ..vl_core.stages.blend import BlendInfo
+from ..vl_core.states.families import check_pair
+from ..vl_core.states.stacks import by_layer, split_layers
+from .entries import (
     TENSOR_OPTIONS,
     Entry,
     check_conditioning,
@@ -23,6 +22,8 @@ from .conditioning import (
     take_padding,
     timed,
 )
+from .host import text_encoder
+from .widgets import node_schema, report, sinks_input
 
 POSITIONS = {"end": "end", "before the template tail": "before_tail"}  # as shown -> as vl_core names them
 
@@ -168,7 +169,7 @@ class ZImageVLBlend(io.ComfyNode):
             steps = alpha if curve == "flat" else alpha_curve(own[0].shape[1], alpha, alpha_end, curve)
             if chosen_words:
                 layout = _layout_of_words(own, seen)
-                positions = positions_of_words(layout, chosen_words, host.tokenize_words)
+                positions = positions_of_words(layout, chosen_words, text_encoder.tokenize_words)
                 steps = alpha_on_words(layout, ~positions if are_kept else positions, steps)
                 which = "not" if are_kept else "only"
                 lines.append(f"{which} on {int(positions.sum())} tokens: {', '.join(chosen_words)}")

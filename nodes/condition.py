@@ -6,15 +6,17 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vl_core import TokenLayout
-from ..vl_core.adapter import PictureAdapter
-from ..vl_core.delta import MAX_WEIGHT
-from ..vl_core.families import Family, steer
-from ..vl_core.recipe_files import Recipe, load_recipes
-from ..vl_core.recipes import MODES, ModeSettings, condition
-from . import host, references, told
+from ..vl_core.adapters.picture_adapter import PictureAdapter
+from ..vl_core.stages.delta import MAX_WEIGHT
+from ..vl_core.states.families import Family
+from ..vl_core.states.stacks import steer
+from ..vl_core.steering.modes import MODES, ModeSettings, condition
+from ..vl_core.steering.recipes import Recipe, load_recipes
+from . import entries, references, told, widgets
 from .adapter import NO_FILE, load_adapter
-from .common import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
-from .conditioning import Entry, check_conditioning, layout_of, repack, timed
+from .entries import Entry, check_conditioning, layout_of, repack, timed
+from .host import calibration, encoders, folders, text_encoder
+from .widgets import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
 NO_RECIPE = "none"
 PUBLISHED = "blend as published"
@@ -60,15 +62,15 @@ class ZImageVLCondition(io.ComfyNode):
                 ),
                 budget_input(),
                 io.Combo.Input(
-                    "recipe", options=[NO_RECIPE, *load_recipes(host.recipe_folder())[0]], default=NO_RECIPE,
+                    "recipe", options=[NO_RECIPE, *load_recipes(folders.recipe_folder())[0]], default=NO_RECIPE,
                     optional=True,
                     tooltip="What to take from the picture, in plain words. A recipe sets mode, layer and timing in "
                     "place of the inputs here and scales the strength; the numbers are shown on the node.",
                 ),
-                references.weights_input(),
-                references.combine_input(),
-                references.masks_input(),
-                references.mask_use_input(),
+                widgets.weights_input(),
+                widgets.combine_input(),
+                widgets.masks_input(),
+                widgets.mask_use_input(),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
                     tooltip="When the picture starts to act, as a share of the steps. Your words alone before.",
@@ -81,7 +83,7 @@ class ZImageVLCondition(io.ComfyNode):
                     "adapter", optional=True, tooltip="From Fit Picture Adapter, for mode picture adapter or automatic."
                 ),
                 io.Combo.Input(
-                    "adapter_file", options=[NO_FILE, *host.saved_adapters()], default=NO_FILE, optional=True,
+                    "adapter_file", options=[NO_FILE, *folders.saved_adapters()], default=NO_FILE, optional=True,
                     advanced=True,
                     tooltip="An adapter in models/zimage_vl_adapters, if none is connected. Press R to see new ones.",
                 ),
@@ -108,15 +110,15 @@ class ZImageVLCondition(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, recipe: str = NO_RECIPE, adapter_file: str = NO_FILE, **_) -> str:
         """What a recipe and an adapter's file say now: they may have been changed since the last run."""
-        path = host.saved_adapters().get(adapter_file)
+        path = folders.saved_adapters().get(adapter_file)
         stamp = path.stat().st_mtime_ns if path else ""
-        return f"{load_recipes(host.recipe_folder())[0].get(recipe)!r} {stamp}"
+        return f"{load_recipes(folders.recipe_folder())[0].get(recipe)!r} {stamp}"
 
     @classmethod
     def execute(
         cls, clip, vision, prompt: str, strength: float = 1.0, mode: str = told.AUTOMATIC, layer: int = 0,
         image_tokens: int = 1024, images: dict | None = None, recipe: str = NO_RECIPE, weights: str = "",
-        combine: str = references.JOINED, masks: dict | None = None, mask_use: str = references.CROP,
+        combine: str = widgets.JOINED, masks: dict | None = None, mask_use: str = widgets.CROP,
         start_percent: float = 0.0, end_percent: float = 1.0, adapter: PictureAdapter | None = None,
         adapter_file: str = NO_FILE,
     ) -> io.NodeOutput:
@@ -128,7 +130,7 @@ class ZImageVLCondition(io.ComfyNode):
         told.check_mode(mode, strength)
         if not start_percent < end_percent:
             raise ValueError(f"start_percent: expected less than end_percent ({end_percent}), got {start_percent}.")
-        family = host.check_text_clip(clip, klein=True)
+        family = text_encoder.check_text_clip(clip, klein=True)
         if family.stacked and mode == PUBLISHED:
             raise ValueError(
                 f"mode: {PUBLISHED} is Z-Image's (it scales to the spread of its layer -2), got a text encoder of "
@@ -136,7 +138,7 @@ class ZImageVLCondition(io.ComfyNode):
             )
         given = references.collect(images, weights, masks) if strength else []
         if not given:
-            text = host.encode_text(clip, prompt)
+            text = text_encoder.encode_text(clip, prompt)
             check_conditioning(text, "clip")
             return io.NodeOutput(text, ui=report(lines, f"Words only: {_why_no_picture(strength, images)}."))
         if mode in told.RANGES:  # look first: it checks the pictures before the text encoder runs
@@ -146,14 +148,14 @@ class ZImageVLCondition(io.ComfyNode):
                 mode, clip, vision, given, prompt, strength, family=family, adapter=adapter, mask_use=mask_use,
                 budget=image_tokens,
             )
-            if combine != references.JOINED and len(given) > 1:
+            if combine != widgets.JOINED and len(given) > 1:
                 notes.append(f"combine: {combine} is not used by this mode")
         else:
             mix, notes = _blended(
                 mode, clip, vision, given, prompt, strength, chosen, layer, family, combine, mask_use, image_tokens
             )
         lines += notes
-        text = host.encode_text(clip, prompt)
+        text = text_encoder.encode_text(clip, prompt)
         check_conditioning(text, "clip")
         entries = []
         for entry in text:
@@ -175,14 +177,14 @@ def _blended(
         settings, show, options = chosen.settings, chosen.show, {"system_prompt": chosen.system_prompt}
     layers = list(family.layers) if family.stacked else [layer or MODES[mode].layer]
     captured = layers if family.stacked else list(MODES[mode].layers(layers[0]))
-    host.check_widths(clip, vision)
+    encoders.check_widths(clip, vision)
     seen, muted, lines = references.read(
         vision, given, prompt, captured, combine, mask_use, mute=MODES[mode].needs_muted, show=show, budget=budget,
         name="vision", family=family, **options,
     )
     measured = [None] * len(layers)
     if settings.needs_reference:
-        measured, origin = host.measure_layers(clip)
+        measured, origin = calibration.measure_layers(clip)
         lines.append(f"reference statistics {origin}")
     if family.stacked:
         place = f" in place of layer {layer}" if layer else ""
@@ -197,8 +199,8 @@ def _blended(
         )
 
     def mix(entry: Entry) -> tuple[Entry, str]:
-        states, layout, done = steer(entry[0], layout_of(entry), family, act, words=host.words_of(entry))
-        return host.attend_words(repack(entry, states, layout)), "\n".join(done)
+        states, layout, done = steer(entry[0], layout_of(entry), family, act, words=entries.words_of(entry))
+        return entries.attend_words(repack(entry, states, layout)), "\n".join(done)
 
     return mix, lines
 
@@ -209,13 +211,13 @@ def _find_recipe(name: str) -> tuple[Recipe | None, list[str]]:
     Raises:
         ValueError: if there is none of that name; the message lists those there are.
     """
-    recipes, problems = load_recipes(host.recipe_folder())
+    recipes, problems = load_recipes(folders.recipe_folder())
     if name == NO_RECIPE:
         return None, problems
     if name not in recipes:
         raise ValueError(
             f"recipe: expected one of {', '.join([NO_RECIPE, *recipes])}, got {name!r}. Own recipes belong into "
-            f"{host.recipe_folder()}. {' '.join(problems)}".strip()
+            f"{folders.recipe_folder()}. {' '.join(problems)}".strip()
         )
     return recipes[name], problems
 

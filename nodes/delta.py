@@ -8,13 +8,23 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vl_core import TokenLayout, VLStates
-from ..vl_core.delta import MAX_WEIGHT, baseline_picture, image_delta
-from ..vl_core.families import KLEIN_4B, ZIMAGE, Family, find_family, steer
-from ..vl_core.pictures import split_batch
-from ..vl_core.space_adapter import SpaceAdapter
-from . import host
-from .common import Space, budget_input, encoder_input, layer_input, node_schema, pictures_input, prompt_input, report
-from .conditioning import Entry, check_conditioning, describe_layers, layout_of, repack
+from ..vl_core.adapters.space_adapter import SpaceAdapter
+from ..vl_core.pictures import baseline_picture, split_batch
+from ..vl_core.stages.delta import MAX_WEIGHT, image_delta
+from ..vl_core.states.families import KLEIN_4B, ZIMAGE, Family, find_family
+from ..vl_core.states.stacks import steer
+from .entries import Entry, check_conditioning, describe_layers, layout_of, repack
+from .host import encoders
+from .widgets import (
+    Space,
+    budget_input,
+    encoder_input,
+    layer_input,
+    node_schema,
+    pictures_input,
+    prompt_input,
+    report,
+)
 
 
 class ZImageVLDelta(io.ComfyNode):
@@ -80,7 +90,7 @@ class ZImageVLDelta(io.ComfyNode):
         if space is not None:
             _check_spaces(spaces, family, layers)
         options = {"budget": image_tokens, "family": family}
-        seen, notes = host.encode_vision(encoder, given, prompt, layers, **options)
+        seen, notes = encoders.encode_vision(encoder, given, prompt, layers, **options)
         blind = _without(encoder, given, prompt, layers, baseline, options)
         read_at = f"{family.describe_layers()} in place of layer {layer}" if family.stacked else f"layer {layer}"
         lines = [*notes, f"{seen.layout.describe()}; {read_at}; baseline {baseline}"]
@@ -100,8 +110,8 @@ class ZImageVLDelta(io.ComfyNode):
 
         entries = []
         for entry in text:
-            states, layout, done = steer(entry[0], layout_of(entry), family, act, words=host.words_of(entry))
-            entries.append(host.attend_words(repack(entry, states, layout)))
+            states, layout, done = steer(entry[0], layout_of(entry), family, act, words=entries.words_of(entry))
+            entries.append(entries.attend_words(repack(entry, states, layout)))
             lines += done
         return io.NodeOutput(entries, ui=report(lines))
 
@@ -113,7 +123,7 @@ def _family(text: list[Entry], encoder: Any, spaces: tuple[SpaceAdapter | None, 
         ValueError: for klein's text and an encoder, or a map, of another width.
     """
     width, layout = text[0][0].shape[-1], layout_of(text[0])
-    stacked = host.pick_family(KLEIN_4B.group, encoder)
+    stacked = encoders.pick_family(KLEIN_4B.group, encoder)
     mapped = sum(space.widths[1] for space in spaces) if len(spaces) > 1 else 0
     if width == (mapped or stacked.width):
         return stacked
@@ -129,7 +139,7 @@ def _family(text: list[Entry], encoder: Any, spaces: tuple[SpaceAdapter | None, 
             f"got {stacked.hidden}. Load {named.vision_encoder}, or connect a space that Match Text Encoder fitted "
             "between this encoder and the text's."
         )
-    return host.pick_family(ZIMAGE.group, encoder)
+    return encoders.pick_family(ZIMAGE.group, encoder)
 
 
 def _check_spaces(spaces: tuple[SpaceAdapter, ...], family: Family, layers: list[int]) -> None:
@@ -166,4 +176,4 @@ def _without(encoder: Any, images: dict, prompt: str, layers: list[int], baselin
             f"{name}.{index}": baseline_picture(picture, baseline, name)
             for name, batch in batches.items() for index, picture in enumerate(batch)
         }
-    return host.encode_vision(encoder, images, prompt, layers, mute=baseline == "muted", **options)[0]
+    return encoders.encode_vision(encoder, images, prompt, layers, mute=baseline == "muted", **options)[0]

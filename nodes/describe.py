@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..vl_core.describe import INSTRUCTIONS, MAX_TOKENS, TOP_K, append_words
-from . import host
-from .common import budget_input, encoder_input, node_schema, pictures_input, report
+from ..vl_core.encoder.writing import INSTRUCTIONS, MAX_TOKENS, TOP_K, append_words
+from .host import encoders
+from .widgets import budget_input, encoder_input, node_schema, pictures_input, report
 
 
 class ZImageVLDescribe(io.ComfyNode):
@@ -73,7 +73,7 @@ class ZImageVLDescribe(io.ComfyNode):
         seed: int = 0, temperature: float = 0.0, image_tokens: int = 1024, images: dict | None = None,
         top_p: float = 1.0, top_k: int = TOP_K,
     ) -> io.NodeOutput:
-        found = host.write_words(
+        found = encoders.write_words(
             encoder, images, instruction if instruction.strip() else INSTRUCTIONS[take], max_tokens=max_tokens,
             seed=seed, temperature=temperature, top_p=top_p, top_k=top_k, budget=image_tokens,
         )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..vl_core.families import GROUPS, ZIMAGE, stack_layers
-from ..vl_core.layers import mix_layers as weighted_mean
-from ..vl_core.layers import parse_layers
-from ..vl_core.select import SELECTIONS, select_tokens
-from . import host, references
-from .common import (
+from ..vl_core.stages.mix_layers import mix_layers as weighted_mean
+from ..vl_core.stages.mix_layers import parse_layers
+from ..vl_core.stages.select import SELECTIONS, select_tokens
+from ..vl_core.states.families import GROUPS, ZIMAGE
+from ..vl_core.states.stacks import stack_layers
+from . import references, widgets
+from .entries import pack_states
+from .host import encoders, memory
+from .widgets import (
     budget_input,
     encoder_input,
     layer_input,
@@ -19,7 +22,6 @@ from .common import (
     report,
     system_prompt_input,
 )
-from .conditioning import pack_states
 
 
 class ZImageVLEncode(io.ComfyNode):
@@ -43,10 +45,10 @@ class ZImageVLEncode(io.ComfyNode):
                 ),
                 budget_input(),
                 system_prompt_input(),
-                references.weights_input(),
-                references.combine_input(),
-                references.masks_input(),
-                references.mask_use_input(),
+                widgets.weights_input(),
+                widgets.combine_input(),
+                widgets.masks_input(),
+                widgets.mask_use_input(),
                 io.String.Input(
                     "mix_layers", default="", optional=True, advanced=True,
                     tooltip="Several layers in place of one: -2, -4:0.5 is their weighted mean, each brought to unit "
@@ -64,10 +66,10 @@ class ZImageVLEncode(io.ComfyNode):
     @classmethod
     def execute(
         cls, encoder, prompt: str, layer: int = -6, tokens: str = "all", image_tokens: int = 1024,
-        system_prompt: str = "", images: dict | None = None, weights: str = "", combine: str = references.JOINED,
-        masks: dict | None = None, mask_use: str = references.CROP, mix_layers: str = "", family: str = ZIMAGE.group,
+        system_prompt: str = "", images: dict | None = None, weights: str = "", combine: str = widgets.JOINED,
+        masks: dict | None = None, mask_use: str = widgets.CROP, mix_layers: str = "", family: str = ZIMAGE.group,
     ) -> io.NodeOutput:
-        chosen = host.pick_family(family, encoder)
+        chosen = encoders.pick_family(family, encoder)
         if chosen.stacked and mix_layers.strip():
             raise ValueError(
                 f"mix_layers: {family} reads {chosen.describe_layers()}, expected none, got {mix_layers!r}. Empty it."
@@ -84,9 +86,9 @@ class ZImageVLEncode(io.ComfyNode):
         )
         whole = stack_layers(seen, chosen) if chosen.stacked else weighted_mean(seen, layers, shares)
         states, layout = select_tokens(*whole, tokens)
-        conditioning = pack_states(host.states_to_host(states), layout)
+        conditioning = pack_states(memory.states_to_host(states), layout)
         read_at = ", ".join(f"{one} × {share:g}" for one, share in zip(layers, shares, strict=True))
         at = chosen.describe_layers() if chosen.stacked else f"layer {layer if not mix_layers.strip() else read_at}"
         return io.NodeOutput(
-            conditioning, ui=report(notes, f"{layout.describe()}; {at}", host.width_note(states, family))
+            conditioning, ui=report(notes, f"{layout.describe()}; {at}", encoders.width_note(states, family))
         )

@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..vl_core import ReferenceStatistics, TokenLayout, TokenRole
-from ..vl_core.families import (
-    ZIMAGE,
-    Family,
-    Padding,
-    by_layer,
-    find_family,
-    restore_padding,
-    split_padding,
-)
-from ..vl_core.states import LAYOUT_KEY
-from ..vl_core.statistics import ENCODER_LAYER
-from . import host
+from ..vl_core.states.families import ZIMAGE, Family, find_family
+from ..vl_core.states.stacks import Padding, by_layer, restore_padding, split_padding
+from ..vl_core.states.statistics import ENCODER_LAYER
+from ..vl_core.states.vl_states import LAYOUT_KEY
 
 Entry = list  # [tensor (B, L, D), dict]
 TENSOR_OPTIONS = {LAYOUT_KEY, "attention_mask", "pooled_output"}  # what says something about the tokens themselves
@@ -104,7 +97,7 @@ def entry_family(entry: Entry) -> Family:
 
 def take_padding(entry: Entry, family: Family) -> tuple[Entry, Padding | None]:
     """An entry without its padding, and the padding."""
-    words = host.words_of(entry) if family.padded_to else None
+    words = words_of(entry) if family.padded_to else None
     states, layout, padding = split_padding(entry[0], layout_of(entry), words)
     return (repack(entry, states, layout), padding) if padding else (entry, None)
 
@@ -112,7 +105,7 @@ def take_padding(entry: Entry, family: Family) -> tuple[Entry, Padding | None]:
 def put_padding(entry: Entry, states: Tensor, layout: TokenLayout | None, padding: Padding | None) -> Entry:
     """A new entry with other states and the padding behind them again; ``entry`` is the one that had it."""
     changed = repack(entry, *restore_padding(states, layout, padding))
-    return host.attend_words(changed, states.shape[1]) if padding else changed
+    return attend_words(changed, states.shape[1]) if padding else changed
 
 
 def describe_layers(infos: list, family: Family) -> str:
@@ -223,3 +216,26 @@ def timed(text: Entry, mixed: Entry, start: float, end: float) -> list[Entry]:
     if len(ranged) == 1 and ranged[0][0] is mixed:
         return [mixed]  # acts all the time the text does: its options stay as they were
     return [[entry[0], {**entry[1], "start_percent": begin, "end_percent": stop}] for entry, begin, stop in ranged]
+
+
+def words_of(entry: list) -> int | None:
+    """How many tokens of a text entry come before its padding, None if it has no attention mask of its length."""
+    mask = entry[1].get("attention_mask")
+    stale = mask is None or mask.shape[-1] != entry[0].shape[1]  # core nodes that join texts keep the first one's
+    return None if stale else int((mask.reshape(-1, mask.shape[-1])[0] != 0).sum())
+
+
+def attend_words(entry: list, words: int | None = None) -> list:
+    """The entry, its attention mask brought up to date where tokens have taken the places of padding.
+
+    Args:
+        words: how many tokens come before its padding, where that is known; else the layout says it.
+    """
+    states, options = entry
+    mask, layout = options.get("attention_mask"), options.get(LAYOUT_KEY)
+    if words is None and layout is not None and layout.padding().any():
+        words = int((~layout.padding()).sum())
+    if mask is None or words is None:
+        return entry
+    attended = torch.arange(mask.shape[-1]) < words
+    return [states, {**options, "attention_mask": attended.to(mask).expand(mask.shape)}]

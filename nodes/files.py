@@ -5,9 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import load_conditioning, save_conditioning
-from . import host
-from .common import node_schema, report
-from .conditioning import check_conditioning, layout_of
+from .entries import check_conditioning, layout_of
+from .host import folders
+from .widgets import node_schema, report
 
 
 class ZImageVLSave(io.ComfyNode):
@@ -34,11 +34,11 @@ class ZImageVLSave(io.ComfyNode):
         check_conditioning(conditioning)
         for entry in conditioning:
             layout_of(entry)  # a file whose layout does not fit could not be loaded again
-        path = host.next_save_path(filename_prefix)
+        path = folders.next_save_path(filename_prefix)
         left_out = save_conditioning(path, conditioning)
         missing = f"Not saved, no file can hold them: {', '.join(left_out)}." if left_out else ""
         size = path.stat().st_size / 2**20
-        return io.NodeOutput(ui=report(f"{path.relative_to(host.embeddings_folder())}, {size:.1f} MiB", missing))
+        return io.NodeOutput(ui=report(f"{path.relative_to(folders.embeddings_folder())}, {size:.1f} MiB", missing))
 
 
 class ZImageVLLoadSaved(io.ComfyNode):
@@ -51,7 +51,7 @@ class ZImageVLLoadSaved(io.ComfyNode):
             search_aliases=["load conditioning", "import embeddings"],
             inputs=[
                 io.Combo.Input(
-                    "file", options=list(host.saved_embeddings()),
+                    "file", options=list(folders.saved_embeddings()),
                     tooltip="A file in output/vl_embeddings or models/vl_embeddings. Press R to see new ones.",
                 )
             ],
@@ -61,19 +61,19 @@ class ZImageVLLoadSaved(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
         try:
-            host.find_saved(file)
+            folders.find_saved(file)
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, file: str) -> str:
-        path = host.find_saved(file)
+        path = folders.find_saved(file)
         return f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}"
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
-        conditioning = load_conditioning(host.find_saved(file))
+        conditioning = load_conditioning(folders.find_saved(file))
         lines = []
         for entry in conditioning:
             layout = layout_of(entry)

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..vl_core.grid import draw_grid, pictures_by_id
 from ..vl_core.pictures import split_batch
-from ..vl_core.plots import THEMES
-from ..vl_core.sweep import Plan
-from .common import node_schema
+from ..vl_core.reports.grid import draw_grid, pictures_by_id
+from ..vl_core.reports.plots import THEMES
+from ..vl_core.steering.sweep import Plan
+from .widgets import node_schema
 
 
 class ZImageVLGrid(io.ComfyNode):

@@ -9,13 +9,14 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..vl_core import TokenLayout
-from ..vl_core.families import ZIMAGE, find_family, split_layers, split_padding
-from ..vl_core.metrics import Inspection, inspect
-from ..vl_core.plots import THEMES, inspection_figure, stack_figures
-from ..vl_core.states import LAYOUT_KEY
-from . import host
-from .common import Reference, node_schema
-from .conditioning import Entry, check_one_layer, references_of
+from ..vl_core.reports.inspection import Inspection, inspect
+from ..vl_core.reports.plots import THEMES, inspection_figure, stack_figures
+from ..vl_core.states.families import ZIMAGE, find_family
+from ..vl_core.states.stacks import split_layers, split_padding
+from ..vl_core.states.vl_states import LAYOUT_KEY
+from . import entries
+from .entries import Entry, check_one_layer, references_of
+from .widgets import Reference, node_schema
 
 
 class ZImageVLInspect(io.ComfyNode):
@@ -81,7 +82,7 @@ def _inspected(
         yield from (("", inspect(states, layout, reference, threshold)) for states in entry[0])
         return
     references = references_of(reference, family)
-    words, layout, _ = split_padding(entry[0], layout, host.words_of(entry))
+    words, layout, _ = split_padding(entry[0], layout, entries.words_of(entry))
     for stack in words:
         for layer, states, known in zip(family.layers, split_layers(stack, family), references, strict=True):
             own = layout and layout.with_layer(layer)

@@ -7,12 +7,15 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..vl_core import TokenLayout
-from ..vl_core.families import KLEIN_4B, ZIMAGE, Family, find_family, split_layers, split_padding
-from ..vl_core.layer_report import join_csv, join_reports, layer_report, parse_layers
-from ..vl_core.plots import layer_figure, stack_figures
-from . import host
-from .common import Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input
-from .conditioning import check_conditioning, layout_of, references_of
+from ..vl_core.reports.layer_report import join_csv, join_reports, layer_report
+from ..vl_core.reports.plots import layer_figure, stack_figures
+from ..vl_core.states.families import KLEIN_4B, ZIMAGE, Family, find_family
+from ..vl_core.states.layers import parse_layers
+from ..vl_core.states.stacks import split_layers, split_padding
+from . import entries
+from .entries import check_conditioning, layout_of, references_of
+from .host import encoders, loaded, memory, native
+from .widgets import Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input
 
 
 class ZImageVLLayerReport(io.ComfyNode):
@@ -59,11 +62,11 @@ class ZImageVLLayerReport(io.ComfyNode):
         measured = references_of(reference, family)
         blocks, loaded = _blocks(encoder)
         wanted = [index - blocks - 1 for index in parse_layers(layers, blocks, loaded)]  # as people count them
-        seen, notes = host.encode_vision(encoder, images, prompt, wanted, budget=image_tokens, family=family)
+        seen, notes = encoders.encode_vision(encoder, images, prompt, wanted, budget=image_tokens, family=family)
         if words is not None:
-            words, layout, _ = split_padding(words, layout, host.words_of(text[0]) if family.padded_to else None)
+            words, layout, _ = split_padding(words, layout, entries.words_of(text[0]) if family.padded_to else None)
         targets = [None] * len(measured) if words is None else split_layers(words, family)
-        bar = host.progress_bar(len(seen.layers) * len(measured))
+        bar = memory.progress_bar(len(seen.layers) * len(measured))
         found = {}
         for layer, statistics, target in zip(family.layers, measured, targets, strict=True):
             title = f"{family.name}'s layer {layer} ({layer - blocks - 1})" if family.stacked else ""
@@ -79,15 +82,15 @@ class ZImageVLLayerReport(io.ComfyNode):
 
 def _family(encoder, reference, words: Tensor | None, layout: TokenLayout | None) -> Family:
     """Whose text the layers are compared with: klein's statistics are several, its text as wide as three layers."""
-    stacked = host.pick_family(KLEIN_4B.group, encoder)
+    stacked = encoders.pick_family(KLEIN_4B.group, encoder)
     if isinstance(reference, tuple):
         family = stacked
     elif words is None:
-        return host.pick_family(ZIMAGE.group, encoder)
+        return encoders.pick_family(ZIMAGE.group, encoder)
     elif words.shape[-1] == stacked.width:
         family = stacked
     else:
-        family = find_family(words.shape[-1], layout) or host.pick_family(ZIMAGE.group, encoder)
+        family = find_family(words.shape[-1], layout) or encoders.pick_family(ZIMAGE.group, encoder)
     if family.stacked and words is not None and words.shape[-1] != stacked.width:
         raise ValueError(
             f"text: expected a text of {stacked.name}, width {stacked.width}, beside this encoder and reference, got "
@@ -99,10 +102,10 @@ def _family(encoder, reference, words: Tensor | None, layout: TokenLayout | None
 
 def _blocks(encoder) -> tuple[int, int]:
     """Blocks of the whole model, and how many of them are loaded."""
-    if isinstance(encoder, host.LoadedEncoder):
+    if isinstance(encoder, loaded.LoadedEncoder):
         return encoder.encoder.num_layers, encoder.encoder.loaded_layers
-    host.check_vision_clip(encoder)
-    blocks = getattr(encoder.cond_stage_model, host.NATIVE_NAME).num_layers
+    native.check_vision_clip(encoder)
+    blocks = getattr(encoder.cond_stage_model, native.NATIVE_NAME).num_layers
     return blocks, blocks
 
 

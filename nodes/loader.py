@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from . import host
-from .common import Qwen3VL, node_schema, report
+from .host import folders, loaded
+from .widgets import Qwen3VL, node_schema, report
 
 
 class ZImageVLLoader(io.ComfyNode):
@@ -18,12 +18,12 @@ class ZImageVLLoader(io.ComfyNode):
             search_aliases=["qwen3vl loader", "vision encoder", "vlm", "ip adapter"],
             inputs=[
                 io.Combo.Input(
-                    "folder", options=list(host.encoder_folders()),
+                    "folder", options=list(folders.encoder_folders()),
                     tooltip="A Qwen3-VL folder (config.json, tokenizer, safetensors) below models/text_encoders, "
                     "models/LLM, models/VLM or models/Qwen.",
                 ),
                 io.Combo.Input(
-                    "dtype", options=["auto", *host.DTYPES], default="auto", advanced=True,
+                    "dtype", options=["auto", *loaded.DTYPES], default="auto", advanced=True,
                     tooltip="Number format of the weights. auto: bf16 where the GPU has it, fp32 on the CPU. fp16 can "
                     "overflow.",
                 ),
@@ -33,7 +33,7 @@ class ZImageVLLoader(io.ComfyNode):
                     "never read from disk: -6 saves about 1 GB.",
                 ),
                 io.Combo.Input(
-                    "cache", options=list(host.CACHES), default="on", optional=True, advanced=True,
+                    "cache", options=list(loaded.CACHES), default="on", optional=True, advanced=True,
                     tooltip="What to keep of pictures seen before, at most 512 MiB (environment: ZIMAGE_VL_CACHE_MIB): "
                     "a new prompt then runs its own tokens only. every layer: changing the layer runs nothing as well. "
                     "What is painted stays the same.",
@@ -49,14 +49,14 @@ class ZImageVLLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, folder: str) -> bool | str:
-        if folder in host.encoder_folders():
+        if folder in folders.encoder_folders():
             return True
-        looked = ", ".join(str(root) for root in host.encoder_roots())
+        looked = ", ".join(str(root) for root in folders.encoder_roots())
         return f"folder: found no Qwen3-VL folder {folder!r}. Looked in {looked}."
 
     @classmethod
     def execute(
         cls, folder: str, dtype: str = "auto", deepest_layer: int = -1, cache: str = "on", compile: bool = False
     ) -> io.NodeOutput:
-        loaded = host.load_encoder(folder, dtype, deepest_layer, cache, compile)
-        return io.NodeOutput(loaded, ui=report(loaded.describe()))
+        encoder = loaded.load_encoder(folder, dtype, deepest_layer, cache, compile)
+        return io.NodeOutput(encoder, ui=report(encoder.describe()))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import mask_outlier_dimensions
-from .common import SCOPES, Reference, node_schema, report, sinks_input
-from .conditioning import map_layers
+from .entries import map_layers
+from .widgets import SCOPES, Reference, node_schema, report, sinks_input
 
 
 class ZImageVLMaskOutliers(io.ComfyNode):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import ReferenceStatistics
-from ..vl_core.families import split_layers
-from . import host
-from .common import Reference, node_schema, report
-from .conditioning import check_conditioning, entry_family, layout_of, take_padding
+from ..vl_core.states.stacks import split_layers
+from .entries import check_conditioning, entry_family, layout_of, take_padding
+from .host import calibration
+from .widgets import Reference, node_schema, report
 
 
 class ZImageVLReference(io.ComfyNode):
@@ -32,7 +32,7 @@ class ZImageVLReference(io.ComfyNode):
     @classmethod
     def execute(cls, source) -> io.NodeOutput:
         if not isinstance(source, list):
-            measured, origin = host.measure_layers(source)
+            measured, origin = calibration.measure_layers(source)
             reference = measured[0] if len(measured) == 1 else tuple(measured)
             return io.NodeOutput(reference, ui=report(*(one.describe() for one in measured), origin))
         check_conditioning(source, "source")

@@ -6,17 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from comfy_api.latest import io
 from torch import Tensor
 
 from ..vl_core import VLStates
-from ..vl_core.combine import COMBINATIONS, combine, crop_to_mask, needs_muted, parse_weights
-from ..vl_core.pictures import check_picture, fit_size, split_batch
-from ..vl_core.select import select_tokens
-from . import host
-
-JOINED = "concat"  # all pictures in one reading, one after another
-CROP, COVERED = MASK_USES = ("crop to the box", "keep covered tokens")
+from ..vl_core.pictures import check_picture, crop_to_mask, fit_size, split_batch
+from ..vl_core.stages.combine import COMBINATIONS, combine, needs_muted, parse_weights
+from ..vl_core.stages.select import select_tokens
+from .host import encoders
+from .widgets import COVERED, CROP, JOINED, MASK_USES
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,44 +23,6 @@ class Reference:
     picture: Tensor
     mask: Tensor | None
     weight: float
-
-
-def weights_input() -> io.String.Input:
-    return io.String.Input(
-        "weights", default="", optional=True,
-        tooltip="How much each picture counts, in order: 1, 0.5, -0.3. Empty: all alike. 0 leaves a picture out; below "
-        "0 pushes away from it, which needs another way to combine than concat.",
-    )
-
-
-def combine_input() -> io.Combo.Input:
-    return io.Combo.Input(
-        "combine", options=[JOINED, *COMBINATIONS], default=JOINED, optional=True, advanced=True,
-        tooltip="What several pictures become. concat: read together, one after another. The others read each alone, "
-        "which takes an encode per picture. average: the mean of what they do to each word. add: all in full. "
-        "subtract: the first less the others. norm average: the mean with none louder. max weight per token: each word "
-        "follows the picture that moves it most.",
-    )
-
-
-def masks_input() -> io.Autogrow.Input:
-    return io.Autogrow.Input(
-        "masks",
-        template=io.Autogrow.TemplatePrefix(
-            io.Mask.Input("mask", tooltip="What counts of the picture with the same number, in white."), "mask", min=0,
-            max=16,
-        ),
-        optional=True,
-        tooltip="What counts of each picture: mask0 belongs to image0. Pictures without one count whole.",
-    )
-
-
-def mask_use_input() -> io.Combo.Input:
-    return io.Combo.Input(
-        "mask_use", options=list(MASK_USES), default=CROP, optional=True, advanced=True,
-        tooltip="crop to the box: Qwen3-VL sees only the box around the white part. keep covered tokens: it sees all, "
-        "and only the picture's own tokens under the white part go on, which matters when they are appended.",
-    )
 
 
 def collect(images: dict | None, weights: str, masks: dict | None) -> list[Reference]:
@@ -103,13 +62,13 @@ def read(
     Args:
         mute: give the muted reading as well, for modes that compare with it.
         show: what becomes of a picture before it is read, None for nothing.
-        options: ``system_prompt``, ``budget`` and ``name`` of :func:`host.encode_vision`.
+        options: ``system_prompt``, ``budget`` and ``name`` of :func:`encoders.encode_vision`.
 
     Returns:
         the reading, the muted one if asked for, remarks for the node.
 
     Raises:
-        ValueError: see :func:`host.encode_vision` and :func:`combine`; for weights that concat cannot have.
+        ValueError: see :func:`encoders.encode_vision` and :func:`combine`; for weights that concat cannot have.
     """
     if mask_use not in MASK_USES:
         raise ValueError(f"mask_use: expected one of {', '.join(MASK_USES)}, got {mask_use!r}.")
@@ -150,8 +109,8 @@ def _together(
     options: dict,
 ) -> tuple[VLStates, VLStates | None, list[str]]:
     images = {f"image{index}": picture for index, picture in enumerate(pictures)}
-    seen, notes = host.encode_vision(encoder, images, prompt, layers, **options)
-    muted = host.encode_vision(encoder, images, prompt, layers, mute=True, **options)[0] if mute else None
+    seen, notes = encoders.encode_vision(encoder, images, prompt, layers, **options)
+    muted = encoders.encode_vision(encoder, images, prompt, layers, mute=True, **options)[0] if mute else None
     if any(mask is not None for mask in masks):
         states, layout = select_tokens(seen.states, seen.layout, "all", mask=masks)
         if len(layout.grids) < len(seen.layout.grids):
@@ -167,11 +126,11 @@ def _each_alone(
     for number, picture in enumerate(pictures, 1):
         pixels, _ = check_picture(picture, f"image {number}")  # alone, the encoder would call each of them image 1
         fit_size(*pixels.shape[:2], name=f"image {number}")
-        reading, remarks = host.encode_vision(encoder, {"image0": picture}, prompt, layers, **options)
+        reading, remarks = encoders.encode_vision(encoder, {"image0": picture}, prompt, layers, **options)
         readings.append(reading)
         notes += [remark.replace("image 1", f"image {number}", 1) for remark in remarks]
         if mute:
-            silent.append(host.encode_vision(encoder, {"image0": picture}, prompt, layers, mute=True, **options)[0])
+            silent.append(encoders.encode_vision(encoder, {"image0": picture}, prompt, layers, mute=True, **options)[0])
     return readings, silent if mute else None, notes
 
 

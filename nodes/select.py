@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..vl_core.select import SELECTIONS, select_tokens
-from .common import node_schema, report
-from .conditioning import map_entries, repack, require_layout
+from ..vl_core.stages.select import SELECTIONS, select_tokens
+from .entries import map_entries, repack, require_layout
+from .widgets import node_schema, report
 
 
 class ZImageVLSelectTokens(io.ComfyNode):

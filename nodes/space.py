@@ -8,12 +8,13 @@ from typing import Any, get_args
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..vl_core.families import Family, by_layer, split_layers
-from ..vl_core.space_adapter import SpaceAdapter, SpaceMethod, fit_space_adapters
-from ..vl_core.statistics import ENCODER_LAYER
-from . import host
-from .common import Space, encoder_input, node_schema, report
-from .conditioning import Entry, check_conditioning, describe_layers, entry_family, layout_of, repack, require_layout
+from ..vl_core.adapters.space_adapter import SpaceAdapter, SpaceMethod, fit_space_adapters
+from ..vl_core.states.families import Family
+from ..vl_core.states.stacks import by_layer, split_layers
+from ..vl_core.states.statistics import ENCODER_LAYER
+from .entries import Entry, check_conditioning, describe_layers, entry_family, layout_of, repack, require_layout
+from .host import calibration, encoders, folders, memory, text_encoder
+from .widgets import Space, encoder_input, node_schema, report
 
 LEAST = 10  # prompts
 
@@ -57,15 +58,15 @@ class ZImageVLMatchSpace(io.ComfyNode):
     def fingerprint_inputs(cls, prompts: str = "", **_) -> str:
         """The file may have changed since the last run."""
         try:
-            return str(host.input_folder(prompts).stat().st_mtime_ns) if prompts.strip() else ""
+            return str(folders.input_folder(prompts).stat().st_mtime_ns) if prompts.strip() else ""
         except (OSError, ValueError) as error:
             return str(error)
 
     @classmethod
     def execute(cls, conditioning, encoder, clip, method: str = "ridge", prompts: str = "") -> io.NodeOutput:
         check_conditioning(conditioning)
-        family = host.check_text_clip(clip, klein=True)
-        texts = host.read_prompts(prompts, LEAST)
+        family = text_encoder.check_text_clip(clip, klein=True)
+        texts = folders.read_prompts(prompts, LEAST)
         entries, lines, spaces = [], [], []
         for entry in conditioning:
             layers = _layers_of(entry, family)
@@ -109,21 +110,21 @@ def _fit(
     encoder: Any, clip: Any, family: Family, layers: tuple[int, ...], method: str, texts: tuple[str, ...]
 ) -> tuple[tuple[SpaceAdapter, ...], str]:
     """The adapters of these two encoders, one a layer; fitted once for as long as the encoder is loaded."""
-    key = host.clip_identity(clip), family.group, layers, method, texts
+    key = calibration.clip_identity(clip), family.group, layers, method, texts
     kept = _fitted.setdefault(encoder, {})
     if key in kept:
         return kept[key], "fitted before"
-    template = host.pick_family(family.group, encoder)
+    template = encoders.pick_family(family.group, encoder)
 
     def source(text: str) -> list[Tensor]:
-        seen, _ = host.encode_vision(encoder, {}, text, layers, family=template)
+        seen, _ = encoders.encode_vision(encoder, {}, text, layers, family=template)
         return [seen.at(layer)[0] for layer in layers]
 
     def target(text: str) -> tuple[Tensor, ...]:
-        return split_layers(host.encode_words(clip, text), family)
+        return split_layers(text_encoder.encode_words(clip, text), family)
 
     kept[key] = fit_space_adapters(
-        list(texts), source, target, method, progress=host.progress_bar(len(texts)),
+        list(texts), source, target, method, progress=memory.progress_bar(len(texts)),
         layers=[(layer, layer if family.stacked else ENCODER_LAYER) for layer in layers],
     )
     return kept[key], f"fitted on {len(texts)} prompts"

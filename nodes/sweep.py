@@ -9,13 +9,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vl_core import ReferenceStatistics, TokenLayout, VLStates
-from ..vl_core.delta import MAX_WEIGHT
-from ..vl_core.families import Family, steer
-from ..vl_core.settings import FIELDS, Value
-from ..vl_core.sweep import MAX_SEED, Cell, Plan, make_plan, parse_axis
-from . import host, references
-from .common import Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
-from .conditioning import Entry, check_conditioning, layout_of, references_of, repack
+from ..vl_core.stages.delta import MAX_WEIGHT
+from ..vl_core.states.families import Family
+from ..vl_core.states.stacks import steer
+from ..vl_core.steering.settings import FIELDS, Value
+from ..vl_core.steering.sweep import MAX_SEED, Cell, Plan, make_plan, parse_axis
+from . import entries, references
+from .entries import Entry, check_conditioning, layout_of, references_of, repack
+from .host import calibration, encoders, memory, text_encoder
+from .widgets import Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
 NO_AXIS = "none"
 PUBLISHED = "blend as published"
@@ -162,7 +164,7 @@ class ZImageVLSweep(io.ComfyNode):
             "normalization": normalization,
         }
         plan = _plan([(columns, column_values), (rows, row_values), (pages, page_values)], seed, base)
-        family = host.check_text_clip(clip, klein=True)
+        family = text_encoder.check_text_clip(clip, klein=True)
         measured = references_of(reference, family)
         if family.stacked:
             _check_stacked(plan, family)
@@ -172,7 +174,7 @@ class ZImageVLSweep(io.ComfyNode):
         lines = [plan.describe()]
         seen = muted = None
         if plan.layers:
-            host.check_widths(clip, vision)
+            encoders.check_widths(clip, vision)
             layers = family.layers if family.stacked else plan.layers
             seen, muted, notes = references.read(
                 vision, given, prompt, list(layers), mute=plan.needs_muted, budget=image_tokens, name="vision",
@@ -182,14 +184,14 @@ class ZImageVLSweep(io.ComfyNode):
             lines += [*notes, f"read once{twice}, layers {', '.join(map(str, layers))}"]
             if family.stacked:
                 lines.append(f"{family.name}: its layers side by side, each mixed for itself; layer is not used")
-        text = host.encode_text(clip, prompt)
+        text = text_encoder.encode_text(clip, prompt)
         check_conditioning(text, "clip")
         if plan.needs_reference and reference is None:
-            measured, origin = host.measure_layers(clip)
+            measured, origin = calibration.measure_layers(clip)
             lines.append(f"reference statistics {origin}")
         mixed = []
         for cell in plan.unique:
-            host.check_interrupted()
+            memory.check_interrupted()
             mixed.append([_cell_entry(entry, cell, seen, muted, measured, family) for entry in text])
         labels = [cell.label for cell in plan.unique]
         lines += [f"{number}. {label}" for number, label in enumerate(labels, 1)]
@@ -239,7 +241,7 @@ def _cell_entry(
         return settings.apply(states, layout, seen, muted, measured[index], append_layer)
 
     try:
-        states, layout, _ = steer(entry[0], layout_of(entry), family, act, words=host.words_of(entry))
+        states, layout, _ = steer(entry[0], layout_of(entry), family, act, words=entries.words_of(entry))
     except ValueError as error:
         raise ValueError(f"{error} In the cell {cell.label}.") from error
-    return host.attend_words(repack(entry, states, layout))
+    return entries.attend_words(repack(entry, states, layout))

@@ -9,17 +9,19 @@ from typing import Any
 
 from torch import Tensor
 
-from ..vl_core.adapter import MAX_STRENGTH, PictureAdapter
-from ..vl_core.cache import digest
-from ..vl_core.combine import crop_to_mask
-from ..vl_core.describe import INSTRUCTIONS, Description, append_words
-from ..vl_core.description import bring_in
-from ..vl_core.families import Family, by_layer, split_layers
-from ..vl_core.recipes import MODES, check_recipe
-from . import host
+from ..vl_core.adapters.picture_adapter import MAX_STRENGTH, PictureAdapter
+from ..vl_core.encoder.cache import digest
+from ..vl_core.encoder.writing import INSTRUCTIONS, Description, append_words
+from ..vl_core.pictures import crop_to_mask
+from ..vl_core.stages.description import bring_in
+from ..vl_core.states.families import Family
+from ..vl_core.states.stacks import by_layer, split_layers
+from ..vl_core.steering.modes import MODES, check_recipe
 from .adapter import apply_to, read_for
-from .conditioning import Entry, layout_of, repack
-from .references import COVERED, Reference
+from .entries import Entry, layout_of, repack
+from .host import encoders, memory, text_encoder
+from .references import Reference
+from .widgets import COVERED
 
 AUTOMATIC, DESCRIBE, ADAPTER = "automatic", "describe", "picture adapter"
 RANGES = {AUTOMATIC: (0.0, 1.5), DESCRIBE: (0.0, 1.5), ADAPTER: (-MAX_STRENGTH, MAX_STRENGTH)}
@@ -100,7 +102,7 @@ def _described(
             f"{ADAPTER}, or blend aligned with combine average."
         )
     words, notes = _words(vision, _shown(given, mask_use), budget)
-    whole = host.encode_text(clip, append_words(prompt, words))
+    whole = text_encoder.encode_text(clip, append_words(prompt, words))
 
     def mix(entry: Entry) -> tuple[Entry, str]:
         ((described, options),) = whole
@@ -165,12 +167,12 @@ def _shown(given: list[Reference], mask_use: str) -> list[Tensor]:
 def _words(vision: Any, pictures: list[Tensor], budget: int) -> tuple[str, list[str]]:
     """What Qwen3-VL says of the pictures' look; the same pictures are not described twice."""
     key = digest(LOOK, str(budget), *pictures)
-    kept = _written.setdefault(vision, OrderedDict()) if host.fast_allowed() else OrderedDict()
+    kept = _written.setdefault(vision, OrderedDict()) if memory.fast_allowed() else OrderedDict()
     if key in kept:
         kept.move_to_end(key)
         return kept[key].words, [*kept[key].notes, "described before: the same words"]
     images = {f"image{index}": picture for index, picture in enumerate(pictures)}
-    found = host.write_words(vision, images, LOOK, max_tokens=LONGEST, budget=budget, name="vision")
+    found = encoders.write_words(vision, images, LOOK, max_tokens=LONGEST, budget=budget, name="vision")
     kept[key] = found
     while len(kept) > KEPT:
         kept.popitem(last=False)

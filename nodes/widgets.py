@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from comfy_api.latest import io, ui
 
+from ..vl_core.stages.combine import COMBINATIONS
+
 CATEGORY = "conditioning/z-image vl"
 
 Qwen3VL = io.Custom("QWEN3VL")
@@ -80,3 +82,45 @@ def report(*parts: str | Iterable[str]) -> ui.PreviewText:
     """Lines shown on the node after it ran."""
     lines = [part if isinstance(part, str) else "\n".join(part) for part in parts]
     return ui.PreviewText("\n".join(line for line in lines if line))
+
+
+JOINED = "concat"  # all pictures in one reading, one after another
+CROP, COVERED = MASK_USES = ("crop to the box", "keep covered tokens")
+
+
+def weights_input() -> io.String.Input:
+    return io.String.Input(
+        "weights", default="", optional=True,
+        tooltip="How much each picture counts, in order: 1, 0.5, -0.3. Empty: all alike. 0 leaves a picture out; below "
+        "0 pushes away from it, which needs another way to combine than concat.",
+    )
+
+
+def combine_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "combine", options=[JOINED, *COMBINATIONS], default=JOINED, optional=True, advanced=True,
+        tooltip="What several pictures become. concat: read together, one after another. The others read each alone, "
+        "which takes an encode per picture. average: the mean of what they do to each word. add: all in full. "
+        "subtract: the first less the others. norm average: the mean with none louder. max weight per token: each word "
+        "follows the picture that moves it most.",
+    )
+
+
+def masks_input() -> io.Autogrow.Input:
+    return io.Autogrow.Input(
+        "masks",
+        template=io.Autogrow.TemplatePrefix(
+            io.Mask.Input("mask", tooltip="What counts of the picture with the same number, in white."), "mask", min=0,
+            max=16,
+        ),
+        optional=True,
+        tooltip="What counts of each picture: mask0 belongs to image0. Pictures without one count whole.",
+    )
+
+
+def mask_use_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "mask_use", options=list(MASK_USES), default=CROP, optional=True, advanced=True,
+        tooltip="crop to the box: Qwen3-VL sees only the box around the white part. keep covered tokens: it sees all, "
+        "and only the picture's own tokens under the white part go on, which matters when they are appended.",
+    )

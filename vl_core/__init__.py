@@ -1,7 +1,13 @@
 """The tensor side of zimage-vl: Python and torch only, usable from a notebook, unaware of ComfyUI."""
 
-from .adapter import AdapterSpec, PictureAdapter, PictureAdapterFit, PictureFeatures
-from .artifacts import (
+from .adapters.features import PictureFeatures
+from .adapters.fit import PictureAdapterFit
+from .adapters.picture_adapter import PictureAdapter
+from .adapters.spec import AdapterSpec
+from .encoder.qwen3vl import Qwen3VLEncoder
+from .encoder.writing import Description, describe
+from .pictures import baseline_picture
+from .reports.artifacts import (
     ArtifactComparison,
     Artifacts,
     Fidelity,
@@ -11,28 +17,28 @@ from .artifacts import (
     measure_fidelity,
     palette_distance,
 )
-from .blend import alpha_curve, blend, blend_adain, blend_adain_per_dim, blend_style_dims
-from .combine import Combined, combine
-from .delta import DeltaInfo, baseline_picture, image_delta
-from .describe import Description, describe
-from .encoder import Qwen3VLEncoder
-from .extract import VLExtraction
-from .families import FAMILIES, Family, detect_family, stack_layers
-from .grid import draw_grid
-from .layers import mix_layers
-from .layout import SpecialTokens, TokenLayout, TokenRole
-from .metrics import Inspection, inspect
-from .normalize import normalize, normalize_hybrid, normalize_per_dimension, normalize_rms, scale_embeddings
-from .outliers import get_outlier_dimensions, mask_outlier_dimensions
-from .recipe_files import Recipe, load_recipes
-from .recipes import condition
-from .resample import downsample_grid, resample_tokens
-from .select import select_tokens
-from .settings import Settings
-from .states import VLStates, load_conditioning, save_conditioning
-from .statistics import ReferenceStatistics, calibrate, calibration_prompts, find_sinks
-from .sweep import Axis, Plan, make_plan, parse_axis
-from .words import alpha_on_words, positions_of_words
+from .reports.grid import draw_grid
+from .reports.inspection import Inspection, inspect
+from .stages.alpha import alpha_curve, alpha_on_words, positions_of_words
+from .stages.blend import blend, blend_adain, blend_adain_per_dim, blend_style_dims
+from .stages.combine import Combined, combine
+from .stages.delta import DeltaInfo, image_delta
+from .stages.extract import VLExtraction
+from .stages.mix_layers import mix_layers
+from .stages.normalize import normalize, normalize_hybrid, normalize_per_dimension, normalize_rms, scale_embeddings
+from .stages.outliers import get_outlier_dimensions, mask_outlier_dimensions
+from .stages.resample import downsample_grid, resample_tokens
+from .stages.select import select_tokens
+from .states.families import FAMILIES, Family, detect_family
+from .states.layout import SpecialTokens, TokenLayout, TokenRole
+from .states.sinks import find_sinks
+from .states.stacks import stack_layers
+from .states.statistics import ReferenceStatistics, calibrate, calibration_prompts
+from .states.vl_states import VLStates, load_conditioning, save_conditioning
+from .steering.modes import condition
+from .steering.recipes import Recipe, load_recipes
+from .steering.settings import Settings
+from .steering.sweep import Axis, Plan, make_plan, parse_axis
 
 __all__ = [
     "FAMILIES",

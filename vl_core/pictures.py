@@ -9,10 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import functional
+
+from .states.tensors import check_choice
 
 PATCH = 16  # pixels per side of a vision patch
 MERGE = 2  # patches per side of an image token
@@ -214,3 +219,92 @@ def _resize(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     # Contiguous channels first, as a processor holds it: other strides may take another kernel.
     planes = pixels.permute(2, 0, 1).contiguous()[None]
     return functional.interpolate(planes, size=size, mode="bicubic", antialias=True)[0].permute(1, 2, 0).contiguous()
+
+
+COVERED = 0.5  # of a mask's 0 to 1: from here on a pixel belongs to its box
+
+
+def crop_to_mask(picture: Tensor, mask: Tensor, name: str = "mask") -> Tensor:
+    """The part of a picture in the box around what a mask covers; a full mask gives the picture itself.
+
+    Args:
+        picture: ``(H, W, C)`` or ``(1, H, W, C)``.
+        mask: ``(h, w)`` or ``(1, h, w)`` in [0, 1], of any size: it is laid over the whole picture.
+
+    Raises:
+        ValueError: for a mask of another shape, or one that covers nothing.
+    """
+    if mask.ndim == 3 and mask.shape[0] == 1:
+        mask = mask[0]
+    if mask.ndim != 2 or not mask.numel():
+        raise ValueError(f"{name}: expected one mask of shape (height, width), got {tuple(mask.shape)}.")
+    covered = mask >= COVERED
+    if not covered.any():
+        raise ValueError(f"{name}: covers nothing, every value is below {COVERED}. Paint what is to be looked at.")
+    sides, box = picture.shape[-3:-1], []
+    for axis, side in enumerate(sides):
+        lines = covered.any(1 - axis).nonzero().flatten()
+        scale = side / mask.shape[axis]
+        box.append((math.floor(int(lines[0]) * scale), math.ceil((int(lines[-1]) + 1) * scale)))
+    (top, bottom), (left, right) = box
+    if (bottom - top, right - left) == tuple(sides):
+        return picture
+    return picture[..., top:bottom, left:right, :]
+
+
+GREY = 128  # of 255: zero to the encoder but for rounding
+BLUR_CELLS = 4  # a blurred picture keeps the mean colours of 4 × 4 fields
+BaselinePicture = Literal["grey", "blurred"]
+
+
+def baseline_picture(picture: Tensor, kind: BaselinePicture, name: str = "image") -> Tensor:
+    """A picture that says less, to take a delta against: uint8 ``(H, W, 3)`` of the same size.
+
+    Args:
+        picture: as :func:`check_picture` takes it.
+        kind: "grey" is even mid grey: everything the picture shows counts as added. "blurred" keeps the mean colours
+            of 4 × 4 fields, joined bilinearly: what counts as added is all but the light and colours at large.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_picture`; for another kind.
+    """
+    check_choice("kind", kind, BaselinePicture)
+    pixels, _ = check_picture(picture, name)
+    if kind == "grey":
+        return torch.full_like(pixels, GREY)
+    planes = pixels.permute(2, 0, 1).float()[None]
+    cells = F.adaptive_avg_pool2d(planes, tuple(min(BLUR_CELLS, side) for side in planes.shape[-2:]))
+    blurred = F.interpolate(cells, size=planes.shape[-2:], mode="bilinear", align_corners=False)[0]
+    return blurred.permute(1, 2, 0).round().to(torch.uint8).contiguous()
+
+
+PICTURE_MODES = ("L", "LA", "RGB", "RGBA")  # what numpy gets from PIL as 8-bit channels
+
+
+def as_pictures(image: Any) -> list[Tensor]:
+    """Pictures as the encoder takes them: one or several tensors or PIL images, or None.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if image is None:
+        return []
+    return [as_tensor(one) for one in image] if isinstance(image, (list, tuple)) else [as_tensor(image)]
+
+
+def as_tensor(image: Any) -> Tensor:
+    """A tensor as it is; a PIL image as uint8 ``(H, W, C)``, or float in [0, 1] if it has 16 bits.
+
+    Raises:
+        TypeError: if it is neither.
+    """
+    if isinstance(image, Tensor):
+        return image
+    if not hasattr(image, "convert"):
+        raise TypeError(f"image: expected a torch tensor or a PIL image, got {type(image).__name__}.")
+    if image.mode.startswith("I"):  # 16 bits: PIL's own conversion would clip at 255
+        return torch.from_numpy(np.asarray(image, dtype=np.float32) / 65535)[..., None]
+    if image.mode not in PICTURE_MODES:
+        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+    pixels = torch.from_numpy(np.array(image))
+    return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vl_core.adapter import AdapterSpec, PictureAdapter, PictureAdapterFit, PictureFeatures
-from vl_core.description import Slot, describe_prompt, slot_targets
-from vl_core.headless.zimage import prompt_layout
-from vl_core.layout import TAIL_TOKENS
+from vl_core.adapters.features import PictureFeatures
+from vl_core.adapters.fit import PictureAdapterFit
+from vl_core.adapters.picture_adapter import PictureAdapter
+from vl_core.adapters.spec import AdapterSpec
+from vl_core.stages.description import Slot, describe_prompt, slot_targets
+from vl_core.states.layout import TAIL_TOKENS
+from vl_core.zimage.pipeline import prompt_layout
 
-from . import assemble, world
+from .. import world
+from ..train import assemble
+from ..train.training import Options, begin, log, measured_with, write_json
 from .chain import Chain, answers, as_image
-from .training import Options, begin, log, measured_with, write_json
 
 ADAPTER = "adapter.safetensors"
 SLOTS = tuple(Slot(name, 4) for name in world.LOOK)

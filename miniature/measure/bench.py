@@ -8,21 +8,18 @@ are over pairs.
 Null controls: the best setting of each family is measured again on the wrong picture (another pair's) and on noise
 with the picture states' own mean and std per dimension and RMS per token. What a null reaches is no effect.
 
-The rows are in :mod:`~.methods`. ``transfer_next`` is transfer from the reference after the right one, for rows that
+The rows are in :mod:`methods`. ``transfer_next`` is transfer from the reference after the right one, for rows that
 take two pictures.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +27,17 @@ import torch
 from torch import Tensor
 
 from vl_core import Artifacts, calibrate, measure_artifacts
-from vl_core.headless.nulls import matched_noise, noisy
+from vl_core.reports.controls import matched_noise, noisy
 
-from . import adapters, assemble, sheet, world
+from .. import world
+from ..train import assemble
+from ..train.training import Options, begin, log, measured_with, write_json
+from . import adapters, sheet
 from .chain import Chain, answers, as_image
-from .methods import FAMILIES, METHODS, TEXT_ONLY, WAYS, Bench, Case, Method, Sight, key_of
-from .training import Options, begin, log, measured_with, write_json
+from .frontier import draw
+from .ledger import Ledger
+from .methods import ADHERENCE_GOAL, FAMILIES, METHODS, TEXT_ONLY, WAYS, Bench, Case, Method, Sight, key_of
 
-ADHERENCE_GOAL = 0.85
 ARTIFACTS = tuple(each.name for each in fields(Artifacts))
 CONTROLS = ("another picture", "matched noise")
 
@@ -147,47 +147,6 @@ def share(methods: Sequence[Method], shard: str) -> list[Method]:
     index, count = map(int, shard.split("/"))
     names = list(dict.fromkeys(method.name for method in methods))[index::count]
     return [method for method in methods if method.name in names]
-
-
-class Ledger:
-    """Rows measured so far, one line each, so that a bench that was stopped goes on where it was.
-
-    ``measured`` is what :func:`~.training.measured_with` says of this run.
-    """
-
-    def __init__(self, path: Path, asked: dict[str, Any], resume: bool, measured: dict[str, str]) -> None:
-        self.path, self.rows, self._lock = path, {}, threading.Lock()
-        self._now, self._with = measured, {}
-        self.asked = json.dumps(asked, sort_keys=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if resume and path.is_file() else []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # the line that was being written when the bench was stopped
-            if row["asked"] == self.asked and "measured" in row:
-                self._with[row["key"]] = row["measured"]
-                self.rows[row["key"]] = {name: torch.tensor(values) for name, values in row["hits"].items()}
-        if not resume:
-            path.unlink(missing_ok=True)
-
-    def measured(self, key: str, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The row under ``key``, measured if it is not there."""
-        if key not in self.rows:
-            self.rows[key] = measure()
-            plain = {name: [round(value, 6) for value in values.tolist()] for name, values in self.rows[key].items()}
-            with self._lock, self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"asked": self.asked, "key": key, "measured": self._now, "hits": plain}) + "\n")
-                self._with[key] = self._now
-        return self.rows[key]
-
-    def mostly_with(self) -> dict[str, str]:
-        """The command, machine and date of most rows: a bench may be stopped on one machine and go on on another."""
-        return max(self._with.values(), key=list(self._with.values()).count)
-
-    def elsewhere(self, key: str) -> dict[str, dict[str, str]]:
-        """What a row carries that was not measured with most of them."""
-        return {} if self._with[key] == self.mostly_with() else {"measured": self._with[key]}
 
 
 def draw_pairs(chain: Chain, switches: Switches, seed: int) -> tuple[world.Pairs, Tensor]:
@@ -361,44 +320,3 @@ def null_candidates(rows: Sequence[dict[str, Any]]) -> list[Method]:
     return [method for method in METHODS if method.key in keys]
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
-    """Transfer over adherence, a colour per family; the best row of each name that shows anything is named."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 7), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    colours = dict(zip(FAMILIES, ("#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=True))
-    rows = [row for row in report["methods"] if row["transfer"] is not None]
-    for family, colour in colours.items():
-        of = [row for row in rows if row["family"] == family]
-        axes.errorbar(
-            [row["adherence"] for row in of], [row["transfer"] for row in of], [row["stderr"] or 0.0 for row in of],
-            fmt="o", color=colour, alpha=0.6, markersize=5, elinewidth=0.8, label=family.replace("_", " "),
-        )
-    nulls = [row for row in report["nulls"] if row["transfer"] is not None]
-    axes.plot(
-        [row["adherence"] for row in nulls], [row["transfer"] for row in nulls], "x", color="#777777", markersize=6,
-        label="null controls", linestyle="none",
-    )
-    named: dict[str, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: (row["adherence"] >= ADHERENCE_GOAL, row["transfer"])):
-        named[row["name"]] = row
-    shown = sorted((row for row in named.values() if row["transfer"] > 0.1), key=lambda row: -row["transfer"])
-    for number, row in enumerate(shown, 1):
-        layer = "" if row["layer"] is None else f", layer {row['layer']}"
-        label = f"{number:2d}  {row['name']}{layer}: {row['transfer']:.2f} at {row['adherence']:.2f}"
-        place = (row["adherence"], row["transfer"])
-        axes.annotate(str(number), place, xytext=(5, 4), textcoords="offset points", fontsize=8)
-        axes.plot([], [], linestyle="none", label=label)
-    axes.axvline(ADHERENCE_GOAL, color="black", linewidth=0.8, linestyle="--")
-    for level in (0, 1):
-        axes.axhline(level, color="black", linewidth=0.5)
-    axes.set(
-        xlabel="adherence: the prompt's colour is there", title="The miniature's frontier",
-        ylabel="transfer of background, style, mood (0 words alone, 1 caption)", ylim=(-0.08, 1.08),
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(path)

@@ -1,7 +1,7 @@
 """The assembled miniature in use: words, pictures and reference in, pictures out.
 
 States come from the public vl_core API on the stock classes; painting many at once goes through
-:mod:`~.forwards`, which tests hold to the stock pipeline.
+:mod:`forwards`, which tests hold to the stock pipeline.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from vl_core import Qwen3VLEncoder, TokenLayout, VLStates
-from vl_core.headless.progress import without_library_bars
-from vl_core.headless.zimage import load_pipeline, prompt_layout
-from vl_core.layout import insert_pictures
 from vl_core.pictures import prepare_picture
-from vl_core.states import resolve_layer
+from vl_core.states.layout import insert_pictures
+from vl_core.states.vl_states import resolve_layer
+from vl_core.zimage.pipeline import load_pipeline, prompt_layout
 
-from . import assemble, models, world
-from . import judge as judge_stage
-from .forwards import decode, sample, text_states, vl_forward
+from .. import world
+from ..train import assemble, models
+from ..train import judge as judge_stage
+from ..train.assemble import load_speaker
+from ..train.forwards import decode, sample, text_states, vl_forward
 
 LAYERS = tuple(range(-8, 0))
 
@@ -49,7 +50,7 @@ class Chain:
 
     @classmethod
     def load(cls, folder: Path, device: str | torch.device = "cpu") -> Chain:
-        """From what :mod:`~.assemble` wrote, in float32.
+        """From what :mod:`assemble` wrote, in float32.
 
         Raises:
             FileNotFoundError: if a part is missing.
@@ -137,16 +138,8 @@ class Chain:
         return decode(self.pipeline.vae, latents)
 
     def read(self, pictures: Tensor) -> dict[str, Tensor]:
-        """The judge's logits, see :class:`~.models.Judge`."""
+        """The judge's logits, see :class:`Judge`."""
         return judge_stage.read(self.judge, pictures)
-
-
-def load_speaker(folder: Path) -> Any:
-    """The VL with its head, float32, on the CPU, from the assembled models."""
-    from transformers import Qwen3VLForConditionalGeneration
-
-    with without_library_bars():
-        return Qwen3VLForConditionalGeneration.from_pretrained(folder / assemble.VISION, dtype=torch.float32).eval()
 
 
 def _parts(items: Sequence, size: int) -> list[Sequence]:

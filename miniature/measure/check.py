@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from . import assemble, dit, judge, text, vae, vl, world
+from .. import world
+from ..train import assemble, dit, judge, text, vae, vl
+from ..train.forwards import DIT_SIDE
+from ..train.sink import CHECKED_LAYERS, sink_figures
+from ..train.training import Options, begin, log, measured_with, write_json
 from .chain import Chain, as_image
-from .forwards import DIT_SIDE
-from .sink import CHECKED_LAYERS, sink_figures
-from .training import Options, begin, log, measured_with, write_json
 
 # figure, comparison, goal
 GOALS = (
@@ -136,7 +137,7 @@ def sinks(chain: Chain, count: int) -> dict[str, float]:
 
 def aligned(chain: Chain, count: int) -> float:
     """Share of prompts whose VL tokens outside the picture are the text's, token for token."""
-    from vl_core.blend import aligned_positions
+    from vl_core.stages.alignment import aligned_positions
 
     same = 0
     for prompt, picture in _cases(chain, count):

@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vl_core.adapter import PictureAdapter, PictureFeatures
+from vl_core.adapters.features import PictureFeatures
+from vl_core.adapters.picture_adapter import PictureAdapter
 
-from . import adapters, assemble, world
+from .. import world
+from ..train import assemble
+from ..train.training import Options, begin, log, measured_with, write_json
+from . import adapters
 from .adapters import ALL_SEEN, Examples, fit, spec_of
-from .bench import Ledger, Painting, Switches, prepare, row_of, workers
+from .bench import Painting, Switches, prepare, row_of, workers
 from .chain import Chain, as_image
+from .ledger import Ledger
 from .methods import METHODS, TEXT_ONLY, Method
-from .training import Options, begin, log, measured_with, write_json
 
 FIT_SIZES = (50, 100, 200, 500, 1500)
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.25, 1.5)

@@ -33,13 +33,14 @@ from vl_core import (
     positions_of_words,
     select_tokens,
 )
-from vl_core.combine import needs_muted
-from vl_core.headless.nulls import noisy
-from vl_core.layout import TAIL_TOKENS
-from vl_core.recipes import MODES
-from vl_core.space_adapter import SpaceAdapter, SpaceFit
+from vl_core.adapters.space_adapter import SpaceAdapter, SpaceFit
+from vl_core.reports.controls import noisy
+from vl_core.stages.combine import needs_muted
+from vl_core.states.layout import TAIL_TOKENS
+from vl_core.steering.modes import MODES
 
-from . import adapters, world
+from .. import world
+from . import adapters
 from .chain import LAYERS, Chain
 
 FAMILIES = ("published", "training_free", "adapter", "caption")
@@ -431,3 +432,5 @@ def _methods() -> tuple[Method, ...]:
 
 METHODS = _methods()
 
+
+ADHERENCE_GOAL = 0.85

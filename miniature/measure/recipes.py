@@ -1,6 +1,6 @@
 """A sheet and a table of the shipped recipes: what each does to a few pictures, and to many in figures.
 
-The bench measures (:mod:`~.bench`). Transfer: background, style and mood of the reference, 0 = what
+The bench measures (:mod:`bench`). Transfer: background, style and mood of the reference, 0 = what
 words alone give, 1 = what a caption of the look gives. The null control is the same recipe on another pair's picture;
 ``shows`` is transfer less the control's, pair by pair. The sheet's pairs are the first ones, not chosen.
 """
@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from vl_core.headless.picture import save_png
+from vl_core.zimage.files import save_png
 
-from . import assemble, sheet, world
+from .. import world
+from ..train import assemble
+from ..train.training import Options, begin, measured_with, write_json
+from . import sheet
 from .bench import TOY, Painting, Switches, mixed, prepare, row_of, workers
 from .chain import Chain, as_image
+from .frontier import figure
 from .methods import METHODS, TEXT_ONLY, Bench, Method
-from .tables import figure
-from .training import Options, begin, measured_with, write_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import assemble, world
-from . import judge as judge_stage
+from .. import world
+from ..train import assemble
+from ..train import judge as judge_stage
 
 
 def load_score(

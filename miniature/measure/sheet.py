@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vl_core import PictureAdapter, condition
 
-from . import adapters, world
+from .. import world
+from . import adapters
 from .chain import Chain, as_image, look_of
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Cell(NamedTuple):
 
 
 def from_the_world(count: int, seed: int) -> tuple[list[Reference], list[str], list[Wish]]:
-    """References, and prompts that ask for another shape in another colour (:func:`~.world.conflict_pairs`)."""
+    """References, and prompts that ask for another shape in another colour (:func:`conflict_pairs`)."""
     pairs = world.conflict_pairs(count, seed)
     pictures, _ = world.render(pairs.references, torch.Generator().manual_seed(seed))
     references = [Reference(*both) for both in zip(as_image(pictures), pairs.references.records(), strict=True)]

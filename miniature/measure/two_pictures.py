@@ -9,11 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from . import adapters, assemble, world
-from .bench import Ledger, Painting, Switches, draw_pairs, row_of, share, workers
+from .. import world
+from ..train import assemble
+from ..train.training import Options, begin, log, measured_with, write_json
+from . import adapters
+from .bench import Painting, Switches, draw_pairs, row_of, share, workers
 from .chain import Chain, as_image
+from .ledger import Ledger
 from .methods import CAPTION, METHODS, TEXT_ONLY, Bench, Case, Method, Sight
-from .training import Options, begin, log, measured_with, write_json
 
 APART = 7  # pairs between the two pictures and the null control's
 REPORT = "two_pictures.json"

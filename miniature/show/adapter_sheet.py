@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vl_core.headless.picture import save_png
+from vl_core.zimage.files import save_png
 
-from . import assemble, sheet, world
-from .bench import Switches, mixed, prepare
-from .chain import Chain, as_image
-from .methods import METHODS, Bench, Method
-from .recipes import ANOTHER, COLOURS
-from .training import Options, begin, measured_with
+from .. import world
+from ..measure import sheet
+from ..measure.bench import Switches, mixed, prepare
+from ..measure.chain import Chain, as_image
+from ..measure.methods import METHODS, Bench, Method
+from ..measure.recipes import ANOTHER, COLOURS
+from ..train import assemble
+from ..train.training import Options, begin, measured_with
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .curves import NEW_STYLES
-from .recipes import COLOURS
-from .training import Options
+from ..measure.curves import NEW_STYLES
+from ..measure.recipes import COLOURS
+from ..train.training import Options
 
 WIDTH, DPI = 12.0, 100
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # told apart by the colour-blind

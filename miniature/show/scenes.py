@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from vl_core.headless.picture import save_png
+from vl_core.zimage.files import save_png
 
-from . import world
-from .chain import as_image
-from .sheet import captions
-from .training import Options, write_json
+from .. import world
+from ..measure.chain import as_image
+from ..measure.sheet import captions
+from ..train.training import Options, write_json
 
 COUNT, PROMPTS = 12, 2
 CAPTIONS = 64

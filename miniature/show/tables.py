@@ -9,9 +9,10 @@ import json
 import re
 from typing import Any
 
-from .bench import CONTROLS
-from .methods import key_of
-from .training import Options
+from ..measure.bench import CONTROLS
+from ..measure.frontier import figure
+from ..measure.methods import key_of
+from ..train.training import Options
 
 PAGE, REPORT = "miniature.md", "frontier.json"
 BLOCK = re.compile(r"(<!-- frontier -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -59,9 +60,3 @@ def setting(row: dict[str, Any]) -> str:
     return ", ".join(shown)
 
 
-def figure(value: float | None, error: float | None = None) -> str:
-    """Two decimals, with the standard error where there is one."""
-    if value is None:
-        return "none"
-    shown = f"{value:.2f}".replace("-0.00", "0.00")
-    return shown if error is None else f"{shown} ± {error:.2f}"

@@ -26,8 +26,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from . import assemble, models, text, tokens, vl, world
-from .chain import load_speaker
+from .. import world
+from . import assemble, models, text, tokens, vl
+from .assemble import load_speaker
 from .forwards import MERGED, PICTURE_AT, autocast, last_block, vl_forward
 from .training import Options, Training, begin, in_processes, log, write_json
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 
+from vl_core.zimage.progress import without_library_bars
+
 from . import dit, text, tokens, vae, vl
 from .forwards import SHIFT
 from .training import Options, log, write_json
 
 PIPELINE, VISION, JUDGE = "z-image-mini", "qwen3-vl-mini", "judge.safetensors"
-MODELS = Path(__file__).parent / "models"  # where the trained ones are
+MODELS = Path(__file__).parents[1] / "models"  # where the trained ones are
 
 
 def models_folder(options: Options) -> Path:
@@ -57,3 +59,11 @@ def run(options: Options) -> dict[str, Any]:
 def weight_bytes(folder: Path) -> int:
     """Bytes of every file of the folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def load_speaker(folder: Path) -> Any:
+    """The VL with its head, float32, on the CPU, from the assembled models."""
+    from transformers import Qwen3VLForConditionalGeneration
+
+    with without_library_bars():
+        return Qwen3VLForConditionalGeneration.from_pretrained(folder / VISION, dtype=torch.float32).eval()

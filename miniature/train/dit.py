@@ -26,8 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import world
 from . import judge as judge_stage
-from . import models, text, tokens, world
+from . import models, text, tokens
 from . import vae as vae_stage
 from .forwards import autocast, decode, dit_block, dit_forward, dit_rotary, sample, text_states
 from .training import Average, Options, Training, begin, in_processes, log, write_json
@@ -257,7 +258,7 @@ def painting_figures(
     reader: nn.Module, tokenizer: Any, dit: nn.Module, vae: nn.Module, judge: nn.Module, count: int, seed: int,
     *, steps: int = STEPS, guidance: float = GUIDANCE,
 ) -> dict[str, float]:
-    """The judge's :func:`~.judge.agreement` on pictures painted from full captions of scenes nobody trained on."""
+    """The judge's :func:`agreement` on pictures painted from full captions of scenes nobody trained on."""
     device = next(dit.parameters()).device
     scenes = world.sample_scenes(count, torch.Generator().manual_seed(seed))
     captions = [

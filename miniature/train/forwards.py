@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import models, world
+from .. import world
+from . import models
 
 PATCHES = world.SIDE // 16  # vision patches per side
 MERGED = PATCHES // 2  # image tokens per side

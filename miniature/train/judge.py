@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import models, world
+from .. import world
+from . import models
 from .forwards import autocast
 from .training import Average, Options, Training, begin, log, write_json
 

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from . import world
+from .. import world
 
 
 @dataclass(frozen=True)

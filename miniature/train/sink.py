@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from vl_core import find_sinks
-from vl_core.statistics import median, token_rms
+from vl_core.states.tensors import median, token_rms
 
 DIMENSIONS = (4, 39)  # which two
 WRITER = 1  # index of the block whose output is asked; hidden_states[WRITER + 1]

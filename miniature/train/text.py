@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vl_core.layout import HEADER_TOKENS
+from vl_core.states.layout import HEADER_TOKENS
 
-from . import models, tokens, world
+from .. import world
+from . import models, tokens
 from .forwards import autocast, text_states
 from .sink import CHECKED_LAYERS, WEIGHT, WRITER, block_outputs, drift_loss, sink_figures, sink_loss
 from .training import Options, Training, begin, in_processes, log, write_json

@@ -70,7 +70,7 @@ def run(options: Options, work: Callable[[str, float | None], bool], side_by_sid
 
 
 def in_this_process(chosen: Namespace, stage: str, stop_after: float | None) -> bool:
-    from .__main__ import run_stage
+    from ..stages import run_stage
 
     run_stage(stage, Namespace(**vars(chosen) | {"stop_after": stop_after}))
     return True

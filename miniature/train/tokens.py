@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import world
+from .. import world
 
 VOCABULARY = 760  # before the special tokens
 SPECIAL = (
@@ -36,7 +36,7 @@ def build_tokenizer() -> Any:
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
 
-    from vl_core.headless.tiny import byte_level_bpe
+    from vl_core.zimage.tiny import byte_level_bpe
 
     tokenizer = byte_level_bpe(_corpus(), VOCABULARY)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])

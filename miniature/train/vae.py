@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import models, world
+from .. import world
+from . import models
 from .forwards import autocast
 from .training import Average, Options, Training, begin, log, write_json
 

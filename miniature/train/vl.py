@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import models, text, tokens, world
+from .. import world
+from . import models, text, tokens
 from .forwards import PICTURE_AT, autocast, text_states, vl_forward
 from .sink import WEIGHT, WRITER, block_outputs, sink_loss
 from .training import Options, Training, begin, in_processes, log, write_json

@@ -77,7 +77,7 @@ def pack(base_folder):
 
 @pytest.fixture(scope="session")
 def part(pack):
-    """A module of the pack by its path: ``part("nodes.host")``, ``part("vl_core.layout")``."""
+    """A module of the pack by its path: ``part("nodes.entries")``, ``part("vl_core.states.layout")``."""
     return lambda path: importlib.import_module(f"{pack.__name__}.{path}")
 
 

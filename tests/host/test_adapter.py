@@ -27,8 +27,8 @@ def text(core_text):
 def test_the_fit_says_what_it_did_and_keeps_the_file(fitted, told, part):
     assert f"{PICTURES} pairs" in told(fitted)
     assert "looks.safetensors" in told(fitted)
-    assert list(part("nodes.host").saved_adapters()) == ["looks.safetensors"]
-    assert not list(part("nodes.host").adapters_folder().glob("*.part"))
+    assert list(part("nodes.host.folders").saved_adapters()) == ["looks.safetensors"]
+    assert not list(part("nodes.host.folders").adapters_folder().glob("*.part"))
 
 
 def test_a_picture_adds_the_slots_tokens_before_the_tail(run, fitted, text, native, picture, told):
@@ -98,7 +98,7 @@ def test_a_folder_that_is_not_there_is_named(run, text_clip, native, looks):
 
 
 def test_descriptions_that_qwen3_vl_writes_are_words_like_any(run, text_clip, native, looks, part, told, monkeypatch):
-    asked, description = [], part("vl_core.describe").Description
+    asked, description = [], part("vl_core.encoder.writing").Description
 
     def write(encoder, images, instruction, **options):
         asked.append(instruction)
@@ -107,7 +107,7 @@ def test_descriptions_that_qwen3_vl_writes_are_words_like_any(run, text_clip, na
         words = "\n".join(f"{slot}: {slot} number {len(asked)}" for slot in SLOTS)
         return description(words, words, 9, False)
 
-    monkeypatch.setattr(part("nodes.host"), "write_words", write)
+    monkeypatch.setattr(part("nodes.host.encoders"), "write_words", write)
     output = run("AdapterFit", text_clip, native, looks, "Qwen3-VL describes them", "told")
     assert [slot.name for slot in output[0].spec.slots] == list(SLOTS)
     assert len(asked) == PICTURES and all(f"{slot}: …" in asked[0] for slot in SLOTS)
@@ -116,7 +116,7 @@ def test_descriptions_that_qwen3_vl_writes_are_words_like_any(run, text_clip, na
 
 
 def test_descriptions_are_not_written_anew_after_a_stop(run, text_clip, native, looks, part, told, monkeypatch):
-    host, asked, description = part("nodes.host"), [], part("vl_core.describe").Description
+    asked, description = [], part("vl_core.encoder.writing").Description
 
     def write(encoder, images, instruction, **options):
         asked.append(images)
@@ -125,11 +125,11 @@ def test_descriptions_are_not_written_anew_after_a_stop(run, text_clip, native, 
         words = "\n".join(f"{slot}: {slot} {float(images['image'].float().mean()):.3f}" for slot in SLOTS)
         return description(words, words, 9, False)
 
-    monkeypatch.setattr(host, "write_words", write)
+    monkeypatch.setattr(part("nodes.host.encoders"), "write_words", write)
     settings = (text_clip, native, looks, "Qwen3-VL describes them", "rewritten")
     with pytest.raises(KeyboardInterrupt):
         run("AdapterFit", *settings)
-    kept = host.adapters_folder() / "rewritten_words.jsonl"
+    kept = part("nodes.host.folders").adapters_folder() / "rewritten_words.jsonl"
     assert kept.is_file()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # once more, among the pairs of the fit
         left = [PICTURES + 3]
@@ -139,7 +139,7 @@ def test_descriptions_are_not_written_anew_after_a_stop(run, text_clip, native, 
             if not left[0]:
                 raise KeyboardInterrupt
 
-        patch.setattr(host, "progress_bar", lambda total: stop)
+        patch.setattr(part("nodes.host.memory"), "progress_bar", lambda total: stop)
         run("AdapterFit", *settings)
     assert len(asked) == PICTURES + 1 and kept.is_file()
     output = run("AdapterFit", *settings)
@@ -174,7 +174,7 @@ def test_strength_0_runs_no_encoder(run, fitted, text, picture, told):
 
 
 def test_a_fit_that_was_stopped_goes_on(run, text_clip, native, looks, part, told, monkeypatch):
-    examples, left = part("vl_core.examples"), [9]
+    examples, left = part("vl_core.adapters.examples"), [9]
     monkeypatch.setattr(examples, "KEEP_EVERY", 4)
 
     def stop():
@@ -183,8 +183,8 @@ def test_a_fit_that_was_stopped_goes_on(run, text_clip, native, looks, part, tol
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(part("nodes.host"), "progress_bar", lambda total: stop)
+        patch.setattr(part("nodes.host.memory"), "progress_bar", lambda total: stop)
         run("AdapterFit", text_clip, native, looks, CAPTIONS, "stopped")
     output = run("AdapterFit", text_clip, native, looks, CAPTIONS, "stopped")
     assert "went on after 8 pictures" in told(output)
-    assert not list(part("nodes.host").adapters_folder().glob("*.part"))
+    assert not list(part("nodes.host.folders").adapters_folder().glob("*.part"))

@@ -236,7 +236,7 @@ def test_no_words_to_select(run, vision, picture, no_encoding):
 
 def test_aligning_different_prompts(run, seen, part, text_clip, core_text):
     with torch.inference_mode():
-        other = part("nodes.host").encode_text(text_clip, "a dog in a red hat")
+        other = part("nodes.host.text_encoder").encode_text(text_clip, "a dog in a red hat")
     with refused("same words", "position 4", "a dog in a red hat", PROMPT, "resample"):
         run("Blend", other, seen, {"method": "aligned"})
     with refused("vl", "expected 13 tokens outside the pictures", "got 14", "same prompt"):

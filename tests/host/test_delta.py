@@ -23,7 +23,7 @@ def encode(part):
 
     def read(encoder, images, prompt=PROMPT, layers=EVERY_LAYER, **options):
         with torch.inference_mode():
-            return part("nodes.host").encode_vision(encoder, images, prompt, layers, **options)[0]
+            return part("nodes.host.encoders").encode_vision(encoder, images, prompt, layers, **options)[0]
 
     return read
 

@@ -24,7 +24,7 @@ def writer(request, writers):
 @pytest.fixture(scope="module")
 def write(part):
     """Words and all that is known of them."""
-    words = part("nodes.host").write_words
+    words = part("nodes.host.encoders").write_words
 
     def run_it(encoder, images, instruction=REQUEST, max_tokens=16, **options):
         with torch.inference_mode():
@@ -78,7 +78,7 @@ def test_drawing_from_one_token_is_taking_the_likeliest(writer, write):
 def test_an_encode_gives_the_same_states_before_and_after_writing(writer, write, part):
     def states():
         with torch.inference_mode():
-            return part("nodes.host").encode_vision(writer, {"image0": noise(1)}, "a cat", [-2])[0].states
+            return part("nodes.host.encoders").encode_vision(writer, {"image0": noise(1)}, "a cat", [-2])[0].states
 
     before = states()
     write(writer, [noise(2)])
@@ -140,7 +140,7 @@ def test_the_node_gives_the_words_and_shows_them(writer, run, told, picture):
 
 
 def test_the_choice_is_the_request_and_own_words_overrule_it(writer, run, part, picture, write):
-    instructions = part("vl_core.describe").INSTRUCTIONS
+    instructions = part("vl_core.encoder.writing").INSTRUCTIONS
     given = {"images": {"image0": picture}, "max_tokens": 12}
     for take in ("style hint", "slots"):
         assert run("Describe", writer, take, **given)[0] == write(writer, [picture], instructions[take], 12).words

@@ -14,7 +14,7 @@ EVERY_LAYER = range(7)
 
 @pytest.fixture
 def host(part):
-    return part("nodes.host")
+    return part("nodes.host.encoders")
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def host_encodes(monkeypatch):
 @pytest.fixture
 def rows(part, monkeypatch):
     """How many positions our own forward ran."""
-    module = part("vl_core.prefix")
+    module = part("vl_core.encoder.reader")
     ran, run_blocks = [], module.run_blocks
 
     def count(language, hidden, *rest, **options):
@@ -251,9 +251,9 @@ def test_an_unknown_cache_is_refused(run, encoder_folder):
 
 
 def test_a_reference_measured_in_batches_is_the_one_measured_one_by_one(host, text_clip, part, host_encodes):
-    texts = part("vl_core.statistics").calibration_prompts()
+    texts = part("vl_core.states.statistics").calibration_prompts()
     with torch.inference_mode():
-        together = host._encode_many(text_clip, texts)
+        together = part("nodes.host.text_encoder").encode_many(text_clip, texts)
         batches = len(host_encodes)
         for text, states in zip(texts, together, strict=True):
             alone = text_clip.encode_from_tokens(text_clip.tokenize(text))[0]

@@ -76,7 +76,7 @@ def words_of(layout) -> torch.Tensor:
 def test_the_text_is_what_clip_text_encode_gives_and_its_layout_says_what_is_padding(klein, core_text, part, told, run):
     (states, options), = core_text(PROMPT, klein)
     with torch.inference_mode():
-        (entry,) = part("nodes.host").encode_text(klein, PROMPT)
+        (entry,) = part("nodes.host.text_encoder").encode_text(klein, PROMPT)
     assert torch.equal(entry[0], states) and states.shape == (1, LENGTH, 3 * WIDTH)
     layout = entry[1][LAYOUT]
     assert torch.equal(words_of(layout), options["attention_mask"][0].bool())
@@ -89,7 +89,7 @@ def test_the_text_is_what_clip_text_encode_gives_and_its_layout_says_what_is_pad
 def test_the_template_is_the_hosts_own(part):
     from comfy.text_encoders import flux
 
-    families = part("vl_core.families")
+    families = part("vl_core.states.families")
     for family, tokenizer in ((families.KLEIN_4B, flux.KleinTokenizer), (families.KLEIN_9B, flux.KleinTokenizer8B)):
         assert tokenizer().llama_template == family.turn
         rows = tokenizer().tokenize_with_weights("")
@@ -100,7 +100,7 @@ def test_the_template_is_the_hosts_own(part):
 
 def test_a_prompt_longer_than_the_padding_has_none(klein, part):
     with torch.inference_mode():
-        (entry,) = part("nodes.host").encode_text(klein, "cat " * 600)
+        (entry,) = part("nodes.host.text_encoder").encode_text(klein, "cat " * 600)
     assert entry[0].shape[1] == len(entry[1][LAYOUT]) > LENGTH
     assert words_of(entry[1][LAYOUT]).all()
 
@@ -129,8 +129,8 @@ def test_without_a_picture_qwen3_vl_reads_as_kleins_text_encoder_does(relatives,
 def test_each_part_of_the_width_is_one_layer(run, vision, picture, part):
     stack = run("Encode", vision, PROMPT, images={"image0": picture}, family="FLUX.2 klein")[0][0][0]
     with torch.inference_mode():
-        seen, _ = part("nodes.host").encode_vision(
-            vision, {"image0": picture}, PROMPT, LAYERS, family=part("vl_core.families").KLEIN_4B
+        seen, _ = part("nodes.host.encoders").encode_vision(
+            vision, {"image0": picture}, PROMPT, LAYERS, family=part("vl_core.states.families").KLEIN_4B
         )
     for index, layer in enumerate(LAYERS):
         assert torch.equal(stack[0, :, index * WIDTH : (index + 1) * WIDTH], seen.at(layer)[0].float())
@@ -191,10 +191,10 @@ def test_strength_0_is_the_words_alone_bit_for_bit(mode, run, klein, vision, pic
 
 def test_described_words_are_read_by_kleins_own_encoder(run, klein, vision, picture, core_text, part, told):
     words = "blue dusk, thick paint"
-    found = part("vl_core.describe").Description(words, words, 5, False)
+    found = part("vl_core.encoder.writing").Description(words, words, 5, False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part("nodes.host"), "write_words", lambda *_, **__: found)
-        patch.setattr(part("nodes.host"), "fast_allowed", lambda: False)  # keeps no words for other tests
+        patch.setattr(part("nodes.host.encoders"), "write_words", lambda *_, **__: found)
+        patch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)  # keeps no words for other tests
         for mode in ("describe", "automatic"):
             output = run("Condition", klein, vision, PROMPT, 1.0, mode, images={"image0": picture})
             expected = core_text(f"{PROMPT}, {words}", klein)[0]
@@ -206,14 +206,14 @@ def test_described_words_are_read_by_kleins_own_encoder(run, klein, vision, pict
 def test_described_words_come_in_by_their_strength_in_every_layer(run, klein, vision, picture, core_text, part, told):
     words, own = "blue dusk, thick paint", core_text(PROMPT, klein)[0]
     whole = core_text(f"{PROMPT}, {words}", klein)[0]
-    found = part("vl_core.describe").Description(words, words, 5, False)
-    bring_in, describe = part("vl_core.description").bring_in, part("vl_core.describe").append_words
+    found = part("vl_core.encoder.writing").Description(words, words, 5, False)
+    bring_in, describe = part("vl_core.stages.description").bring_in, part("vl_core.encoder.writing").append_words
     with torch.inference_mode():
-        host = part("nodes.host")
-        layouts = [host.encode_text(klein, one)[0][1][LAYOUT] for one in (PROMPT, describe(PROMPT, words))]
+        encode = part("nodes.host.text_encoder").encode_text
+        layouts = [encode(klein, one)[0][1][LAYOUT] for one in (PROMPT, describe(PROMPT, words))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part("nodes.host"), "write_words", lambda *_, **__: found)
-        patch.setattr(part("nodes.host"), "fast_allowed", lambda: False)
+        patch.setattr(part("nodes.host.encoders"), "write_words", lambda *_, **__: found)
+        patch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)
         away = []
         for strength in (0.2, 0.5, 0.9, 1.4):
             output = run("Condition", klein, vision, PROMPT, strength, "describe", images={"image0": picture})
@@ -231,12 +231,12 @@ def test_described_words_come_in_by_their_strength_in_every_layer(run, klein, vi
 
 
 def test_a_prompt_as_long_as_the_padding_is_described_too(run, klein, native, picture, core_text, part):
-    found = part("vl_core.describe").Description("blue dusk", "blue dusk", 2, False)
+    found = part("vl_core.encoder.writing").Description("blue dusk", "blue dusk", 2, False)
     for prompt in ("cat " * 498 + "cat", "cat " * 600 + "cat"):
         whole = core_text(f"{prompt}, blue dusk", klein)[0]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(part("nodes.host"), "write_words", lambda *_, **__: found)
-            patch.setattr(part("nodes.host"), "fast_allowed", lambda: False)
+            patch.setattr(part("nodes.host.encoders"), "write_words", lambda *_, **__: found)
+            patch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)
             (mixed, options), = run("Condition", klein, native, prompt, 0.5, "describe", images={"image0": picture})[0]
         assert mixed.shape == whole[0].shape and len(options[LAYOUT]) == mixed.shape[1]
         assert ("attention_mask" in options) == ("attention_mask" in whole[1])
@@ -257,13 +257,13 @@ def test_each_layer_is_mixed_as_if_it_were_alone(run, klein, native, picture, pa
 
 def test_blending_relatives_without_their_picture_changes_nothing(relatives, core_text, part, run):
     vision, text = relatives
-    families, condition = part("vl_core.families"), part("vl_core.recipes").blend_aligned
+    families, condition = part("vl_core.states.families"), part("vl_core.steering.modes").blend_aligned
     with torch.inference_mode():
-        (entry,) = part("nodes.host").encode_text(text, PROMPT)
-        seen, _ = part("nodes.host").encode_vision(vision, {}, PROMPT, LAYERS, family=families.KLEIN_4B)
+        (entry,) = part("nodes.host.text_encoder").encode_text(text, PROMPT)
+        seen, _ = part("nodes.host.encoders").encode_vision(vision, {}, PROMPT, LAYERS, family=families.KLEIN_4B)
 
         def act(own, layout, index):
-            task = part("vl_core.recipes").Task(own, layout, *seen.at(LAYERS[index]), 0.5)
+            task = part("vl_core.steering.modes").Task(own, layout, *seen.at(LAYERS[index]), 0.5)
             mixed, info, _ = condition(task)
             return mixed, info.layout, info.describe()
 
@@ -293,8 +293,8 @@ def test_what_finds_no_padding_makes_the_text_longer(run, klein, native, picture
 
 def test_every_layer_is_measured_for_itself_and_without_padding(klein, part, core_text):
     with torch.inference_mode():
-        measured, origin = part("nodes.host").measure_layers(klein)
-        again, cached = part("nodes.host").measure_layers(klein)
+        measured, origin = part("nodes.host.calibration").measure_layers(klein)
+        again, cached = part("nodes.host.calibration").measure_layers(klein)
     assert [one.layer for one in measured] == list(LAYERS) and [one.width for one in measured] == [WIDTH] * 3
     assert "measured now" in origin and "from the cache" in cached
     assert torch.equal(again[2].ordinary.mean, measured[2].ordinary.mean)
@@ -336,7 +336,7 @@ def test_recipes_work_and_say_that_their_layer_is_not_read(recipe, run, klein, n
 def test_a_recipe_that_normalises_brings_every_layer_to_its_own_size(run, klein, native, picture, part, told):
     import json
 
-    file = part("nodes.host").recipe_folder() / "size.json"
+    file = part("nodes.host.folders").recipe_folder() / "size.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({
         "name": "size", "meaning": "the text's sizes", "mode": "append picture", "settings": {"normalization": "rms"},
@@ -346,7 +346,7 @@ def test_a_recipe_that_normalises_brings_every_layer_to_its_own_size(run, klein,
     finally:
         file.unlink()
     with torch.inference_mode():
-        measured, _ = part("nodes.host").measure_layers(klein)
+        measured, _ = part("nodes.host.calibration").measure_layers(klein)
     states, options = output[0][0]
     added = states[0, options[LAYOUT].roles == 3].reshape(-1, 3, WIDTH).square().mean(-1).sqrt()
     for index, one in enumerate(measured):
@@ -475,7 +475,7 @@ def test_each_layer_is_normalised_to_its_own_statistics(run, klein, stack, told)
 
 def test_normalising_a_text_leaves_its_padding(run, klein, part, core_text):
     with torch.inference_mode():
-        text = part("nodes.host").encode_text(klein, PROMPT)
+        text = part("nodes.host.text_encoder").encode_text(klein, PROMPT)
     scaled = run("Normalize", text, {"mode": "global", "target_std": 3.0})[0][0]
     padding = ~words_of(text[0][1][LAYOUT])
     assert torch.equal(scaled[0][:, padding], text[0][0][:, padding])
@@ -495,7 +495,7 @@ def test_statistics_of_the_other_family_are_refused(run, klein, text_clip, stack
 
 def test_appending_before_the_template_tail_leaves_the_think_block_last(run, klein, part, native, picture):
     with torch.inference_mode():
-        text = part("nodes.host").encode_text(klein, PROMPT)
+        text = part("nodes.host.text_encoder").encode_text(klein, PROMPT)
     (own, _), = text
     seen = run(
         "Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein", tokens="image_no_markers"
@@ -535,10 +535,10 @@ def test_a_stacked_delta_is_the_deltas_of_its_layers_joined(
     (own, mask), = core_text(PROMPT, klein)
     moved = run("Delta", native, PROMPT, [[own, mask]], 0.8, baseline=baseline, images={"image0": picture}, **options)
     words = int(mask["attention_mask"].sum())
-    family, host = part("vl_core.families").KLEIN_4B, part("nodes.host")
+    family, host = part("vl_core.states.families").KLEIN_4B, part("nodes.host.encoders")
     other = {"grey": torch.full_like(picture, 128 / 255), "absent": None}.get(baseline, picture)
     if baseline == "blurred":
-        other = part("vl_core.delta").baseline_picture(picture, "blurred")
+        other = part("vl_core.stages.delta").baseline_picture(picture, "blurred")
     with torch.inference_mode():
         seen, _ = host.encode_vision(native, {"image0": picture}, PROMPT, LAYERS, family=family)
         blind, _ = host.encode_vision(
@@ -546,7 +546,7 @@ def test_a_stacked_delta_is_the_deltas_of_its_layers_joined(
         )
     for index, layer in enumerate(LAYERS):
         at = slice(index * WIDTH, (index + 1) * WIDTH)
-        alone, _ = part("vl_core.delta").image_delta(
+        alone, _ = part("vl_core.stages.delta").image_delta(
             own[:, :words, at], seen.at(layer)[0], blind.at(layer)[0], 0.8, text_layout=None, vl_layout=seen.layout,
             baseline_layout=blind.layout, **options,
         )
@@ -645,13 +645,13 @@ def test_every_layer_that_klein_reads_has_its_own_report(run, klein, native, pic
     )
     plots, report, table = output[0], output[1], output[2]
     assert len(plots) == 3 and plots.shape[-1] == 3 and len(output.ui["images"]) == 3
-    family, words = part("vl_core.families").KLEIN_4B, int(options["attention_mask"].sum())
+    family, words = part("vl_core.states.families").KLEIN_4B, int(options["attention_mask"].sum())
     with torch.inference_mode():
-        seen, _ = part("nodes.host").encode_vision(native, {"image0": picture}, PROMPT, LAYERS, family=family)
+        seen, _ = part("nodes.host.encoders").encode_vision(native, {"image0": picture}, PROMPT, LAYERS, family=family)
     rows = table.splitlines()
     for index, layer in enumerate(LAYERS):
         at = slice(index * WIDTH, (index + 1) * WIDTH)
-        alone = part("vl_core.layer_report").layer_report(seen, references[index], own[:, :words, at])
+        alone = part("vl_core.reports.layer_report").layer_report(seen, references[index], own[:, :words, at])
         assert f"== FLUX.2 klein 4B's layer {layer} ({layer - BLOCKS - 1}) ==\n{alone.table()}" in report
         assert [f"{layer},{line}" for line in alone.csv().splitlines()[1:]] == [
             row for row in rows if row.startswith(f"{layer},")
@@ -686,20 +686,20 @@ def test_every_layer_is_inspected_for_itself_without_padding(run, klein, stack, 
     references = run("Reference", klein)[0]
     output = run("Inspect", stack, references)
     assert len(output[0]) == 3 and "FLUX.2 klein pads them to 512" in output[1]
-    inspect, layout = part("vl_core.metrics").inspect, stack[0][1][LAYOUT]
+    inspect, layout = part("vl_core.reports.inspection").inspect, stack[0][1][LAYOUT]
     for index, (layer, known) in enumerate(zip(LAYERS, references, strict=True)):
         states = stack[0][0][0, :, index * WIDTH : (index + 1) * WIDTH]
-        alone = inspect(states, layout.with_layer(layer), known, family=part("vl_core.families").KLEIN_4B)
+        alone = inspect(states, layout.with_layer(layer), known, family=part("vl_core.states.families").KLEIN_4B)
         assert f"layer {layer}: {alone.describe()}" in output[1]
     with torch.inference_mode():
-        text = part("nodes.host").encode_text(klein, PROMPT)
+        text = part("nodes.host.text_encoder").encode_text(klein, PROMPT)
     whole = run("Inspect", text)[1]
     assert whole.count("18 tokens × 64") == 3 and "padding" not in whole
 
 
 def test_a_klein_text_is_measured_layer_by_layer_without_padding(run, klein, part, stack):
     with torch.inference_mode():
-        text = part("nodes.host").encode_text(klein, PROMPT)
+        text = part("nodes.host.text_encoder").encode_text(klein, PROMPT)
     measured, words = run("Reference", text + text)[0], words_of(text[0][1][LAYOUT])
     assert [one.layer for one in measured] == list(LAYERS)
     for index, one in enumerate(measured):

@@ -50,21 +50,21 @@ def planted(part, klein, native, picture, shuffled):
 
     Both looks are as many tokens as the slot, so that nothing is resampled.
     """
-    host, adapters, ridge = part("nodes.host"), part("vl_core.adapter"), part("vl_core.ridge")
-    description, family = part("vl_core.description"), part("vl_core.families").KLEIN_4B
+    adapters, ridge = part("vl_core.adapters.picture_adapter"), part("vl_core.adapters.ridge")
+    description, family = part("vl_core.stages.description"), part("vl_core.states.families").KLEIN_4B
     with torch.inference_mode():
-        own = host.encode_text(klein, PROMPT)[0]
-        whole = [host.encode_text(klein, f"{PROMPT}, {look}")[0] for look in LOOKS]
+        own = part("nodes.host.text_encoder").encode_text(klein, PROMPT)[0]
+        whole = [part("nodes.host.text_encoder").encode_text(klein, f"{PROMPT}, {look}")[0] for look in LOOKS]
     count = {int((~one[1][LAYOUT].padding()).sum() - (~own[1][LAYOUT].padding()).sum()) for one in whole}
     assert len(count) == 1, "the looks are of one length"
     spec = adapters.AdapterSpec(
         adapters.PictureFeatures(), (description.Slot("look", count.pop()),), WIDTH, BLOCKS, 3 * WIDTH,
         own_prompt=False, family="FLUX.2 klein",
     )
-    inputs, targets = [], []
+    inputs, targets, encode = [], [], part("nodes.host.encoders").encode_vision
     for image, (states, options) in zip((picture, shuffled), whole, strict=True):
         with torch.inference_mode():
-            seen, _ = host.encode_vision(native, {"image0": image}, "", spec.features.layers, family=family)
+            seen, _ = encode(native, {"image0": image}, "", spec.features.layers, family=family)
         inputs.append(spec.features.of(seen).double())
         words, ends = (int((~one[1][LAYOUT].padding()).sum()) for one in ([states, options], own))
         described = states[0, ends - TAIL : words - TAIL]
@@ -143,13 +143,12 @@ def test_what_the_fit_was_shown_comes_back(run, fitted, klein, native, part, loo
 
     file = f"{folder_paths.get_input_directory()}/{looks}/03.png"
     image = torch.from_numpy(np.array(Image.open(file)).astype(np.float32) / 255)[None]
-    description = part("vl_core.description")
+    description = part("vl_core.stages.description")
     said = {slot: f"{slot} number 3" for slot in SLOTS}
     texts = description.describe_prompt("a photo", said)
     with torch.inference_mode():
-        host = part("nodes.host")
-        layouts = [host.tokenize_text(klein, text) for text in texts]
-        states, options = host.encode_text(klein, texts[-1])[0]
+        layouts = [part("nodes.host.text_encoder").tokenize_text(klein, text) for text in texts]
+        states, options = part("nodes.host.text_encoder").encode_text(klein, texts[-1])[0]
     count = int((~options[LAYOUT].padding()).sum())
     layouts[-1] = layouts[-1].select(~layouts[-1].padding())
     goal = description.slot_targets(states[:, :count], layouts, fitted[0].spec.slots, tail_tokens=TAIL)
@@ -217,10 +216,10 @@ def test_adapters_of_the_other_family_are_refused_before_the_picture_is_read(
     ):
         with pytest.raises(ValueError, match=f"adapter: expected one fitted for {ours}.*got one for {theirs}"):
             run("Condition", clip, native, PROMPT, 1.0, "picture adapter", images=shown, adapter=adapter)
-    found = part("vl_core.describe").Description("blue dusk", "blue dusk", 2, False)
+    found = part("vl_core.encoder.writing").Description("blue dusk", "blue dusk", 2, False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part("nodes.host"), "write_words", lambda *_, **__: found)
-        patch.setattr(part("nodes.host"), "fast_allowed", lambda: False)
+        patch.setattr(part("nodes.host.encoders"), "write_words", lambda *_, **__: found)
+        patch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)
         output = run("Condition", klein, native, PROMPT, 1.0, "automatic", images=shown, adapter=zimage)
     assert "describe, because the adapter is for Z-Image, not for FLUX.2 klein" in told(output)
 
@@ -254,7 +253,7 @@ def test_every_method_maps_each_layer_and_says_how_well(method, run, native, kle
 
 
 def test_a_planted_map_of_each_layer_comes_back(run, native, klein, part, monkeypatch):
-    host, family = part("nodes.host"), part("vl_core.families").KLEIN_4B
+    host, family = part("nodes.host.encoders"), part("vl_core.states.families").KLEIN_4B
     plain = host.encode_vision
     maps = [rotation(index) * size for index, size in enumerate((0.3, 1.7, 6.0))]
 
@@ -262,8 +261,8 @@ def test_a_planted_map_of_each_layer_comes_back(run, native, klein, part, monkey
         seen = plain(native, {}, prompt, LAYERS, family=family)[0]
         return torch.cat([seen.at(layer)[0].float() @ one for layer, one in zip(LAYERS, maps, strict=True)], -1)
 
-    monkeypatch.setattr(host, "encode_words", mapped)
-    monkeypatch.setattr(host, "clip_identity", lambda clip: "planted klein")
+    monkeypatch.setattr(part("nodes.host.text_encoder"), "encode_words", mapped)
+    monkeypatch.setattr(part("nodes.host.calibration"), "clip_identity", lambda clip: "planted klein")
     embeddings = run("Encode", native, PROMPT, family="FLUX.2 klein")[0]
     found = run("MatchSpace", embeddings, native, klein, "procrustes")[0][0][0]
     for before, after, one in zip(parts(embeddings[0][0]), parts(found), maps, strict=True):
@@ -274,7 +273,7 @@ def test_a_planted_map_of_each_layer_comes_back(run, native, klein, part, monkey
 def test_padding_is_no_part_of_what_fits_read(klein, part, core_text):
     (states, options), = core_text(PROMPT, klein)
     with torch.inference_mode():
-        words = part("nodes.host").encode_words(klein, PROMPT)
+        words = part("nodes.host.text_encoder").encode_words(klein, PROMPT)
     assert len(words) == int(options["attention_mask"].sum()) == 18
     torch.testing.assert_close(words, states[0, :18], rtol=1e-3, atol=1e-3)
 
@@ -282,7 +281,7 @@ def test_padding_is_no_part_of_what_fits_read(klein, part, core_text):
 @pytest.fixture
 def spaces(part):
     """Maps given by their matrices, as Match Text Encoder hands them out for klein."""
-    made = part("vl_core.space_adapter").SpaceAdapter
+    made = part("vl_core.adapters.space_adapter").SpaceAdapter
 
     def of(*matrices, layers=LAYERS):
         return tuple(
@@ -366,13 +365,13 @@ def test_maps_of_the_other_family_and_other_layers_are_refused(
     with pytest.raises(ValueError, match=r"conditioning: expected states for FLUX.2 klein, .*got width 64 \(layer -2"):
         run("MatchSpace", run("Encode", native, PROMPT, -2)[0], native, klein)
     with torch.inference_mode():
-        text = part("nodes.host").encode_text(klein, PROMPT)
+        text = part("nodes.host.text_encoder").encode_text(klein, PROMPT)
     with pytest.raises(ValueError, match=r"conditioning: expected VL states.*494 padding"):
         run("MatchSpace", text, native, klein)
 
 
 def test_kleins_maps_are_saved_one_by_one(run, native, klein, stack, part, tmp_path):
     for layer, one in zip(LAYERS, run("MatchSpace", stack, native, klein, "ridge")[1], strict=True):
-        again = part("vl_core.space_adapter").SpaceAdapter.load(one.save(tmp_path / f"{layer}.safetensors"))
+        again = part("vl_core.adapters.space_adapter").SpaceAdapter.load(one.save(tmp_path / f"{layer}.safetensors"))
         assert again.layers == (layer, layer)
         assert torch.equal(again.apply(parts(stack[0][0])[0]), one.apply(parts(stack[0][0])[0]))

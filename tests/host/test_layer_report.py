@@ -68,7 +68,7 @@ def test_both_encoders_give_one_report(run, native, loaded, picture, reference, 
 def test_the_figures_are_those_of_the_states_that_encode_gives(run, part, vision, picture, reference):
     output = run("LayerReport", vision, PROMPT, "-3", images={"image0": picture}, reference=reference)
     (entry,) = run("Encode", vision, PROMPT, layer=-3, tokens="image_no_markers", images={"image0": picture})[0]
-    found = part("vl_core.metrics").inspect(entry[0], entry[1]["vl_layout"], reference)
+    found = part("vl_core.reports.inspection").inspect(entry[0], entry[1]["vl_layout"], reference)
     wanted = {"group": "image", "space": "raw", "sinks": "exclude"}
     (row,) = [row for row in rows_of(output) if wanted.items() <= row.items()]
     assert float(row["mean_correlation"]) == pytest.approx(found.mean_correlation, abs=1e-5)
@@ -105,7 +105,7 @@ def test_without_picture_reference_and_text_the_words_ranks_are_told(run, vision
 
 def test_our_own_text_encoding_pairs_by_token(run, part, vision, text_clip, text):
     with torch.inference_mode():
-        own = part("nodes.host").encode_text(text_clip, PROMPT)
+        own = part("nodes.host.text_encoder").encode_text(text_clip, PROMPT)
     assert own[0][1]["vl_layout"] is not None
     ours, theirs = (rows_of(run("LayerReport", vision, PROMPT, "-2", text=one)) for one in (own, text))
     assert ours == theirs
@@ -149,7 +149,7 @@ def test_stopping_ends_a_report(run, native, picture, part, monkeypatch):
 
         return step
 
-    monkeypatch.setattr(part("nodes.host"), "progress_bar", stop)
+    monkeypatch.setattr(part("nodes.host.memory"), "progress_bar", stop)
     with pytest.raises(management.InterruptProcessingException):
         run("LayerReport", native, PROMPT, images={"image0": picture})
 

@@ -30,7 +30,8 @@ def world(mini):
     """The miniature's world, and its judge."""
     sys.path.append(str(PACK))  # at the end: the pack's `nodes` is not ComfyUI's
     try:
-        from miniature import judge, world
+        from miniature import world
+        from miniature.train import judge
     finally:
         sys.path.pop()
     reader = judge.load(mini.MODELS / "judge.safetensors", torch.device("cpu"))
@@ -140,7 +141,7 @@ def test_words_paint_what_they_say_and_not_what_others_say(world, clips, paint, 
 def test_the_simple_node_brings_a_pictures_look_and_leaves_the_prompts_object(
     mode, mini, world, clips, paint, run, part, pairs
 ):
-    adapter = part("vl_core.adapter").PictureAdapter.load(mini.MODELS / "adapter.safetensors")
+    adapter = part("vl_core.adapters.picture_adapter").PictureAdapter.load(mini.MODELS / "adapter.safetensors")
     own = other = kept = 0
     for index, (look, image, prompt) in enumerate(pairs):
         inputs = {"prompt": prompt, "mode": mode, "images": {"image0": image}, "adapter": adapter}
@@ -216,7 +217,7 @@ def test_a_curve_that_rises_to_the_templates_tail_brings_the_style_and_a_falling
     world, clips, paint, core_text, run, conflicts, part, monkeypatch
 ):
     tokenizer = clips.text.tokenizer.qwen3_4b.tokenizer  # a pack among real models looks words up in theirs
-    monkeypatch.setattr(part("nodes.host"), "tokenize_words", lambda text: tokenizer(text)["input_ids"])
+    monkeypatch.setattr(part("nodes.host.text_encoder"), "tokenize_words", lambda text: tokenizer(text)["input_ids"])
     (reading,), (always, late) = shipped("where_and_when", "Encode"), shipped("where_and_when", "Blend")
     falling = always["method"] | {"alpha": always["method"]["alpha_end"], "alpha_end": always["method"]["alpha"]}
     ways = {"as shipped": always, "late": late, "falling": always | {"method": falling}}
@@ -284,5 +285,5 @@ def test_an_adapter_fitted_here_brings_the_look_if_the_text_encoder_can_read_the
             )[0]), look)
             for look, image, prompt in pairs
         )
-    part("nodes.host").adapter_path("fitted").unlink()  # other tests list what is there
+    part("nodes.host.folders").adapter_path("fitted").unlink()  # other tests list what is there
     assert found["prompts.txt"] >= 8 and found[""] <= 4  # of 9

@@ -31,7 +31,7 @@ def pictures(*sizes) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def both(part, native, loaded):
     """States and notes of an encode through both encoders: native first."""
-    encode = part("nodes.host").encode_vision
+    encode = part("nodes.host.encoders").encode_vision
 
     def read(images, prompt, layers=EVERY_LAYER, **options):
         with torch.inference_mode():
@@ -119,7 +119,7 @@ def test_pictures_below_the_hosts_minimum_are_enlarged_by_it(size, host_grid, bo
 
 
 def test_a_budget_beyond_the_hosts_largest_picture_is_cut_to_it(part, native, monkeypatch):
-    host = part("nodes.host")
+    host = part("nodes.host.encoders")
     asked = []
 
     def prepare(picture, budget, name):
@@ -127,7 +127,7 @@ def test_a_budget_beyond_the_hosts_largest_picture_is_cut_to_it(part, native, mo
         return prepare_picture(picture, 4, name)
 
     prepare_picture = host.prepare_picture
-    monkeypatch.setattr(host, "prepare_picture", prepare)
+    monkeypatch.setattr(part("nodes.host.encoders"), "prepare_picture", prepare)
     with torch.inference_mode():
         host.encode_vision(native, pictures((64, 96)), "a cat", [-2], budget=16384)
     assert asked == [12845056 // 1024]  # process_qwen2vl_images shrinks what has more pixels
@@ -146,7 +146,7 @@ def test_words_beside_a_picture_are_the_tokens_zimage_reads(prompt, both, core_t
 @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
 def test_the_text_layout_is_the_one_the_picture_was_put_into(prompt, part, text_clip, both):
     with torch.inference_mode():
-        (entry,) = part("nodes.host").encode_text(text_clip, prompt)
+        (entry,) = part("nodes.host.text_encoder").encode_text(text_clip, prompt)
     layout = entry[1]["vl_layout"]
     for states, _ in both({}, prompt, layers=[-2]):
         assert torch.equal(layout.roles, states.layout.roles)

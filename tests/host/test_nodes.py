@@ -185,7 +185,7 @@ def test_appending_adds_fewer_tokens_at_less_strength(strength, factor, run, tex
 
 
 def test_the_loader_lists_the_folder_and_says_what_it_loaded(run, part, encoder_folder, told):
-    assert encoder_folder.name in part("nodes.host").encoder_folders()
+    assert encoder_folder.name in part("nodes.host.folders").encoder_folders()
     schema = part("nodes.loader").ZImageVLLoader.GET_SCHEMA()
     assert encoder_folder.name in schema.inputs[0].options
     assert part("nodes.loader").ZImageVLLoader.validate_inputs(encoder_folder.name) is True
@@ -201,19 +201,18 @@ def test_the_loader_finds_folders_where_other_packs_keep_them(place, base_folder
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "qwen3_vl"}', encoding="utf-8")
     try:
-        assert folder in part("nodes.host").encoder_folders().values()
+        assert folder in part("nodes.host.folders").encoder_folders().values()
     finally:
         (folder / "config.json").unlink()
 
 
 def test_the_loader_overlooks_other_models_and_broken_folders(base_folder, part):
-    host = part("nodes.host")
-    before = host.encoder_folders()
+    before = part("nodes.host.folders").encoder_folders()
     for name, config in (("Other", '{"model_type": "llama"}'), ("Broken", "{"), ("List", "[]")):
         folder = base_folder / "models" / "LLM" / name
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(config, encoding="utf-8")
-    assert host.encoder_folders() == before
+    assert part("nodes.host.folders").encoder_folders() == before
 
 
 @pytest.mark.parametrize(
@@ -520,7 +519,7 @@ def test_saved_conditioning_paints_the_same_picture(run, text_clip, native, pict
 def test_saving_overwrites_nothing(run, part, seen, text):
     for conditioning in (seen, text, seen):
         run("Save", conditioning, "again")
-    names = [name for name in part("nodes.host").saved_embeddings() if name.startswith("again")]
+    names = [name for name in part("nodes.host.folders").saved_embeddings() if name.startswith("again")]
     assert names == [f"again_{number:05}.safetensors" for number in (1, 2, 3)]
     assert same_conditioning(run("LoadSaved", "again_00002.safetensors")[0], text)
 
@@ -563,7 +562,7 @@ def lora(clip, strength: float = 1.0):
 
 
 def test_the_reference_is_measured_over_every_built_in_prompt(run, part, text_clip, reference, core_text):
-    prompts = part("vl_core.statistics").calibration_prompts()
+    prompts = part("vl_core.states.statistics").calibration_prompts()
     states = torch.cat([core_text(prompt)[0][0][0] for prompt in prompts]).double()
     assert reference.prompts == len(prompts) >= 64
     assert reference.layer == -2
@@ -595,20 +594,20 @@ def test_the_cached_reference_is_the_measured_one(run, text_clip, reference):
 
 
 def test_a_changed_weight_is_another_encoder(part, tiny, text_clip):
-    identity = part("nodes.host").clip_identity
+    identity = part("nodes.host.calibration").clip_identity
     assert identity(tiny.text_clip(seed=2)) == identity(text_clip)
     assert identity(tiny.text_clip(seed=9)) != identity(text_clip)
 
 
 def test_a_lora_is_another_encoder_and_so_is_its_strength(part, text_clip):
-    identity = part("nodes.host").clip_identity
+    identity = part("nodes.host.calibration").clip_identity
     found = {identity(clip) for clip in (text_clip, lora(text_clip), lora(text_clip, 0.5))}
     assert len(found) == 3
     assert identity(lora(text_clip)) == identity(lora(text_clip))
 
 
 def test_an_encoders_identity_does_not_depend_on_what_is_loaded(part, text_clip, core_text):
-    identity = part("nodes.host").clip_identity
+    identity = part("nodes.host.calibration").clip_identity
     patched = lora(text_clip)
     before = identity(text_clip), identity(patched)
     core_text(PROMPT, patched)  # now the shared weights are the patched ones
@@ -620,7 +619,7 @@ def test_an_encoders_identity_does_not_depend_on_what_is_loaded(part, text_clip,
 def test_a_quantised_encoder_has_an_identity_of_its_own(part, tiny, text_clip):
     from comfy.quant_ops import QuantizedTensor
 
-    identity, quantised = part("nodes.host").clip_identity, tiny.text_clip()
+    identity, quantised = part("nodes.host.calibration").clip_identity, tiny.text_clip()
     projection = quantised.cond_stage_model.qwen3_4b.transformer.model.layers[0].mlp.up_proj
     stored = QuantizedTensor.from_float(projection.weight.detach(), "TensorCoreFP8Layout", scale="recalculate")
     projection.weight = torch.nn.Parameter(stored, requires_grad=False)

@@ -29,7 +29,7 @@ def steer(run, text_clip, native, picture):
 @pytest.fixture
 def own(part):
     """Write files into the folder of a user's own recipes, which is empty again afterwards."""
-    folder = part("nodes.host").recipe_folder()
+    folder = part("nodes.host.folders").recipe_folder()
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(name: str, content) -> None:

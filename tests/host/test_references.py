@@ -88,7 +88,7 @@ def test_the_same_picture_twice_is_the_picture_once(way, encode, picture):
 def test_two_pictures_are_read_one_after_another_as_ever_unless_told_otherwise(options, encode, part, vision, picture):
     images = {"image0": picture, "image1": picture[:, :33]}
     with torch.inference_mode():
-        seen, _ = part("nodes.host").encode_vision(vision, images, PROMPT, [-2])
+        seen, _ = part("nodes.host.encoders").encode_vision(vision, images, PROMPT, [-2])
     assert torch.equal(encode(images, **options)[0][0], seen.at(-2)[0].float())
 
 
@@ -127,7 +127,7 @@ def test_the_average_is_the_mean_of_what_each_picture_alone_makes_of_the_words(e
 
 def test_below_zero_is_the_other_side_of_the_picture_muted_in_place(encode, part, vision, picture):
     with torch.inference_mode():
-        muted, _ = part("nodes.host").encode_vision(vision, {"image0": picture}, PROMPT, [-2], mute=True)
+        muted, _ = part("nodes.host.encoders").encode_vision(vision, {"image0": picture}, PROMPT, [-2], mute=True)
     zero = outside(muted.at(-2)[0][None].float(), muted.layout)
     there = outside(*encode({"image0": picture}))
     back, layout = encode({"image0": picture}, weights="-1", combine="average")
@@ -171,7 +171,7 @@ def test_the_second_picture_counts_in_every_way(encode, picture, other):
 def test_reading_each_alone_takes_an_encode_per_picture_and_another_where_zero_is_needed(
     way, weights, encodes, run, native, picture, other, part, monkeypatch, told
 ):
-    host, done = part("nodes.host"), []
+    host, done = part("nodes.host.encoders"), []
     encode = host.encode_vision
     monkeypatch.setattr(host, "encode_vision", lambda *a, **k: done.append(k.get("mute", False)) or encode(*a, **k))
     images = {"image0": picture, "image1": other}

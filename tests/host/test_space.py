@@ -33,7 +33,7 @@ def test_every_method_maps_and_says_how_well(method, run, native, text_clip, see
 
 def test_a_planted_map_comes_back(run, native, text_clip, part, monkeypatch):
     """The text encoder's states are made a known linear map of the VL's; the node finds it."""
-    host = part("nodes.host")
+    host = part("nodes.host.encoders")
     plain = host.encode_vision
     words = host.encode_vision(native, {}, PROMPT, [-2])[0]
     width = words.states.shape[-1]
@@ -43,8 +43,8 @@ def test_a_planted_map_comes_back(run, native, text_clip, part, monkeypatch):
         states, _ = plain(native, {}, prompt, [-2])[0].at(-2)
         return [[(states.float() @ planted)[None], {}]]
 
-    monkeypatch.setattr(host, "encode_text", mapped)
-    monkeypatch.setattr(host, "clip_identity", lambda clip: "planted")
+    monkeypatch.setattr(part("nodes.host.text_encoder"), "encode_text", mapped)
+    monkeypatch.setattr(part("nodes.host.calibration"), "clip_identity", lambda clip: "planted")
     embeddings = run("Encode", native, PROMPT, -2)[0]
     found = run("MatchSpace", embeddings, native, text_clip, "ridge")[0][0][0]
     assert spread(found[:, 3:], (embeddings[0][0] @ planted)[:, 3:]) < 1e-2
@@ -106,7 +106,7 @@ def test_prompts_come_from_a_file(run, native, text_clip, seen, told, tmp_path, 
 @pytest.fixture
 def adapter(part, native):
     """A map given by its matrix, an offset and the mean it is taken about."""
-    made = part("vl_core.space_adapter").SpaceAdapter
+    made = part("vl_core.adapters.space_adapter").SpaceAdapter
 
     def of(matrix, offset=0.0, center=0.0, layer=-2):
         width = len(matrix)
@@ -150,7 +150,7 @@ def test_both_readings_go_through_the_map_by_the_written_out_formula(
     planted = torch.randn(width, width, generator=torch.Generator().manual_seed(1)) * 0.2
     with torch.inference_mode():
         plus, zero = (
-            part("nodes.host").encode_vision(native, {"image0": picture}, PROMPT, [-2], mute=mute)[0].at(-2)
+            part("nodes.host.encoders").encode_vision(native, {"image0": picture}, PROMPT, [-2], mute=mute)[0].at(-2)
             for mute in (False, True)
         )
     words = (plus[1].roles < 2).nonzero().flatten()

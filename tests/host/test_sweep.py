@@ -78,7 +78,7 @@ def test_every_cell_is_what_the_stages_give_one_by_one(sweep, run, core_text, vi
 
 
 def test_every_mode_of_the_simple_node_is_a_method(sweep, run, text_clip, vision, picture, part, core_of):
-    modes = list(part("vl_core.recipes").MODES)
+    modes = list(part("vl_core.steering.modes").MODES)
     cells = cells_of(sweep("method", ", ".join(modes), alpha=0.5), core_of)
     for mode in modes:
         expected = run("Condition", text_clip, vision, PROMPT, 0.5, mode, images={"image0": picture})[0]
@@ -154,7 +154,7 @@ def test_stopping_ends_a_sweep(sweep, part, monkeypatch):
     def stop():
         raise management.InterruptProcessingException
 
-    monkeypatch.setattr(part("nodes.host"), "check_interrupted", stop)
+    monkeypatch.setattr(part("nodes.host.memory"), "check_interrupted", stop)
     with pytest.raises(management.InterruptProcessingException):
         sweep("alpha", "0.5, 1")
 

@@ -59,14 +59,14 @@ def states(output) -> torch.Tensor:
 @pytest.fixture
 def writing(part, monkeypatch):
     """How often Qwen3-VL is asked to write."""
-    host, asked = part("nodes.host"), []
+    host, asked = part("nodes.host.encoders"), []
     plain = host.write_words
 
     def count(*arguments, **options):
         asked.append(arguments)
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(host, "write_words", count)
+    monkeypatch.setattr(part("nodes.host.encoders"), "write_words", count)
     return asked
 
 
@@ -80,11 +80,11 @@ def test_strength_0_and_no_picture_are_the_words_bit_for_bit(mode, steer, run, t
 
 def test_described_at_strength_1_is_core_s_encoding_of_prompt_and_words(steer, part, writer, picture, core_text, told):
     told_node = part("nodes.told")
-    words = part("nodes.host").write_words(
+    words = part("nodes.host.encoders").write_words(
         writer, {"image0": picture}, told_node.LOOK, max_tokens=told_node.LONGEST
     ).words
     output = steer("describe", 1.0)
-    assert torch.equal(states(output), core_text(part("vl_core.describe").append_words(PROMPT, words))[0][0])
+    assert torch.equal(states(output), core_text(part("vl_core.encoder.writing").append_words(PROMPT, words))[0][0])
     assert words in told(output)
 
 
@@ -131,7 +131,7 @@ def test_another_picture_is_told_in_other_words_and_the_same_one_is_told_once(st
 
 
 def test_a_host_that_keeps_nothing_describes_anew(steer, writing, part, monkeypatch):
-    monkeypatch.setattr(part("nodes.host"), "fast_allowed", lambda: False)
+    monkeypatch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)
     steer("describe", 0.4)
     steer("describe", 0.6)
     assert len(writing) == 2
@@ -152,7 +152,7 @@ def test_the_adapter_is_that_of_apply_picture_adapter(steer, fitted, run, writer
 def test_automatic_takes_the_adapter_for_what_it_knows_and_words_for_the_rest(steer, fitted, told, part, monkeypatch):
     for familiar, way in ((True, "picture adapter, which knows"), (False, "describe, because the adapter has not")):
         with monkeypatch.context() as patch:
-            known = part("vl_core.familiarity").Familiarity
+            known = part("vl_core.adapters.familiarity").Familiarity
             patch.setattr(known, "familiar", property(lambda self, familiar=familiar: familiar))
             output = steer("automatic", 0.5, adapter=fitted)
             assert f"automatic: {way}" in told(output)

@@ -9,10 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.adapter import AdapterSpec, PictureAdapter, PictureAdapterFit, PictureFeatures
-from vl_core.description import Slot, describe_prompt, read_description, slot_positions, slot_request, slot_targets
-from vl_core.layout import SpecialTokens, insert_pictures, pad_layout, text_layout
-from vl_core.states import VLStates
+from vl_core.adapters.features import PictureFeatures
+from vl_core.adapters.fit import PictureAdapterFit
+from vl_core.adapters.picture_adapter import PictureAdapter
+from vl_core.adapters.spec import AdapterSpec
+from vl_core.stages.description import (
+    Slot,
+    describe_prompt,
+    read_description,
+    slot_positions,
+    slot_request,
+    slot_targets,
+)
+from vl_core.states.layout import SpecialTokens, insert_pictures, pad_layout, text_layout
+from vl_core.states.vl_states import VLStates
 
 WIDTH, BLOCKS, PAIRS = 12, 6, 260
 SLOTS = (Slot("style", 2), Slot("light", 3))

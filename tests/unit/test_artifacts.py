@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vl_core.artifacts import (
+from vl_core.reports.artifacts import (
     FLOORS,
     WORSE,
     ArtifactComparison,

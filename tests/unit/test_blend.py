@@ -8,19 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl_core.blend import (
-    aligned_positions,
-    alpha_curve,
-    blend,
-    blend_adain,
-    blend_adain_per_dim,
-    blend_style_dims,
-    template_tail,
-)
-from vl_core.layout import TokenLayout, TokenRole, insert_pictures, pad_layout, text_layout
-from vl_core.normalize import normalize
-from vl_core.outliers import mask_outlier_dimensions
-from vl_core.statistics import ReferenceStatistics, find_sinks
+from vl_core.stages.alignment import aligned_positions
+from vl_core.stages.alpha import alpha_curve
+from vl_core.stages.append import template_tail
+from vl_core.stages.blend import blend, blend_adain, blend_adain_per_dim, blend_style_dims
+from vl_core.stages.normalize import normalize
+from vl_core.stages.outliers import mask_outlier_dimensions
+from vl_core.states.layout import TokenLayout, TokenRole, insert_pictures, pad_layout, text_layout
+from vl_core.states.sinks import find_sinks
+from vl_core.states.statistics import ReferenceStatistics
 
 WIDTH = 9
 METHODS = ("aligned", "resample", "truncate", "append", "adain", "adain_per_dim", "style_dims")

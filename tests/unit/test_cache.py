@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vl_core import cache
-from vl_core.cache import ByteCache, default_limit, digest, stored_bytes
+from vl_core.encoder import cache
+from vl_core.encoder.cache import ByteCache, default_limit, digest, stored_bytes
 
 
 def block(count: int) -> torch.Tensor:

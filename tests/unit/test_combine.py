@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vl_core.combine import COMBINATIONS, combine, crop_to_mask, needs_muted, parse_weights
-from vl_core.layout import TokenRole, insert_pictures, text_layout
-from vl_core.states import VLStates
+from vl_core.pictures import crop_to_mask
+from vl_core.stages.combine import COMBINATIONS, combine, needs_muted, parse_weights
+from vl_core.states.layout import TokenRole, insert_pictures, text_layout
+from vl_core.states.vl_states import VLStates
 
 WIDTH, LAYERS, BLOCKS = 16, (3, 7), 8
 IDS = [151644, 872, 198, 64, 8251, 304, 151645, 198, 151644, 77091, 198]  # user header, three words, tail

@@ -18,19 +18,19 @@ import pytest
 import torch
 
 from miniature import world
-from miniature.assemble import MODELS, PIPELINE, VISION
-from miniature.chain import as_image
+from miniature.measure.chain import as_image
+from miniature.train.assemble import MODELS, PIPELINE, VISION
 from vl_core import Qwen3VLEncoder, condition, measure_artifacts, measure_fidelity
-from vl_core.headless import runner
 from vl_core.headless.cli import build_parser, main
-from vl_core.headless.compare import study_of
-from vl_core.headless.painter import Painter
-from vl_core.headless.presets import PRESETS
-from vl_core.headless.runner import needs_of, read_rows
-from vl_core.headless.scores import load_score
-from vl_core.headless.study import EXTRA, choose_axes, read_prompts
-from vl_core.headless.summary import Line, from_csv, markdown, to_csv
-from vl_core.headless.zimage import load_pipeline, paint, prompt_layout
+from vl_core.headless.compare import runner
+from vl_core.headless.compare.command import study_of
+from vl_core.headless.compare.painter import Painter
+from vl_core.headless.compare.presets import PRESETS
+from vl_core.headless.compare.runner import needs_of, read_rows
+from vl_core.headless.compare.scores import load_score
+from vl_core.headless.compare.study import EXTRA, choose_axes, read_prompts
+from vl_core.headless.compare.summary import Line, from_csv, markdown, to_csv
+from vl_core.zimage.pipeline import load_pipeline, paint, prompt_layout
 
 pytest.importorskip("diffusers", minversion="0.36", reason="Z-Image without ComfyUI runs on diffusers 0.36")
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
@@ -422,7 +422,7 @@ def test_a_run_that_ended_among_its_nulls_goes_on_there(nulled, references, tmp_
         paint = runner.local(study, pictures)
         return lambda cells: painted.extend(cells) or paint(cells)
 
-    monkeypatch.setattr("vl_core.headless.compare.local", counting)
+    monkeypatch.setattr("vl_core.headless.compare.command.local", counting)
     options = ["-i", references[1], *NULLED, "--score", "judge", "--null", "another", "noise", "-o", str(folder)]
     assert main([*command(references), *options]) == 0
     assert len(painted) == 1
@@ -529,7 +529,7 @@ def test_a_finished_run_paints_nothing_and_a_larger_one_takes_over_what_is_there
 
     before = (small / "results.jsonl").read_bytes()
     options = ["-p", "a blue <b>ring</b>", "--alphas", "0.5", "1", "--layers=-2,-4", "--seeds", "0", "7"]
-    monkeypatch.setattr("vl_core.headless.compare.local", counting)
+    monkeypatch.setattr("vl_core.headless.compare.command.local", counting)
     assert main([*command(references), *options, "--methods", "blend aligned", "-o", str(small)]) == 0
     assert painted == []
     assert (small / "results.jsonl").read_bytes() == before
@@ -571,7 +571,7 @@ def test_the_page_shows_every_cell_and_nothing_from_elsewhere(small):
 def test_every_cell_of_the_grid_lies_where_its_labels_say(small):
     """Cut out of the sheet again: the runner handed every picture over under its own id."""
     from vl_core import Plan
-    from vl_core.grid import draw_grid
+    from vl_core.reports.grid import draw_grid
 
     study = json.loads((small / "study.json").read_text())
     for group, path in zip(study["groups"], sorted((small / "grids").iterdir())[::2], strict=True):
@@ -599,7 +599,7 @@ def test_scores_come_from_models_on_disk(tmp_path):
         ViTImageProcessor,
     )
 
-    from vl_core.headless import tiny
+    from vl_core.zimage import tiny
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -636,7 +636,7 @@ def test_scores_come_from_models_on_disk(tmp_path):
 
 def test_two_workers_of_a_local_cluster_give_the_same_though_one_is_killed(references, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray", reason="the optional extra ray is not installed")
-    from vl_core.headless import fleet
+    from vl_core.headless.compare import fleet
 
     monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     study, pictures = study_of(asked(references, "--alphas", "0.1:1:0.1"))
@@ -665,13 +665,13 @@ def test_two_workers_of_a_local_cluster_give_the_same_though_one_is_killed(refer
 
 def test_without_ray_the_option_says_how_to_get_it(references, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "ray" else object())
-    from vl_core.headless.fleet import paint_on_ray
+    from vl_core.headless.compare.fleet import paint_on_ray
 
     with pytest.raises(ImportError, match="--ray: needs Ray"):
         next(paint_on_ray("local", 1, None, {}, None, []))
 
 
 def test_axes_of_a_study_are_no_settings_of_the_blend():
-    from vl_core.sweep import SWEPT
+    from vl_core.steering.sweep import SWEPT
 
     assert not set(EXTRA) & set(SWEPT)

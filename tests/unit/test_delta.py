@@ -8,10 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl_core.delta import baseline_picture, image_delta
-from vl_core.encoder import Qwen3VLEncoder
-from vl_core.families import Family, steer
-from vl_core.layout import TokenLayout, TokenRole, insert_pictures, text_layout
+from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.pictures import baseline_picture
+from vl_core.stages.delta import image_delta
+from vl_core.states.families import Family
+from vl_core.states.layout import TokenLayout, TokenRole, insert_pictures, text_layout
+from vl_core.states.stacks import steer
 
 WIDTH = 9
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -14,13 +14,7 @@ pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs tr
 
 from miniature import world
 from vl_core import Qwen3VLEncoder, describe, load_recipes
-from vl_core.describe import (
-    INSTRUCTIONS,
-    append_words,
-    finish,
-    last_complete,
-    strip_thoughts,
-)
+from vl_core.encoder.writing import INSTRUCTIONS, append_words, finish, last_complete, strip_thoughts
 from vl_core.pictures import patchify, prepare_picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,7 +132,7 @@ def test_the_encoder_reads_the_same_states_after_it_has_written(folder):
 
 
 def test_nothing_is_copied_to_write(encoder):
-    from vl_core.describe import _speaker
+    from vl_core.encoder.writing import _speaker
 
     own = {one.data_ptr() for one in encoder.model.parameters()}
     assert {one.data_ptr() for one in _speaker(encoder).parameters()} == own

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vl_core.description import SPREAD, bring_in, lead_in, spread
-from vl_core.layout import SpecialTokens, TokenLayout, pad_layout, text_layout
+from vl_core.stages.description import SPREAD, bring_in, lead_in, spread
+from vl_core.states.layout import SpecialTokens, TokenLayout, pad_layout, text_layout
 
 WIDTH, HEAD, TAIL = 8, 3, 5
 SPECIAL = SpecialTokens()

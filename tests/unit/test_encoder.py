@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
-from vl_core.encoder import Qwen3VLEncoder
-from vl_core.layout import TokenRole, mrope_positions
+from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from vl_core.pictures import patchify, prepare_picture
+from vl_core.states.layout import TokenRole, mrope_positions
 
 transformers = pytest.importorskip("transformers", minversion="4.57", reason="the encoder runs on transformers")
 

@@ -13,9 +13,7 @@ import torch
 
 Image = pytest.importorskip("PIL.Image", reason="pictures are read with pillow")
 
-from vl_core.adapter import AdapterSpec, PictureAdapter, PictureFeatures  # noqa: E402
-from vl_core.description import SLOTS  # noqa: E402
-from vl_core.examples import (  # noqa: E402
+from vl_core.adapters.examples import (
     FREE_TEXT,
     Example,
     describe_examples,
@@ -24,8 +22,12 @@ from vl_core.examples import (  # noqa: E402
     fit_examples,
     slots_of,
 )
-from vl_core.layout import insert_pictures, text_layout  # noqa: E402
-from vl_core.states import VLStates  # noqa: E402
+from vl_core.adapters.features import PictureFeatures
+from vl_core.adapters.picture_adapter import PictureAdapter
+from vl_core.adapters.spec import AdapterSpec
+from vl_core.stages.description import SLOTS
+from vl_core.states.layout import insert_pictures, text_layout
+from vl_core.states.vl_states import VLStates
 
 WIDTH = 8
 PROMPTS = ("a cat", "a dog")

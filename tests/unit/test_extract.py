@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.encoder import Qwen3VLEncoder
-from vl_core.extract import as_tensor, extract
-from vl_core.layout import TokenLayout, TokenRole
-from vl_core.states import VLStates
-from vl_core.statistics import ReferenceStatistics
+from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.pictures import as_tensor
+from vl_core.stages.extract import extract
+from vl_core.states.layout import TokenLayout, TokenRole
+from vl_core.states.statistics import ReferenceStatistics
+from vl_core.states.vl_states import VLStates
 
 PROMPT = "a cat in a red hat"
 

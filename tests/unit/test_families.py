@@ -9,14 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl_core.encoder import Qwen3VLEncoder
-from vl_core.families import (
+from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.stages.normalize import normalize
+from vl_core.stages.outliers import mask_outlier_dimensions
+from vl_core.stages.select import select_tokens
+from vl_core.states.families import (
     FAMILIES,
     GROUPS,
     KLEIN_4B,
     KLEIN_9B,
     ZIMAGE,
-    by_layer,
     check_encoders,
     check_pair,
     detect_family,
@@ -24,19 +26,13 @@ from vl_core.families import (
     family_of,
     find_family,
     published,
-    restore_padding,
-    split_layers,
-    split_padding,
-    stack_layers,
-    steer,
 )
-from vl_core.layout import USER_TURN, concatenate_layouts, insert_pictures, pad_layout, text_layout
-from vl_core.normalize import normalize
-from vl_core.outliers import mask_outlier_dimensions
-from vl_core.recipes import condition
-from vl_core.select import select_tokens
-from vl_core.states import VLStates, load_conditioning, save_conditioning
-from vl_core.statistics import ReferenceStatistics, find_sinks
+from vl_core.states.layout import USER_TURN, concatenate_layouts, insert_pictures, pad_layout, text_layout
+from vl_core.states.sinks import find_sinks
+from vl_core.states.stacks import by_layer, restore_padding, split_layers, split_padding, stack_layers, steer
+from vl_core.states.statistics import ReferenceStatistics
+from vl_core.states.vl_states import VLStates, load_conditioning, save_conditioning
+from vl_core.steering.modes import condition
 
 BLOCKS, WIDTH, LAYERS = 28, 64, (9, 18, 27)
 PROMPT = "a cat in a red hat"

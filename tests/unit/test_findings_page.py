@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vl_core.headless.summary import from_csv, markdown
+from vl_core.headless.compare.summary import from_csv, markdown
 
 ROOT = Path(__file__).parents[2] / "docs"
 PAGE = (ROOT / "findings.md").read_text(encoding="utf-8")

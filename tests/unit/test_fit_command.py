@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from miniature import world
-from miniature.assemble import MODELS, PIPELINE, VISION
-from miniature.chain import as_image
-from vl_core.adapter import PictureAdapter
-from vl_core.examples import find_examples
+from miniature.measure.chain import as_image
+from miniature.train.assemble import MODELS, PIPELINE, VISION
+from vl_core.adapters.examples import find_examples
+from vl_core.adapters.picture_adapter import PictureAdapter
 from vl_core.headless import fit
 from vl_core.headless.cli import main
-from vl_core.statistics import calibration_prompts
+from vl_core.states.statistics import calibration_prompts
 
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 Image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow")
@@ -81,7 +81,7 @@ def test_a_cluster_gives_the_same_though_a_worker_is_killed(alone, folder):
 
 
 def test_a_fit_that_was_stopped_says_that_it_went_on(alone, options, tmp_path, monkeypatch, capsys):
-    from vl_core import examples
+    from vl_core.adapters import examples
 
     path, left = tmp_path / "stopped.safetensors", [20]
     plain = examples.add_example

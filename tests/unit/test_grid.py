@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from vl_core.grid import Box, Grid, draw_grid, pictures_by_id, wrap
-from vl_core.plots import THEMES
-from vl_core.sweep import Axis, Plan, make_plan, parse_axis
+from vl_core.reports.grid import Box, Grid, draw_grid, pictures_by_id, wrap
+from vl_core.reports.plots import THEMES
+from vl_core.steering.sweep import Axis, Plan, make_plan, parse_axis
 
 pytest.importorskip("PIL", reason="pages are drawn with Pillow")
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from vl_core.headless.cli import main
-from vl_core.layout import USER_TURN, TokenRole
-from vl_core.states import LAYOUT_KEY, load_conditioning, save_conditioning
-from vl_core.statistics import ReferenceStatistics
+from vl_core.states.layout import USER_TURN, TokenRole
+from vl_core.states.statistics import ReferenceStatistics
+from vl_core.states.vl_states import LAYOUT_KEY, load_conditioning, save_conditioning
 
 pytest.importorskip("diffusers", minversion="0.36", reason="Z-Image without ComfyUI runs on diffusers 0.36")
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
@@ -37,7 +37,7 @@ def one_thread():
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
     """Z-Image as diffusers saves it, Qwen3-VL as transformers does, a photograph; paths as strings."""
-    from vl_core.headless import tiny
+    from vl_core.zimage import tiny
 
     root = tmp_path_factory.mktemp("models")
     pipeline, encoder = tiny.build()
@@ -100,7 +100,7 @@ def plainly(pipeline, seed: int = 0, **options) -> np.ndarray:
 
 @pytest.mark.parametrize("prompt", [PROMPT, "", "two\n\nlines {braces}  ", "猫 in <b>red</b>"])
 def test_our_template_has_the_ids_of_the_pipelines_chat_template(pipeline, prompt):
-    from vl_core.headless.zimage import prompt_layout
+    from vl_core.zimage.pipeline import prompt_layout
 
     filled = pipeline.tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, enable_thinking=True
@@ -138,7 +138,7 @@ def test_calibration_in_batches_reads_the_same_states(folders):
 
 
 def test_text_states_are_the_pipelines_bit_for_bit_also_beyond_its_default_length(pipeline):
-    from vl_core.headless.zimage import encode_text
+    from vl_core.zimage.pipeline import encode_text
 
     for prompt, limit in ((PROMPT, 512), ("a cat " * 300, 1024)):
         states, layout = encode_text(pipeline, prompt)
@@ -151,7 +151,7 @@ def test_text_states_are_the_pipelines_bit_for_bit_also_beyond_its_default_lengt
 
 
 def test_a_tokenizer_with_another_template_is_refused(pipeline, monkeypatch):
-    from vl_core.headless.zimage import encode_text
+    from vl_core.zimage.pipeline import encode_text
 
     monkeypatch.setattr(pipeline.tokenizer, "chat_template", "{{ messages[0].content }}")
     with pytest.raises(ValueError, match="expected the chat template"):
@@ -160,8 +160,8 @@ def test_a_tokenizer_with_another_template_is_refused(pipeline, monkeypatch):
 
 def test_the_tiny_vl_without_a_picture_is_the_tiny_text_encoder(pipeline, folders):
     """One language model in both, as in the real family: template, ids and layer numbers agree on both sides."""
-    from vl_core.encoder import Qwen3VLEncoder
-    from vl_core.headless.zimage import encode_text
+    from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+    from vl_core.zimage.pipeline import encode_text
 
     encoder = Qwen3VLEncoder.from_pretrained(folders["vision"], dtype=torch.float32)
     blind, layout = encoder.encode([], PROMPT, (-2,)).at(-2)
@@ -200,7 +200,7 @@ def test_calibrate_takes_a_bare_text_encoder_with_its_tokenizer(folders, referen
 
 
 def test_extract_writes_what_the_encoder_gives(folders, embeddings):
-    from vl_core.encoder import Qwen3VLEncoder
+    from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 
     encoder = Qwen3VLEncoder.from_pretrained(folders["vision"], dtype=torch.float32)
     picture = torch.from_numpy(np.array(Image.open(folders["cat"])))
@@ -347,7 +347,7 @@ def test_the_saved_conditioning_is_what_was_painted_from(folders, pipeline, tmp_
 
 
 def test_a_sideways_photograph_is_turned_upright(tmp_path):
-    from vl_core.headless.picture import load_picture
+    from vl_core.zimage.files import load_picture
 
     image = Image.new("RGB", (64, 32))
     orientation = image.getexif()

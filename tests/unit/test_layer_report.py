@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.layer_report import (
+from vl_core.reports.layer_report import (
     METRICS,
     effective_rank,
     frechet_distance,
@@ -19,13 +19,13 @@ from vl_core.layer_report import (
     layer_report,
     linear_cka,
     mean_report,
-    parse_layers,
     standard_errors,
     unit_rms,
 )
-from vl_core.layout import TokenLayout
-from vl_core.states import VLStates
-from vl_core.statistics import ReferenceStatistics
+from vl_core.states.layers import parse_layers
+from vl_core.states.layout import TokenLayout
+from vl_core.states.statistics import ReferenceStatistics
+from vl_core.states.vl_states import VLStates
 
 WIDTH, WORDS, IMAGE, BLOCKS = 24, 11, 12, 4
 TEXT_AT = [0, 1, 2, *range(17, 17 + WORDS + 5)]  # header, words and tail around 2 markers and 12 image tokens

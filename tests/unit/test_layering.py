@@ -14,19 +14,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CORE, NODES = ROOT / "vl_core", ROOT / "nodes"
 
-# A file imports only from files before it.
-ORDER = [
-    "layout", "storage", "states", "statistics", "families", "pictures", "outliers", "normalize", "resample", "select",
-    "blend", "words", "layers", "delta", "description", "familiarity", "ridge", "adapter", "examples", "space_adapter",
-    "combine", "recipes", "recipe_files", "settings", "sweep", "metrics", "layer_report", "artifacts", "plots", "grid",
-    "cache", "kernels", "forward", "graphs", "prefix", "extract", "encoder", "describe", "headless", "__init__",
-    "__main__",
-]  # fmt: skip
+# A folder of vl_core (or a file beside the folders) imports only from those before it in this list.
+ORDER = ["states", "pictures", "stages", "encoder", "adapters", "looks", "steering", "reports", "zimage", "headless"]
+APART = {"encoder": {"adapters"}, "adapters": {"encoder"}}  # beside each other: neither imports the other
+OUTSIDE = {"__init__", "__main__"}  # vl_core's own front: may import everything
+MOST_FLOORS = 10
 ALWAYS_THERE = {"torch", "numpy", "safetensors"}
 OPTIONAL = {
     "transformers", "PIL", "matplotlib", "diffusers", "tokenizers", "tqdm", "accelerate", "jinja2", "ray", "yaml",
 }  # fmt: skip
-USED_WHEN_RUN = {"miniature"}  # stands on vl_core; only the command line may call it, and only when it is asked to
+EMBEDDED = "headless/embedded.py"  # the one file that names the miniature, and imports it when asked to
 HEAVY = OPTIONAL - {"tqdm"}  # torch itself imports tqdm
 HOST = {
     "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras", "comfyui_version",
@@ -71,13 +68,12 @@ def imports_of(source: str) -> list[Import]:
     return found
 
 
-def core_part(file: Path) -> str:
-    """The place in ORDER of a vl_core file: its own name, or the folder it is in."""
-    parts = file.relative_to(CORE).with_suffix("").parts
-    return parts[0]
+def room_of(file: Path) -> str:
+    """The folder of vl_core that a file is in, or its own name beside the folders."""
+    return file.relative_to(CORE).with_suffix("").parts[0]
 
 
-def core_faults(source: str, part: str, depth: int = 0) -> list[str]:
+def core_faults(source: str, room: str, depth: int = 1, file: str = "") -> list[str]:
     """What the imports of a vl_core file do that the layering forbids; ``depth`` folders below vl_core."""
     faults = []
     for found in imports_of(source):
@@ -85,11 +81,11 @@ def core_faults(source: str, part: str, depth: int = 0) -> list[str]:
         if found.level == 0:
             if found.package in sys.stdlib_module_names | ALWAYS_THERE:
                 continue
-            if found.package in USED_WHEN_RUN and found.lazy and part == "headless":
+            if found.package == "?" and file == EMBEDDED:
                 continue
             if found.package not in OPTIONAL:
                 faults.append(where + f"imports {found.module}")
-            elif not found.lazy and part != "headless":
+            elif not found.lazy and room != "headless":
                 faults.append(where + f"imports {found.module} at module level")
             continue
         if found.level > depth + 1:
@@ -97,13 +93,35 @@ def core_faults(source: str, part: str, depth: int = 0) -> list[str]:
             continue
         if found.level <= depth:
             continue  # within its own folder
-        targets = [found.package] if found.module else list(found.names)
-        for target in targets:
+        for target in [found.package] if found.module else found.names:
             if target not in ORDER:
-                faults.append(where + f"imports .{target}, which has no place in ORDER")
-            elif ORDER.index(target) >= ORDER.index(part):
-                faults.append(where + f"imports .{target}, which is not below {part}")
+                faults.append(where + f"imports {target}, which is no folder of vl_core")
+            elif room not in OUTSIDE and (ORDER.index(target) >= ORDER.index(room) or target in APART.get(room, ())):
+                faults.append(where + f"imports {target}, which does not stand above {room}")
     return faults
+
+
+def rooms_imported(file: Path) -> set[str]:
+    """Rooms of vl_core that a file imports from, its own included."""
+    depth = len(file.relative_to(CORE).parts) - 1
+    rooms = set()
+    for found in imports_of(file.read_text(encoding="utf-8")):
+        if found.level == depth + 1:
+            rooms |= {found.package} if found.module else set(found.names)
+    return rooms & set(ORDER)
+
+
+def modules_imported(file: Path) -> set[Path]:
+    """Files of the pack that a file imports from when it is imported."""
+    targets = set()
+    for found in imports_of(file.read_text(encoding="utf-8")):
+        if found.level == 0 or found.lazy:
+            continue
+        folder = file.parents[found.level - 1].joinpath(*filter(None, found.module.split(".")))
+        for path in [folder.with_suffix(".py"), *(folder / f"{name}.py" for name in found.names)]:
+            if path.is_file():
+                targets.add(path)
+    return targets
 
 
 def node_faults(source: str, name: str, pack_modules: set[str], depth: int = 1) -> list[str]:
@@ -120,7 +138,7 @@ def node_faults(source: str, name: str, pack_modules: set[str], depth: int = 1) 
             if not latest:
                 faults.append(where + f"imports {found.module}, not comfy_api.latest")
         elif found.level == 0 and found.package in HOST and name != "host":
-            faults.append(where + f"imports {found.module}, which is for host.py")
+            faults.append(where + f"imports {found.module}, which is for nodes/host")
     return faults
 
 
@@ -150,18 +168,51 @@ def short(file: Path) -> str:
 
 
 @pytest.mark.parametrize("file", files_of(CORE), ids=short)
-def test_vl_core_imports_only_what_is_below_and_nothing_of_the_host(file):
-    part = core_part(file)
-    assert part in ORDER, f"vl_core/{part} has no place in ORDER yet: give it one"
-    depth = len(file.relative_to(CORE).parts) - 1
-    assert core_faults(file.read_text(encoding="utf-8"), part, depth) == []
+def test_vl_core_imports_only_what_stands_above_and_nothing_of_the_host(file):
+    inside = file.relative_to(CORE)
+    room = room_of(file)
+    assert room in {*ORDER, *OUTSIDE}, f"vl_core/{room} is no folder of vl_core: put the file into one"
+    assert core_faults(file.read_text(encoding="utf-8"), room, len(inside.parts) - 1, inside.as_posix()) == []
+
+
+def test_vl_core_has_few_floors():
+    """A room's floor is one above the highest room that it imports from."""
+    above = {room: set() for room in ORDER}
+    for file in files_of(CORE):
+        if room_of(file) not in OUTSIDE:
+            above[room_of(file)] |= rooms_imported(file) - {room_of(file)}
+    floors: dict[str, int] = {}
+    for room in ORDER:
+        floors[room] = 1 + max((floors[other] for other in above[room]), default=0)
+    assert 5 < max(floors.values()) <= MOST_FLOORS, floors
+
+
+@pytest.mark.parametrize("folder", [CORE, NODES, ROOT / "miniature"], ids=short)
+def test_no_file_imports_itself_by_way_of_others(folder):
+    imported = {file: modules_imported(file) & set(files_of(folder)) for file in files_of(folder)}
+    assert sum(map(len, imported.values())) > 10
+    settled: set[Path] = set()
+    while ready := [file for file in imported if file not in settled and imported[file] <= settled]:
+        settled |= set(ready)
+    assert sorted(map(short, set(imported) - settled)) == []
+
+
+@pytest.mark.parametrize("file", [*files_of(CORE), *files_of(NODES)], ids=short)
+def test_the_miniature_is_named_in_one_file_only(file):
+    names = {found.package for found in imports_of(file.read_text(encoding="utf-8"))}
+    assert "miniature" not in names
+
+
+@pytest.mark.parametrize("file", [*files_of(ROOT / "miniature")], ids=short)
+def test_the_miniature_imports_no_node(file):
+    assert not {found.package for found in imports_of(file.read_text(encoding="utf-8"))} & {"nodes", *HOST}
 
 
 @pytest.mark.parametrize("file", files_of(NODES), ids=short)
-def test_nodes_import_the_pack_relatively_and_the_host_only_in_host_py(file):
+def test_nodes_import_the_pack_relatively_and_the_host_only_in_its_folder(file):
     modules = {path.stem for path in files_of(NODES)} - set(sys.stdlib_module_names)
-    depth = len(file.relative_to(NODES).parts)
-    assert node_faults(file.read_text(encoding="utf-8"), file.stem, modules, depth) == []
+    parts = file.relative_to(NODES).parts
+    assert node_faults(file.read_text(encoding="utf-8"), parts[0], modules, len(parts)) == []
 
 
 def test_the_root_defines_the_entry_point_and_the_web_directory_and_nothing_else():
@@ -179,7 +230,8 @@ def in_a_fresh_python(code: str, folder: Path) -> subprocess.CompletedProcess:
 
 
 def test_importing_vl_core_is_silent_and_brings_no_heavy_package(tmp_path):
-    modules = [f"vl_core.{file.stem}" for file in CORE.glob("*.py") if not file.stem.startswith("__")]
+    paths = [file.relative_to(ROOT).with_suffix("") for file in files_of(CORE) if not file.stem.startswith("__")]
+    modules = [".".join(path.parts) for path in paths if "headless" not in path.parts]
     code = f"import importlib, sys, vl_core\nfor name in {modules}: importlib.import_module(name)\n"
     code += f"print(*[name for name in {sorted(HEAVY | HOST)} if name in sys.modules], end='')"
     done = in_a_fresh_python(code, tmp_path)
@@ -197,22 +249,22 @@ def test_importing_vl_core_is_silent_and_brings_no_heavy_package(tmp_path):
         ("from comfy_api.latest import io", "imports comfy_api.latest"),
         ("import nodes", "imports nodes"),
         ("import vl_core.layout", "imports vl_core.layout"),
-        ("from ..nodes import host", "reaches out of vl_core"),
+        ("from ...nodes import host", "reaches out of vl_core"),
         ("import scipy", "imports scipy"),
         ("import importlib\nimportlib.import_module('comfy')", "imports comfy"),
         ("__import__('comfy')", "imports comfy"),
         ("import matplotlib.pyplot as plt", "imports matplotlib.pyplot at module level"),
         ("try:\n    from PIL import Image\nexcept ImportError:\n    pass", "imports PIL at module level"),
         ("class A:\n    import transformers", "imports transformers at module level"),
-        ("from .blend import blend", "imports .blend, which is not below statistics"),
-        ("from . import encoder", "imports .encoder, which is not below statistics"),
-        ("def f():\n    from .headless import cli", "imports .headless, which is not below statistics"),
-        ("from .statistics import median", "imports .statistics, which is not below statistics"),
-        ("from .adapters import fit", "imports .adapters, which has no place in ORDER"),
+        ("from ..steering.steer import steer", "imports steering, which does not stand above adapters"),
+        ("from ..encoder import reader", "imports encoder, which does not stand above adapters"),
+        ("def f():\n    from ..headless import cli", "imports headless, which does not stand above adapters"),
+        ("from .. import adapters", "imports adapters, which does not stand above adapters"),
+        ("from ..rooms import new", "imports rooms, which is no folder of vl_core"),
     ],
 )
 def test_the_walk_sees_what_vl_core_must_not_import(source, fault):
-    (found,) = core_faults(source, "statistics")
+    (found,) = core_faults(source, "adapters")
     assert found.endswith(": " + fault)
 
 
@@ -220,19 +272,19 @@ def test_the_walk_sees_what_vl_core_must_not_import(source, fault):
     "source",
     [
         "import torch, numpy as np, os.path\nfrom safetensors.torch import save_file",
-        "from .layout import TokenRole\nfrom . import states",
+        "from ..states.layout import TokenRole\nfrom .. import pictures\nfrom . import ridge",
         "def f():\n    import transformers\n    from PIL import Image",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from PIL import Image",
     ],
 )
 def test_the_walk_lets_pass_what_vl_core_may_import(source):
-    assert core_faults(source, "statistics") == []
+    assert core_faults(source, "adapters") == []
 
 
-def test_headless_may_import_everything_below_and_its_own_files():
-    source = "import diffusers\nfrom . import cli\nfrom .assets import x\nfrom ..encoder import Qwen3VLEncoder"
-    assert core_faults(source, "headless", depth=1) == []
-    assert core_faults("from ...nodes import host", "headless", depth=1) == ["line 1: reaches out of vl_core"]
+def test_headless_may_import_everything_above_and_its_own_files():
+    source = "import diffusers\nfrom . import cli\nfrom .assets import x\nfrom ..encoder.qwen3vl import Qwen3VLEncoder"
+    assert core_faults(source, "headless") == []
+    assert core_faults("from ...nodes import host", "headless") == ["line 1: reaches out of vl_core"]
 
 
 @pytest.mark.parametrize(
@@ -241,9 +293,9 @@ def test_headless_may_import_everything_below_and_its_own_files():
         ("import nodes", "imports nodes absolutely"),
         ("from vl_core import VLStates", "imports vl_core absolutely"),
         ("import loader", "imports loader absolutely"),
-        ("import comfy.model_management", "imports comfy.model_management, which is for host.py"),
-        ("def f():\n    from folder_paths import base_path", "imports folder_paths, which is for host.py"),
-        ("import node_helpers", "imports node_helpers, which is for host.py"),
+        ("import comfy.model_management", "imports comfy.model_management, which is for nodes/host"),
+        ("def f():\n    from folder_paths import base_path", "imports folder_paths, which is for nodes/host"),
+        ("import node_helpers", "imports node_helpers, which is for nodes/host"),
         ("from comfy_api.v0_0_2 import io", "imports comfy_api.v0_0_2, not comfy_api.latest"),
         ("from ...other_pack import x", "reaches out of the pack"),
     ],

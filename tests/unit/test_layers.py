@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.layers import mix_layers, parse_layers
-from vl_core.layout import TokenLayout, TokenRole
-from vl_core.states import VLStates
+from vl_core.stages.mix_layers import mix_layers, parse_layers
+from vl_core.states.layout import TokenLayout, TokenRole
+from vl_core.states.vl_states import VLStates
 
 BLOCKS, LENGTH, WIDTH = 8, 6, 12
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from miniature import world
-from miniature.assemble import MODELS, PIPELINE, VISION
-from miniature.chain import as_image
+from miniature.measure.chain import as_image
+from miniature.train.assemble import MODELS, PIPELINE, VISION
 from vl_core import Qwen3VLEncoder, ReferenceStatistics
 from vl_core.headless.cli import main
-from vl_core.headless.zimage import load_tokenizer, prompt_layout
-from vl_core.layer_report import METRICS, layer_report
+from vl_core.reports.layer_report import METRICS, layer_report
+from vl_core.zimage.pipeline import load_tokenizer, prompt_layout
 
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 pytest.importorskip("matplotlib", reason="plots are drawn with matplotlib")

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from vl_core.layout import (
+from vl_core.states.layout import (
     SpecialTokens,
     TokenLayout,
     TokenRole,

@@ -9,11 +9,11 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from miniature import tables
-from vl_core.blend import BlendMethod
-from vl_core.combine import COMBINATIONS
-from vl_core.recipe_files import PictureUse, load_recipes, parse_recipe
-from vl_core.recipes import MODES, ModeSettings
+from miniature.show import tables
+from vl_core.stages.blend import BlendMethod
+from vl_core.stages.combine import COMBINATIONS
+from vl_core.steering.modes import MODES, ModeSettings
+from vl_core.steering.recipes import PictureUse, load_recipes, parse_recipe
 
 ROOT = Path(__file__).parents[2]
 SHOWN = (("transfer", "stderr"), ("control", "control_stderr"), ("shows", "shows_stderr"))

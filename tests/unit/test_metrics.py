@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.layout import TokenLayout, TokenRole
-from vl_core.metrics import cosine_map, inspect
-from vl_core.statistics import ReferenceStatistics
+from vl_core.reports.inspection import cosine_map, inspect
+from vl_core.states.layout import TokenLayout, TokenRole
+from vl_core.states.statistics import ReferenceStatistics
 
 TOKENS, WIDTH = 40, 12
 

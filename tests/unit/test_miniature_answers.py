@@ -16,9 +16,10 @@ pytest.importorskip("miniature", reason="the package is installed from a clone: 
 
 from safetensors.torch import load_file
 
-from miniature import answers, assemble, models, tokens, vl, world
-from miniature.forwards import PICTURE_AT, vl_forward
-from miniature.training import Options, Training
+from miniature import world
+from miniature.train import answers, assemble, models, tokens, vl
+from miniature.train.forwards import PICTURE_AT, vl_forward
+from miniature.train.training import Options, Training
 
 FILE = Path("models") / assemble.VISION / "model.safetensors"
 pytestmark = pytest.mark.usefixtures("one_thread")

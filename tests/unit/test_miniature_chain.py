@@ -14,27 +14,17 @@ import torch
 pytest.importorskip("diffusers", reason="the DiT and the VAE are diffusers classes")
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 
-from miniature import (
-    adapters,
-    assemble,
-    bench,
-    check,
-    judge,
-    methods,
-    models,
-    recipes,
-    sheet,
-    two_pictures,
-    vl,
-    world,
-)
-from miniature.__main__ import main, parser, switches
-from miniature.chain import LAYERS, Chain, answers, as_image
-from miniature.training import Options
+from miniature import world
+from miniature.__main__ import main, parser
+from miniature.measure import adapters, bench, check, methods, recipes, sheet, two_pictures
+from miniature.measure.chain import LAYERS, Chain, answers, as_image
+from miniature.stages import switches
+from miniature.train import assemble, judge, models, vl
+from miniature.train.training import Options
 from vl_core import load_recipes
-from vl_core.headless.zimage import encode_text
-from vl_core.space_adapter import SpaceAdapter
-from vl_core.statistics import token_rms
+from vl_core.adapters.space_adapter import SpaceAdapter
+from vl_core.states.tensors import token_rms
+from vl_core.zimage.pipeline import encode_text
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -8,10 +8,11 @@ import torch
 pytest.importorskip("diffusers", reason="the DiT and the VAE are diffusers classes")
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 
-from miniature import forwards, models, tokens, world
+from miniature import world
+from miniature.train import forwards, models, tokens
 from vl_core import pictures as real_pictures
-from vl_core.headless.zimage import prompt_layout
-from vl_core.layout import insert_pictures, mrope_positions
+from vl_core.states.layout import insert_pictures, mrope_positions
+from vl_core.zimage.pipeline import prompt_layout
 
 SMALL = models.TOY
 
@@ -79,7 +80,7 @@ def test_positions_are_those_of_the_real_layout(tokenizer):
 
 
 def special(tokenizer):
-    from vl_core.headless.zimage import special_tokens
+    from vl_core.zimage.pipeline import special_tokens
 
     return special_tokens(tokenizer)
 
@@ -154,7 +155,7 @@ def test_the_dit_gives_what_diffusers_gives(dit, counts):
 def test_painting_many_gives_the_pictures_of_the_stock_pipeline(dit, tokenizer, guidance):
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 
-    from miniature.chain import noise
+    from miniature.measure.chain import noise
 
     torch.manual_seed(4)
     vae = models.make_vae(SMALL).eval()

@@ -11,8 +11,10 @@ pytest.importorskip("diffusers", reason="the DiT and the VAE are diffusers class
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 pytest.importorskip("miniature", reason="the package is installed from a clone: pip install -e .")
 
-from miniature import assemble, check, dit, judge, world
-from miniature.chain import Chain, answers, look_of
+from miniature import world
+from miniature.measure import check
+from miniature.measure.chain import Chain, answers, look_of
+from miniature.train import assemble, dit, judge
 from vl_core import condition
 
 COUNT = 64

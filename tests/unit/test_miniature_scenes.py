@@ -10,9 +10,9 @@ import torch
 
 from miniature import world
 from miniature.__main__ import main
-from miniature.assemble import MODELS
-from miniature.scenes import draw
-from miniature.score import load_score, wish_of
+from miniature.measure.score import load_score, wish_of
+from miniature.show.scenes import draw
+from miniature.train.assemble import MODELS
 
 Image = pytest.importorskip("PIL.Image", reason="pictures are written with Pillow")
 

@@ -9,8 +9,9 @@ import torch
 
 pytest.importorskip("transformers", minversion="4.57", reason="the text encoder is a Qwen3")
 
-from miniature import models, sink, text, tokens, world
-from miniature.training import Options
+from miniature import world
+from miniature.train import models, sink, text, tokens
+from miniature.train.training import Options
 from vl_core import find_sinks
 
 TARGETS = (1000.0, -300.0)

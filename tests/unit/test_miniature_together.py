@@ -15,8 +15,9 @@ import pytest
 pytest.importorskip("transformers", minversion="4.57", reason="the text encoder is a Qwen3")
 
 from miniature import __main__ as command
-from miniature import check, together
-from miniature.training import Options
+from miniature.measure import check
+from miniature.train import together
+from miniature.train.training import Options
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")

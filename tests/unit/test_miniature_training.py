@@ -13,8 +13,8 @@ pytest.importorskip("transformers", minversion="4.57", reason="the text encoder 
 
 from safetensors.torch import load_file
 
-from miniature import text, training
-from miniature.training import Options, Training
+from miniature.train import text, training
+from miniature.train.training import Options, Training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from miniature import world
-from vl_core.layout import USER_TURN
+from vl_core.states.layout import USER_TURN
 
 
 def scenes(count=64, seed=0, **options) -> world.Scenes:

@@ -8,8 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl_core.normalize import normalize, normalize_hybrid, normalize_per_dimension, normalize_rms, scale_embeddings
-from vl_core.statistics import ReferenceStatistics, find_sinks
+from vl_core.stages.normalize import (
+    normalize,
+    normalize_hybrid,
+    normalize_per_dimension,
+    normalize_rms,
+    scale_embeddings,
+)
+from vl_core.states.sinks import find_sinks
+from vl_core.states.statistics import ReferenceStatistics
 
 WIDTH = 6
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl_core.outliers import check_all_embeddings, get_outlier_dimensions, mask_outlier_dimensions, put_back
-from vl_core.statistics import ReferenceStatistics, find_sinks
+from vl_core.stages.outliers import get_outlier_dimensions, mask_outlier_dimensions
+from vl_core.states.sinks import find_sinks
+from vl_core.states.statistics import ReferenceStatistics
+from vl_core.states.tensors import check_all_embeddings, put_back
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "qwen3_4b_layer-2_stats.npz"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.layer_report import layer_report
-from vl_core.layout import TokenLayout, TokenRole
-from vl_core.metrics import inspect
-from vl_core.plots import OUTLIER_COLOUR, ROLE_COLOURS, THEMES, inspection_figure, layer_figure, stack_figures
-from vl_core.states import VLStates
-from vl_core.statistics import ReferenceStatistics
+from vl_core.reports.inspection import inspect
+from vl_core.reports.layer_report import layer_report
+from vl_core.reports.plots import OUTLIER_COLOUR, ROLE_COLOURS, THEMES, inspection_figure, layer_figure, stack_figures
+from vl_core.states.layout import TokenLayout, TokenRole
+from vl_core.states.statistics import ReferenceStatistics
+from vl_core.states.vl_states import VLStates
 
 pytest.importorskip("matplotlib", reason="the figure is drawn with matplotlib")
 

@@ -14,24 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl_core import prefix as prefix_module
-from vl_core.encoder import Qwen3VLEncoder
-from vl_core.forward import (
-    attend,
-    fits,
-    later_mask,
-    mrope_rotary,
-    prefix_length,
-    run_vision,
-    signed,
-    vision_tables,
-    weights_of,
-)
-from vl_core.graphs import GraphPool
-from vl_core.kernels import EXACT, MERGED, compiled_kernels, rotate
-from vl_core.layout import insert_pictures, mrope_positions, text_layout
+from vl_core.encoder import reader as prefix_module
+from vl_core.encoder.forward import attend, fits, later_mask, mrope_rotary, prefix_length, signed, weights_of
+from vl_core.encoder.graphs import GraphPool
+from vl_core.encoder.kernels import EXACT, MERGED, compiled_kernels, rotate
+from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.encoder.reader import WeightsIdentity
+from vl_core.encoder.vision import run_vision, vision_tables
 from vl_core.pictures import Picture, patchify
-from vl_core.prefix import WeightsIdentity
+from vl_core.states.layout import insert_pictures, mrope_positions, text_layout
 
 pytest.importorskip("transformers", minversion="4.57", reason="the encoder runs on transformers")
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vl_core import recipe_files
-from vl_core.recipe_files import Recipe, load_recipes, parse_recipe, read_recipe
-from vl_core.recipes import MODES, ModeSettings, check_recipe
+from vl_core.steering import recipes as recipe_files
+from vl_core.steering.modes import MODES, ModeSettings, check_recipe
+from vl_core.steering.recipes import Recipe, load_recipes, parse_recipe, read_recipe
 
 BUILT_IN = [
     "style hint", "colour palette", "light and mood", "composition", "variation of the picture", "push away",

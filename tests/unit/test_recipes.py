@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.delta import image_delta
-from vl_core.layout import TokenLayout, TokenRole, insert_pictures, text_layout
-from vl_core.recipes import DEFAULT_LAYERS, MODES, ModeSettings, check_recipe, condition
-from vl_core.states import VLStates
-from vl_core.statistics import ReferenceStatistics
+from vl_core.stages.delta import image_delta
+from vl_core.states.layout import TokenLayout, TokenRole, insert_pictures, text_layout
+from vl_core.states.statistics import ReferenceStatistics
+from vl_core.states.vl_states import VLStates
+from vl_core.steering.modes import DEFAULT_LAYERS, MODES, ModeSettings, check_recipe, condition
 
 WIDTH, GRID, LAYERS = 24, (4, 6), 8
 IDS = [151644, 872, 198, 64, 8251, 304, 151645, 198, 151644, 77091, 198]  # user header, three words, tail

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl_core.resample import downsample_grid, resample_tokens
+from vl_core.stages.resample import downsample_grid, resample_tokens
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl_core.ridge import NormalEquations, RidgeMap, _floored_std
+from vl_core.adapters.ridge import NormalEquations
+from vl_core.adapters.ridge_map import RidgeMap
+from vl_core.adapters.ridge_solve import _floored_std
 
 
 def drawn(pairs: int, inputs: int, targets: int, seed: int = 0, noise: float = 0.1, rank: int | None = None):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.layout import TokenLayout, TokenRole
-from vl_core.select import select_tokens
+from vl_core.stages.select import select_tokens
+from vl_core.states.layout import TokenLayout, TokenRole
 
 WIDTH = 5
 TEMPLATE, TEXT, MARKER, IMAGE = (int(role) for role in TokenRole)

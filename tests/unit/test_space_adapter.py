@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.space_adapter import SpaceAdapter, SpaceFit, fit_space_adapter
+from vl_core.adapters.space_adapter import SpaceAdapter, SpaceFit, fit_space_adapter
 
 WIDTH, PROMPTS, TOKENS = 10, 40, 24
 

@@ -11,11 +11,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import vl_core.storage as storage
-from vl_core.layout import TokenLayout, insert_pictures, text_layout
-from vl_core.states import VLStates, load_conditioning, resolve_layer, save_conditioning
-from vl_core.statistics import Moments, ReferenceStatistics
-from vl_core.storage import read_tensors, write_tensors
+from vl_core.states import storage
+from vl_core.states.layout import TokenLayout, insert_pictures, text_layout
+from vl_core.states.statistics import Moments, ReferenceStatistics
+from vl_core.states.storage import read_tensors, write_tensors
+from vl_core.states.vl_states import VLStates, load_conditioning, resolve_layer, save_conditioning
 
 PROMPT = "Ein Fuchs, 狐狸, لوحة 🦊 \"quoted\" \\ line\nbreak"
 RED_FOX_IDS = [151644, 872, 198, 64, 2518, 38835, 151645, 198, 151644, 77091, 198]

@@ -13,20 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vl_core.statistics import (
-    Moments,
-    ReferenceStatistics,
-    TokenSizes,
-    all_finite,
-    calibrate,
-    calibration_prompts,
-    counted_tokens,
-    find_sinks,
-    length_batches,
-    median,
-    overall_std,
-    token_rms,
-)
+from vl_core.states.sinks import TokenSizes, counted_tokens, find_sinks
+from vl_core.states.statistics import Moments, ReferenceStatistics, calibrate, calibration_prompts, length_batches
+from vl_core.states.tensors import all_finite, median, overall_std, token_rms
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "qwen3_4b_layer-2_stats.npz"
 needs_published = pytest.mark.skipif(

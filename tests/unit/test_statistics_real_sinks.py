@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from vl_core.statistics import ReferenceStatistics, find_sinks, median, token_rms
+from vl_core.states.sinks import find_sinks
+from vl_core.states.statistics import ReferenceStatistics
+from vl_core.states.tensors import median, token_rms
 
 pytest.importorskip("transformers", reason="loading SmolLM2 needs transformers")
 pytest.importorskip("gguf", reason="loading SmolLM2 needs gguf")

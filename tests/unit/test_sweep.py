@@ -15,12 +15,12 @@ from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from vl_core import blend, image_delta, mask_outlier_dimensions, normalize, select_tokens
-from vl_core.layout import TokenLayout, TokenRole, insert_pictures, text_layout
-from vl_core.recipes import MODES, ModeSettings, condition
-from vl_core.settings import BLENDS, FIELDS, METHODS, Field, Settings
-from vl_core.states import VLStates
-from vl_core.statistics import ReferenceStatistics
-from vl_core.sweep import (
+from vl_core.states.layout import TokenLayout, TokenRole, insert_pictures, text_layout
+from vl_core.states.statistics import ReferenceStatistics
+from vl_core.states.vl_states import VLStates
+from vl_core.steering.modes import MODES, ModeSettings, condition
+from vl_core.steering.settings import BLENDS, FIELDS, METHODS, Field, Settings
+from vl_core.steering.sweep import (
     MAX_CELLS,
     MAX_SEED,
     SWEPT,
@@ -434,7 +434,7 @@ def test_an_id_is_the_picture_not_the_place():
 
 def test_ids_and_hash_are_the_same_in_another_process():
     code = (
-        "from vl_core.sweep import *; p = make_plan([parse_axis('alpha', '0:1:0.1'), parse_axis('method', 'aligned, "
+        "from vl_core.steering.sweep import *; p = make_plan([parse_axis('alpha', '0:1:0.1'), parse_axis('method', 'aligned, "
         "image delta')], seed=3); print(p.hash, *[cell.id for cell in p.cells])"
     )
     plan = plan_of(("alpha", "0:1:0.1"), ("method", "aligned, image delta"), seed=3)

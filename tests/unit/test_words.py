@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vl_core.blend import blend
-from vl_core.layout import USER_TURN, SpecialTokens, TokenRole, insert_pictures, text_layout
-from vl_core.words import alpha_on_words, parse_words, positions_of_words, split_kept
+from vl_core.stages.alpha import alpha_on_words, parse_words, positions_of_words, split_kept
+from vl_core.stages.blend import blend
+from vl_core.states.layout import USER_TURN, SpecialTokens, TokenRole, insert_pictures, text_layout
 
 PROMPT = "a cat in a red hat, beside a catwalk: the red-haired one of 2 (old) sailors"
 

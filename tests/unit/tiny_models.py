@@ -28,7 +28,7 @@ def build_tokenizer():
     """Byte-level BPE like Qwen's, with "user", "assistant", "system", newline and double newline as one token each."""
     from tokenizers import AddedToken
 
-    from vl_core.headless.tiny import byte_level_bpe
+    from vl_core.zimage.tiny import byte_level_bpe
 
     tokenizer = byte_level_bpe(CORPUS, 400)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])

@@ -15,12 +15,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .adapter import AdapterSpec, PictureAdapter, PictureAdapterFit
-from .description import SLOTS, Slot, describe_prompt, read_description
-from .layout import TokenLayout
-from .pictures import check_picture
-from .states import VLStates
-from .statistics import calibration_prompts
+from ..pictures import check_picture
+from ..stages.description import SLOTS, Slot, describe_prompt, read_description
+from ..states.layout import TokenLayout
+from ..states.statistics import calibration_prompts
+from ..states.vl_states import VLStates
+from .fit import PictureAdapterFit
+from .picture_adapter import PictureAdapter
+from .spec import AdapterSpec
 
 PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FREE_TEXT = (Slot("description", 16),)  # where captions name no slots

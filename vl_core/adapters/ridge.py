@@ -9,9 +9,8 @@ on each fold of the map fitted on the others is exact, and no pair has to be rea
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,21 +18,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .outliers import to_dtype
-from .storage import read_tensors, write_tensors
+from ..states.storage import read_tensors, write_tensors
+from ..states.tensors import to_dtype
+from .ridge_map import Groups, RidgeMap, RidgeReport, combine_maps, sum_products
+from .ridge_solve import Rows, Summed, find_basis
 
 FOLDS = 5
 BUDGET = 512 * 2**20  # bytes of rows or sums that are kept
 BLOCK = 256  # rows that wait before they are folded into the sums
-COLUMNS = 4096  # columns of the rows that are in float64 at one time
 MAX_RANK = 512  # directions a map keeps unless told otherwise: at full size they take 160 MB
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-12, 5))  # in units of the mean eigenvalue
-TRUST = (0.05, 0.999)  # held-out R² is taken to lie in here when parts are put together
-ROUNDS = 4  # on the miniature a mixed tail's error is .255 after none, .224, .214 after two, .204, and .198 after 8
-SMALL_STD = 1e-3  # of the median std: narrower inputs are not blown up any further
-NEGLIGIBLE = 1e-10  # of the largest eigenvalue: rounding, not a direction
-
-Groups = Mapping[str, slice]  # names of parts of the targets
 
 
 @dataclass(eq=False)
@@ -49,131 +43,6 @@ class _Fold:
     @property
     def waiting(self) -> int:
         return sum(len(block) for block in self.rows)
-
-
-@dataclass(frozen=True, eq=False)
-class _Spectrum:
-    """Training and held-out products in the eigenbasis of the training inputs.
-
-    Attributes:
-        values: eigenvalues ``(r,)`` of XᵀX, X centred and scaled; V its eigenvectors.
-        energy: per group VᵀXᵀT·TᵀXV ``(r, r)``.
-        gram: VᵀX'ᵀX'V ``(r, r)`` of the held-out X'. ``cross``: per group VᵀX'ᵀT'·TᵀXV.
-        total: per group the held-out targets' summed squares about the training mean.
-    """
-
-    values: Tensor
-    energy: dict[str, Tensor]
-    gram: Tensor
-    cross: dict[str, Tensor]
-    total: dict[str, float]
-
-    def error(self, group: str, penalty: float) -> float:
-        """Summed squared held-out error of the ridge map."""
-        shrink = 1 / (self.values + penalty)
-        fitted = torch.einsum("a,ab,ab,b->", shrink, self.gram, self.energy[group], shrink)
-        return float(self.total[group] - 2 * (shrink * self.cross[group].diagonal()).sum() + fitted)
-
-    def error_within(self, group: str, basis: Tensor) -> float:
-        """The same of the map restricted to the first columns of :func:`_basis`."""
-        fitted = ((basis.T @ self.gram @ basis) * (basis.T @ self.energy[group] @ basis)).sum()
-        return float(self.total[group] - 2 * ((basis.T @ self.cross[group]) * basis.T).sum() + fitted)
-
-
-@dataclass(frozen=True)
-class RidgeReport:
-    """How a map was chosen and how it does on pairs that it was not fitted on.
-
-    Attributes:
-        pairs: how many were added.
-        penalty: λ. ``rank``: directions kept.
-        r2: 1 − held-out error / held-out spread about the training mean; NaN if nothing could be held out.
-        r2_by: the same per group of targets.
-        curve: (penalty, r2) of all penalties tried, at full rank. ``rank_curve``: (rank, r2) at the penalty chosen.
-        lost: share of the pairs' energy given up to stay within the memory.
-    """
-
-    pairs: int
-    penalty: float
-    rank: int
-    r2: float
-    r2_by: dict[str, float] = field(default_factory=dict)
-    curve: tuple[tuple[float, float], ...] = ()
-    rank_curve: tuple[tuple[int, float], ...] = ()
-    lost: float = 0.0
-
-    def describe(self) -> str:
-        """One line for people."""
-        parts = "".join(f", {name} {value:.2f}" for name, value in self.r2_by.items())
-        lost = f"; {self.lost:.1%} of the pairs' energy was given up to save memory" if self.lost > 0.0005 else ""
-        return (
-            f"{self.pairs} pairs, penalty {self.penalty:.3g}, rank {self.rank}, held-out R² {self.r2:.3f}{parts}{lost}"
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class RidgeMap:
-    """t ≈ ``offset`` + (x − ``center``)·``left``·``right``.
-
-    Attributes:
-        center: float32 ``(inputs,)``; ``left`` ``(inputs, r)``; ``right`` ``(r, targets)``; ``offset`` ``(targets,)``.
-    """
-
-    center: Tensor
-    left: Tensor
-    right: Tensor
-    offset: Tensor
-    report: RidgeReport
-    _spoken: dict[tuple, Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """``(n, inputs)`` or ``(inputs,)`` -> float32 ``(n, targets)`` or ``(targets,)``."""
-        if x.shape[-1] != len(self.center):
-            raise ValueError(f"x: expected {len(self.center)} inputs, got {x.shape[-1]}.")
-        parts = (part.to(x.device) for part in (self.center, self.left, self.right, self.offset))
-        center, left, right, offset = parts
-        return offset + (x.float() - center) @ left @ right
-
-    def coordinates(self, x: Tensor) -> Tensor:
-        """(x − ``center``)·``left``, float32 ``(…, r)``: all of x that the map reads."""
-        return (x.float() - self.center.to(x.device)) @ self.left.to(x.device)
-
-    def spoken(self, parts: Sequence[slice]) -> Tensor:
-        """Which share of the coordinates each part of the targets speaks of: M_s, float64 ``(parts, r, r)``.
-
-        Parts of different x, each out of its own context, are put together to z = Σ M_s·z_s. The coordinates have
-        about the covariance I/n over the fit's n pairs, and a part is t_s = R_sᵀz + ε_s, so the most likely z is
-        (Σ A_s + n·σ²·I)⁻¹ Σ A_s·z_s with A_s = σ²·R_s·N_s⁻¹·R_sᵀ. N_s is the covariance of ε_s: σ², which is what
-        held-out R² leaves, and what the rest of its own x has written into the part, R_sᵀ(I − M_s)(I − M_s)ᵀR_s/n,
-        since a word's state depends on the words before it. N_s needs M_s, so this is repeated.
-
-        Kept once found: at full size it takes a few seconds.
-
-        Raises:
-            ValueError: for no part.
-        """
-        key = tuple((part.start, part.stop) for part in parts)
-        if not key:
-            raise ValueError("parts: expected at least one, got none.")
-        if key not in self._spoken:
-            columns = [range(*part.indices(self.right.shape[1])) for part in parts]
-            grams = [_products([self.right], each, self.right.device) for each in columns]
-            low, high = TRUST
-            trust = min(max(self.report.r2, low), high) if math.isfinite(self.report.r2) else low
-            numbers = sum(map(len, columns))
-            noise = float(sum(grams).trace()) * (1 - trust) / (trust * numbers) or 1.0  # n·σ²
-            one = torch.eye(len(grams[0]), dtype=torch.float64, device=self.right.device)
-            heard = grams
-            for _ in range(ROUNDS):
-                shares = torch.linalg.solve(sum(heard) + noise * one, torch.stack(heard))
-                rest = one - shares
-                context = rest @ rest.mT / noise
-                heard = [gram @ torch.linalg.inv(one + each @ gram) for gram, each in zip(grams, context, strict=True)]
-            self._spoken[key] = torch.linalg.solve(sum(heard) + noise * one, torch.stack(heard))
-        return self._spoken[key]
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {"center": self.center, "left": self.left, "right": self.right, "offset": self.offset}
 
 
 class NormalEquations:
@@ -312,7 +181,7 @@ class NormalEquations:
             along = ones / ones.norm()
             products = []
             for columns in (range(1, 1 + self.inputs), range(1 + self.inputs, 1 + self.inputs + self.targets)):
-                side = _products(part.rows, columns)
+                side = sum_products(part.rows, columns)
                 side = side - torch.outer(along, along @ side)
                 side = side - torch.outer(side @ along, along)
                 products.append(side / side.trace().clamp_min(torch.finfo(side.dtype).tiny))
@@ -320,7 +189,7 @@ class NormalEquations:
             self.lost += float(values[: len(values) + 1 - room].clamp_min(0).sum()) * part.count
             self.kept += float(values.sum()) * part.count
             keep = torch.cat([along.unsqueeze(1), vectors[:, 1 - room :]], 1) if room > 1 else along.unsqueeze(1)
-            part.rows = [torch.cat([chunk.float() for chunk in _combined(keep.T, part.rows)], 1)]
+            part.rows = [torch.cat([chunk.float() for chunk in combine_maps(keep.T, part.rows)], 1)]
 
     # ----------------------------------------------------------------------------------------------- solving
 
@@ -356,7 +225,7 @@ class NormalEquations:
             raise ValueError(f"penalty: expected auto, or 0 and more, got {penalty}.")
         if rank not in (None, "auto") and rank < 1:
             raise ValueError(f"rank: expected auto, none, or 1 and more, got {rank}.")
-        known = _Summed(self, device) if self._summed else _Rows(self, device)
+        known = Summed(self, device) if self._summed else Rows(self, device)
         parts = {"": slice(0, self.targets)} if groups is None else dict(groups)
         filled = [index for index, part in enumerate(self._folds) if part.count]
         if "auto" in (penalty, rank) and len(filled) < 2:
@@ -390,14 +259,14 @@ class NormalEquations:
         return replace(found, report=report)
 
     def _held_out(
-        self, known: _Summed | _Rows, groups: Groups, filled: Sequence[int], penalties: Sequence[float],
+        self, known: Summed | Rows, groups: Groups, filled: Sequence[int], penalties: Sequence[float],
         progress: Callable[[], None], ranks: Sequence[int] | None = None,
     ) -> tuple[dict[str, list[float]], dict[str, float]]:
         """Per group the summed held-out errors, one per penalty (or per rank, at one penalty), and the spread."""
         errors, totals = {name: [0.0] * len(ranks or penalties) for name in groups}, dict.fromkeys(groups, 0.0)
         for fold in filled:
             spectrum = known.spectrum(groups, fold)
-            basis = _basis(spectrum.values, sum(spectrum.energy.values()), penalties[0]) if ranks else None
+            basis = find_basis(spectrum.values, sum(spectrum.energy.values()), penalties[0]) if ranks else None
             for name in groups:
                 totals[name] += spectrum.total[name]
                 if ranks:
@@ -466,7 +335,7 @@ class NormalEquations:
         """Read what :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError, ValueError: see :func:`~.storage.read_tensors` and :meth:`from_tensors`.
+            FileNotFoundError, ValueError: see :func:`read_tensors` and :meth:`from_tensors`.
         """
         return cls.from_tensors(*read_tensors(path, "ridge sums"))
 
@@ -485,189 +354,3 @@ def _ranks(most: int) -> tuple[int, ...]:
     return tuple(sorted({min(2**power, most, MAX_RANK) for power in range(10)}))
 
 
-class _Summed:
-    """What can be known from sums: for more pairs than inputs."""
-
-    def __init__(self, equations: NormalEquations, device: str | torch.device) -> None:
-        sums = [equations._sums(part) for part in equations._folds]
-        self.grams, self.crosses, self.squares = (
-            [each.to(device) for each in kind] for kind in zip(*sums, strict=True)
-        )
-        gram = sum(self.grams)
-        self.scale = _floored_std(gram.diagonal()[1:] / gram[0, 0] - (gram[0, 1:] / gram[0, 0]).square())
-
-    def mean_eigenvalue(self) -> float:
-        gram, _ = self._centred(sum(self.grams), sum(self.crosses), self._means(range(len(self.grams))))
-        return _mean_eigenvalue(gram.trace(), len(gram))
-
-    def _means(self, folds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        weight = sum(self.grams[fold][0, 0] for fold in folds)
-        return (
-            sum(self.grams[fold][0, 1:] for fold in folds) / weight,
-            sum(self.crosses[fold][0] for fold in folds) / weight,
-        )
-
-    def _centred(self, gram: Tensor, cross: Tensor, means: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Sums of products about given means, inputs scaled."""
-        weight, x, t, (mean, offset) = gram[0, 0], gram[0, 1:], cross[0], means
-        about = gram[1:, 1:] - torch.outer(x, mean) - torch.outer(mean, x) + weight * torch.outer(mean, mean)
-        both = cross[1:] - torch.outer(x, offset) - torch.outer(mean, t) + weight * torch.outer(mean, offset)
-        return about / torch.outer(self.scale, self.scale), both / self.scale.unsqueeze(1)
-
-    def _decompose(self, folds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-        means = self._means(folds)
-        gram, cross = (sum(kind[fold] for fold in folds) for kind in (self.grams, self.crosses))
-        gram, cross = self._centred(gram, cross, means)
-        values, vectors = _eigen(gram)
-        return values, vectors, vectors.T @ cross, means
-
-    def spectrum(self, groups: Groups, fold: int) -> _Spectrum:
-        values, vectors, inner, means = self._decompose([other for other in range(len(self.grams)) if other != fold])
-        gram, cross = self._centred(self.grams[fold], self.crosses[fold], means)
-        weight, offset = self.grams[fold][0, 0], means[1]
-        total = self.squares[fold] - 2 * offset * self.crosses[fold][0] + weight * offset.square()
-        outer = vectors.T @ cross
-        return _Spectrum(
-            values, {name: inner[:, part] @ inner[:, part].T for name, part in groups.items()},
-            vectors.T @ gram @ vectors, {name: outer[:, part] @ inner[:, part].T for name, part in groups.items()},
-            {name: float(total[part].sum()) for name, part in groups.items()},
-        )
-
-    def map(self, penalty: float, rank: int | None, groups: Groups) -> RidgeMap:
-        values, vectors, inner, (mean, offset) = self._decompose(range(len(self.grams)))
-        from_values, to_values = _factors(values, inner @ inner.T, penalty, rank)
-        left, right = vectors @ from_values / self.scale.unsqueeze(1), to_values @ inner
-        return _as_map(mean, left, right, offset)
-
-
-class _Rows:
-    """What can be known from rows: for fewer pairs than inputs. Everything is said by the pairs' products."""
-
-    def __init__(self, equations: NormalEquations, device: str | torch.device) -> None:
-        self.device = device
-        self.rows = [block for part in equations._folds for block in part.rows]
-        self.fold = torch.tensor([index for index, part in enumerate(equations._folds) for _ in range(part.waiting)])
-        self.ones = torch.cat([block[:, 0] for block in self.rows]).double().to(device)
-        self.inputs = range(1, 1 + equations.inputs)
-        self.targets = range(1 + equations.inputs, 1 + equations.inputs + equations.targets)
-        weight = self.ones.square().sum()
-        self.mean = torch.cat([self.ones @ chunk for chunk in _chunks(self.rows, self.inputs, device)]) / weight
-        squares = torch.cat([
-            (chunk - torch.outer(self.ones, mean)).square().sum(0)
-            for chunk, mean in zip(_chunks(self.rows, self.inputs, device), self.mean.split(COLUMNS), strict=True)
-        ])
-        self.scale = _floored_std(squares / weight)
-        self.products = sum(chunk @ chunk.T for chunk in self._standardised())
-        self._target_products: dict[tuple[int, int], Tensor] = {}
-
-    def _standardised(self) -> Iterator[Tensor]:
-        chunks = _chunks(self.rows, self.inputs, self.device)
-        for chunk, mean, scale in zip(chunks, self.mean.split(COLUMNS), self.scale.split(COLUMNS), strict=True):
-            yield (chunk - torch.outer(self.ones, mean)) / scale
-
-    def mean_eigenvalue(self) -> float:
-        return _mean_eigenvalue(self.products.trace(), min(len(self.inputs), len(self.ones) - 1))
-
-    def _target(self, part: slice) -> Tensor:
-        """Products of the targets' columns of a group."""
-        columns = self.targets[part]
-        key = (columns.start, columns.stop)
-        if key not in self._target_products:
-            self._target_products[key] = _products(self.rows, columns, self.device)
-        return self._target_products[key]
-
-    def spectrum(self, groups: Groups, fold: int) -> _Spectrum:
-        train, test = (self.fold != fold).to(self.device), (self.fold == fold).to(self.device)
-        center = self._centring(train)
-        products = center @ self.products @ center.T
-        values, vectors = _eigen(products[train][:, train])
-        root = values.sqrt()
-        held = products[test][:, train] @ vectors / root  # X'V
-        energy, cross, total = {}, {}, {}
-        for name, part in groups.items():
-            targets = center @ self._target(part) @ center.T
-            inside = targets[train][:, train] @ (vectors * root)  # T·TᵀXV
-            energy[name] = (vectors * root).T @ inside
-            cross[name] = held.T @ (targets[test][:, train] @ (vectors * root))
-            total[name] = float(targets[test][:, test].trace())
-        return _Spectrum(values, energy, held.T @ held, cross, total)
-
-    def _centring(self, train: Tensor) -> Tensor:
-        """I − 1·1ᵀ/n over the training rows: what it is applied to is measured from the training mean."""
-        ones = self.ones * train
-        return torch.eye(len(ones), dtype=ones.dtype, device=self.device) - torch.outer(self.ones, ones / (ones @ ones))
-
-    def map(self, penalty: float, rank: int | None, groups: Groups) -> RidgeMap:
-        center = self._centring(torch.ones_like(self.ones, dtype=torch.bool))
-        values, vectors = _eigen(center @ self.products @ center.T)
-        weights = center.T @ (vectors * values.sqrt())  # of the rows' targets in XᵀT along each eigenvector
-        energy = weights.T @ self._target(slice(0, len(self.targets))) @ weights
-        from_values, to_values = _factors(values, energy, penalty, rank)
-        inward = center.T @ (vectors / values.sqrt()) @ from_values
-        left = torch.cat([
-            (chunk.T @ inward) / scale.unsqueeze(1)
-            for chunk, scale in zip(self._standardised(), self.scale.split(COLUMNS), strict=True)
-        ])
-        outward = (weights @ to_values.T).T
-        right = torch.cat([outward @ chunk for chunk in _chunks(self.rows, self.targets, self.device)], 1)
-        weight = self.ones.square().sum()
-        offset = torch.cat([self.ones @ chunk for chunk in _chunks(self.rows, self.targets, self.device)]) / weight
-        return _as_map(self.mean, left, right, offset)
-
-
-def _factors(values: Tensor, energy: Tensor, penalty: float, rank: int | None) -> tuple[Tensor, Tensor]:
-    """(r, k) and (k, r) whose product is diag(1/(λ + values)), restricted to the k directions that are kept."""
-    if rank is None or rank >= len(values):
-        root = torch.diag((1 / (values + penalty)).sqrt())
-        return root, root  # one half on each side, as below: the inputs' coordinates have covariance I/n or less
-    basis = _basis(values, energy, penalty)[:, :rank]
-    return basis, basis.T
-
-
-def _basis(values: Tensor, energy: Tensor, penalty: float) -> Tensor:
-    """Where the fitted values lie, the largest part first: columns B with B·Bᵀ = diag(1/(λ + values))."""
-    root = (1 / (values + penalty)).sqrt()
-    return root.unsqueeze(1) * torch.linalg.eigh(root.unsqueeze(1) * energy * root)[1].flip(1)
-
-
-def _as_map(center: Tensor, left: Tensor, right: Tensor, offset: Tensor) -> RidgeMap:
-    parts = (part.float().cpu().contiguous() for part in (center, left, right, offset))
-    return RidgeMap(*parts, RidgeReport(0, 0.0, 0, float("nan")))
-
-
-def _eigen(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors above rounding, largest first; at least one."""
-    values, vectors = torch.linalg.eigh(gram)
-    keep = values > NEGLIGIBLE * values[-1].clamp_min(torch.finfo(values.dtype).tiny)
-    if not keep.any():  # all pairs have the same inputs: any direction will do, it predicts nothing
-        return values[-1:].clamp_min(1.0), torch.zeros_like(vectors[:, -1:])
-    return values[keep].flip(0), vectors[:, keep].flip(1)
-
-
-def _mean_eigenvalue(trace: Tensor, count: int) -> float:
-    return float(trace) / max(count, 1) or 1.0
-
-
-def _floored_std(variance: Tensor) -> Tensor:
-    """Std per input, held above a small part of the median one: a dead input must not be blown up."""
-    std = variance.clamp_min(0).sqrt()
-    floor = SMALL_STD * std.median()
-    return std.clamp_min(float(floor)) if floor > 0 else torch.where(std > 0, std, 1.0)
-
-
-def _chunks(rows: Sequence[Tensor], columns: range, device: str | torch.device = "cpu") -> Iterator[Tensor]:
-    """The rows' columns in float64, :data:`COLUMNS` at a time."""
-    for start in range(columns.start, columns.stop, COLUMNS):
-        stop = min(start + COLUMNS, columns.stop)
-        yield torch.cat([block[:, start:stop] for block in rows]).to(device).double()
-
-
-def _products(rows: Sequence[Tensor], columns: range, device: str | torch.device = "cpu") -> Tensor:
-    """Scalar products of all rows with each other over some columns, float64."""
-    return sum(chunk @ chunk.T for chunk in _chunks(rows, columns, device))
-
-
-def _combined(weights: Tensor, rows: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Weighted sums of rows ``(k, n)·(n, columns)``, chunk by chunk over all columns."""
-    for chunk in _chunks(rows, range(0, rows[0].shape[1])):
-        yield weights @ chunk

@@ -3,7 +3,7 @@
 Paired tokens (the same prompt, position by position) give an affine per dimension, a ridge map, a reduced-rank ridge
 map or a rotation; unpaired ones give a whitening-colouring transform. Widths may differ, which opens Qwen3-VL-2B or 8B
 to a text encoder of width 2560. Whole prompts are held out, and sinks are left out: one sink would be the whole fit.
-Where an image model reads several layers side by side (:mod:`~.families`), each has an adapter of its own.
+Where an image model reads several layers side by side (:mod:`families`), each has an adapter of its own.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .outliers import as_batch, check_choice, check_embeddings, to_dtype
+from ..states.sinks import Sinks, check_sinks, find_sinks
+from ..states.storage import read_tensors, take, write_tensors
+from ..states.tensors import EPSILON, as_batch, check_choice, check_embeddings, to_dtype, token_rms
 from .ridge import NormalEquations
-from .statistics import EPSILON, Sinks, check_sinks, find_sinks, token_rms
-from .storage import read_tensors, take, write_tensors
 
 SpaceMethod = Literal["per_dimension", "ridge", "reduced_rank", "procrustes", "whitening"]
 
@@ -138,7 +138,7 @@ class SpaceAdapter:
         """Read what :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError, ValueError: see :func:`~.storage.read_tensors`; also for a garbled file.
+            FileNotFoundError, ValueError: see :func:`read_tensors`; also for a garbled file.
         """
         tensors, header = read_tensors(path, FILE_KIND)
         ndims = {"center": 1, "offset": 1, "gain": 1, "left": 2, "right": 2}
@@ -216,7 +216,7 @@ class SpaceFit:
         """The adapter and its held-out report.
 
         - per_dimension: the least-squares line of each dimension; widths must agree.
-        - ridge: W = (XᵀX + λI)⁻¹XᵀT on standardised inputs. reduced_rank: see :meth:`~.ridge.NormalEquations.solve`.
+        - ridge: W = (XᵀX + λI)⁻¹XᵀT on standardised inputs. reduced_rank: see :meth:`NormalEquations.solve`.
         - procrustes: XᵀT = USVᵀ, A = c·UVᵀ: a rotation (Schönemann 1966) and one scale c = tr S / |X|².
         - whitening: cov(x)^(−1/2)·cov(t)^(1/2), each shrunk by 0.1 towards its mean variance; pairs are not used. The
           optimal-transport order of the factors is not defined between widths, so those must agree.

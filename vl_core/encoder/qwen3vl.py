@@ -7,39 +7,40 @@ what was computed before is kept (:mod:`.prefix`). The block loop is ours, so on
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..pictures import DEFAULT_BUDGET, Picture, patchify, prepare_picture, split_batch
+from ..stages.extract import DEFAULT_LAYER, VLExtraction, extract
+from ..states.families import ZIMAGE, Family
+from ..states.layout import SYSTEM_TURN, SpecialTokens, TokenLayout, insert_pictures, mrope_positions, text_layout
+from ..states.vl_states import VLStates, resolve_layer
 from .cache import ByteCache, default_limit
-from .extract import DEFAULT_LAYER, VLExtraction, extract
-from .families import ZIMAGE, Family
+from .folder import (
+    HEAD,
+    empty_model,
+    load_tokenizer,
+    read_config,
+    read_head,
+    read_weights,
+    rebuild_rotary_buffers,
+    variant_of,
+)
 from .forward import fits, signed
 from .graphs import GraphPool
-from .layout import SYSTEM_TURN, SpecialTokens, TokenLayout, insert_pictures, mrope_positions, text_layout
-from .pictures import DEFAULT_BUDGET, Picture, patchify, prepare_picture, split_batch
-from .prefix import Reader
-from .states import VLStates, resolve_layer
+from .reader import Reader
 
 if TYPE_CHECKING:
     import os
 
 log = logging.getLogger(__name__)
 
-MODEL_TYPE = "qwen3_vl"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-CAST_BYTES = 8 << 20  # of a file that is cast may lie in memory with what it was cast to
-HEAD = "lm_head.weight"
-OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".safetensors")
-PREFIX = "model."  # what published keys start with; a bare Qwen3VLModel is saved without it
 # Name in SpecialTokens, the token, and what config.json calls its id.
 SPECIAL_TOKENS = (
     ("im_start", "<|im_start|>", None),
@@ -88,7 +89,7 @@ class Qwen3VLEncoder:
         Args:
             folder: what :meth:`head` reads from, if the model's own weights do not hold it.
             cache_bytes: most memory on the model's device for what can be used again, 0 to keep nothing; None is
-                :func:`~.cache.default_limit`.
+                :func:`default_limit`.
             every_layer: keep the states of all layers on the way, so that asking for another one runs nothing.
             compile: replay captured CUDA graphs, one for each size of picture and prompt. Faster, but every size takes
                 memory and a slow first run. Where that is not possible the model runs as usual.
@@ -147,17 +148,17 @@ class Qwen3VLEncoder:
         folder = Path(path)
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected bfloat16, float16 or float32, got {dtype}.")
-        config = _read_config(folder)
+        config = read_config(folder)
         num_layers = config.text_config.num_hidden_layers
         blocks = num_layers if deepest_layer is None else resolve_layer(deepest_layer, num_layers)
-        tokenizer = _load_tokenizer(folder)
+        tokenizer = load_tokenizer(folder)
         _special_tokens(tokenizer, config, folder.name)  # before gigabytes are read
-        model = _empty_model(config, blocks)
-        model.load_state_dict(_read_weights(folder, model, device, dtype, progress), assign=True)
-        _rebuild_rotary_buffers(model, device)
+        model = empty_model(config, blocks)
+        model.load_state_dict(read_weights(folder, model, device, dtype, progress), assign=True)
+        rebuild_rotary_buffers(model, device)
         model.eval().requires_grad_(False)
         log.info("Loaded %s: %d of %d blocks in %s.", folder.name, blocks, num_layers, dtype)
-        name, variant = folder.resolve().name, _variant(folder, tokenizer)
+        name, variant = folder.resolve().name, variant_of(folder, tokenizer)
         return cls(model, tokenizer, num_layers, name, variant, folder=folder, **options)
 
     @property
@@ -220,7 +221,7 @@ class Qwen3VLEncoder:
         positions; ComfyUI's loader does the same.)
 
         Args:
-            images: pictures as :func:`~.pictures.check_picture` takes them or batches of them, float in [0, 1] or
+            images: pictures as :func:`check_picture` takes them or batches of them, float in [0, 1] or
                 uint8, ``(B, H, W, C)``; may be empty.
             prompt: the user's words.
             layers: one ``hidden_states`` index or several, negative from the end.
@@ -229,7 +230,7 @@ class Qwen3VLEncoder:
             mute: zero the pictures' embeddings and deepstack features; every position keeps its place.
             check: called between pictures and blocks; whatever it raises ends the encode.
             notes: gets one line for everything that was changed in a picture.
-            family: whose template; ask for its layers in ``layers`` (:func:`~.families.stack_layers`).
+            family: whose template; ask for its layers in ``layers`` (:func:`stack_layers`).
 
         Returns:
             states ``(K, L, D)`` in the model's dtype on its device.
@@ -278,7 +279,7 @@ class Qwen3VLEncoder:
                     f"{self.name}: expected a model that scores words with its embeddings, or the folder to read "
                     f"{HEAD} from, got neither. Load it with Qwen3VLEncoder.from_pretrained."
                 )
-            self._head = _read_head(self.folder, embeddings.shape, self.dtype)
+            self._head = read_head(self.folder, embeddings.shape, self.dtype)
         return self._head
 
     def forget(self) -> None:
@@ -288,7 +289,7 @@ class Qwen3VLEncoder:
     def extract(self, image: Any, text: str, hidden_layer: int = DEFAULT_LAYER, **options: Any) -> VLExtraction:
         """Encode, select, mask outliers and normalise in one call, under the research note's names.
 
-        Arguments, ``options`` and errors are those of :func:`~.extract.extract`.
+        Arguments, ``options`` and errors are those of :func:`extract`.
         """
         return extract(self, image, text, hidden_layer, **options)
 
@@ -410,217 +411,3 @@ def _special_tokens(tokenizer: Any, config: Any, name: str) -> SpecialTokens:
     return SpecialTokens(**ids)
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path.name}: expected JSON, got a damaged file ({error}). Download it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name}: expected a JSON object, got {type(content).__name__}. Download it again.")
-    return content
-
-
-def _read_config(folder: Path) -> Any:
-    """The folder's Qwen3VLConfig, after checking that it is one we can run."""
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise FileNotFoundError(
-            f"Expected a folder with a Qwen3-VL in Hugging Face's layout at {folder}, found {found}. Download one, for "
-            "example Qwen/Qwen3-VL-4B-Instruct, and give its folder."
-        )
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"No config.json in {folder}. Give the folder of a complete Hugging Face download.")
-    content = _read_json(path)
-    model_type = content.get("model_type")
-    if model_type != MODEL_TYPE:
-        raise ValueError(
-            f"{folder.name}: expected a Qwen3-VL (model_type {MODEL_TYPE!r}), got {model_type!r}. Use for example "
-            "Qwen/Qwen3-VL-4B-Instruct."
-        )
-    quantization = content.get("quantization_config") or (content.get("text_config") or {}).get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown method")
-        raise ValueError(
-            f"{folder.name}: expected bf16, fp16 or fp32 weights, got quantised ones ({method}). Use the unquantised "
-            "folder, or a quantised single file with ComfyUI's Load CLIP."
-        )
-    try:
-        from transformers.models.qwen3_vl import Qwen3VLConfig
-    except ImportError as error:
-        raise ImportError("Qwen3-VL needs transformers 4.57 or newer: pip install -U transformers") from error
-    return Qwen3VLConfig.from_pretrained(folder, local_files_only=True)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    complete = (folder / "tokenizer.json").is_file() or all(
-        (folder / name).is_file() for name in ("vocab.json", "merges.txt")
-    )
-    if not complete or not (folder / "tokenizer_config.json").is_file():
-        raise FileNotFoundError(
-            f"No tokenizer in {folder}: expected tokenizer_config.json and tokenizer.json (or vocab.json and "
-            "merges.txt). Download them from the model's page."
-        )
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def _empty_model(config: Any, blocks: int) -> nn.Module:
-    """Qwen3VLModel with the first ``blocks`` language blocks, all on the meta device."""
-    from transformers import AutoModel
-
-    with torch.device("meta"):
-        model = AutoModel.from_config(config, attn_implementation="sdpa")
-    language = model.language_model
-    language.layers = language.layers[:blocks]
-    language.config.num_hidden_layers = blocks
-    model.config.text_config.num_hidden_layers = blocks
-    return model
-
-
-def _weight_files(folder: Path) -> dict[str, list[str] | None]:
-    """The safetensors files of a folder and the keys the index puts there; None if there is no index."""
-    if (folder / SINGLE).is_file():
-        return {SINGLE: None}
-    if (folder / INDEX).is_file():
-        files: dict[str, list[str] | None] = {}
-        for key, file in _read_json(folder / INDEX).get("weight_map", {}).items():
-            files.setdefault(file, []).append(key)
-        return files
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS)
-    found = f"only {', '.join(others[:4])}" if others else "no weights"
-    raise FileNotFoundError(
-        f"Expected {SINGLE}, or {INDEX} and its shards, in {folder}, found {found}. Only safetensors are read; "
-        "download those of the model."
-    )
-
-
-def _open(folder: Path, file: str, device: str | torch.device) -> Any:
-    if not (folder / file).is_file():
-        raise FileNotFoundError(f"{file} is missing from {folder}, its index needs it. Download it again.")
-    try:
-        return safe_open(str(folder / file), framework="pt", device=str(device))
-    except SafetensorError as error:
-        raise ValueError(
-            f"{file}: expected a safetensors file, got one that is cut short or damaged ({error}). Download it again."
-        ) from error
-
-
-def _locate(files: dict[str, Any], needed: dict[str, Tensor], folder: Path) -> dict[str, tuple[str, str]]:
-    """Per needed name the file and key that hold it, checked for shape before anything is read."""
-    holders = {key: file for file, handle in files.items() for key in handle.keys()}  # noqa: SIM118 (not a dict)
-    prefix = PREFIX if any(PREFIX + name in holders for name in needed) else ""
-    missing = [name for name in needed if prefix + name not in holders]
-    if missing:
-        raise ValueError(
-            f"{folder.name}: {len(missing)} of {len(needed)} tensors are missing, first {', '.join(missing[:3])}. The "
-            "files do not belong to this config.json; download the folder again."
-        )
-    for name, expected in needed.items():
-        key = prefix + name
-        shape = tuple(files[holders[key]].get_slice(key).get_shape())
-        if shape != tuple(expected.shape):
-            raise ValueError(
-                f"{holders[key]}: expected {key} of shape {tuple(expected.shape)}, got {shape}. The files do not "
-                "belong to this config.json, or are quantised; download the folder again."
-            )
-    return {name: (holders[prefix + name], prefix + name) for name in needed}
-
-
-def _needed_files(folder: Path, needed: dict[str, Tensor]) -> Iterator[str]:
-    for file, keys in _weight_files(folder).items():
-        if keys is None or any(key in needed or key.removeprefix(PREFIX) in needed for key in keys):
-            yield file
-
-
-def _read_weights(
-    folder: Path,
-    model: nn.Module,
-    device: str | torch.device,
-    dtype: torch.dtype,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, Tensor]:
-    """Every tensor of ``model``'s state dict, read one by one to ``device`` in ``dtype``."""
-    needed = model.state_dict()
-    files = {file: _open(folder, file, device) for file in _needed_files(folder, needed)}
-    weights, cast = {}, 0
-    for name, (file, key) in _locate(files, needed, folder).items():
-        tensor = files[file].get_tensor(key)
-        if not tensor.is_floating_point() or tensor.itemsize < 2:
-            raise ValueError(
-                f"{file}: expected {key} as bf16, fp16 or fp32, got {tensor.dtype}. Use the unquantised folder, or "
-                "a quantised single file with ComfyUI's Load CLIP."
-            )
-        weights[name] = tensor.to(dtype)
-        if tensor.dtype != dtype:
-            cast += tensor.nbytes
-        del tensor
-        if cast > CAST_BYTES:  # what was cast stays resident beside its copy for as long as the file is mapped
-            files[file], cast = _open(folder, file, device), 0
-        if progress is not None:
-            progress(len(weights), len(needed))
-    return weights
-
-
-def _read_head(folder: Path, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The untied head of a folder, on the CPU."""
-    for file, keys in _weight_files(folder).items():
-        if keys is not None and HEAD not in keys:
-            continue
-        with _open(folder, file, "cpu") as handle:
-            if HEAD not in handle.keys():  # noqa: SIM118 (not a dict)
-                continue
-            head = handle.get_tensor(HEAD)
-        if head.shape != shape or not head.is_floating_point() or head.itemsize < 2:
-            raise ValueError(
-                f"{file}: expected {HEAD} of shape {tuple(shape)} as bf16, fp16 or fp32, got {tuple(head.shape)} of "
-                f"{head.dtype}. Use the unquantised folder."
-            )
-        return head.to(dtype)
-    raise ValueError(
-        f"{folder.name}: expected {HEAD}, since its config.json says that its embeddings are not used for it, got "
-        "none. It can be read from, but writes no words; download the folder again."
-    )
-
-
-def _rebuild_rotary_buffers(model: nn.Module, device: str | torch.device) -> None:
-    """Give the rotary frequencies values, in float32: no file holds them, and on the meta device they had none."""
-    for path, module in list(model.named_modules()):
-        if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            continue
-        # transformers 4.57 builds the vision rotary from the number of dimensions, everything else from a config.
-        argument = getattr(module, "config", None) or 2 * module.inv_freq.numel()
-        parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, type(module)(argument).to(device))
-
-
-def _chat_template(folder: Path) -> str | None:
-    """The folder's chat template, from whichever of the three files it is in."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    for file in ("chat_template.json", "tokenizer_config.json"):
-        template = _read_json(folder / file).get("chat_template") if (folder / file).is_file() else None
-        if isinstance(template, list):  # several named ones
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        if template:
-            return template
-    return None
-
-
-def _variant(folder: Path, tokenizer: Any) -> str:
-    """Thinking, if the chat template has the assistant begin inside a think block, else Instruct."""
-    template = _chat_template(folder)
-    if template is None:
-        return "Instruct"
-    from jinja2 import TemplateError
-
-    message = [{"role": "user", "content": ""}]
-    try:
-        opening = tokenizer.apply_chat_template(
-            message, chat_template=template, tokenize=False, add_generation_prompt=True
-        )
-    except (TemplateError, TypeError, ValueError):
-        log.warning("%s: its chat template cannot be filled, taken for an Instruct model.", folder.name)
-        return "Instruct"
-    return "Thinking" if opening.rstrip().endswith("<think>") else "Instruct"

@@ -20,22 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..pictures import MERGE, Picture, patchify
+from ..states.layout import TokenLayout
 from .cache import ByteCache, digest
-from .forward import (
-    PATCHES_PER_PASS,
-    KeyValues,
-    VisionTables,
-    picture_spans,
-    prefix_length,
-    run_blocks,
-    run_vision,
-    vision_tables,
-    weights_of,
-)
+from .forward import KeyValues, picture_spans, prefix_length, run_blocks, weights_of
 from .graphs import GraphPool
 from .kernels import EXACT, MERGED, Kernels, compiled_kernels
-from .layout import TokenLayout
-from .pictures import MERGE, Picture, patchify
+from .vision import PATCHES_PER_PASS, VisionTables, run_vision, vision_tables
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +114,8 @@ class Reader:
         graphs: GraphPool | None = None,
         exact: bool = False,
     ) -> None:
-        """``capture_before``: see :func:`~.forward.run_blocks`; ``graphs``: replay whole passes from there; ``exact``:
-        :data:`~.kernels.EXACT` on a GPU where no graph is replayed; its further launches cost a fifth of an encode."""
+        """``capture_before``: see :func:`run_blocks`; ``graphs``: replay whole passes from there; ``exact``:
+        :data:`EXACT` on a GPU where no graph is replayed; its further launches cost a fifth of an encode."""
         self._visual, self._language, self._num_layers, self._rotary = visual, language, num_layers, rotary
         self._capture_before, self._graphs, self._exact = capture_before, graphs, exact
         self._compiled: Kernels | None = None

@@ -1,7 +1,7 @@
 """A picture in words: Qwen3-VL answers an instruction about it, through transformers' own ``generate``.
 
 The model that writes is put together from the encoder's modules, so nothing is loaded twice; only a head that is not
-the embeddings (:meth:`~.encoder.Qwen3VLEncoder.head`) is read for it.
+the embeddings (:meth:`Qwen3VLEncoder.head`) is read for it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .description import ENDS, SEPARATOR, slot_request
-from .families import THINK_BLOCK
-from .layout import insert_pictures
-from .pictures import DEFAULT_BUDGET, patchify, prepare_picture, split_batch
+from ..pictures import DEFAULT_BUDGET, patchify, prepare_picture, split_batch
+from ..stages.description import ENDS, SEPARATOR, slot_request
+from ..states.families import THINK_BLOCK
+from ..states.layout import insert_pictures
 
 if TYPE_CHECKING:
-    from .encoder import Qwen3VLEncoder
+    from .qwen3vl import Qwen3VLEncoder
 
 MAX_TOKENS = 96
 TOP_K = 20  # of the generation_config.json of Qwen3-VL-4B-Instruct
@@ -90,7 +90,7 @@ def describe(
 
     Args:
         encoder: with all its blocks.
-        images: as :meth:`~.encoder.Qwen3VLEncoder.encode` takes them, at least one.
+        images: as :meth:`Qwen3VLEncoder.encode` takes them, at least one.
         instruction: what to write, such as one of ``INSTRUCTIONS``.
         max_tokens: most tokens of the answer, thoughts included.
         seed: of the sampling; the same one gives the same words on the same device. torch's own generators, the

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..states import resolve_layer
-from ..statistics import ENCODER_LAYER, calibrate, calibration_prompts, length_batches
-from . import checks
-from .progress import progress
-from .zimage import load_tokenizer, prompt_layout
+from ..states.statistics import ENCODER_LAYER, calibrate, calibration_prompts, length_batches
+from ..states.vl_states import resolve_layer
+from ..zimage import checks
+from ..zimage.pipeline import load_tokenizer, prompt_layout
+from ..zimage.progress import progress
 
 SUMMARY = "measure Z-Image's text encoder; `extract --reference` compares with the result"
 

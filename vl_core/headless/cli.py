@@ -7,12 +7,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from . import calibrate, compare, demo, extract, fit, generate, layers
-from .checks import INSTALL
+from ..zimage.checks import INSTALL
+from . import calibrate, embedded, extract, fit, generate, layers
+from .compare import command as compare
 
 USER_ERROR, INTERRUPTED = 1, 130
 COMMANDS = {
-    "demo": demo, "extract": extract, "generate": generate, "calibrate": calibrate, "compare": compare, "fit": fit,
+    "demo": embedded, "extract": extract, "generate": generate, "calibrate": calibrate, "compare": compare, "fit": fit,
     "layers": layers,
 }
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import get_args
 
-from ..extract import DEFAULT_LAYER, check_options, extract
-from ..metrics import inspect
-from ..normalize import NormalizeMode
-from ..outliers import Direction, MaskMode
-from ..select import SELECTIONS
-from ..states import LAYOUT_KEY, resolve_layer, save_conditioning
-from ..statistics import ReferenceStatistics
-from . import checks
-from .picture import load_picture
-from .progress import progress
+from ..reports.inspection import inspect
+from ..stages.extract import DEFAULT_LAYER, check_options, extract
+from ..stages.normalize import NormalizeMode
+from ..stages.outliers import Direction, MaskMode
+from ..stages.select import SELECTIONS
+from ..states.statistics import ReferenceStatistics
+from ..states.vl_states import LAYOUT_KEY, resolve_layer, save_conditioning
+from ..zimage import checks
+from ..zimage.files import load_picture
+from ..zimage.progress import progress
 from .vision import add_picture_arguments, load_encoder, steps_of_encode
 
 SUMMARY = "save what Qwen3-VL makes of pictures and a prompt, cleaned and scaled, as a CONDITIONING file"

@@ -7,15 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..adapter import AdapterSpec, PictureAdapter, PictureAdapterFit, PictureFeatures
-from ..examples import Example, add_example, examples_key, find_examples, fit_examples, slots_of
-from ..statistics import calibration_prompts
-from . import checks
+from ..adapters.examples import Example, add_example, examples_key, find_examples, fit_examples, slots_of
+from ..adapters.features import PictureFeatures
+from ..adapters.fit import PictureAdapterFit
+from ..adapters.picture_adapter import PictureAdapter
+from ..adapters.spec import AdapterSpec
+from ..states.statistics import calibration_prompts
+from ..zimage import checks
+from ..zimage.pipeline import prompt_layout
+from ..zimage.progress import progress
 from .calibrate import open_text_encoder, read_prompts, text_reader
-from .fleet import on_ray
-from .progress import progress
+from .compare.fleet import on_ray
 from .vision import load_encoder
-from .zimage import prompt_layout
 
 SUMMARY = "fit a picture adapter on a folder of pictures with .txt files beside them"
 SLICE = 16  # pictures that a worker of a cluster takes at a time

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-from . import checks
+from ..zimage import checks
+from .embedded import embedded_folders
 
 DEMO = "demo"
 
@@ -28,13 +27,9 @@ def folders_of(model: str, vision: str | None) -> tuple[str, str]:
         if vision is None:
             raise ValueError("--vision: expected a Qwen3-VL folder beside --model, got none.")
         return model, vision
-    if find_spec("miniature") is None:
-        raise ValueError("--model: the demo's miniature lies in a clone of the repository. Give a Z-Image folder.")
-    from miniature.assemble import MODELS, PIPELINE, VISION
-
     if vision is not None:
         raise ValueError("--vision: the demo has its own Qwen3-VL. Give --model as well, or leave it out.")
-    return str(MODELS / PIPELINE), str(MODELS / VISION)
+    return embedded_folders()
 
 
 def vision_blocks(vision: str, width: int) -> int:

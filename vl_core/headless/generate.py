@@ -9,16 +9,16 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..blend import BlendMethod, BlendSpace, blend
-from ..layout import TokenLayout
-from ..recipe_files import Recipe, load_recipes, read_recipe
-from ..recipes import DEFAULT_LAYERS, MODES, ModeSettings, check_recipe, condition
-from ..states import LAYOUT_KEY, load_conditioning, resolve_layer, save_conditioning
-from . import checks
-from .picture import load_picture, save_png
-from .progress import progress
+from ..stages.blend import BlendMethod, BlendSpace, blend
+from ..states.layout import TokenLayout
+from ..states.vl_states import LAYOUT_KEY, load_conditioning, resolve_layer, save_conditioning
+from ..steering.modes import DEFAULT_LAYERS, MODES, ModeSettings, check_recipe, condition
+from ..steering.recipes import Recipe, load_recipes, read_recipe
+from ..zimage import checks
+from ..zimage.files import load_picture, save_png
+from ..zimage.pipeline import ZImageFolder, encode_text, load_pipeline, load_tokenizer, paint, prompt_layout
+from ..zimage.progress import progress
 from .vision import add_picture_arguments, load_encoder, steps_of_encode
-from .zimage import ZImageFolder, encode_text, load_pipeline, load_tokenizer, paint, prompt_layout
 
 SUMMARY = "paint with Z-Image, steered by a saved CONDITIONING file or directly by pictures"
 

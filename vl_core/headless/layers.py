@@ -7,17 +7,18 @@ import io
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..layer_report import SEEN_BY_DIT, SINKS, LayerReport, layer_report, mean_report, parse_layers, standard_errors
-from ..plots import THEMES, layer_figure
-from ..statistics import ReferenceStatistics, calibrate, calibration_prompts
-from . import checks
+from ..reports.layer_report import SEEN_BY_DIT, SINKS, LayerReport, layer_report, mean_report, standard_errors
+from ..reports.plots import THEMES, layer_figure
+from ..states.layers import parse_layers
+from ..states.statistics import ReferenceStatistics, calibrate, calibration_prompts
+from ..zimage import checks
+from ..zimage.files import load_picture, save_png
+from ..zimage.pipeline import prompt_layout
+from ..zimage.progress import progress
 from .calibrate import batch_reader, open_text_encoder, text_reader
+from .compare.study import read_prompts
 from .folders import add_folder_arguments, folders_of, vision_blocks
-from .picture import load_picture, save_png
-from .progress import progress
-from .study import read_prompts
 from .vision import load_encoder, steps_of_encode
-from .zimage import prompt_layout
 
 SUMMARY = "measure every layer of Qwen3-VL against Z-Image's own text encoder: a table, a report, plots"
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ..encoder import Qwen3VLEncoder
-from ..states import resolve_layer
-from .progress import progress
+from ..encoder.qwen3vl import Qwen3VLEncoder
+from ..states.vl_states import resolve_layer
+from ..zimage.progress import progress
 
 
 def load_encoder(folder: str, device: torch.device, dtype: torch.dtype, layer: int) -> Qwen3VLEncoder:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .pictures import check_picture
+from ..pictures import check_picture
 
 TOKEN = 16  # pixels per side of an image token of Z-Image: 2 × 2 latent pixels
 TILE = 64  # spectra are taken over tiles of this side, half overlapping; also the smallest side of a picture

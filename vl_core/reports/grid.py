@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .outliers import check_choice
-from .pictures import check_picture
+from ..pictures import check_picture
+from ..states.tensors import check_choice
+from ..steering.sweep import Cell, Plan
 from .plots import THEMES, Theme, ThemeName, stack_figures
-from .sweep import Cell, Plan
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw

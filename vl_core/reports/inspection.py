@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .families import ZIMAGE, Family
-from .layout import TokenLayout, TokenRole
-from .outliers import get_outlier_dimensions
-from .statistics import EPSILON, ReferenceStatistics, counted_tokens, find_sinks, median, token_rms
+from ..stages.outliers import get_outlier_dimensions
+from ..states.families import ZIMAGE, Family
+from ..states.layout import TokenLayout, TokenRole
+from ..states.sinks import counted_tokens, find_sinks
+from ..states.statistics import ReferenceStatistics
+from ..states.tensors import EPSILON, median, token_rms
 
 CAPTION_MULTIPLE = 32  # Z-Image pads captions to a multiple of this (diffusers and ComfyUI)
 CAPTION_LIMIT = 1504  # most caption tokens diffusers' ZImageTransformer2DModel has positions for

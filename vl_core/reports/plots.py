@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from ..states.layout import TokenRole
+from ..states.tensors import check_choice
+from .inspection import Inspection
 from .layer_report import SINKS, LayerReport, Metric
-from .layout import TokenRole
-from .metrics import Inspection
-from .outliers import check_choice
 
 # Okabe and Ito's colours, told apart with any kind of colour vision (jfly.uni-koeln.de/color).
 ROLE_COLOURS = {

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .layout import TokenLayout, TokenRole
+from ..states.layout import TokenLayout, TokenRole
+from ..states.tensors import check_choice
 
 KEPT = "-"
 SHOWN = 16  # characters of the prompt around a place, in an error
@@ -83,7 +85,7 @@ def positions_of_words(layout: TokenLayout, words: Sequence[str], tokenize: Call
 
 
 def alpha_on_words(layout: TokenLayout, positions: Tensor, alpha: float | Tensor) -> Tensor:
-    """A curve for :func:`~.blend.blend`: ``alpha`` at ``positions``, 0 (the text bit for bit) everywhere else.
+    """A curve for :func:`blend`: ``alpha`` at ``positions``, 0 (the text bit for bit) everywhere else.
 
     Args:
         layout: of the text.
@@ -162,3 +164,38 @@ def _spans(phrase: str, prompt: str) -> list[tuple[int, int]]:
 def _context(prompt: str, start: int, stop: int) -> str:
     before, after = prompt[max(0, start - SHOWN) : start], prompt[stop : stop + SHOWN]
     return f"…{before}[{prompt[start:stop]}]{after}…"
+
+
+CurveShape = Literal["linear", "ease_in", "ease_out"]
+
+
+def alpha_curve(length: int, start: float, end: float, shape: CurveShape = "linear") -> Tensor:
+    """Alpha per position, from ``start`` to ``end`` along t (linear), t² (ease_in) or 1 − (1−t)² (ease_out).
+
+    Returns float32 ``(length,)``. A length of 1 gives ``start``. Source: the research note's token curves.
+
+    Raises:
+        ValueError: if start or end leaves 0 to 1, length < 1, or the shape is unknown.
+    """
+    check_choice("shape", shape, CurveShape)
+    if length < 1:
+        raise ValueError(f"length: expected at least 1 token, got {length}.")
+    for name, value in (("start", start), ("end", end)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"alpha {name}: expected 0 (text) to 1 (VL), got {value}.")
+    t = torch.linspace(0, 1, length, dtype=torch.float64)
+    t = {"linear": t, "ease_in": t.square(), "ease_out": 1 - (1 - t).square()}[shape]
+    return ((1 - t) * start + t * end).float()
+
+
+def strength_per_token(alpha: float | Tensor, length: int) -> Tensor:
+    """Alpha per token: float32 ``(length,)``."""
+    values = alpha.detach().cpu() if isinstance(alpha, Tensor) else torch.tensor(float(alpha), dtype=torch.float64)
+    if values.ndim and tuple(values.shape) != (length,):
+        raise ValueError(
+            f"alpha: expected one number, or one per text token, shape ({length},), got shape {tuple(values.shape)}."
+        )
+    if not ((values >= 0) & (values <= 1)).all():
+        wrong = values[~((values >= 0) & (values <= 1))].flatten()[0]
+        raise ValueError(f"alpha: expected 0 (text) to 1 (VL), got {float(wrong)}.")
+    return values.float().expand(length)

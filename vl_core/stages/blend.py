@@ -13,23 +13,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .families import THINK_TOKENS
-from .layout import TAIL_TOKENS, TokenLayout, TokenRole, concatenate_layouts
-from .outliers import as_batch, check_all_embeddings, check_choice, put_back, to_dtype
+from ..states.layout import TokenLayout
+from ..states.sinks import Sinks, counted_among
+from ..states.tensors import (
+    EPSILON,
+    check_choice,
+    check_layout,
+    paired_with,
+    put_back,
+    to_dtype,
+    token_rms,
+)
+from .adain import OWN_MIXING, mix_restyled
+from .alignment import align, doubts_about_words, mean_products, median_cosine
+from .alpha import strength_per_token
+from .append import AppendPosition, append_tokens
 from .resample import resample_tokens
-from .select import select_tokens
-from .statistics import EPSILON, Moments, Sinks, counted_among, counted_tokens, median, token_rms
 
 BlendMethod = Literal["aligned", "resample", "truncate", "append", "adain", "adain_per_dim", "style_dims"]
 BlendSpace = Literal["dit", "raw", "slerp"]
-CurveShape = Literal["linear", "ease_in", "ease_out"]
-AppendPosition = Literal["end", "before_tail"]
 
-OWN_MIXING = ("adain", "adain_per_dim", "style_dims")  # mixed as published: raw, whatever the space
-LOW_COSINE = 0.5  # below this the tokens at one place hardly carry the same words
 SLERP_LIMIT = 1e-3  # radians from 0 or pi where the arc is a line, or undefined
-TAIL_LENGTHS = (TAIL_TOKENS, TAIL_TOKENS + THINK_TOKENS)  # Z-Image's, and with an empty think block
-PROMPT_SHOWN = 40  # characters of a prompt in an error
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,82 +80,6 @@ class BlendInfo:
         return "\n".join([*lines, *self.notes])
 
 
-def alpha_curve(length: int, start: float, end: float, shape: CurveShape = "linear") -> Tensor:
-    """Alpha per position, from ``start`` to ``end`` along t (linear), t² (ease_in) or 1 − (1−t)² (ease_out).
-
-    Returns float32 ``(length,)``. A length of 1 gives ``start``. Source: the research note's token curves.
-
-    Raises:
-        ValueError: if start or end leaves 0 to 1, length < 1, or the shape is unknown.
-    """
-    check_choice("shape", shape, CurveShape)
-    if length < 1:
-        raise ValueError(f"length: expected at least 1 token, got {length}.")
-    for name, value in (("start", start), ("end", end)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"alpha {name}: expected 0 (text) to 1 (VL), got {value}.")
-    t = torch.linspace(0, 1, length, dtype=torch.float64)
-    t = {"linear": t, "ease_in": t.square(), "ease_out": 1 - (1 - t).square()}[shape]
-    return ((1 - t) * start + t * end).float()
-
-
-def aligned_positions(
-    text_layout: TokenLayout, vl_layout: TokenLayout, otherwise: str = ", or choose method resample"
-) -> Tensor:
-    """Where the VL sequence carries the text's tokens.
-
-    The VL sequence of a prompt is its text sequence with pictures inserted, perhaps after a system turn that the text
-    lacks: so the ids of its positions outside pictures must end with the text's ids.
-
-    Args:
-        otherwise: what an error adds to its advice.
-
-    Returns:
-        int64 ``(L_text,)``: indices into the VL sequence.
-
-    Raises:
-        ValueError: if they do not, naming the first token that differs.
-    """
-    positions = vl_layout.mask(TokenRole.TEMPLATE, TokenRole.TEXT).nonzero().flatten()
-    if not len(positions):
-        raise ValueError(
-            "vl: expected tokens of the prompt to align with the text, got pictures only. Select all or text tokens of "
-            f"the VL{otherwise}{' or append' if otherwise else ''}."
-        )
-    if text_layout.mask(TokenRole.MARKER, TokenRole.IMAGE).any():
-        raise ValueError(
-            f"text: expected words only, got {text_layout.describe()}. Blend aligned first, append pictures last."
-        )
-    extra = len(positions) - len(text_layout)
-    if extra < 0 or not torch.equal(vl_layout.token_ids[positions[extra:]], text_layout.token_ids):
-        place, ours, theirs = _first_mismatch(text_layout.token_ids, vl_layout.token_ids[positions])
-        raise ValueError(
-            f"text and vl: expected the same words outside the pictures, but at position {place} the text has token "
-            f"{ours} and the VL {theirs}. Text prompt: {_shorten(text_layout.prompt)}; VL prompt: "
-            f"{_shorten(vl_layout.prompt)}. Use the same prompt for both{otherwise}."
-        )
-    return positions[extra:]
-
-
-def _first_mismatch(text_ids: Tensor, vl_ids: Tensor) -> tuple[int, int | str, int | str]:
-    """Position in the text and both ids there, with the VL read from where it agrees longest ("end" if it ran out)."""
-
-    def agreement(start: int) -> int:
-        both = min(len(text_ids), len(vl_ids) - start)
-        different = (text_ids[:both] != vl_ids[start : start + both]).nonzero().flatten()
-        return int(different[0]) if len(different) else both
-
-    starts = [0, *(vl_ids == text_ids[0]).nonzero().flatten().tolist()]
-    start = max(starts, key=agreement)
-    place = agreement(start)
-    ours, theirs = text_ids[place:], vl_ids[start + place :]
-    return place, int(ours[0]) if len(ours) else "end", int(theirs[0]) if len(theirs) else "end"
-
-
-def _shorten(prompt: str) -> str:
-    return repr(prompt if len(prompt) <= PROMPT_SHOWN else prompt[: PROMPT_SHOWN - 1] + "…")
-
-
 def blend(
     text: Tensor,
     vl: Tensor,
@@ -172,7 +100,7 @@ def blend(
     ==============  ===================================================================================
     aligned         x: the VL at the positions that carry the text's tokens (:func:`aligned_positions`);
                     without both layouts its positions outside pictures, if they are as many
-    resample        x: the VL resampled to the text's length (:func:`~.resample.resample_tokens`)
+    resample        x: the VL resampled to the text's length (:func:`resample_tokens`)
     truncate        both cut to the shorter (the note's "linear")
     append          the text, then the VL tokens (or these before the text's template tail); alpha and space are
                     not used (a token's scale is invisible to Z-Image): ``append_downsample`` is the strength
@@ -201,7 +129,7 @@ def blend(
         append_position: "end" puts the VL tokens behind the whole text; "before_tail" between the user's words and
             the template's last 5 tokens, which needs ``text_layout``. The text's own tokens stay bit for bit.
         append_budget: most tokens that each picture may append, None for no limit; a larger one is averaged further
-            (:func:`~.select.select_tokens`).
+            (:func:`select_tokens`).
 
     Returns:
         ``(L, D)`` or ``(B, L, D)`` in the text's shape (but for truncate and append, its length), dtype and device,
@@ -218,10 +146,13 @@ def blend(
     y, (x,) = paired_with(text, {"vl": vl})
     check_layout("text", text_layout, y)
     check_layout("vl", vl_layout, x)
-    strength = _strength(alpha, y.shape[1])
+    strength = strength_per_token(alpha, y.shape[1])
     if method == "append":
-        blended, info = _append(
-            y, x, space, text_layout, vl_layout, append_downsample, append_position, append_budget
+        blended, layout = append_tokens(
+            y, x, text_layout, vl_layout, append_downsample, append_position, append_budget
+        )
+        info = BlendInfo(
+            "append", space, (1.0, 1.0), blended.shape[1], layout, None, None, 0, (), append_position
         )
     else:
         blended, info = _mix_in(y, x, strength, method, space, text_layout, vl_layout, sinks, antialias)
@@ -266,115 +197,6 @@ def _check_equal_lengths(text: Tensor, vl: Tensor) -> None:
         )
 
 
-def paired_batches(text: Tensor, vl: Tensor, name: str = "vl") -> tuple[Tensor, Tensor]:
-    """Both as ``(B, L, D)`` of one batch size and width, on the text's device; ``name`` is what errors call the VL.
-
-    Raises:
-        ValueError: for other shapes, widths or batches that differ, no tokens, values that are not finite.
-    """
-    y, (x,) = paired_with(text, {name: vl})
-    return y, x
-
-
-def paired_with(text: Tensor, sides: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """:func:`paired_batches` of the text and several VL sides by name; a GPU is waited for once."""
-    check_all_embeddings({"text": text, **sides})
-    y, brought = as_batch(text), []
-    for name, vl in sides.items():
-        if text.shape[-1] != vl.shape[-1]:
-            raise ValueError(
-                f"text and {name}: expected equal widths, got {text.shape[-1]} and {vl.shape[-1]}. Z-Image needs "
-                "Qwen3-VL-4B, width 2560."
-            )
-        for side, tokens in (("text", text), (name, vl)):
-            if not tokens.shape[-2]:
-                raise ValueError(f"{side}: expected at least 1 token, got none.")
-        x = as_batch(vl).to(text.device)
-        if len(x) not in (1, len(y)):
-            raise ValueError(f"{name}: expected a batch of {len(y)} like the text's, or of 1, got {len(x)}.")
-        brought.append(x.expand(len(y), -1, -1))
-    return y, brought
-
-
-def check_layout(name: str, layout: TokenLayout | None, tokens: Tensor) -> None:
-    """Raise ValueError unless ``layout`` is None or has a position for each of ``tokens`` ``(…, L, D)``."""
-    if layout is not None and len(layout) != tokens.shape[-2]:
-        raise ValueError(f"{name}_layout: expected {tokens.shape[-2]} positions like {name}, got {len(layout)}.")
-
-
-def _strength(alpha: float | Tensor, length: int) -> Tensor:
-    """Alpha per token: float32 ``(length,)``."""
-    values = alpha.detach().cpu() if isinstance(alpha, Tensor) else torch.tensor(float(alpha), dtype=torch.float64)
-    if values.ndim and tuple(values.shape) != (length,):
-        raise ValueError(
-            f"alpha: expected one number, or one per text token, shape ({length},), got shape {tuple(values.shape)}."
-        )
-    if not ((values >= 0) & (values <= 1)).all():
-        wrong = values[~((values >= 0) & (values <= 1))].flatten()[0]
-        raise ValueError(f"alpha: expected 0 (text) to 1 (VL), got {float(wrong)}.")
-    return values.float().expand(length)
-
-
-def _append(
-    y: Tensor,
-    x: Tensor,
-    space: BlendSpace,
-    text_layout: TokenLayout | None,
-    vl_layout: TokenLayout | None,
-    factor: int,
-    position: AppendPosition,
-    budget: int | None,
-) -> tuple[Tensor, BlendInfo]:
-    at = y.shape[1] if position == "end" else template_tail(text_layout)[0]
-    if factor < 1:
-        raise ValueError(f"append_downsample: expected at least 1, got {factor}.")
-    if factor > 1 or budget is not None:
-        if vl_layout is None:
-            what = f"append_downsample: {factor}" if factor > 1 else f"append_budget: {budget}"
-            raise ValueError(
-                f"{what} needs to know where the pictures are, but vl has no vl_layout. Encode with Qwen3-VL Encode, "
-                "or set the downsampling to 1 and no budget."
-            )
-        x, vl_layout = select_tokens(x, vl_layout, "all", downsample=factor, budget=budget)
-    layout = None
-    if text_layout is not None and vl_layout is not None:
-        before = torch.arange(len(text_layout)) < at
-        parts = [text_layout.select(before), vl_layout, text_layout.select(~before)]
-        layout = concatenate_layouts(parts, "blend")
-    blended = torch.cat([y[:, :at], to_dtype(x, y.dtype), y[:, at:]], dim=1)
-    return blended, BlendInfo("append", space, (1.0, 1.0), blended.shape[1], layout, None, None, 0, (), position)
-
-
-def template_tail(text_layout: TokenLayout | None, lengths: tuple[int, ...] = TAIL_LENGTHS) -> tuple[int, int]:
-    """Where the template's tail begins and ends: the tokens that open the assistant's turn, and what follows in it.
-
-    Args:
-        lengths: of the tails to look for: 5, and 9 with an empty think block.
-
-    Raises:
-        ValueError: if the layout is unknown, or does not hold such a tail in one piece.
-    """
-    if text_layout is None:
-        raise ValueError(
-            "append_position: before_tail needs to know where the words end, but text has no text_layout. Choose end, "
-            "or take the text from a node that keeps it: Z-Image Vision Conditioning at strength 0 gives the same "
-            "states as CLIP Text Encode."
-        )
-    ids = text_layout.token_ids
-    template = (text_layout.mask(TokenRole.TEMPLATE) & ~text_layout.padding()).nonzero().flatten()
-    for length in lengths:
-        tail = template[-length:]
-        in_one_piece = len(template) > length and int(tail[-1] - tail[0]) == length - 1
-        # Both turns open with <|im_start|>: the user's is the first token, the assistant's the third of the tail.
-        if in_one_piece and ids[tail[2]] == ids[template[0]]:
-            return int(tail[0]), int(tail[-1]) + 1
-    expected = " or ".join(map(str, lengths))
-    raise ValueError(
-        f"append_position: before_tail expected a text that ends with the template's {expected} tail tokens, "
-        f"got {text_layout.describe()}. Give the whole text, or choose end."
-    )
-
-
 def _mix_in(
     y: Tensor,
     vl: Tensor,
@@ -410,7 +232,7 @@ def _mix_in(
 
     a = strength.to(y.device).unsqueeze(-1)
     if method in OWN_MIXING:
-        mixed = _mix_as_published(y.float(), x.float(), a, method, sinks, notes)
+        mixed = mix_restyled(y.float(), x.float(), a, method, sinks, notes)
     else:
         mixed = _mix(y.float(), x.float(), a, space)
     keep = is_sink | (strength == 0)
@@ -453,51 +275,6 @@ def _bring(
     return resample_tokens(vl, length, antialias=antialias)
 
 
-def align(
-    vl: Tensor,
-    length: int,
-    text_layout: TokenLayout | None,
-    vl_layout: TokenLayout | None,
-    otherwise: str = ", or choose method resample",
-) -> Tensor:
-    """The VL ``(B, L_vl, D)`` at the text's positions ``(B, length, D)``: by token id where both layouts are known, by
-    count otherwise.
-
-    Raises:
-        ValueError: if the ids or counts do not match; ``otherwise`` is what the error adds to its advice.
-    """
-    if text_layout is not None and vl_layout is not None:
-        return vl.index_select(1, aligned_positions(text_layout, vl_layout, otherwise).to(vl.device))
-    words = vl
-    if vl_layout is not None:
-        words = vl[:, vl_layout.mask(TokenRole.TEMPLATE, TokenRole.TEXT).to(vl.device)]
-    if words.shape[1] != length:
-        where = "tokens" if vl_layout is None else "tokens outside the pictures"
-        raise ValueError(
-            f"vl: expected {length} {where}, as many as the text has, got {words.shape[1]}. Use the same prompt for "
-            f"both (and a system prompt in both or neither){otherwise}."
-        )
-    return words
-
-
-def mean_products(y: Tensor, x: Tensor) -> Tensor:
-    """Mean over the dimensions of what two tokens have in common: ``(…, L, D)`` twice -> float32 ``(…, L)``."""
-    return (y.float() * x.float()).mean(-1)
-
-
-def median_cosine(products: Tensor, size: Tensor, other_size: Tensor) -> float:
-    """Median over tokens of the cosine, from :func:`mean_products` and the RMS of either side, all ``(…, L)``."""
-    sizes = (size.double() * other_size.double()).clamp_min(torch.finfo(torch.float64).tiny)
-    return float(median((products.double() / sizes).flatten()))
-
-
-def doubts_about_words(cosine: float) -> list[str]:
-    """A remark if tokens that were paired by count alone hardly carry the same words."""
-    if cosine >= LOW_COSINE:
-        return []
-    return [f"Cosine {cosine:.2f} is low: check that text and VL read the same prompt."]
-
-
 def _mix(y: Tensor, x: Tensor, a: Tensor, space: BlendSpace) -> Tensor:
     """Raw: as they are; dit and slerp: RMS-normalised tokens along the line or the arc, at the text's scale."""
     if space == "raw":
@@ -516,20 +293,6 @@ def _mix(y: Tensor, x: Tensor, a: Tensor, space: BlendSpace) -> Tensor:
     return scale * torch.where(straight, line, arc)
 
 
-def _mix_as_published(
-    y: Tensor, x: Tensor, a: Tensor, method: BlendMethod, sinks: Sinks, notes: list[str]
-) -> Tensor:
-    """adain, adain_per_dim and style_dims, float32."""
-    if method == "style_dims":
-        upper = torch.arange(y.shape[-1], device=y.device) >= 2 * y.shape[-1] // 3
-        return torch.where(upper, (1 - a) * y + a * x, y)
-    if method == "adain":
-        styled = _restyle(y, *_over_dimensions(y), *_over_dimensions(x))
-    else:
-        styled = torch.stack([_restyle_dimensions(*pair, sinks, notes) for pair in zip(y, x, strict=True)])
-    return (1 - a) * y + a * styled
-
-
 def _effective_alpha(size: Tensor, other_size: Tensor, strength: Tensor, mixed: Tensor) -> float | None:
     """Mean weight of the VL after the token norm, from both sides' RMS ``(B, L)``; None if no position is mixed."""
     if not mixed.any():
@@ -539,25 +302,3 @@ def _effective_alpha(size: Tensor, other_size: Tensor, strength: Tensor, mixed: 
     return float(weight[mixed].mean())
 
 
-def _over_dimensions(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and std of each token ``(…, 1)``, float64: a constant token's mean must be exact, its std is the floor."""
-    values = tokens.detach().cpu().double()
-    std = values.std(-1, keepdim=True) if values.shape[-1] > 1 else torch.zeros_like(values)
-    return values.mean(-1, keepdim=True), std.clamp_min(EPSILON)
-
-
-def _restyle_dimensions(y: Tensor, x: Tensor, sinks: Sinks, notes: list[str]) -> Tensor:
-    """AdaIN over the tokens of one pair of sequences ``(L, D)``, ``(L', D)``."""
-    own, other = (Moments.centring(side[counted_tokens(side, sinks)]) for side in (y, x))
-    if min(own.count, other.count) < 2:
-        notes.append("A side has a single token and so no std per dimension: the result has little or no variety.")
-    return _restyle(y, own.mean, _floored(own), other.mean, _floored(other))
-
-
-def _floored(moments: Moments) -> Tensor:
-    return torch.nan_to_num(moments.std, nan=0.0).clamp_min(EPSILON)
-
-
-def _restyle(y: Tensor, own_mean: Tensor, own_std: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    own_mean, own_std, mean, std = (part.float().to(y.device) for part in (own_mean, own_std, mean, std))
-    return (y - own_mean) / own_std * std + mean

@@ -17,17 +17,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..states.layout import TokenLayout, TokenRole, concatenate_layouts
+from ..states.tensors import EPSILON, check_choice, to_dtype
+from ..states.vl_states import VLStates
 from .delta import MAX_WEIGHT
-from .layout import TokenLayout, TokenRole, concatenate_layouts
-from .outliers import check_choice, to_dtype
 from .select import select_tokens
-from .states import VLStates
-from .statistics import EPSILON
 
 Combination = Literal["average", "add", "subtract", "norm average", "max weight per token"]
 COMBINATIONS: tuple[str, ...] = get_args(Combination)
-
-COVERED = 0.5  # of a mask's 0 to 1: from here on a pixel belongs to its box
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,34 +162,6 @@ def combine(
     if zero is not None:
         zero = replace(first, states=to_dtype(zero, first.states.dtype).to(first.states), layout=words[0][1])
     return Combined(seen, zero, method, tuple(weights), tuple(pooled), chosen)
-
-
-def crop_to_mask(picture: Tensor, mask: Tensor, name: str = "mask") -> Tensor:
-    """The part of a picture in the box around what a mask covers; a full mask gives the picture itself.
-
-    Args:
-        picture: ``(H, W, C)`` or ``(1, H, W, C)``.
-        mask: ``(h, w)`` or ``(1, h, w)`` in [0, 1], of any size: it is laid over the whole picture.
-
-    Raises:
-        ValueError: for a mask of another shape, or one that covers nothing.
-    """
-    if mask.ndim == 3 and mask.shape[0] == 1:
-        mask = mask[0]
-    if mask.ndim != 2 or not mask.numel():
-        raise ValueError(f"{name}: expected one mask of shape (height, width), got {tuple(mask.shape)}.")
-    covered = mask >= COVERED
-    if not covered.any():
-        raise ValueError(f"{name}: covers nothing, every value is below {COVERED}. Paint what is to be looked at.")
-    sides, box = picture.shape[-3:-1], []
-    for axis, side in enumerate(sides):
-        lines = covered.any(1 - axis).nonzero().flatten()
-        scale = side / mask.shape[axis]
-        box.append((math.floor(int(lines[0]) * scale), math.ceil((int(lines[-1]) + 1) * scale)))
-    (top, bottom), (left, right) = box
-    if (bottom - top, right - left) == tuple(sides):
-        return picture
-    return picture[..., top:bottom, left:right, :]
 
 
 def _check_weights(weights: Sequence[float]) -> None:

@@ -7,23 +7,16 @@ what the picture did to them; whatever sets Qwen3-VL apart from Qwen3-4B is on b
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .blend import align, check_layout, doubts_about_words, mean_products, median_cosine, paired_with
-from .layout import TokenLayout
-from .outliers import check_choice, put_back, to_dtype
-from .pictures import check_picture
-from .statistics import EPSILON, Sinks, counted_among, median, token_rms
+from ..states.layout import TokenLayout
+from ..states.sinks import Sinks, counted_among
+from ..states.tensors import EPSILON, check_choice, check_layout, median, paired_with, put_back, to_dtype, token_rms
+from .alignment import align, doubts_about_words, mean_products, median_cosine
 
 MAX_WEIGHT = 3.0
-GREY = 128  # of 255: zero to the encoder but for rounding
-BLUR_CELLS = 4  # a blurred picture keeps the mean colours of 4 × 4 fields
-
-BaselinePicture = Literal["grey", "blurred"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +83,7 @@ def image_delta(
 ) -> tuple[Tensor, DeltaInfo]:
     """Add to the text y what the picture changed: ``y + rms(y)·w·(x⁺/rms(x⁺) − x⁰/rms(x⁰))`` per token.
 
-    x⁺ and x⁰ are taken where they carry the text's tokens (:func:`~.blend.aligned_positions`), each in units of its
+    x⁺ and x⁰ are taken where they carry the text's tokens (:func:`aligned_positions`), each in units of its
     token's RMS, and the difference is brought to the text token's scale. Weight 0, and an x⁺ equal to x⁰, give the
     text bit for bit. A token that is all zero on any side has no direction: the text's vector stays.
 
@@ -164,27 +157,6 @@ def image_delta(
         1 - across / before if before else 0.0, rank or None, int(is_sink.sum()), cosine, tuple(notes),
     )
     return (result[0] if text.ndim == 2 else result), info
-
-
-def baseline_picture(picture: Tensor, kind: BaselinePicture, name: str = "image") -> Tensor:
-    """A picture that says less, to take a delta against: uint8 ``(H, W, 3)`` of the same size.
-
-    Args:
-        picture: as :func:`~.pictures.check_picture` takes it.
-        kind: "grey" is even mid grey: everything the picture shows counts as added. "blurred" keeps the mean colours
-            of 4 × 4 fields, joined bilinearly: what counts as added is all but the light and colours at large.
-
-    Raises:
-        TypeError, ValueError: see :func:`~.pictures.check_picture`; for another kind.
-    """
-    check_choice("kind", kind, BaselinePicture)
-    pixels, _ = check_picture(picture, name)
-    if kind == "grey":
-        return torch.full_like(pixels, GREY)
-    planes = pixels.permute(2, 0, 1).float()[None]
-    cells = F.adaptive_avg_pool2d(planes, tuple(min(BLUR_CELLS, side) for side in planes.shape[-2:]))
-    blurred = F.interpolate(cells, size=planes.shape[-2:], mode="bilinear", align_corners=False)[0]
-    return blurred.permute(1, 2, 0).round().to(torch.uint8).contiguous()
 
 
 def _weights(weight: float | Tensor, length: int) -> Tensor:

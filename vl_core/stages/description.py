@@ -10,11 +10,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .blend import template_tail
-from .layout import TAIL_TOKENS, TokenLayout, TokenRole
-from .outliers import as_batch, check_embeddings, to_dtype
+from ..states.layout import TAIL_TOKENS, TokenLayout, TokenRole
+from ..states.tensors import EPSILON, as_batch, check_embeddings, to_dtype, token_rms
+from .append import template_tail
 from .resample import resample_tokens
-from .statistics import EPSILON, token_rms
 
 SEPARATOR = ", "
 ENDS = " \t\r\n,.;:"  # at the end of a phrase these would melt into one token with the separator

@@ -6,19 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from .layout import TokenLayout, TokenRole
+from ..pictures import DEFAULT_BUDGET, as_pictures
+from ..states.layout import TokenLayout, TokenRole
+from ..states.sinks import Sinks
+from ..states.statistics import ReferenceStatistics
+from ..states.tensors import check_choice
 from .normalize import NormalizeMode, normalize
-from .outliers import Direction, MaskMode, check_choice, mask_outlier_dimensions
-from .pictures import DEFAULT_BUDGET
+from .outliers import Direction, MaskMode, mask_outlier_dimensions
 from .select import SELECTIONS, TokenSelection, select_tokens
-from .statistics import ReferenceStatistics, Sinks
 
 DEFAULT_LAYER = -6  # the research note's choice
-PICTURE_MODES = ("L", "LA", "RGB", "RGBA")  # what numpy gets from PIL as 8-bit channels
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,19 +62,19 @@ def extract(
     """Encode pictures and a prompt, keep some tokens, tame outlier dimensions and bring them onto a scale.
 
     Args:
-        encoder: a :class:`~.encoder.Qwen3VLEncoder`.
+        encoder: a :class:`Qwen3VLEncoder`.
         image: a picture, a list of them, or None. Pictures are tensors ``(H, W, C)`` or ``(B, H, W, C)``, float in
             [0, 1] or uint8, or PIL images.
         text: the prompt.
         hidden_layer: Hugging Face ``hidden_states`` index, negative from the end.
-        token_selection: see :func:`~.select.select_tokens`.
-        normalization_mode, target_std: see :func:`~.normalize.normalize`.
-        outlier_masking, outlier_threshold, direction: see :func:`~.outliers.mask_outlier_dimensions`. Measured on and
+        token_selection: see :func:`select_tokens`.
+        normalization_mode, target_std: see :func:`normalize`.
+        outlier_masking, outlier_threshold, direction: see :func:`mask_outlier_dimensions`. Measured on and
             applied to image tokens only, if any are selected; to all tokens otherwise.
         reference: the text encoder's statistics: needed for outliers and every normalisation but "global" with a
             ``target_std``.
         sinks: whether attention sinks count, in both stages.
-        system_prompt, budget, check: see :meth:`~.encoder.Qwen3VLEncoder.encode`.
+        system_prompt, budget, check: see :meth:`Qwen3VLEncoder.encode`.
 
     Raises:
         TypeError: if a picture is neither tensor nor PIL image.
@@ -151,30 +150,3 @@ def check_options(
             )
 
 
-def as_pictures(image: Any) -> list[Tensor]:
-    """Pictures as the encoder takes them: one or several tensors or PIL images, or None.
-
-    Raises:
-        TypeError: for anything else.
-    """
-    if image is None:
-        return []
-    return [as_tensor(one) for one in image] if isinstance(image, (list, tuple)) else [as_tensor(image)]
-
-
-def as_tensor(image: Any) -> Tensor:
-    """A tensor as it is; a PIL image as uint8 ``(H, W, C)``, or float in [0, 1] if it has 16 bits.
-
-    Raises:
-        TypeError: if it is neither.
-    """
-    if isinstance(image, Tensor):
-        return image
-    if not hasattr(image, "convert"):
-        raise TypeError(f"image: expected a torch tensor or a PIL image, got {type(image).__name__}.")
-    if image.mode.startswith("I"):  # 16 bits: PIL's own conversion would clip at 255
-        return torch.from_numpy(np.asarray(image, dtype=np.float32) / 65535)[..., None]
-    if image.mode not in PICTURE_MODES:
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
-    pixels = torch.from_numpy(np.array(image))
-    return pixels if pixels.ndim == 3 else pixels[..., None]

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .layout import TokenLayout
-from .outliers import to_dtype
-from .states import VLStates, resolve_layer
-from .statistics import EPSILON, token_rms
+from ..states.layout import TokenLayout
+from ..states.tensors import EPSILON, to_dtype, token_rms
+from ..states.vl_states import VLStates, resolve_layer
 
 SMALLEST_SUM = 1e-6  # of weights, as a share of the largest: below, the mean is noise
 

@@ -1,7 +1,7 @@
 """Bring the scale of VL states onto that of Z-Image's own text states.
 
 Z-Image RMS-normalises every caption token first, so scale is invisible at alpha = 1; below 1 it is a mixing weight
-(see :mod:`~.blend`, whose dit space is independent of it). Scale per dimension is visible always.
+(see :mod:`blend`, whose dit space is independent of it). Scale per dimension is visible always.
 """
 
 from __future__ import annotations
@@ -13,17 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .outliers import (
-    as_batch,
-    check_choice,
-    check_shape,
-    checked_sizes,
-    put_back,
-    reference_moments,
-    to_dtype,
-    tokens_in_scope,
-)
-from .statistics import EPSILON, PUBLISHED_CLIP, Moments, ReferenceStatistics, Sinks, TokenSizes
+from ..states.sinks import Sinks, TokenSizes
+from ..states.statistics import PUBLISHED_CLIP, Moments, ReferenceStatistics
+from ..states.tensors import EPSILON, as_batch, check_choice, check_shape, put_back, to_dtype
+from .outliers import checked_sizes, reference_moments, tokens_in_scope
 
 NormalizeMode = Literal["none", "global", "per_dim", "hybrid", "rms"]
 

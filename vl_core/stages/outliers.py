@@ -7,12 +7,14 @@ picture tokens contain no attention sink, the reference did. So both directions 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .statistics import EPSILON, Moments, ReferenceStatistics, Sinks, TokenSizes, all_finite, counted_among
+from ..states.sinks import Sinks, TokenSizes, counted_among
+from ..states.statistics import Moments, ReferenceStatistics
+from ..states.tensors import EPSILON, all_finite, as_batch, check_choice, check_shape, describe_not_finite, to_dtype
 
 Direction = Literal["over", "under", "both"]
 MaskMode = Literal["none", "zero", "clamp", "scale"]
@@ -24,38 +26,6 @@ DONE = {
 }
 
 
-def check_choice(name: str, value: str, choices: type) -> None:
-    """Raise ValueError unless ``value`` is one of the strings of the ``Literal`` type ``choices``."""
-    if value not in get_args(choices):
-        raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}.")
-
-
-def check_embeddings(embeddings: Tensor, name: str = "embeddings") -> None:
-    """Raise ValueError unless ``embeddings`` is a finite float tensor ``(L, D)`` or ``(B, L, D)``."""
-    check_all_embeddings({name: embeddings})
-
-
-def check_all_embeddings(named: dict[str, Tensor]) -> None:
-    """:func:`check_embeddings` of several tensors, which waits for a GPU once."""
-    for name, embeddings in named.items():
-        check_shape(embeddings, name)
-    if not all_finite(*named.values()):
-        raise _not_finite(next(name for name, embeddings in named.items() if not all_finite(embeddings)))
-
-
-def check_shape(embeddings: Tensor, name: str = "embeddings") -> None:
-    """Raise ValueError unless ``embeddings`` is a float tensor ``(L, D)`` or ``(B, L, D)``."""
-    if embeddings.ndim not in (2, 3) or not embeddings.is_floating_point():
-        raise ValueError(
-            f"{name}: expected floats of shape (tokens, width) or (batch, tokens, width), got {embeddings.dtype} of "
-            f"shape {tuple(embeddings.shape)}."
-        )
-
-
-def _not_finite(name: str) -> ValueError:
-    return ValueError(f"{name}: expected finite values, got NaN or infinity; the encoder overflowed.")
-
-
 def checked_sizes(batch: Tensor) -> TokenSizes:
     """The size of every token of ``(B, L, D)``, which tells at once whether all values are finite.
 
@@ -64,7 +34,7 @@ def checked_sizes(batch: Tensor) -> TokenSizes:
     """
     sizes = TokenSizes.of(batch)
     if not sizes.rms.isfinite().all() and not all_finite(batch):
-        raise _not_finite("embeddings")
+        raise describe_not_finite("embeddings")
     return sizes
 
 
@@ -92,30 +62,6 @@ def tokens_in_scope(sizes: TokenSizes, sinks: Sinks, positions: Tensor | None) -
         )
     positions = positions.cpu()
     return counted & positions, int((~counted & positions).sum())
-
-
-def as_batch(embeddings: Tensor) -> Tensor:
-    """``(L, D)`` or ``(B, L, D)`` as a view ``(B, L, D)``."""
-    return embeddings.unsqueeze(0) if embeddings.ndim == 2 else embeddings
-
-
-def put_back(original: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
-    """``changed`` ``(B, L, D)``, in place: the tokens ``kept`` (boolean ``(B, L)``, CPU) as they were, bit for bit."""
-    if kept.any():
-        places = tuple(place.to(changed.device) for place in kept.nonzero(as_tuple=True))
-        changed[places] = original[places]
-    return changed
-
-
-def to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """``values`` in ``dtype``, held at its largest number: float16 ends at 65504, and infinity would spread."""
-    if values.dtype == dtype:
-        return values
-    values = values.float()
-    if dtype.itemsize < values.dtype.itemsize:
-        limit = torch.finfo(dtype).max
-        values = values.clamp(-limit, limit)
-    return values.to(dtype)
 
 
 def reference_moments(reference: ReferenceStatistics, width: int, sinks: Sinks) -> Moments:

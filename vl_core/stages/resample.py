@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .outliers import as_batch, check_embeddings, to_dtype
-from .statistics import EPSILON
+from ..states.tensors import EPSILON, as_batch, check_embeddings, to_dtype
 
 KEPT_COVERAGE = 0.5  # a cell stays if the mask covers at least this share of it
 

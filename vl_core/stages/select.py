@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import TokenLayout, TokenRole
+from ..states.layout import TokenLayout, TokenRole
 from .resample import downsample_grid
 
 TokenSelection = Literal["all", "text", "prompt", "image", "image_no_markers"]

@@ -7,118 +7,23 @@ layer -2, so statistics that include it describe that one token. Here sinks are 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from .sinks import Sinks, check_sinks, sinks_among
 from .storage import read_tensors, take, write_tensors
+from .tensors import ROWS_AT_A_TIME, all_finite, median, token_rms
 
-Sinks = Literal["exclude", "include"]
-
-SINK_FACTOR = 8.0  # a sink's RMS exceeds this many medians; ordinary tokens stay within about 3
 PUBLISHED_TARGET_STD = 61.0  # the research note's global std of Qwen3-4B at layer -2
 PUBLISHED_CLIP = 3.0  # the note clips per-dimension z-scores here
-EPSILON = 1e-6  # floor of a std, as in the note
 ENCODER_LAYER = -2  # the hidden state Z-Image reads
-ROWS_AT_A_TIME = 64  # of 2560 float64: what stays in a processor's cache between the steps of a sum
 BATCH_TOKENS = 2048  # texts read together, padding included: more gains nothing, a GPU is busy with these
-
-
-def token_rms(embeddings: Tensor) -> Tensor:
-    """Root mean square of each token: ``(…, L, D)`` -> float32 ``(…, L)``."""
-    return torch.linalg.vector_norm(embeddings.float(), dim=-1) / math.sqrt(embeddings.shape[-1])
-
-
-def median(values: Tensor) -> Tensor:
-    """Median over the last axis, the mean of the middle two for an even count (``torch.median`` takes the lower)."""
-    ordered = values.sort(-1).values
-    count = ordered.shape[-1]
-    return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
-
-
-def find_sinks(embeddings: Tensor) -> Tensor:
-    """Which tokens are attention sinks: RMS > 8 × the sequence's median token RMS.
-
-    Args:
-        embeddings: ``(L, D)`` or ``(B, L, D)``, any float dtype.
-
-    Returns:
-        boolean ``(L,)`` or ``(B, L)`` on the same device. Sequences of fewer than 3 tokens have no sinks: with two
-        tokens neither is the ordinary one.
-    """
-    return sinks_among(token_rms(embeddings))
-
-
-def sinks_among(rms: Tensor) -> Tensor:
-    """:func:`find_sinks` of tokens whose RMS ``(…, L)`` is known."""
-    if rms.shape[-1] < 3:
-        return torch.zeros_like(rms, dtype=torch.bool)
-    return rms > SINK_FACTOR * median(rms).unsqueeze(-1)
-
-
-def check_sinks(sinks: str) -> None:
-    """Raise ValueError unless ``sinks`` is "exclude" or "include"."""
-    if sinks not in ("exclude", "include"):
-        raise ValueError(f"sinks: expected 'exclude' or 'include', got {sinks!r}.")
-
-
-def counted_tokens(embeddings: Tensor, sinks: Sinks) -> Tensor:
-    """Which tokens statistics run over: boolean ``(L,)`` or ``(B, L)``, all or all but the sinks.
-
-    Raises:
-        ValueError: if ``sinks`` is neither "exclude" nor "include".
-    """
-    return counted_among(token_rms(embeddings), sinks)
-
-
-def counted_among(rms: Tensor, sinks: Sinks) -> Tensor:
-    """:func:`counted_tokens` of tokens whose RMS ``(…, L)`` is known."""
-    check_sinks(sinks)
-    return torch.ones_like(rms, dtype=torch.bool) if sinks == "include" else ~sinks_among(rms)
-
-
-@dataclass(frozen=True, eq=False)
-class TokenSizes:
-    """Mean and RMS of every token, float32 ``(B, L)`` on the CPU.
-
-    All that a stage decides and reports by sinks, scope, global std and median RMS follows from these few numbers, so
-    the tokens are read once and a GPU is waited for once.
-    """
-
-    mean: Tensor
-    rms: Tensor
-
-    @classmethod
-    def of(cls, batch: Tensor) -> TokenSizes:
-        """Of ``(B, L, D)``, any float dtype."""
-        values = batch.detach().float()
-        return cls(*torch.stack([values.mean(-1), token_rms(values)]).cpu())
-
-    def global_std(self, batch: Tensor, counted: Tensor) -> float:
-        """Unbiased std over all elements of the tokens ``counted`` ``(B, L)``; 0 for fewer than 2 elements.
-
-        The mean square less the squared mean. Where the mean outweighs the spread that difference is rounding, and
-        ``batch``, which these are the sizes of, is read again (:func:`overall_std`).
-        """
-        elements = int(counted.sum()) * batch.shape[-1]
-        if elements < 2:
-            return 0.0
-        squared_mean = float(self.mean[counted].double().mean()) ** 2
-        mean_square = float(self.rms[counted].double().square().mean())
-        if squared_mean > mean_square / 2:
-            return overall_std(batch[counted.to(batch.device)])
-        return math.sqrt((mean_square - squared_mean) * elements / (elements - 1))
-
-    def median_rms(self, counted: Tensor) -> float:
-        """Median RMS of the tokens ``counted`` ``(B, L)``; 0 if there are none."""
-        return float(median(self.rms[counted])) if counted.any() else 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,33 +104,6 @@ class Moments:
         elements = self.count * self.mean.numel()
         between = self.count * (self.mean - self.mean.mean()).square().sum()
         return float(((self.squares.sum() + between) / (elements - 1)).sqrt()) if elements > 1 else float("nan")
-
-
-def all_finite(*tensors: Tensor) -> bool:
-    """Whether no value is NaN or infinite in float32: the extremes say so, without a mask as large as the values.
-
-    However many tensors there are, a GPU is waited for once.
-    """
-    extremes = [extreme.float() for values in tensors if values.numel() for extreme in values.detach().aminmax()]
-    if not extremes:
-        return True
-    return bool(torch.stack([extreme.to(extremes[0].device) for extreme in extremes]).isfinite().all())
-
-
-def overall_std(tokens: Tensor) -> float:
-    """Unbiased std over all elements, in float64; 0 for fewer than 2.
-
-    √((Σy² − N·ȳ²)/(N − 1)) with y = x − m and m the mean rounded to float32, so that equal values give 0 exactly and a
-    large mean costs no precision; only sums are in float64, not a copy of the values.
-    """
-    count = tokens.numel()
-    if count < 2:
-        return 0.0
-    wide = torch.float32 if tokens.device.type == "mps" else torch.float64  # MPS has no float64
-    values = tokens.detach().float()
-    shifted = values - (values.sum(dtype=wide) / count).float()
-    norm, total = torch.stack([torch.linalg.vector_norm(shifted, dtype=wide), shifted.sum(dtype=wide)]).tolist()
-    return max(0.0, (norm * norm - total * total / count) / (count - 1)) ** 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -348,7 +226,7 @@ class ReferenceStatistics:
         """Read what :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError, ValueError: see :func:`~.storage.read_tensors`; also for shapes that disagree.
+            FileNotFoundError, ValueError: see :func:`read_tensors`; also for shapes that disagree.
         """
         tensors, header = read_tensors(path, "reference")
         try:

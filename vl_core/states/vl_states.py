@@ -90,7 +90,7 @@ class VLStates:
         """Read what :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError, ValueError: see :func:`~.storage.read_tensors`; also for shapes that disagree.
+            FileNotFoundError, ValueError: see :func:`read_tensors`; also for shapes that disagree.
         """
         tensors, header = read_tensors(path, "states")
         try:
@@ -140,7 +140,7 @@ def load_conditioning(path: str | os.PathLike) -> list[list]:
     """Read what :func:`save_conditioning` wrote: ``[[states (1, L, D), options], …]``.
 
     Raises:
-        FileNotFoundError, ValueError: see :func:`~.storage.read_tensors`; also for shapes that disagree.
+        FileNotFoundError, ValueError: see :func:`read_tensors`; also for shapes that disagree.
     """
     tensors, header = read_tensors(path, "conditioning")
     conditioning = []

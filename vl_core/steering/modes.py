@@ -13,14 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .blend import AppendPosition, BlendInfo, alpha_curve, blend
-from .delta import MAX_WEIGHT, DeltaInfo, image_delta
-from .layout import TokenLayout, TokenRole
-from .normalize import NormalizeMode, normalize
-from .outliers import MaskMode, mask_outlier_dimensions
-from .select import select_tokens
-from .states import VLStates
-from .statistics import PUBLISHED_TARGET_STD, ReferenceStatistics
+from ..stages.alpha import alpha_curve
+from ..stages.append import AppendPosition
+from ..stages.blend import BlendInfo, blend
+from ..stages.delta import MAX_WEIGHT, DeltaInfo, image_delta
+from ..stages.normalize import NormalizeMode, normalize
+from ..stages.outliers import MaskMode, mask_outlier_dimensions
+from ..stages.select import select_tokens
+from ..states.layout import TokenLayout, TokenRole
+from ..states.statistics import PUBLISHED_TARGET_STD, ReferenceStatistics
+from ..states.vl_states import VLStates
 
 Curve = Literal["flat", "linear", "ease_in", "ease_out"]
 MixedTokens = Literal["text", "prompt"]
@@ -33,12 +35,12 @@ class ModeSettings:
     Attributes:
         tokens: which of the text's tokens are changed: "text" all, "prompt" the user's words without the template.
         curve, curve_end: strength over the tokens, from all of it at the first to its share ``curve_end``, 0 to 1, at
-            the last (:func:`~.blend.alpha_curve`); "flat" is the same everywhere.
-        normalization: brings VL states onto the text encoder's (:func:`~.normalize.normalize`).
+            the last (:func:`alpha_curve`); "flat" is the same everywhere.
+        normalization: brings VL states onto the text encoder's (:func:`normalize`).
         outliers, outlier_threshold: what is done with outlier dimensions of the VL states
-            (:func:`~.outliers.mask_outlier_dimensions`).
-        remove_prompt_direction, rank: see :func:`~.delta.image_delta`; rank 0 keeps all directions.
-        position: where appended tokens go (:func:`~.blend.blend`).
+            (:func:`mask_outlier_dimensions`).
+        remove_prompt_direction, rank: see :func:`image_delta`; rank 0 keeps all directions.
+        position: where appended tokens go (:func:`blend`).
     """
 
     tokens: MixedTokens = "text"
@@ -253,7 +255,7 @@ def condition(
         the states for Z-Image, their layout, and a report of what was done.
 
     Raises:
-        ValueError: see :func:`check_recipe`, :func:`~.blend.blend` and :func:`~.delta.image_delta`; for a muted
+        ValueError: see :func:`check_recipe`, :func:`blend` and :func:`image_delta`; for a muted
             encode or statistics that are needed and not given.
     """
     check_recipe(mode, strength)

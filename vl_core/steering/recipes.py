@@ -18,9 +18,8 @@ from typing import Any, Literal, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from .delta import baseline_picture
-from .pictures import check_picture
-from .recipes import MODES, ModeSettings
+from ..pictures import baseline_picture, check_picture
+from .modes import MODES, ModeSettings
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +72,10 @@ class Recipe:
         """A picture as the encoder gets to see it.
 
         Args:
-            picture: as :func:`~.pictures.check_picture` takes it.
+            picture: as :func:`check_picture` takes it.
 
         Raises:
-            TypeError, ValueError: see :func:`~.pictures.check_picture`.
+            TypeError, ValueError: see :func:`check_picture`.
         """
         if self.picture == "as it is":
             return picture

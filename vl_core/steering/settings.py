@@ -1,7 +1,7 @@
 """One set of settings from a reading to states for Z-Image: what a cell of a sweep or a comparison stands for.
 
 The chain is that of the nodes: select tokens, mask outlier dimensions, normalise, blend; or one of the simple node's
-modes (:data:`~.recipes.MODES`) in its place. Every setting is a plain value, so a cell can be written as JSON.
+modes (:data:`MODES`) in its place. Every setting is a plain value, so a cell can be written as JSON.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from .blend import AppendPosition, BlendMethod, BlendSpace, blend
-from .delta import MAX_WEIGHT
-from .layout import TokenLayout, TokenRole
-from .normalize import NormalizeMode, normalize
-from .outliers import Direction, MaskMode, mask_outlier_dimensions
-from .recipes import MODES, ModeSettings, check_recipe, condition
-from .select import SELECTIONS, select_tokens
-from .states import VLStates
-from .statistics import ReferenceStatistics, Sinks
+from ..stages.append import AppendPosition
+from ..stages.blend import BlendMethod, BlendSpace, blend
+from ..stages.delta import MAX_WEIGHT
+from ..stages.normalize import NormalizeMode, normalize
+from ..stages.outliers import Direction, MaskMode, mask_outlier_dimensions
+from ..stages.select import SELECTIONS, select_tokens
+from ..states.layout import TokenLayout, TokenRole
+from ..states.sinks import Sinks
+from ..states.statistics import ReferenceStatistics
+from ..states.vl_states import VLStates
+from .modes import MODES, ModeSettings, check_recipe, condition
 
 Scope = Literal["image tokens", "all tokens"]
 Value = bool | int | float | str
@@ -109,19 +111,19 @@ class Settings:
     """How a reading becomes conditioning.
 
     Attributes:
-        method: one of :func:`~.blend.blend`, or one of the simple node's modes.
+        method: one of :func:`blend`, or one of the simple node's modes.
         alpha: how much the picture counts: alpha of the blends, strength of the modes; 0 is the words alone in all.
         layer: hidden state counted from the end; 0 takes the method's own, -2 or -6 as published.
         tokens: which of the VL's tokens are used (blends only).
         downsample: pictures averaged over n × n tokens; append does it last, the others before the statistics.
-        space: see :func:`~.blend.blend`; antialias, sinks and append_position too.
+        space: see :func:`blend`; antialias, sinks and append_position too.
         outlier_mode, outlier_threshold, outlier_direction, outlier_gamma: see
-            :func:`~.outliers.mask_outlier_dimensions`.
+            :func:`mask_outlier_dimensions`.
         outlier_scope: measure and change "image tokens" only (all if the selection left none) or "all tokens". All is
             the default, because aligned blends do not use image tokens: there a change of these alone does nothing.
-        normalization, target_std: see :func:`~.normalize.normalize`; target 0 takes the reference's.
+        normalization, target_std: see :func:`normalize`; target 0 takes the reference's.
         delta_strength: weight of image delta where it is not to be alpha.
-        remove_prompt_direction, rank: see :func:`~.delta.image_delta`.
+        remove_prompt_direction, rank: see :func:`image_delta`.
 
     Raises:
         ValueError: for a value out of range, or two that do not go together.
@@ -252,7 +254,7 @@ class Settings:
             seen: an encode of the same prompt with pictures, in which :attr:`read_layers` were captured.
             blind: the same with its pictures muted, if :attr:`needs_muted`.
             reference: the text encoder's statistics, if :attr:`needs_reference`.
-            append_layer: see :func:`~.recipes.condition`.
+            append_layer: see :func:`condition`.
 
         Returns:
             the states, their layout, and a report of what was done. Strength 0 gives the text bit for bit.

@@ -11,8 +11,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ..extract import as_tensor
-from ..pictures import check_picture, fit_size
+from ..pictures import as_tensor, check_picture, fit_size
 from .checks import readable_file
 
 if TYPE_CHECKING:

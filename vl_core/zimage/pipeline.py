@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..encoder import SPECIAL_TOKENS
-from ..families import ZIMAGE, Family
-from ..layout import USER_TURN, SpecialTokens, TokenLayout, text_layout
-from ..metrics import CAPTION_MULTIPLE
-from ..statistics import ENCODER_LAYER
+from ..encoder.qwen3vl import SPECIAL_TOKENS
+from ..reports.inspection import CAPTION_MULTIPLE
+from ..states.families import ZIMAGE, Family
+from ..states.layout import USER_TURN, SpecialTokens, TokenLayout, text_layout
+from ..states.statistics import ENCODER_LAYER
 from .checks import read_json, text_encoder_folder
 from .progress import without_library_bars
 

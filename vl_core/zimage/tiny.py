@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..encoder import Qwen3VLEncoder
+from ..encoder.qwen3vl import Qwen3VLEncoder
 
 if TYPE_CHECKING:
     from diffusers import ZImagePipeline

@@ -7,18 +7,19 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from ..adapter import PictureAdapter
-from ..states import resolve_layer
-from . import checks
+from ...adapters.picture_adapter import PictureAdapter
+from ...states.vl_states import resolve_layer
+from ...zimage import checks
+from ...zimage.pipeline import ZImageFolder, load_tokenizer, prompt_layout
+from ..embedded import embedded_judge
+from ..folders import DEMO, add_folder_arguments, folders_of, vision_blocks
 from .fleet import paint_on_ray
-from .folders import DEMO, add_folder_arguments, folders_of, vision_blocks
 from .nulls import NULLS
 from .presets import PRESETS
 from .report import write_report
 from .runner import Paint, local, needs_of, run_study
 from .scores import load_score
 from .study import ADAPTER, DESCRIBE, Models, Study, choose_axes, make_study, read_prompts
-from .zimage import ZImageFolder, load_tokenizer, prompt_layout
 
 SUMMARY = "paint a grid of settings from one reading of each picture, measure it, and write a report to browse"
 
@@ -197,13 +198,5 @@ def score_of(arguments):
     if not arguments.score:
         return None
     device = checks.pick_device(arguments.device)
-    scores = [judge_score(device) if one == JUDGE else load_score(one, "--score", device) for one in arguments.score]
+    scores = [embedded_judge(device) if one == JUDGE else load_score(one, "--score", device) for one in arguments.score]
     return lambda *both: {name: value for score in scores for name, value in score(*both).items()}
-
-
-def judge_score(device):
-    """The miniature's judge as a score."""
-    from miniature.assemble import MODELS
-    from miniature.score import load_score as load_judge
-
-    return load_judge(MODELS, device)

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..sweep import Cell
-from . import checks
+from ...steering.sweep import Cell
+from ...zimage import checks
 from .painter import Needs, Painted, Painter
 from .study import Models
 

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from ..states import VLStates
-from ..statistics import find_sinks, token_rms
-from ..sweep import Cell
+from ...reports.controls import seeded_generator
+from ...steering.sweep import Cell
 
 ANOTHER, SHUFFLED, NOISE = "another", "shuffled", "noise"
 NULLS = {
@@ -59,33 +54,9 @@ def shuffled_key(key: str) -> str:
     return f"{key}-{SHUFFLED}"
 
 
-def shuffled(picture: Tensor, key: str) -> Tensor:
-    """The pixels of ``(H, W, 3)`` in an order that only the key decides."""
-    order = torch.randperm(picture.shape[0] * picture.shape[1], generator=_generator(key))
-    return picture.flatten(0, 1)[order].view_as(picture)
-
-
-def noisy(seen: VLStates, seed: int) -> VLStates:
-    """The same sequence with every layer's states replaced by matched noise."""
-    generator = torch.Generator().manual_seed(seed)
-    return replace(seen, states=torch.stack([matched_noise(layer, generator) for layer in seen.states]))
-
-
-def matched_noise(states: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise with the mean and std per dimension and the RMS per token of states ``(L, D)``; sinks stay as they are."""
-    is_sink = find_sinks(states)
-    ordinary = states[~is_sink].float()
-    drawn = torch.randn(states.shape, generator=generator).to(states.device)
-    drawn = drawn * ordinary.std(0).nan_to_num(0.0) + ordinary.mean(0)
-    drawn = drawn * (token_rms(states) / token_rms(drawn).clamp_min(1e-6)).unsqueeze(-1)
-    return torch.where(is_sink.unsqueeze(-1), states, drawn.to(states.dtype))
-
-
 def noise_seed(cell: Cell) -> int:
     """Of a cell's noise: the same whatever its settings, another for every picture, prompt and seed."""
     extra = dict(cell.extra)
-    return _generator(f"{extra['pictures']} {extra['prompt']} {cell.seed}").initial_seed()
+    return seeded_generator(f"{extra['pictures']} {extra['prompt']} {cell.seed}").initial_seed()
 
 
-def _generator(text: str) -> torch.Generator:
-    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big"))

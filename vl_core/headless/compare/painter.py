@@ -11,19 +11,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..adapter import PictureAdapter
-from ..describe import append_words, describe
-from ..families import THINK_BLOCK, ZIMAGE, Family
-from ..layout import TAIL_TOKENS, USER_TURN, TokenLayout
-from ..states import VLStates
-from ..statistics import ReferenceStatistics, calibrate, calibration_prompts
-from ..sweep import Cell
-from . import checks
-from .calibrate import batch_reader, text_reader
-from .nulls import NULL, matched_noise, noise_seed, noisy
+from ...adapters.picture_adapter import PictureAdapter
+from ...encoder.writing import append_words, describe
+from ...reports.controls import matched_noise, noisy
+from ...states.families import THINK_BLOCK, ZIMAGE, Family
+from ...states.layout import TAIL_TOKENS, USER_TURN, TokenLayout
+from ...states.statistics import ReferenceStatistics, calibrate, calibration_prompts
+from ...states.vl_states import VLStates
+from ...steering.sweep import Cell
+from ...zimage import checks
+from ...zimage.pipeline import encode_text, load_pipeline, paint, prompt_layout, text_states
+from ..calibrate import batch_reader, text_reader
+from ..vision import load_encoder
+from .nulls import NULL, noise_seed
 from .study import ADAPTER, DENOISE, DESCRIBE, THINK, Models
-from .vision import load_encoder
-from .zimage import encode_text, load_pipeline, paint, prompt_layout, text_states
 
 LONGEST_ANSWER = 160  # tokens of a description
 
@@ -40,7 +41,7 @@ class Painted:
 
 @dataclass(frozen=True)
 class Needs:
-    """What the readings of a study have to hold: :class:`~.study.Study` knows."""
+    """What the readings of a study have to hold: :class:`Study` knows."""
 
     layers: tuple[int, ...]
     muted: bool

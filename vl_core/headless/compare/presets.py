@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..settings import Value
+from ...steering.settings import Value
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..artifacts import Artifacts, Fidelity
-from ..grid import draw_grid
-from ..sweep import Cell, Plan
+from ...reports.artifacts import Artifacts, Fidelity
+from ...reports.grid import draw_grid
+from ...steering.sweep import Cell, Plan
+from ...zimage.files import save_png
 from .nulls import NULLS
-from .picture import save_png
 from .runner import Controls, Rows, nulls_in
 from .study import Group, Study
 from .summary import Line, in_words, markdown, summarize, to_csv

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..artifacts import compare_artifacts, measure_fidelity
-from ..sweep import Cell
+from ...reports.artifacts import compare_artifacts, measure_fidelity
+from ...steering.sweep import Cell
+from ...zimage.files import SETTINGS_KEY, save_png
+from ...zimage.progress import progress
 from .nulls import NULLS
 from .painter import Needs, Painted, Painter
-from .picture import SETTINGS_KEY, save_png
-from .progress import progress
 from .study import UNSTEERED, Control, Group, Study, baseline_of
 
 RESULTS, CELLS = "results.jsonl", "cells"
@@ -146,7 +146,7 @@ def _keep(
     beside = picture if baseline.id == cell.id else _read(_file(folder, baseline))
     row |= measure(picture, beside, references[0], group.prompt, score)
     _save(folder / row["picture"], painted, study, row)
-    _append(ledger, row)
+    append_tokens(ledger, row)
     return row
 
 
@@ -167,7 +167,7 @@ def _keep_null(
     row["difference"] = _rounded({
         name: value - theirs[name] for name, value in figures_of(known[cell.id]).items() if name in theirs
     })
-    _append(ledger, row)
+    append_tokens(ledger, row)
     return row
 
 
@@ -192,7 +192,7 @@ def _save(path: Path, painted: Painted, study: Study, row: Mapping[str, Any] | N
     save_png(path, Image.fromarray(painted.pixels), {**noted, "models": study.models.identity()})
 
 
-def _append(ledger: Path, row: Mapping[str, Any]) -> None:
+def append_tokens(ledger: Path, row: Mapping[str, Any]) -> None:
     with ledger.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
         file.flush()

@@ -12,11 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..settings import FIELDS, Field, Value
-from ..sweep import SEED, Axis, Cell, Plan, make_plan, parse_axis
-from . import checks
-from .nulls import NULLS, SHUFFLED, choose_nulls, null_cell, shuffled, shuffled_key
-from .picture import load_picture
+from ...reports.controls import shuffled
+from ...steering.settings import FIELDS, Field, Value
+from ...steering.sweep import SEED, Axis, Cell, Plan, make_plan, parse_axis
+from ...zimage import checks
+from ...zimage.files import load_picture
+from .nulls import NULLS, SHUFFLED, choose_nulls, null_cell, shuffled_key
 from .presets import PRESETS, Preset
 
 DENOISE, THINK, DESCRIBE, ADAPTER = "denoise", "think", "describe", "adapter"
@@ -227,7 +228,7 @@ def make_study(
 
     Args:
         pictures: files of each set. ``prompts``: by name.
-        nulls: see :func:`~.nulls.choose_nulls`.
+        nulls: see :func:`choose_nulls`.
 
     Raises:
         FileNotFoundError, ValueError: for pictures that cannot be read, settings that do not go together, two prompts

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..sweep import SEED, Cell
+from ...steering.sweep import SEED, Cell
 from .nulls import NULLS
 from .runner import Rows, figures_of, nulls_in
 from .study import Study

@@ -1,0 +1,1 @@
+"""Measuring ways to steer on the miniature."""

@@ -1,0 +1,53 @@
+"""Every measured row on disk as soon as it is known, so that a stopped bench goes on."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Ledger:
+    """Rows measured so far, one line each, so that a bench that was stopped goes on where it was.
+
+    ``measured`` is what :func:`measured_with` says of this run.
+    """
+
+    def __init__(self, path: Path, asked: dict[str, Any], resume: bool, measured: dict[str, str]) -> None:
+        self.path, self.rows, self._lock = path, {}, threading.Lock()
+        self._now, self._with = measured, {}
+        self.asked = json.dumps(asked, sort_keys=True)
+        lines = path.read_text(encoding="utf-8").splitlines() if resume and path.is_file() else []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # the line that was being written when the bench was stopped
+            if row["asked"] == self.asked and "measured" in row:
+                self._with[row["key"]] = row["measured"]
+                self.rows[row["key"]] = {name: torch.tensor(values) for name, values in row["hits"].items()}
+        if not resume:
+            path.unlink(missing_ok=True)
+
+    def measured(self, key: str, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The row under ``key``, measured if it is not there."""
+        if key not in self.rows:
+            self.rows[key] = measure()
+            plain = {name: [round(value, 6) for value in values.tolist()] for name, values in self.rows[key].items()}
+            with self._lock, self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"asked": self.asked, "key": key, "measured": self._now, "hits": plain}) + "\n")
+                self._with[key] = self._now
+        return self.rows[key]
+
+    def mostly_with(self) -> dict[str, str]:
+        """The command, machine and date of most rows: a bench may be stopped on one machine and go on on another."""
+        return max(self._with.values(), key=list(self._with.values()).count)
+
+    def elsewhere(self, key: str) -> dict[str, dict[str, str]]:
+        """What a row carries that was not measured with most of them."""
+        return {} if self._with[key] == self.mostly_with() else {"measured": self._with[key]}

@@ -1,0 +1,1 @@
+"""Sheets, plots and tables made from what was measured."""

@@ -1,0 +1,1 @@
+"""Training the miniature: one stage a file."""

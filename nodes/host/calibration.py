@@ -1,0 +1,120 @@
+"""Statistics of a text encoder, measured once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+
+from ...vl_core import ReferenceStatistics, calibrate, calibration_prompts
+from ...vl_core.states.stacks import split_layers
+from ...vl_core.states.statistics import ENCODER_LAYER
+from .memory import fast_allowed, progress_bar
+from .text_encoder import check_text_clip, encode_many
+
+log = logging.getLogger(__name__)
+
+
+def measure_reference(clip: Any) -> tuple[ReferenceStatistics, str]:
+    """Statistics of a text encoder over the built-in prompts, from the cache on disk if it was measured before.
+
+    Returns:
+        the statistics, and where they came from.
+    """
+    check_text_clip(clip, "source")
+    layer = ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx
+    identity = clip_identity(clip)
+    cached = _reference_file(identity, layer)
+    if reference := _read_reference(cached, identity, layer):
+        return reference, f"from the cache: {cached.name}"
+    prompts = calibration_prompts()
+    reference = calibrate(
+        lambda prompt: clip.encode_from_tokens(clip.tokenize(prompt)).cpu(), prompts,
+        encoder=identity, layer=layer, progress=progress_bar(len(prompts)),
+        encode_many=(lambda texts: encode_many(clip, texts)) if fast_allowed() else None,
+    )
+    try:
+        reference.save(cached)
+    except OSError as error:
+        return reference, f"measured now, not kept for the next time: {error}"
+    return reference, f"measured now, kept as {cached.name}"
+
+
+def measure_layers(clip: Any) -> tuple[list[ReferenceStatistics], str]:
+    """Statistics of every layer that a text encoder puts side by side, one for each, padding left out.
+
+    Returns:
+        the statistics in the family's order, and where they came from; for a single layer what
+        :func:`measure_reference` gives.
+    """
+    family = check_text_clip(clip, "source", klein=True)
+    if not family.stacked:
+        reference, origin = measure_reference(clip)
+        return [reference], origin
+    identity = clip_identity(clip)
+    files = [_reference_file(identity, layer) for layer in family.layers]
+    names = ", ".join(file.name for file in files)
+    found = [_read_reference(file, identity, layer) for file, layer in zip(files, family.layers, strict=True)]
+    if all(found):
+        return found, f"from the cache: {names}"
+    prompts = calibration_prompts()
+    texts = encode_many(clip, prompts)
+    measured = []
+    for index, layer in enumerate(family.layers):
+        states = dict(zip(prompts, (split_layers(text, family)[index] for text in texts), strict=True))
+        measured.append(calibrate(states.__getitem__, prompts, encoder=identity, layer=layer))
+    try:
+        for reference, file in zip(measured, files, strict=True):
+            reference.save(file)
+    except OSError as error:
+        return measured, f"measured now, not kept for the next time: {error}"
+    return measured, f"measured now, kept as {names}"
+
+
+def _reference_file(identity: str, layer: int) -> Path:
+    folder = Path(folder_paths.get_user_directory()) / "zimage_vl"
+    return folder / f"reference_{identity[:16]}_layer{layer}.safetensors"
+
+
+def _read_reference(file: Path, identity: str, layer: int) -> ReferenceStatistics | None:
+    """Statistics that were kept, None if there are none of this encoder and layer that can be read."""
+    if not file.is_file():
+        return None
+    try:
+        reference = ReferenceStatistics.load(file)
+    except ValueError as error:
+        log.warning("Measuring again, because the cached reference cannot be read: %s", error)
+        return None
+    return reference if reference.encoder == identity and reference.layer == layer else None
+
+
+def clip_identity(clip: Any) -> str:
+    """A fingerprint of an encoder's weights and patches, and of the built-in prompts, that survives a restart.
+
+    Names, shapes, types and 64 spread-out values of every parameter, so a fine-tune, another quantisation or a LoRA is
+    another encoder; cheap enough to take each time.
+    """
+    digest = hashlib.sha256("\n".join(calibration_prompts()).encode())
+    # A LoRA, of this CLIP or of another one that shares its weights, is written into them while it is loaded.
+    unpatched = {key: kept.weight for key, kept in clip.patcher.backup.items()}
+    for name, parameter in sorted(clip.cond_stage_model.named_parameters()):
+        parameter = unpatched.get(name, parameter)
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(_sample(parameter))
+    for key in sorted(clip.patcher.patches, key=str):
+        for strength, patch, strength_model, *_ in clip.patcher.patches[key]:
+            digest.update(f"{key} {strength} {strength_model}".encode())
+            weights = getattr(patch, "weights", patch)
+            for part in weights if isinstance(weights, (tuple, list)) else (weights,):
+                digest.update(_sample(part) if isinstance(part, torch.Tensor) else repr(part).encode())
+    return digest.hexdigest()
+
+
+def _sample(tensor: torch.Tensor) -> bytes:
+    # A quantised weight as it is stored: turning one into floats to look at 64 of them takes long.
+    values = getattr(tensor.detach(), "_qdata", tensor.detach()).reshape(-1)
+    return values[:: max(1, values.numel() // 64)].to("cpu", torch.float32).numpy().tobytes()

@@ -1,0 +1,145 @@
+"""Where models, adapters, recipes and saved embeddings lie."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...vl_core import calibration_prompts
+
+EMBEDDINGS = "vl_embeddings"  # folder of saved conditioning, below output/ and models/
+ENCODER_SUBFOLDERS = ("LLM", "VLM", "Qwen")  # where other packs keep Hugging Face folders, below models/
+UNFIT_FOR_FILES = set('<>:"|?*\0')  # no file name on Windows may hold them
+
+
+def encoder_folders() -> dict[str, Path]:
+    """Qwen3-VL folders by the name shown in the loader."""
+    found: dict[str, Path] = {}
+    for root in encoder_roots():
+        for config in sorted([*root.glob("*/config.json"), *root.glob("*/*/config.json")]):
+            try:
+                model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+            except (OSError, ValueError, AttributeError):
+                continue  # somebody else's broken folder is not ours to report
+            if model_type == "qwen3_vl":
+                found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+    return found
+
+
+def encoder_roots() -> list[Path]:
+    """Folders that are searched for Qwen3-VL."""
+    below_models = [str(Path(folder_paths.models_dir) / name) for name in ENCODER_SUBFOLDERS]
+    return [Path(root) for root in dict.fromkeys([*folder_paths.get_folder_paths("text_encoders"), *below_models])]
+
+
+def recipe_folder() -> Path:
+    """Where a user's own recipes are looked for."""
+    return Path(folder_paths.get_user_directory()) / "zimage_vl" / "recipes"
+
+
+def input_folder(name: str) -> Path:
+    """A folder below ComfyUI's input folder.
+
+    Raises:
+        ValueError: if the name leads out of it.
+    """
+    root = os.path.abspath(folder_paths.get_input_directory())
+    path = Path(os.path.abspath(os.path.join(root, name)))
+    if not path.is_relative_to(root):
+        raise ValueError(f"folder: expected a folder below {root}, got {name!r}. Use a relative one without .. in it.")
+    return path
+
+
+def read_prompts(name: str, least: int = 1) -> tuple[str, ...]:
+    """The built-in prompts for an empty name, else the lines of a text file in ComfyUI's input folder.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is no such file, or it holds fewer than ``least``.
+    """
+    if not name.strip():
+        return tuple(calibration_prompts())
+    path = input_folder(name)
+    if not path.is_file():
+        raise FileNotFoundError(f"prompts: expected a text file in ComfyUI's input folder, found none at {path}.")
+    found = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    if len(found) < least:
+        raise ValueError(f"prompts: expected at least {least} in {path.name}, one a line, got {len(found)}.")
+    return found
+
+
+def adapters_folder() -> Path:
+    """Where picture adapters are kept."""
+    return Path(folder_paths.models_dir) / "zimage_vl_adapters"
+
+
+def saved_adapters() -> dict[str, Path]:
+    """Picture adapters by the name shown in the list."""
+    return {path.name: path for path in sorted(adapters_folder().glob("*.safetensors"))}
+
+
+def adapter_path(name: str) -> Path:
+    """The file of an adapter of that name; its folder is there afterwards.
+
+    Raises:
+        ValueError: if it is no name for a file.
+    """
+    if not name.strip() or set("/" + os.sep) & set(name) or UNFIT_FOR_FILES.intersection(name):
+        raise ValueError(f"name: expected a plain file name, got {name!r}.")
+    adapters_folder().mkdir(parents=True, exist_ok=True)
+    return adapters_folder() / f"{name.removesuffix('.safetensors')}.safetensors"
+
+
+def embeddings_folder() -> Path:
+    """Where Save VL Embeddings writes and Load VL Embeddings looks first."""
+    return Path(folder_paths.get_output_directory()) / EMBEDDINGS
+
+
+def saved_embeddings() -> dict[str, Path]:
+    """Saved files by the name shown in the loader."""
+    found: dict[str, Path] = {}
+    for root in (embeddings_folder(), Path(folder_paths.models_dir) / EMBEDDINGS):
+        for path in sorted(root.rglob("*.safetensors")):
+            found.setdefault(path.relative_to(root).as_posix(), path)
+    return found
+
+
+def find_saved(name: str) -> Path:
+    """Path of a saved file.
+
+    Raises:
+        ValueError: if there is none; the message lists where it looked.
+    """
+    found = saved_embeddings()
+    if name not in found:
+        looked = f"{embeddings_folder()} and {Path(folder_paths.models_dir) / EMBEDDINGS}"
+        raise ValueError(
+            f"file: found no saved embeddings {name!r} in {looked}. Save some with Save VL Embeddings, then press R."
+        )
+    return found[name]
+
+
+def next_save_path(prefix: str) -> Path:
+    """A file name that is not taken yet: ``<prefix>_00001.safetensors``; ComfyUI's %year% … %second% tokens work.
+
+    Raises:
+        ValueError: if the prefix leads out of the folder.
+    """
+    root = embeddings_folder()
+    root.mkdir(parents=True, exist_ok=True)
+    if not Path(os.path.abspath(root / prefix)).is_relative_to(os.path.abspath(root)):
+        raise ValueError(
+            f"filename_prefix: expected a name below {root}, got {prefix!r}. Use a relative one without .. in it."
+        )
+    if not prefix or UNFIT_FOR_FILES.intersection(prefix):
+        raise ValueError(
+            f"filename_prefix: expected a name without {' '.join(sorted(UNFIT_FOR_FILES - {chr(0)}))}, got {prefix!r}."
+        )
+    folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
+    path = Path(folder) / f"{name}_{counter:05}.safetensors"
+    while path.exists():  # the host's counter only knows names that end in an underscore
+        counter += 1
+        path = Path(folder) / f"{name}_{counter:05}.safetensors"
+    return path

@@ -1,0 +1,121 @@
+"""Qwen3-VL from a Hugging Face folder under ComfyUI's memory management."""
+
+from __future__ import annotations
+
+import comfy.utils
+import torch
+
+from ...vl_core import Description, VLStates
+from ...vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from ...vl_core.encoder.writing import describe
+from ...vl_core.pictures import FACTOR, check_picture, fit_size
+from ...vl_core.states.families import ZIMAGE
+from .folders import encoder_folders, encoder_roots
+from .memory import (
+    EncoderPatcher,
+    activation_bytes,
+    check_interrupted,
+    fast_allowed,
+    forget_when_unloaded,
+    progress_bar,
+)
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CACHES = ("on", "every layer", "off")  # what Load Qwen3-VL lets an encoder keep
+
+
+class LoadedEncoder:
+    """A transformers Qwen3-VL under ComfyUI's memory management: what travels on a QWEN3VL wire."""
+
+    def __init__(self, encoder: Qwen3VLEncoder):
+        self.encoder = encoder
+        # Not CoreModelPatcher: with dynamic VRAM that one copies plain torch weights to the GPU anew at every load.
+        self.patcher = EncoderPatcher(
+            torch.nn.Sequential(encoder.model),  # the patcher sets `device`, which transformers' models do not allow
+            load_device=comfy.model_management.text_encoder_device(),
+            offload_device=comfy.model_management.text_encoder_offload_device(),
+            size=comfy.model_management.module_size(encoder.model),
+        )
+        self.patcher.forget = encoder.forget
+        forget_when_unloaded(self.patcher, encoder.reader)
+
+    def encode(self, images, prompt, layers, system_prompt, budget, notes, mute, family=ZIMAGE) -> VLStates:
+        self._load(images, len(self.encoder.tokenize(prompt, system_prompt, family)), budget)
+        return self.encoder.encode(
+            images, prompt, layers, system_prompt, budget=budget, mute=mute, notes=notes, check=check_interrupted,
+            family=family,
+        )
+
+    def write(self, images, instruction, max_tokens, budget, **options) -> Description:
+        """Words about pictures; see :func:`describe` for ``options``."""
+        step, encoder = progress_bar(max_tokens), self.encoder
+        own_head = 0 if encoder.model.config.tie_word_embeddings else encoder.head().nbytes
+        self._load(images, len(encoder.tokenize(instruction)) + max_tokens, budget, own_head)
+        return describe(
+            encoder, images, instruction, max_tokens=max_tokens, budget=budget, on_text=lambda _: step(), **options
+        )
+
+    def _load(self, images, tokens: int, budget: int, more_bytes: int = 0) -> None:
+        """Have the model on its device, with room for the pictures and ``tokens`` beside them."""
+        check_interrupted()
+        for index, image in enumerate(images, 1):
+            height, width = check_picture(image, f"image {index}")[0].shape[:2]
+            rows, columns = fit_size(height, width, budget, f"image {index}")
+            tokens += rows * columns // FACTOR**2
+        # Plain torch layers cannot be streamed in parts, so the model is loaded whole.
+        comfy.model_management.load_models_gpu(
+            [self.patcher], memory_required=activation_bytes(self.encoder.width, tokens) + more_bytes,
+            force_full_load=True,
+        )
+
+    def describe(self) -> str:
+        encoder, loaded = self.encoder, len(self.encoder.model.language_model.layers)
+        dtype = str(encoder.dtype).removeprefix("torch.")
+        size = comfy.model_management.module_size(encoder.model) / 2**30
+        return (
+            f"{encoder.name}: {encoder.variant}, {dtype}, {loaded} of {encoder.num_layers} blocks, {size:.2f} GiB"
+        )
+
+
+def load_encoder(
+    folder: str, dtype: str, deepest_layer: int, cache: str = "on", compile: bool = False
+) -> LoadedEncoder:
+    """Load a Qwen3-VL folder by the name the loader shows.
+
+    Args:
+        cache: one of ``CACHES``.
+        compile: see :class:`Qwen3VLEncoder`.
+
+    Raises:
+        ValueError: if there is no such folder, the message lists where it looked; for an unknown ``cache``.
+    """
+    if cache not in CACHES:
+        raise ValueError(f"cache: expected one of {', '.join(CACHES)}, got {cache!r}.")
+    folders = encoder_folders()
+    if folder not in folders:
+        looked = "\n".join(f"  {root}" for root in encoder_roots())
+        raise ValueError(
+            f"folder: found no Qwen3-VL folder {folder!r}. Put the Hugging Face folder of Qwen3-VL-4B (config.json, "
+            f"tokenizer and safetensors files) in one of:\n{looked}\nthen press R to refresh the list."
+        )
+    bar = comfy.utils.ProgressBar(1)
+
+    def progress(done: int, total: int) -> None:
+        check_interrupted()
+        bar.update_absolute(done, total)
+
+    encoder = Qwen3VLEncoder.from_pretrained(
+        folders[folder], device=comfy.model_management.text_encoder_offload_device(), dtype=_pick_dtype(dtype),
+        deepest_layer=deepest_layer, progress=progress, cache_bytes=0 if cache == "off" else None,
+        every_layer=cache == "every layer", compile=compile, fast=fast_allowed(),
+    )
+    return LoadedEncoder(encoder)
+
+
+def _pick_dtype(name: str) -> torch.dtype:
+    if name in DTYPES:
+        return DTYPES[name]
+    device = comfy.model_management.text_encoder_device()
+    if comfy.model_management.is_device_cpu(device):
+        return torch.float32
+    return torch.bfloat16 if comfy.model_management.should_use_bf16(device) else torch.float16

@@ -1,0 +1,71 @@
+"""ComfyUI's memory, progress and Stop."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import comfy.utils
+import torch
+from comfy.patcher_extension import CallbacksMP
+
+from ...vl_core.encoder.reader import Reader
+from .folders import EMBEDDINGS
+
+FAST_VARIABLE = "ZIMAGE_VL_FAST"  # environment: 0 runs every model's own forward and keeps nothing
+
+
+def fast_allowed() -> bool:
+    """Whether the merged forward pass and what it keeps may be used."""
+    return os.environ.get(FAST_VARIABLE, "1").strip() != "0"
+
+
+class EncoderPatcher(comfy.model_patcher.ModelPatcher):
+    """Gives back what is kept before weights, when ComfyUI needs a part of an encoder's memory."""
+
+    forget: Callable[[], None] = staticmethod(lambda: None)
+
+    def partially_unload(self, *arguments: Any, **options: Any) -> int:
+        self.forget()
+        return super().partially_unload(*arguments, **options)
+
+
+def forget_when_unloaded(patcher: Any, reader: Reader) -> None:
+    """Have a reader give its memory back when ComfyUI unloads the model it reads with."""
+    reference = weakref.ref(reader)
+
+    def forget(_patcher: Any, unpatched: bool) -> None:
+        kept = reference()
+        if unpatched and kept is not None:  # the host also detaches, without this, when it loads a model again
+            kept.forget()
+
+    patcher.remove_callbacks_with_key(CallbacksMP.ON_DETACH, EMBEDDINGS)
+    patcher.add_callback_with_key(CallbacksMP.ON_DETACH, EMBEDDINGS, forget)
+
+
+def activation_bytes(width: int, tokens: int) -> int:
+    """Room the forward needs over its weights: about 64 float32 rows of ``width`` per token covers every layer."""
+    return 256 * width * tokens
+
+
+def check_interrupted() -> None:
+    """Raise if the user pressed Stop."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def progress_bar(total: int) -> Callable[[], None]:
+    """A bar on the running node; each call is one step and a chance to stop."""
+    bar = comfy.utils.ProgressBar(total)
+
+    def step() -> None:
+        check_interrupted()
+        bar.update(1)
+
+    return step
+
+
+def states_to_host(states: torch.Tensor) -> torch.Tensor:
+    """States ``(L, D)`` as a CONDITIONING tensor ``(1, L, D)``: float32 on the intermediate device."""
+    return states.to(comfy.model_management.intermediate_device(), torch.float32, copy=True).unsqueeze(0)

@@ -1,0 +1,1 @@
+"""Closed-form maps: the picture adapter, the space adapter, and the ridge solve under both."""

@@ -1,0 +1,142 @@
+"""What a picture adapter was made for: its features, slots and target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from ..stages.append import template_tail
+from ..stages.description import Slot, check_slots
+from ..states.families import ZIMAGE, Family, family_of, find_family
+from ..states.layout import TokenLayout
+from ..states.statistics import ENCODER_LAYER
+from ..states.tensors import check_choice
+from ..states.vl_states import VLStates, resolve_layer
+from .features import PictureFeatures
+
+TailTarget = Literal["change", "state"]
+Neutral = Literal["prompt", "last word", "tail", "mean"]
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """What an adapter was fitted for; two that differ in any of it cannot be merged.
+
+    Attributes:
+        features, slots: input and output.
+        vl_width, vl_blocks, vl_model: of the VL encoder. ``text_width``, ``text_layer``, ``text_model``: of Z-Image's;
+            of a family that reads several layers, the width of all together, and no layer.
+        tail: "change": what the description changes at the prompt's own tail is predicted; "state": the tail itself.
+        own_prompt: the VL reads the user's prompt with the picture; else always ``prompt``.
+        family: the group of :mod:`families` that the text encoder is of; the VL reads in its template.
+    """
+
+    features: PictureFeatures
+    slots: tuple[Slot, ...]
+    vl_width: int
+    vl_blocks: int
+    text_width: int
+    text_layer: int | None = ENCODER_LAYER
+    vl_model: str = ""
+    text_model: str = ""
+    tail: TailTarget = "change"
+    own_prompt: bool = True
+    prompt: str = ""
+    family: str = ZIMAGE.group
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "slots", check_slots(self.slots))
+        family = self.text_family
+        if self.text_width != family.width:
+            raise ValueError(
+                f"text_width: expected {len(family.layers)} equal parts ({family.describe_layers()} of {self.family}), "
+                f"got {self.text_width}."
+            )
+        if family.stacked:
+            object.__setattr__(self, "text_layer", None)
+        check_choice("tail", self.tail, TailTarget)
+        for layer in self.features.layers:
+            resolve_layer(layer, self.vl_blocks)
+
+    @property
+    def inputs(self) -> int:
+        return self.features.vectors * self.vl_width
+
+    @property
+    def words(self) -> int:
+        """Tokens of all slots."""
+        return sum(slot.tokens for slot in self.slots)
+
+    @property
+    def text_family(self) -> Family:
+        """Whose text states are predicted."""
+        layers = len(family_of(self.family, self.text_width).layers)  # as many for every size of encoder
+        return family_of(self.family, self.text_width // layers)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are predicted: of all slots, and the template's tail after them."""
+        return self.words + self.text_family.tail_tokens
+
+    @property
+    def targets(self) -> int:
+        return self.tokens * self.text_width
+
+    def groups(self) -> dict[str, slice]:
+        """Where each slot is among the targets, and the tail."""
+        found, start = {}, 0
+        parts = [(slot.name, slot.tokens) for slot in self.slots]
+        for name, tokens in (*parts, ("tail", self.text_family.tail_tokens)):
+            found[name] = slice(start * self.text_width, (start + tokens) * self.text_width)
+            start += tokens
+        return found
+
+    def check_seen(self, seen: VLStates) -> None:
+        """Raise ValueError unless the states come from an encoder like the one of the fit."""
+        got, expected = (seen.states.shape[-1], seen.num_layers), (self.vl_width, self.vl_blocks)
+        if got != expected:
+            raise ValueError(
+                f"seen: the adapter was fitted on {self.vl_model or 'an encoder'} of width {expected[0]} with "
+                f"{expected[1]} blocks, got {seen.model or 'one'} of width {got[0]} with {got[1]}. Load the encoder of "
+                "the fit, or fit an adapter for this one."
+            )
+
+    def check_text(self, states: Tensor, layout: TokenLayout | None) -> None:
+        """Raise ValueError unless the text states are what the adapter predicts."""
+        family, got = self.text_family, find_family(states.shape[-1], layout)
+        predicts = f"the adapter predicts {family.describe_layers()} of {self.text_model or 'an encoder'}"
+        mend = "Use the text encoder of the fit, or fit an adapter for this one."
+        if states.shape[-1] != self.text_width:
+            of = f" ({got.name}, {got.describe_layers()})" if got else ""
+            raise ValueError(
+                f"text: {predicts} for {self.family}, width {self.text_width}, got width {states.shape[-1]}{of}. {mend}"
+            )
+        if layout is None:
+            return
+        if layout.layer not in (None, self.text_layer):
+            raise ValueError(f"text: {predicts} for {self.family}, got layer {layout.layer}. {mend}")
+        self.tail_of(layout)
+
+    def tail_of(self, layout: TokenLayout) -> tuple[int, int]:
+        """Where a text's template tail begins and ends; ValueError for a text of another template."""
+        family = self.text_family
+        try:
+            return template_tail(layout, (family.tail_tokens,))
+        except ValueError as error:
+            raise ValueError(
+                f"text: expected a whole text of {self.family}, which ends with {family.tail_tokens} template tokens, "
+                f"got {layout.describe()}. Use the text encoder of the fit, or fit an adapter for this one."
+            ) from error
+
+    def header(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any]) -> AdapterSpec:
+        """KeyError or TypeError if it is garbled."""
+        parts = dict(header)
+        features = PictureFeatures(**parts.pop("features"))
+        return cls(features, tuple(Slot(**slot) for slot in parts.pop("slots")), **parts)

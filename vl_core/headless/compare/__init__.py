@@ -1,0 +1,1 @@
+"""`compare`: grids of settings painted, measured beside null controls, and shown on a page."""

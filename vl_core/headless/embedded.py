@@ -1,0 +1,56 @@
+"""``demo``, and all else that the command line takes from the trained miniature: its models and its judge.
+
+The only file of vl_core that knows the miniature, which is imported when it is asked for: a clone of the repository has
+it, an installed pack need not.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "miniature"
+SUMMARY = "paint with the trained miniature of the whole chain and see what came through; needs no downloads"
+
+
+def add_arguments(parser) -> None:
+    parser.add_argument("--output", "-o", default="demo_output", metavar="FOLDER", help="where to write")
+
+
+def run(arguments) -> None:
+    embedded("demo").run(arguments)
+
+
+def embedded_folders() -> tuple[str, str]:
+    """Folders of the miniature's Z-Image and of its Qwen3-VL.
+
+    Raises:
+        ValueError: if the miniature is not there.
+    """
+    found = embedded("train.assemble")
+    return str(found.MODELS / found.PIPELINE), str(found.MODELS / found.VISION)
+
+
+def embedded_judge(device: Any) -> Any:
+    """The miniature's judge as a score of ``compare``.
+
+    Raises:
+        ValueError: if the miniature is not there.
+    """
+    return embedded("measure.score").load_score(embedded("train.assemble").MODELS, device)
+
+
+def embedded(module: str) -> ModuleType:
+    """A module of the miniature.
+
+    Raises:
+        ValueError: if it is not there.
+    """
+    if find_spec(PACKAGE) is None:
+        raise ValueError(
+            "The trained miniature lies in a clone of the repository. Run `pip install -e .` in one, or give --model a "
+            "Z-Image folder."
+        )
+    return import_module(f"{PACKAGE}.{module}")

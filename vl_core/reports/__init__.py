@@ -1,0 +1,1 @@
+"""What is said about states and pictures: figures, plots, sheets. Nothing here changes either."""

@@ -1,0 +1,4 @@
+"""What travels: states, their layout, statistics and files. Imports nothing else of the pack.
+
+No stage and no model lives here.
+"""

@@ -1,0 +1,93 @@
+"""Attention sinks: tokens hundreds of times larger than the rest, found and kept out of statistics."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .tensors import median, overall_std, token_rms
+
+Sinks = Literal["exclude", "include"]
+SINK_FACTOR = 8.0  # a sink's RMS exceeds this many medians; ordinary tokens stay within about 3
+
+
+def find_sinks(embeddings: Tensor) -> Tensor:
+    """Which tokens are attention sinks: RMS > 8 × the sequence's median token RMS.
+
+    Args:
+        embeddings: ``(L, D)`` or ``(B, L, D)``, any float dtype.
+
+    Returns:
+        boolean ``(L,)`` or ``(B, L)`` on the same device. Sequences of fewer than 3 tokens have no sinks: with two
+        tokens neither is the ordinary one.
+    """
+    return sinks_among(token_rms(embeddings))
+
+
+def sinks_among(rms: Tensor) -> Tensor:
+    """:func:`find_sinks` of tokens whose RMS ``(…, L)`` is known."""
+    if rms.shape[-1] < 3:
+        return torch.zeros_like(rms, dtype=torch.bool)
+    return rms > SINK_FACTOR * median(rms).unsqueeze(-1)
+
+
+def check_sinks(sinks: str) -> None:
+    """Raise ValueError unless ``sinks`` is "exclude" or "include"."""
+    if sinks not in ("exclude", "include"):
+        raise ValueError(f"sinks: expected 'exclude' or 'include', got {sinks!r}.")
+
+
+def counted_tokens(embeddings: Tensor, sinks: Sinks) -> Tensor:
+    """Which tokens statistics run over: boolean ``(L,)`` or ``(B, L)``, all or all but the sinks.
+
+    Raises:
+        ValueError: if ``sinks`` is neither "exclude" nor "include".
+    """
+    return counted_among(token_rms(embeddings), sinks)
+
+
+def counted_among(rms: Tensor, sinks: Sinks) -> Tensor:
+    """:func:`counted_tokens` of tokens whose RMS ``(…, L)`` is known."""
+    check_sinks(sinks)
+    return torch.ones_like(rms, dtype=torch.bool) if sinks == "include" else ~sinks_among(rms)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSizes:
+    """Mean and RMS of every token, float32 ``(B, L)`` on the CPU.
+
+    All that a stage decides and reports by sinks, scope, global std and median RMS follows from these few numbers, so
+    the tokens are read once and a GPU is waited for once.
+    """
+
+    mean: Tensor
+    rms: Tensor
+
+    @classmethod
+    def of(cls, batch: Tensor) -> TokenSizes:
+        """Of ``(B, L, D)``, any float dtype."""
+        values = batch.detach().float()
+        return cls(*torch.stack([values.mean(-1), token_rms(values)]).cpu())
+
+    def global_std(self, batch: Tensor, counted: Tensor) -> float:
+        """Unbiased std over all elements of the tokens ``counted`` ``(B, L)``; 0 for fewer than 2 elements.
+
+        The mean square less the squared mean. Where the mean outweighs the spread that difference is rounding, and
+        ``batch``, which these are the sizes of, is read again (:func:`overall_std`).
+        """
+        elements = int(counted.sum()) * batch.shape[-1]
+        if elements < 2:
+            return 0.0
+        squared_mean = float(self.mean[counted].double().mean()) ** 2
+        mean_square = float(self.rms[counted].double().square().mean())
+        if squared_mean > mean_square / 2:
+            return overall_std(batch[counted.to(batch.device)])
+        return math.sqrt((mean_square - squared_mean) * elements / (elements - 1))
+
+    def median_rms(self, counted: Tensor) -> float:
+        """Median RMS of the tokens ``counted`` ``(B, L)``; 0 if there are none."""
+        return float(median(self.rms[counted])) if counted.any() else 0.0

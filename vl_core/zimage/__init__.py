@@ -1,0 +1,1 @@
+"""Z-Image through diffusers: its text encoder, its painting, its files."""
