@@ -22,8 +22,7 @@ from ..vl_core.adapters.picture_adapter import MAX_STRENGTH, AdapterInfo, Pictur
 from ..vl_core.adapters.spec import AdapterSpec
 from ..vl_core.stages.combine import parse_weights
 from ..vl_core.stages.description import SLOTS, slot_request
-from . import entries
-from .entries import Entry, check_conditioning, layout_of, repack
+from .entries import Entry, attend_words, check_conditioning, layout_of, repack, words_of
 from .host import encoders, folders, memory, text_encoder
 from .widgets import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
@@ -249,9 +248,9 @@ def apply_to(
     entry: Entry, adapter: PictureAdapter, seen: list[VLStates], strength: float, **options
 ) -> tuple[Entry, AdapterInfo]:
     """A text entry with the description's states in it, and what was added; ``options`` go to the adapter."""
-    words = entries.words_of(entry)
+    words = words_of(entry)
     states, layout, info = adapter.apply(entry[0], layout_of(entry), seen, strength, words=words, **options)
-    return entries.attend_words(repack(entry, states, layout), words and words + info.tokens), info
+    return attend_words(repack(entry, states, layout), words and words + info.tokens), info
 
 
 def load_adapter(file: str, name: str = "file") -> PictureAdapter:

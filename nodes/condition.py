@@ -9,12 +9,12 @@ from ..vl_core import TokenLayout
 from ..vl_core.adapters.picture_adapter import PictureAdapter
 from ..vl_core.stages.delta import MAX_WEIGHT
 from ..vl_core.states.families import Family
-from ..vl_core.states.stacks import steer
+from ..vl_core.states.stacks import steer_layers
 from ..vl_core.steering.modes import MODES, ModeSettings, condition
 from ..vl_core.steering.recipes import Recipe, load_recipes
-from . import entries, references, told, widgets
+from . import references, told, widgets
 from .adapter import NO_FILE, load_adapter
-from .entries import Entry, check_conditioning, layout_of, repack, timed
+from .entries import Entry, attend_words, check_conditioning, layout_of, repack, timed, words_of
 from .host import calibration, encoders, folders, text_encoder
 from .widgets import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
@@ -199,8 +199,8 @@ def _blended(
         )
 
     def mix(entry: Entry) -> tuple[Entry, str]:
-        states, layout, done = steer(entry[0], layout_of(entry), family, act, words=entries.words_of(entry))
-        return entries.attend_words(repack(entry, states, layout)), "\n".join(done)
+        states, layout, done = steer_layers(entry[0], layout_of(entry), family, act, words=words_of(entry))
+        return attend_words(repack(entry, states, layout)), "\n".join(done)
 
     return mix, lines
 

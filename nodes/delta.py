@@ -12,8 +12,8 @@ from ..vl_core.adapters.space_adapter import SpaceAdapter
 from ..vl_core.pictures import baseline_picture, split_batch
 from ..vl_core.stages.delta import MAX_WEIGHT, image_delta
 from ..vl_core.states.families import KLEIN_4B, ZIMAGE, Family, find_family
-from ..vl_core.states.stacks import steer
-from .entries import Entry, check_conditioning, describe_layers, layout_of, repack
+from ..vl_core.states.stacks import steer_layers
+from .entries import Entry, attend_words, check_conditioning, describe_layers, layout_of, repack, words_of
 from .host import encoders
 from .widgets import (
     Space,
@@ -110,8 +110,8 @@ class ZImageVLDelta(io.ComfyNode):
 
         entries = []
         for entry in text:
-            states, layout, done = steer(entry[0], layout_of(entry), family, act, words=entries.words_of(entry))
-            entries.append(entries.attend_words(repack(entry, states, layout)))
+            states, layout, done = steer_layers(entry[0], layout_of(entry), family, act, words=words_of(entry))
+            entries.append(attend_words(repack(entry, states, layout)))
             lines += done
         return io.NodeOutput(entries, ui=report(lines))
 

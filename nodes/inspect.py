@@ -14,8 +14,7 @@ from ..vl_core.reports.plots import THEMES, inspection_figure, stack_figures
 from ..vl_core.states.families import ZIMAGE, find_family
 from ..vl_core.states.stacks import split_layers, split_padding
 from ..vl_core.states.vl_states import LAYOUT_KEY
-from . import entries
-from .entries import Entry, check_one_layer, references_of
+from .entries import Entry, check_one_layer, references_of, words_of
 from .widgets import Reference, node_schema
 
 
@@ -82,7 +81,7 @@ def _inspected(
         yield from (("", inspect(states, layout, reference, threshold)) for states in entry[0])
         return
     references = references_of(reference, family)
-    words, layout, _ = split_padding(entry[0], layout, entries.words_of(entry))
+    words, layout, _ = split_padding(entry[0], layout, words_of(entry))
     for stack in words:
         for layer, states, known in zip(family.layers, split_layers(stack, family), references, strict=True):
             own = layout and layout.with_layer(layer)

@@ -12,8 +12,7 @@ from ..vl_core.reports.plots import layer_figure, stack_figures
 from ..vl_core.states.families import KLEIN_4B, ZIMAGE, Family, find_family
 from ..vl_core.states.layers import parse_layers
 from ..vl_core.states.stacks import split_layers, split_padding
-from . import entries
-from .entries import check_conditioning, layout_of, references_of
+from .entries import check_conditioning, layout_of, references_of, words_of
 from .host import encoders, loaded, memory, native
 from .widgets import Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input
 
@@ -64,7 +63,7 @@ class ZImageVLLayerReport(io.ComfyNode):
         wanted = [index - blocks - 1 for index in parse_layers(layers, blocks, loaded)]  # as people count them
         seen, notes = encoders.encode_vision(encoder, images, prompt, wanted, budget=image_tokens, family=family)
         if words is not None:
-            words, layout, _ = split_padding(words, layout, entries.words_of(text[0]) if family.padded_to else None)
+            words, layout, _ = split_padding(words, layout, words_of(text[0]) if family.padded_to else None)
         targets = [None] * len(measured) if words is None else split_layers(words, family)
         bar = memory.progress_bar(len(seen.layers) * len(measured))
         found = {}

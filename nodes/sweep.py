@@ -11,11 +11,11 @@ from torch import Tensor
 from ..vl_core import ReferenceStatistics, TokenLayout, VLStates
 from ..vl_core.stages.delta import MAX_WEIGHT
 from ..vl_core.states.families import Family
-from ..vl_core.states.stacks import steer
+from ..vl_core.states.stacks import steer_layers
 from ..vl_core.steering.settings import FIELDS, Value
 from ..vl_core.steering.sweep import MAX_SEED, Cell, Plan, make_plan, parse_axis
-from . import entries, references
-from .entries import Entry, check_conditioning, layout_of, references_of, repack
+from . import references
+from .entries import Entry, attend_words, check_conditioning, layout_of, references_of, repack, words_of
 from .host import calibration, encoders, memory, text_encoder
 from .widgets import Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
@@ -241,7 +241,7 @@ def _cell_entry(
         return settings.apply(states, layout, seen, muted, measured[index], append_layer)
 
     try:
-        states, layout, _ = steer(entry[0], layout_of(entry), family, act, words=entries.words_of(entry))
+        states, layout, _ = steer_layers(entry[0], layout_of(entry), family, act, words=words_of(entry))
     except ValueError as error:
         raise ValueError(f"{error} In the cell {cell.label}.") from error
-    return entries.attend_words(repack(entry, states, layout))
+    return attend_words(repack(entry, states, layout))

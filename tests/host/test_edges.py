@@ -62,7 +62,7 @@ def test_names_that_no_file_can_have_are_refused(prefix, run, core_text):
 
 def test_memory_is_asked_for_the_pictures_there_are(run, loaded, picture, monkeypatch, part):
     asked = []
-    management = part("nodes.host.encoders").comfy.model_management
+    management = part("nodes.host.memory").comfy.model_management
     load = management.load_models_gpu
     monkeypatch.setattr(
         management, "load_models_gpu", lambda *args, **kw: asked.append(kw["memory_required"]) or load(*args, **kw)

@@ -18,6 +18,11 @@ def host(part):
 
 
 @pytest.fixture
+def native(part):
+    return part("nodes.host.native")
+
+
+@pytest.fixture
 def clip(tiny):
     """A Qwen3-VL of its own, so that nothing was kept or checked before."""
     return tiny.vision_clip()
@@ -183,28 +188,28 @@ def test_a_host_that_computes_otherwise_is_noticed_once_and_left_to_itself(
     assert len(host_encodes) == 1 + 2 + 2
 
 
-def test_a_host_whose_modules_are_called_otherwise_is_left_to_itself(clip, read, images, host_encodes, host):
+def test_a_host_whose_modules_are_called_otherwise_is_left_to_itself(clip, read, images, host_encodes, native):
     attention = clip.cond_stage_model.qwen3vl_4b.transformer.model.layers[0].self_attn
     attention._modules["norm_of_q"] = attention._modules.pop("q_norm")
-    assert not host.fits(clip.cond_stage_model.qwen3vl_4b.transformer.visual,
-                         clip.cond_stage_model.qwen3vl_4b.transformer.model)
+    transformer = clip.cond_stage_model.qwen3vl_4b.transformer
+    assert not native.fits(transformer.visual, transformer.model)
     attention._modules["q_norm"] = attention._modules.pop("norm_of_q")
     read(clip, images)
     assert len(host_encodes) == 1
 
 
-def test_the_environment_turns_it_off(clip, plainly, images, host_encodes, host):
+def test_the_environment_turns_it_off(clip, plainly, images, host_encodes, native):
     plainly(clip, images)
-    assert len(host_encodes) == 1 and clip.cond_stage_model not in host._native_readers
+    assert len(host_encodes) == 1 and clip.cond_stage_model not in native._native_readers
 
 
-def test_a_reader_goes_with_its_model(tiny, read, picture, host):
+def test_a_reader_goes_with_its_model(tiny, read, picture, native):
     import gc
     import weakref
 
     clip = tiny.vision_clip()
     read(clip, {"image0": picture})
-    reader, model = weakref.ref(host._native_readers[clip.cond_stage_model].reader), weakref.ref(clip.cond_stage_model)
+    reader, model = weakref.ref(native._native_readers[clip.cond_stage_model].reader), weakref.ref(clip.cond_stage_model)
     import comfy.model_management
 
     comfy.model_management.unload_all_models()

@@ -267,7 +267,7 @@ def test_blending_relatives_without_their_picture_changes_nothing(relatives, cor
             mixed, info, _ = condition(task)
             return mixed, info.layout, info.describe()
 
-        mixed, _, lines = families.steer(entry[0], entry[1][LAYOUT], families.KLEIN_4B, act)
+        mixed, _, lines = part("vl_core.states.stacks").steer_layers(entry[0], entry[1][LAYOUT], families.KLEIN_4B, act)
     torch.testing.assert_close(mixed, entry[0], rtol=1e-3, atol=1e-3)
     assert len(lines) == 3 and all("cosine between text and VL at the same positions: 1.00" in line for line in lines)
 

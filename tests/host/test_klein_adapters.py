@@ -50,16 +50,16 @@ def planted(part, klein, native, picture, shuffled):
 
     Both looks are as many tokens as the slot, so that nothing is resampled.
     """
-    adapters, ridge = part("vl_core.adapters.picture_adapter"), part("vl_core.adapters.ridge")
+    adapters = part("vl_core.adapters.picture_adapter")
     description, family = part("vl_core.stages.description"), part("vl_core.states.families").KLEIN_4B
     with torch.inference_mode():
         own = part("nodes.host.text_encoder").encode_text(klein, PROMPT)[0]
         whole = [part("nodes.host.text_encoder").encode_text(klein, f"{PROMPT}, {look}")[0] for look in LOOKS]
     count = {int((~one[1][LAYOUT].padding()).sum() - (~own[1][LAYOUT].padding()).sum()) for one in whole}
     assert len(count) == 1, "the looks are of one length"
-    spec = adapters.AdapterSpec(
-        adapters.PictureFeatures(), (description.Slot("look", count.pop()),), WIDTH, BLOCKS, 3 * WIDTH,
-        own_prompt=False, family="FLUX.2 klein",
+    spec = part("vl_core.adapters.spec").AdapterSpec(
+        part("vl_core.adapters.features").PictureFeatures(), (description.Slot("look", count.pop()),), WIDTH, BLOCKS,
+        3 * WIDTH, own_prompt=False, family="FLUX.2 klein",
     )
     inputs, targets, encode = [], [], part("nodes.host.encoders").encode_vision
     for image, (states, options) in zip((picture, shuffled), whole, strict=True):
@@ -71,9 +71,9 @@ def planted(part, klein, native, picture, shuffled):
         tail = states[0, words - TAIL : words] - own[0][0, ends - TAIL : ends]
         targets.append(torch.cat([described, tail]).flatten().double())
     away, change = inputs[1] - inputs[0], targets[1] - targets[0]
-    found = ridge.RidgeMap(
+    found = part("vl_core.adapters.ridge_map").RidgeMap(
         inputs[0].float(), (away / away.square().sum()).float()[:, None], change.float()[None], targets[0].float(),
-        ridge.RidgeReport(2, 0.0, 1, 1.0),
+        part("vl_core.adapters.ridge_map").RidgeReport(2, 0.0, 1, 1.0),
     )
     return adapters.PictureAdapter(spec, found, None)
 

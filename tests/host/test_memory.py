@@ -125,7 +125,7 @@ def test_what_is_kept_stays_while_the_model_does(loaded, management, encode):
 
 def test_what_is_kept_of_a_native_encoder_goes_as_well(native, management, run, part, picture):
     run("Encode", native, "a cat", images={"image0": picture})
-    reader = part("nodes.host.encoders")._native_readers[native.cond_stage_model].reader
+    reader = part("nodes.host.native")._native_readers[native.cond_stage_model].reader
     assert reader.cache.bytes > 0
     management.unload_all_models()
     assert reader.cache.bytes == 0

@@ -13,7 +13,7 @@ from vl_core.pictures import baseline_picture
 from vl_core.stages.delta import image_delta
 from vl_core.states.families import Family
 from vl_core.states.layout import TokenLayout, TokenRole, insert_pictures, text_layout
-from vl_core.states.stacks import steer
+from vl_core.states.stacks import steer_layers
 
 WIDTH = 9
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -385,7 +385,7 @@ def test_the_delta_of_a_stack_is_the_layers_deltas_joined(options):
         )
         return moved_states, info.layout, info.describe()
 
-    result, _, lines = steer(text, None, family, act, words=LENGTH)
+    result, _, lines = steer_layers(text, None, family, act, words=LENGTH)
     assert len(lines) == 3 and torch.equal(result[LENGTH:], text[LENGTH:])
     for index in range(3):
         at = slice(index * WIDTH, (index + 1) * WIDTH)

@@ -29,7 +29,7 @@ from vl_core.states.families import (
 )
 from vl_core.states.layout import USER_TURN, concatenate_layouts, insert_pictures, pad_layout, text_layout
 from vl_core.states.sinks import find_sinks
-from vl_core.states.stacks import by_layer, restore_padding, split_layers, split_padding, stack_layers, steer
+from vl_core.states.stacks import by_layer, restore_padding, split_layers, split_padding, stack_layers, steer_layers
 from vl_core.states.statistics import ReferenceStatistics
 from vl_core.states.vl_states import VLStates, load_conditioning, save_conditioning
 from vl_core.steering.modes import condition
@@ -212,7 +212,7 @@ def test_what_says_nothing_counts_as_one_layer(widths):
 
 def test_a_mask_is_looked_at_only_where_texts_are_padded():
     text, seen = random(1, 11, 4), []
-    steer(text, None, ZIMAGE, lambda part, own, index: (part, seen.append(part.shape), ""), words=5)
+    steer_layers(text, None, ZIMAGE, lambda part, own, index: (part, seen.append(part.shape), ""), words=5)
     assert seen == [(1, 11, 4)]
 
 
@@ -339,7 +339,7 @@ def chain(seen, mode, strength, muted=None):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_strength_0_is_the_text_bit_for_bit(mode, dtype):
     text = random(1, 24, 3 * WIDTH).to(dtype)
-    states, layout, _ = steer(text, klein_text(), KLEIN_4B, chain(reading(), mode, 0.0, reading(seed=5)))
+    states, layout, _ = steer_layers(text, klein_text(), KLEIN_4B, chain(reading(), mode, 0.0, reading(seed=5)))
     assert torch.equal(states, text) and states.dtype == dtype
     assert torch.equal(layout.roles, klein_text().roles)
 
@@ -347,7 +347,7 @@ def test_strength_0_is_the_text_bit_for_bit(mode, dtype):
 @pytest.mark.parametrize("mode", ["blend aligned", "append picture", "image delta"])
 def test_each_layer_is_steered_as_if_it_were_alone_and_the_padding_not_at_all(mode):
     text, seen, muted = random(1, 24, 3 * WIDTH), reading(), reading(seed=5)
-    states, layout, lines = steer(text, klein_text(), KLEIN_4B, chain(seen, mode, 0.5, muted))
+    states, layout, lines = steer_layers(text, klein_text(), KLEIN_4B, chain(seen, mode, 0.5, muted))
     words = int((~layout.padding()).sum())
     assert states.shape == text.shape and torch.equal(states[:, words:], text[:, words:])
     for index, part in enumerate(split_layers(states, KLEIN_4B)):
@@ -359,7 +359,7 @@ def test_each_layer_is_steered_as_if_it_were_alone_and_the_padding_not_at_all(mo
 
 def test_the_whole_picture_is_what_the_words_become_at_strength_1():
     text, seen = random(24, 3 * WIDTH), reading()
-    states, _, _ = steer(text, klein_text(), KLEIN_4B, chain(seen, "blend aligned", 1.0))
+    states, _, _ = steer_layers(text, klein_text(), KLEIN_4B, chain(seen, "blend aligned", 1.0))
     stack, _ = select_tokens(*stack_layers(seen, KLEIN_4B), "text")
     for part, own, vl in zip(*(split_layers(one[:15], KLEIN_4B) for one in (states, text, stack)), strict=True):
         scale = own.square().mean(-1, keepdim=True).sqrt() / vl.square().mean(-1, keepdim=True).sqrt()
@@ -368,8 +368,8 @@ def test_the_whole_picture_is_what_the_words_become_at_strength_1():
 
 def test_a_layer_without_a_layout_is_steered_by_count_with_the_mask_of_the_text():
     text, seen = random(1, 24, 3 * WIDTH), reading()
-    with_layout, _, _ = steer(text, klein_text(), KLEIN_4B, chain(seen, "blend aligned", 0.5))
-    without, layout, _ = steer(text, None, KLEIN_4B, chain(seen, "blend aligned", 0.5), words=15)
+    with_layout, _, _ = steer_layers(text, klein_text(), KLEIN_4B, chain(seen, "blend aligned", 0.5))
+    without, layout, _ = steer_layers(text, None, KLEIN_4B, chain(seen, "blend aligned", 0.5), words=15)
     assert torch.equal(with_layout, without) and layout is None
 
 
@@ -377,7 +377,7 @@ def test_the_wrong_template_does_not_align():
     zimage = insert_pictures(text_layout([*HEADER, *FOX, *TAIL]), [(2, 3)])
     seen = VLStates(random(3, len(zimage), WIDTH), LAYERS, BLOCKS, zimage)
     with pytest.raises(ValueError, match=r"expected the same words outside the pictures"):
-        steer(random(24, 3 * WIDTH), klein_text(), KLEIN_4B, chain(seen, "blend aligned", 0.5))
+        steer_layers(random(24, 3 * WIDTH), klein_text(), KLEIN_4B, chain(seen, "blend aligned", 0.5))
 
 
 def test_zimage_goes_through_untouched():
@@ -388,6 +388,6 @@ def test_zimage_goes_through_untouched():
     def act(part, own, index):
         return condition(part, own, seen, -2, "blend aligned", 0.5)
 
-    states, found, lines = steer(text, layout, ZIMAGE, act)
+    states, found, lines = steer_layers(text, layout, ZIMAGE, act)
     expected, expected_layout, line = act(text, layout, 0)
     assert torch.equal(states, expected) and lines == [line] and torch.equal(found.roles, expected_layout.roles)

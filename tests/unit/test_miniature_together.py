@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("transformers", minversion="4.57", reason="the text encoder is a Qwen3")
 
 from miniature import __main__ as command
+from miniature import stages
 from miniature.measure import check
 from miniature.train import together
 from miniature.train.training import Options
@@ -47,7 +48,7 @@ class Work:
 def test_a_stage_begins_when_what_it_needs_has_ended(tmp_path, side_by_side):
     work = Work(tmp_path)
     ended = together.run(Options(tmp_path), work, side_by_side)
-    assert set(ended) == set(together.NEEDS) == set(command.STAGES)
+    assert set(ended) == set(together.NEEDS) == set(stages.STAGES)
     for stage, needed in together.NEEDS.items():
         for other in needed:
             assert work.events.index(("end", other)) < work.events.index(("begin", stage))
@@ -113,7 +114,7 @@ def test_when_the_time_of_a_call_is_up_no_further_stage_begins(tmp_path):
 def test_a_stage_in_a_process_of_its_own_does_its_work_or_tells_that_it_failed(tmp_path, capfd):
     chosen = command.parser().parse_args(["all", "--toy", "--out", str(tmp_path), "--device", "cpu"])
     assert together.in_a_process_of_its_own(chosen, "text", None)
-    assert json.loads((tmp_path / "text.json").read_text())["steps"] == command.TOY_STEPS["text"]
+    assert json.loads((tmp_path / "text.json").read_text())["steps"] == stages.TOY_STEPS["text"]
     assert not together.in_a_process_of_its_own(chosen, "dit", None)  # no VAE yet
     assert "vae" in capfd.readouterr().err
 
@@ -123,7 +124,7 @@ def test_the_command_itself_runs_stages_in_processes_of_their_own(tmp_path):
     arguments = ["miniature", "all", "--toy", "--out", str(tmp_path), "--stop-after", "1"]
     script = (
         "import runpy, sys, torch\n"
-        "from miniature.training import Options\n"
+        "from miniature.train.training import Options\n"
         "Options.pick_device = lambda self: torch.device('cuda')\n"  # in the parent only: its children see the CPU
         f"sys.argv = {arguments}\n"
         "runpy.run_module('miniature', run_name='__main__', alter_sys=True)\n"

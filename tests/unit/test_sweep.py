@@ -434,8 +434,8 @@ def test_an_id_is_the_picture_not_the_place():
 
 def test_ids_and_hash_are_the_same_in_another_process():
     code = (
-        "from vl_core.steering.sweep import *; p = make_plan([parse_axis('alpha', '0:1:0.1'), parse_axis('method', 'aligned, "
-        "image delta')], seed=3); print(p.hash, *[cell.id for cell in p.cells])"
+        "from vl_core.steering.sweep import *; p = make_plan([parse_axis('alpha', '0:1:0.1'), parse_axis('method', "
+        "'aligned, image delta')], seed=3); print(p.hash, *[cell.id for cell in p.cells])"
     )
     plan = plan_of(("alpha", "0:1:0.1"), ("method", "aligned, image delta"), seed=3)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -102,7 +102,7 @@ def restore_padding(
     return torch.cat([text, left], -2), layout and pad_layout(layout, left.shape[-2])
 
 
-def steer(
+def steer_layers(
     text: Tensor,
     layout: TokenLayout | None,
     family: Family,
