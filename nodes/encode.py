@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from collections.abc import Sequence
 
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..vl_core import VLStates
 from ..vl_core.stages.mix_layers import mix_layers as weighted_mean
 from ..vl_core.stages.mix_layers import parse_layers
 from ..vl_core.stages.select import SELECTIONS, select_tokens
 from ..vl_core.states.families import GROUPS, ZIMAGE
 from ..vl_core.states.stacks import stack_layers
-from . import references, widgets
+from ..vl_core.steering.references import read_as_one
+from ..vl_core.steering.settings import Settings
+from . import widgets
 from .entries import pack_states
 from .host import encoders, memory
+from .steering import collect
 from .widgets import (
     budget_input,
     encoder_input,
@@ -75,15 +82,21 @@ class ZImageVLEncode(io.ComfyNode):
                 f"mix_layers: {family} reads {chosen.describe_layers()}, expected none, got {mix_layers!r}. Empty it."
             )
         layers, shares = parse_layers(mix_layers) if mix_layers.strip() else ([layer], [1.0])
-        given = references.collect(images, weights, masks)
+        given = collect(images, weights, masks)
         if tokens.startswith("image") and not given:
             raise ValueError(f"images: tokens = {tokens} needs at least one picture, got none. Connect an image.")
         if tokens == "prompt" and not prompt:
             raise ValueError("tokens: prompt leaves nothing, the prompt is empty. Write one, or choose other tokens.")
-        seen, _, notes = references.read(
-            encoder, given, prompt, list(chosen.layers) if chosen.stacked else layers, combine, mask_use,
-            system_prompt=system_prompt, budget=image_tokens, family=chosen,
-        )
+        wanted = list(chosen.layers) if chosen.stacked else layers
+
+        def read(pictures: Sequence[Tensor], muted: bool = False) -> tuple[VLStates, list[str]]:
+            named = {f"image{index}": picture for index, picture in enumerate(pictures)}
+            return encoders.encode_vision(
+                encoder, named, prompt, wanted, system_prompt=system_prompt, budget=image_tokens, mute=muted,
+                family=chosen,
+            )
+
+        seen, _, notes = read_as_one(given, Settings(combine=combine, mask_use=mask_use), read, muted=False)
         whole = stack_layers(seen, chosen) if chosen.stacked else weighted_mean(seen, layers, shares)
         states, layout = select_tokens(*whole, tokens)
         conditioning = pack_states(memory.states_to_host(states), layout)

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from comfy_api.latest import io
-from torch import Tensor
 
-from ..vl_core import ReferenceStatistics, TokenLayout, VLStates
-from ..vl_core.stages.delta import MAX_WEIGHT
+from ..vl_core.adapters.picture_adapter import PictureAdapter
 from ..vl_core.states.families import Family
-from ..vl_core.states.stacks import steer_layers
-from ..vl_core.steering.settings import FIELDS, Value
-from ..vl_core.steering.sweep import MAX_SEED, Cell, Plan, make_plan, parse_axis
-from . import references
-from .entries import Entry, attend_words, check_conditioning, layout_of, references_of, repack, words_of
-from .host import calibration, encoders, memory, text_encoder
-from .widgets import Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
+from ..vl_core.steering.fields import Value
+from ..vl_core.steering.settings import AUTOMATIC, BLENDS, FIELDS, MAX_STRENGTH
+from ..vl_core.steering.steer import steer_many
+from ..vl_core.steering.sweep import MAX_SEED, Plan, make_plan, parse_axis
+from ..vl_core.steering.takes import DEFAULT_TAKE, take_names
+from ..vl_core.steering.way import Given
+from .condition import offered_ways
+from .entries import check_conditioning, references_of
+from .host import memory
+from .steering import ComfyHost, collect, entries_of
+from .widgets import Adapter, Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
 NO_AXIS = "none"
-PUBLISHED = "blend as published"
 AXES = [
-    "alpha", "layer", "method", "tokens", "normalization", "outlier mode", "outlier threshold", "space",
-    "delta strength", "downsample", "seed",
+    "strength", "way", "take", "layer", "method", "tokens", "normalization", "outlier mode", "outlier threshold",
+    "space", "downsample", "seed",
 ]  # fmt: skip
 
 
@@ -59,19 +59,20 @@ class ZImageVLSweep(io.ComfyNode):
                 pictures_input(),
                 prompt_input(),
                 *_axis_inputs(
-                    "columns", "column_values", "from left to right", "alpha", "0.2:0.8:0.2", optional=False
+                    "columns", "column_values", "from left to right", "strength", "0.25:1:0.25", optional=False
                 ),
-                *_axis_inputs("rows", "row_values", "from top to bottom", "layer", "-2, -6", optional=True),
+                *_axis_inputs(
+                    "rows", "row_values", "from top to bottom", "way", "words, blend and append", optional=True
+                ),
                 *_axis_inputs("pages", "page_values", "from page to page", NO_AXIS, "", optional=True),
                 io.Combo.Input(
-                    "method", options=list(FIELDS["method"].choices), default="aligned",
-                    tooltip="How the picture gets into the words, where no axis changes it: as Blend VL with Text, or "
-                    "one of the modes of Z-Image Vision Conditioning.",
+                    "method", display_name="way", options=[*offered_ways(), *BLENDS], default=AUTOMATIC,
+                    tooltip="How the picture travels where no axis changes it: a way of Z-Image Vision Conditioning, "
+                    "or a method of Blend VL with Text.",
                 ),
                 io.Float.Input(
-                    "alpha", default=0.5, min=-MAX_WEIGHT, max=MAX_WEIGHT, step=0.01,
-                    tooltip="How much the picture counts where no axis changes it: 0 is your words alone, 1 the most. "
-                    "With image delta -3 to 3.",
+                    "alpha", display_name="strength", default=1.0, min=-MAX_STRENGTH, max=MAX_STRENGTH, step=0.01,
+                    tooltip="How much the picture counts where no axis changes it. 0 is your words alone.",
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=MAX_SEED, control_after_generate=False,
@@ -80,11 +81,10 @@ class ZImageVLSweep(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "layer", default=0, min=-37, max=0, advanced=True,
-                    tooltip="Which hidden state of Qwen3-VL to take, counted from the end; 0 lets the method choose "
-                    "(-6 for the modes called blend, else -2).",
+                    tooltip="Which hidden state of Qwen3-VL to take, counted from the end; 0 lets the way choose.",
                 ),
                 io.Combo.Input(
-                    "tokens", options=list(FIELDS["tokens"].choices), default="all", advanced=True,
+                    "tokens", options=list(FIELDS["tokens"].choices()), default="all", advanced=True,
                     tooltip="Which of Qwen3-VL's tokens are mixed in, as on Select VL Tokens; aligned needs all or "
                     "text.",
                 ),
@@ -94,12 +94,12 @@ class ZImageVLSweep(io.ComfyNode):
                     "words. Not used by aligned and by the modes.",
                 ),
                 io.Combo.Input(
-                    "space", options=list(FIELDS["space"].choices), default="dit", advanced=True,
+                    "space", options=list(FIELDS["space"].choices()), default="dit", advanced=True,
                     tooltip="dit: mix as Z-Image sees the tokens. raw: plain mixture, in which large tokens win. "
                     "slerp: along the arc between both.",
                 ),
                 io.Combo.Input(
-                    "outlier_mode", options=list(FIELDS["outlier_mode"].choices), default="none", advanced=True,
+                    "outlier_mode", options=list(FIELDS["outlier_mode"].choices()), default="none", advanced=True,
                     tooltip="What becomes of dimensions that spread far from Z-Image's own, as on Mask Outlier "
                     "Dimensions, over all selected tokens.",
                 ),
@@ -108,7 +108,7 @@ class ZImageVLSweep(io.ComfyNode):
                     tooltip="A dimension is an outlier if its spread differs by more than this factor.",
                 ),
                 io.Combo.Input(
-                    "normalization", options=list(FIELDS["normalization"].choices), default="none", advanced=True,
+                    "normalization", options=list(FIELDS["normalization"].choices()), default="none", advanced=True,
                     tooltip="Gives VL states the scale of Z-Image's own, as on Normalize VL Embeddings.",
                 ),
                 budget_input(),
@@ -116,6 +116,15 @@ class ZImageVLSweep(io.ComfyNode):
                     "reference", optional=True,
                     tooltip="What normalization and outliers compare with, from Reference Statistics. Measured on the "
                     "clip if it is needed and not connected.",
+                ),
+                io.Combo.Input(
+                    "take", options=list(take_names()), default=DEFAULT_TAKE, optional=True,
+                    tooltip="What to take from the picture where no axis changes it.",
+                ),
+                Adapter.Input("adapter", optional=True, tooltip="From Fit Picture Adapter, for the way of that name."),
+                io.String.Input(
+                    "words", optional=True, force_input=True,
+                    tooltip="Words about the picture, from Describe Picture or your own: then nothing is written.",
                 ),
             ],
             outputs=[
@@ -130,7 +139,7 @@ class ZImageVLSweep(io.ComfyNode):
     def validate_inputs(
         cls, columns=None, column_values=None, rows=None, row_values=None, pages=None, page_values=None, method=None,
         alpha=None, seed=None, layer=None, tokens=None, downsample=None, space=None, outlier_mode=None,
-        outlier_threshold=None, normalization=None, images: dict | None = None,
+        outlier_threshold=None, normalization=None, take=None, images: dict | None = None,
     ) -> bool | str:
         """Refuse lists and settings that do not go together before any model runs; what is wired in is seen later.
 
@@ -140,7 +149,7 @@ class ZImageVLSweep(io.ComfyNode):
         base = {
             "method": method, "alpha": alpha, "layer": layer, "tokens": tokens, "downsample": downsample,
             "space": space, "outlier_mode": outlier_mode, "outlier_threshold": outlier_threshold,
-            "normalization": normalization,
+            "normalization": normalization, "take": take or DEFAULT_TAKE,
         }
         if None in (seed, *base.values(), *(part for axis in axes for part in axis)):
             return True
@@ -152,51 +161,39 @@ class ZImageVLSweep(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clip, vision, prompt: str, columns: str = "alpha", column_values: str = "0.2:0.8:0.2",
-        rows: str = "layer", row_values: str = "-2, -6", pages: str = NO_AXIS, page_values: str = "",
-        method: str = "aligned", alpha: float = 0.5, seed: int = 0, layer: int = 0, tokens: str = "all",
+        cls, clip, vision, prompt: str, columns: str = "strength", column_values: str = "0.25:1:0.25",
+        rows: str = "way", row_values: str = "words, blend and append", pages: str = NO_AXIS, page_values: str = "",
+        method: str = AUTOMATIC, alpha: float = 1.0, seed: int = 0, layer: int = 0, tokens: str = "all",
         downsample: int = 1, space: str = "dit", outlier_mode: str = "none", outlier_threshold: float = 10.0,
         normalization: str = "none", image_tokens: int = 1024, images: dict | None = None, reference=None,
+        take: str = DEFAULT_TAKE, adapter: PictureAdapter | None = None, words: str | None = None,
     ) -> io.NodeOutput:
         base = {
             "method": method, "alpha": alpha, "layer": layer, "tokens": tokens, "downsample": downsample,
             "space": space, "outlier_mode": outlier_mode, "outlier_threshold": outlier_threshold,
-            "normalization": normalization,
+            "normalization": normalization, "take": take, "image_tokens": image_tokens,
         }
         plan = _plan([(columns, column_values), (rows, row_values), (pages, page_values)], seed, base)
-        family = text_encoder.check_text_clip(clip, klein=True)
-        measured = references_of(reference, family)
-        if family.stacked:
-            _check_stacked(plan, family)
-        given = references.collect(images, "", None)
-        if not given:
+        host = ComfyHost(clip, vision)
+        _check_stacked(plan, host.family)
+        references = collect(images, "", None)
+        if not references:
             raise ValueError("images: a sweep needs at least one picture, got none. Connect an image.")
-        lines = [plan.describe()]
-        seen = muted = None
-        if plan.layers:
-            encoders.check_widths(clip, vision)
-            layers = family.layers if family.stacked else plan.layers
-            seen, muted, notes = references.read(
-                vision, given, prompt, list(layers), mute=plan.needs_muted, budget=image_tokens, name="vision",
-                family=family,
-            )
-            twice = " and once more with the picture muted" if plan.needs_muted else ""
-            lines += [*notes, f"read once{twice}, layers {', '.join(map(str, layers))}"]
-            if family.stacked:
-                lines.append(f"{family.name}: its layers side by side, each mixed for itself; layer is not used")
-        text = text_encoder.encode_text(clip, prompt)
-        check_conditioning(text, "clip")
-        if plan.needs_reference and reference is None:
-            measured, origin = calibration.measure_layers(clip)
-            lines.append(f"reference statistics {origin}")
-        mixed = []
-        for cell in plan.unique:
-            memory.check_interrupted()
-            mixed.append([_cell_entry(entry, cell, seen, muted, measured, family) for entry in text])
-        labels = [cell.label for cell in plan.unique]
-        lines += [f"{number}. {label}" for number, label in enumerate(labels, 1)]
-        seeds = [cell.seed for cell in plan.unique]
-        return io.NodeOutput(mixed, seeds, labels, plan.to_json(), ui=report(lines))
+        statistics = references_of(reference, host.family)
+        given = Given(adapter=adapter, words=words if words and words.strip() else None, statistics=statistics)
+        cells = plan.unique
+        labels = [cell.label for cell in cells]
+        outcomes = steer_many(
+            host, prompt, references, [cell.settings for cell in cells], given, names=labels,
+            step=memory.check_interrupted,
+        )
+        entries = [entries_of(one, cell.settings.window) for one, cell in zip(outcomes, cells, strict=True)]
+        for painted_from in entries:
+            check_conditioning(painted_from, "clip")
+        remarks = list(dict.fromkeys(line for one in outcomes for line in one.lines))
+        numbered = [f"{number}. {label}" for number, label in enumerate(labels, 1)]
+        seeds = [cell.seed for cell in cells]
+        return io.NodeOutput(entries, seeds, labels, plan.to_json(), ui=report(plan.describe(), remarks, numbered))
 
 
 def _plan(written: Sequence[tuple[str, str]], seed: int, base: dict[str, Value]) -> Plan:
@@ -212,36 +209,10 @@ def _check_stacked(plan: Plan, family: Family) -> None:
     """Refuse what a family that reads fixed layers cannot vary.
 
     Raises:
-        ValueError: for an axis over layers, or Z-Image's own arithmetic in some cell.
+        ValueError: for an axis over layers.
     """
-    if any(axis.name == "layer" for axis in plan.axes):
+    if family.stacked and any(axis.name == "layer" for axis in plan.axes):
         raise ValueError(
             f"layer: makes no difference with {family.name}, which always reads {family.describe_layers()}. Choose "
             f"another axis, or {NO_AXIS} for rows."
         )
-    for cell in plan.cells:
-        if cell.settings.method == PUBLISHED and not cell.words_only:
-            raise ValueError(
-                f"method: {PUBLISHED} is Z-Image's (it scales to the spread of its layer -2), got a text encoder of "
-                f"{family.name}. Choose another method. In the cell {cell.label}."
-            )
-
-
-def _cell_entry(
-    entry: Entry, cell: Cell, seen: VLStates | None, muted: VLStates | None,
-    measured: Sequence[ReferenceStatistics | None], family: Family,
-) -> Entry:
-    """What is painted from for one cell."""
-
-    def act(states: Tensor, layout: TokenLayout | None, index: int) -> tuple[Tensor, TokenLayout | None, str]:
-        settings, append_layer = cell.settings, None
-        if family.stacked and seen is not None:  # settings count layers from the end
-            append_layer = family.layers[index] - seen.num_layers - 1
-            settings = replace(settings, layer=append_layer)
-        return settings.apply(states, layout, seen, muted, measured[index], append_layer)
-
-    try:
-        states, layout, _ = steer_layers(entry[0], layout_of(entry), family, act, words=words_of(entry))
-    except ValueError as error:
-        raise ValueError(f"{error} In the cell {cell.label}.") from error
-    return attend_words(repack(entry, states, layout))

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from comfy_api.latest import io, ui
 
 from ..vl_core.stages.combine import COMBINATIONS
+from ..vl_core.steering.settings import CROP, JOINED, MASK_USES
 
 CATEGORY = "conditioning/z-image vl"
 
@@ -84,8 +85,6 @@ def report(*parts: str | Iterable[str]) -> ui.PreviewText:
     return ui.PreviewText("\n".join(line for line in lines if line))
 
 
-JOINED = "concat"  # all pictures in one reading, one after another
-CROP, COVERED = MASK_USES = ("crop to the box", "keep covered tokens")
 
 
 def weights_input() -> io.String.Input:

@@ -35,7 +35,7 @@ from .states.sinks import find_sinks
 from .states.stacks import stack_layers
 from .states.statistics import ReferenceStatistics, calibrate, calibration_prompts
 from .states.vl_states import VLStates, load_conditioning, save_conditioning
-from .steering.modes import condition
+from .steering.condition import condition
 from .steering.recipes import Recipe, load_recipes
 from .steering.settings import Settings
 from .steering.sweep import Axis, Plan, make_plan, parse_axis

@@ -18,7 +18,7 @@ def host(part):
 
 
 @pytest.fixture
-def native(part):
+def modules(part):
     return part("nodes.host.native")
 
 
@@ -188,28 +188,28 @@ def test_a_host_that_computes_otherwise_is_noticed_once_and_left_to_itself(
     assert len(host_encodes) == 1 + 2 + 2
 
 
-def test_a_host_whose_modules_are_called_otherwise_is_left_to_itself(clip, read, images, host_encodes, native):
+def test_a_host_whose_modules_are_called_otherwise_is_left_to_itself(clip, read, images, host_encodes, modules):
     attention = clip.cond_stage_model.qwen3vl_4b.transformer.model.layers[0].self_attn
     attention._modules["norm_of_q"] = attention._modules.pop("q_norm")
     transformer = clip.cond_stage_model.qwen3vl_4b.transformer
-    assert not native.fits(transformer.visual, transformer.model)
+    assert not modules.fits(transformer.visual, transformer.model)
     attention._modules["q_norm"] = attention._modules.pop("norm_of_q")
     read(clip, images)
     assert len(host_encodes) == 1
 
 
-def test_the_environment_turns_it_off(clip, plainly, images, host_encodes, native):
+def test_the_environment_turns_it_off(clip, plainly, images, host_encodes, modules):
     plainly(clip, images)
-    assert len(host_encodes) == 1 and clip.cond_stage_model not in native._native_readers
+    assert len(host_encodes) == 1 and clip.cond_stage_model not in modules._native_readers
 
 
-def test_a_reader_goes_with_its_model(tiny, read, picture, native):
+def test_a_reader_goes_with_its_model(tiny, read, picture, modules):
     import gc
     import weakref
 
     clip = tiny.vision_clip()
     read(clip, {"image0": picture})
-    reader, model = weakref.ref(native._native_readers[clip.cond_stage_model].reader), weakref.ref(clip.cond_stage_model)
+    reader, model = weakref.ref(modules._native_readers[clip.cond_stage_model].reader), weakref.ref(clip.cond_stage_model)
     import comfy.model_management
 
     comfy.model_management.unload_all_models()

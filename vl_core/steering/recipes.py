@@ -1,33 +1,36 @@
-"""Recipes: what to take from a picture, in plain words, as JSON files that resolve to documented numbers.
+"""Recipes: named sets of settings, as JSON files.
 
-The pack brings some (``recipes_data``); a user's own lie in a folder of theirs. A file that is not right is skipped,
-and its reason is told.
+What can be taken from a picture is a take (:mod:`~vl_core.steering.takes`); a recipe says all settings at once. A
+user's own lie in a folder of theirs. The pack's own of version 0.1 showed nothing on the miniature: they can still be
+read by name, and say what to choose instead. A file that is not right is skipped, and its reason is told.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..pictures import baseline_picture, check_picture
-from .modes import MODES, ModeSettings
+from .settings import Settings, rename
+from .way import candidates
 
 log = logging.getLogger(__name__)
 
-PictureUse = Literal["as it is", "blurred", "colourless"]
-
-REQUIRED = ("name", "meaning", "mode")
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+REQUIRED = ("name", "meaning")
+KNOWN = ("name", "meaning", "settings", "instead")
 LONGEST_NAME = 60  # characters that fit a list
+LARGEST = 1 << 20  # bytes of a file
+# Version 0.1 kept some settings beside the others, and called some of those inside otherwise.
+BESIDE = {
+    "mode": "way", "scale": "strength", "layer": "layer", "picture": "picture", "system_prompt": "attend",
+    "start_percent": "start_percent", "end_percent": "end_percent",
+}
+INSIDE = {"tokens": "changed", "outliers": "outlier_mode", "position": "append_position"}
 
 
 @dataclass(frozen=True)
@@ -36,64 +39,42 @@ class Recipe:
 
     Attributes:
         name: shown in the list; ``meaning``: one line for people.
-        mode: one of ``MODES``; ``settings``: those of its settings that the file names.
-        scale: the mode's strength at strength 1; negative pushes away.
-        layer: hidden state, counted from the end.
-        picture: what Qwen3-VL gets to see: the picture "as it is", "blurred" to the mean colours of 4 × 4 fields so
-            that shapes cannot come along, or "colourless" so that colours cannot.
-        system_prompt: tells Qwen3-VL what to look for; empty is Z-Image's own template.
-        start_percent, end_percent: when it acts, as shares of the steps.
+        settings: all of them; their strength is what strength 1 of the slider stands for, negative pushes away.
+        instead: what to choose in its place, "" for a recipe that is still listed.
         source: the file's name.
     """
 
     name: str
     meaning: str
-    mode: str
-    scale: float = 1.0
-    layer: int = -2
-    picture: PictureUse = "as it is"
-    system_prompt: str = ""
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-    settings: ModeSettings = field(default_factory=ModeSettings)
+    settings: Settings
+    instead: str = ""
     source: str = ""
 
-    def describe(self, strength: float) -> str:
-        """The numbers it stands for at a strength of the slider, in one line."""
-        parts = [f"{self.mode} at {self.scale:g} × {strength:g} = {self.scale * strength:g}", f"layer {self.layer}"]
-        parts.append(f"picture {self.picture}")
-        parts += [f"{name} {getattr(self.settings, name)}" for name in MODES[self.mode].settings]
-        parts.append(f"steps {self.start_percent:.0%} to {self.end_percent:.0%}")
-        if self.system_prompt:
-            parts.append(f"told to: {self.system_prompt!r}")
-        return f"recipe {self.name}: {', '.join(parts)}."
-
-    def show(self, picture: Tensor, name: str = "image") -> Tensor:
-        """A picture as the encoder gets to see it.
-
-        Args:
-            picture: as :func:`check_picture` takes it.
+    def at(self, strength: float) -> Settings:
+        """The settings at a strength of the slider.
 
         Raises:
-            TypeError, ValueError: see :func:`check_picture`.
+            ValueError: for a strength that the way does not take.
         """
-        if self.picture == "as it is":
-            return picture
-        if self.picture == "blurred":
-            return baseline_picture(picture, "blurred", name)
-        pixels, _ = check_picture(picture, name)
-        luma = (pixels.float() * torch.tensor(LUMA)).sum(-1, keepdim=True).round().to(torch.uint8)
-        return luma.expand(-1, -1, 3).contiguous()
+        return self.settings.at(self.settings.strength * strength)
+
+    def describe(self, strength: float) -> str:
+        """The numbers it stands for at a strength of the slider, in one line, and what to choose instead."""
+        own = {name: value for name, value in asdict(self.settings).items() if value != getattr(Settings, name)}
+        scaled = f"{self.settings.strength:g} × {strength:g} = {self.settings.strength * strength:g}"
+        parts = [f"strength {scaled}", *(f"{name} {value}" for name, value in own.items() if name != "strength")]
+        line = f"Recipe {self.name}: {', '.join(parts)}."
+        return f"{line} It showed nothing where it was measured: choose {self.instead}." if self.instead else line
 
 
 def load_recipes(*folders: Path) -> tuple[dict[str, Recipe], list[str]]:
-    """The pack's recipes and those of further folders, by name.
+    """The recipes of some folders, and the pack's own of version 0.1, by name.
 
     Args:
         folders: searched for ``*.json``, not below; one that is not there is empty.
 
     Returns:
-        the recipes, the pack's first; and for each file that was skipped one line with its reason, also logged once.
+        the recipes; and for each file that was skipped one line with its reason, also logged once.
     """
     recipes: dict[str, Recipe] = {}
     problems: list[str] = []
@@ -120,8 +101,11 @@ def read_recipe(path: Any) -> Recipe:
         OSError: if it cannot be read.
         ValueError: if it is not JSON, or see :func:`parse_recipe`.
     """
+    data = path.read_bytes()
+    if len(data) > LARGEST:
+        raise ValueError(f"expected JSON of a recipe, at most {LARGEST} bytes, got {len(data)}.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"expected UTF-8 text, got bytes that are not ({error.reason} at {error.start}).") from error
     except json.JSONDecodeError as error:
@@ -132,89 +116,55 @@ def read_recipe(path: Any) -> Recipe:
 
 
 def parse_recipe(content: Any, source: str = "") -> Recipe:
-    """A recipe from decoded JSON.
+    """A recipe from decoded JSON, of this version or of 0.1.
 
     Raises:
         ValueError: naming what is missing, unknown or out of range, and what was expected.
     """
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object, got {_kind(content)}.")
-    _refuse_unknown(content, [field.name for field in fields(Recipe) if field.name != "source"], "")
+    _refuse_unknown(content, (*KNOWN, *BESIDE), "")
     missing = [name for name in REQUIRED if name not in content]
     if missing:
         raise ValueError(f"expected {', '.join(REQUIRED)}, {' and '.join(missing)} missing.")
-    values = {**content, "settings": ModeSettings()}
-    for name in (*REQUIRED, "system_prompt"):
-        if name in values and not isinstance(values[name], str):
-            raise ValueError(f"{name}: expected text, got {_kind(values[name])}.")
-    values["name"], values["meaning"] = values["name"].strip(), values["meaning"].strip()
-    if not 0 < len(values["name"]) <= LONGEST_NAME or not values["name"].isprintable() or values["name"] == "none":
+    for name in (*REQUIRED, "instead"):
+        if not isinstance(content.get(name, ""), str):
+            raise ValueError(f"{name}: expected text, got {_kind(content[name])}.")
+    name, meaning = content["name"].strip(), content["meaning"].strip()
+    if not 0 < len(name) <= LONGEST_NAME or not name.isprintable() or name == "none":
         raise ValueError(
-            f"name: expected 1 to {LONGEST_NAME} printable characters in one line and not 'none', got "
-            f"{values['name']!r}."
+            f"name: expected 1 to {LONGEST_NAME} printable characters in one line and not 'none', got {name!r}."
         )
-    if not values["meaning"]:
+    if not meaning:
         raise ValueError("meaning: expected one line that says what the recipe does, got none.")
-    mode = MODES.get(values["mode"])
-    if mode is None:
-        raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {values['mode']!r}.")
-    values["scale"] = _number(values, "scale", mode.low, mode.high, 1.0)
-    if values["scale"] == 0:
+    return Recipe(name, meaning, _settings(content), content.get("instead", ""), source)
+
+
+def _settings(content: Mapping[str, Any]) -> Settings:
+    inside = content.get("settings", {})
+    if not isinstance(inside, dict):
+        raise ValueError(f"settings: expected a JSON object, got {_kind(inside)}.")
+    beside = {new: content[old] for old, new in BESIDE.items() if old in content}
+    if "mode" in content:  # a recipe of version 0.1
+        inside = {INSIDE.get(name, name): value for name, value in inside.items()}
+        beside.setdefault("picture", "as it is")
+    values = rename({**beside, **inside})
+    settings = Settings(**values)
+    if settings.strength == 0:
         raise ValueError("scale: expected a number other than 0, at which every recipe is the words alone.")
-    values["layer"] = int(_number(values, "layer", -37, -1, mode.layer, whole=True))
-    if "picture" in values:
-        _choice("picture", values["picture"], get_args(PictureUse))
-    for name, default in (("start_percent", 0.0), ("end_percent", 1.0)):
-        values[name] = _number(values, name, 0, 1, default)
-    if not values["start_percent"] < values["end_percent"]:
-        raise ValueError(
-            f"start_percent: expected less than end_percent ({values['end_percent']:g}), got "
-            f"{values['start_percent']:g}."
-        )
-    values["settings"] = _settings(content.get("settings", {}), values["mode"])
-    return Recipe(**values, source=source)
-
-
-def _settings(content: Any, mode: str) -> ModeSettings:
-    if not isinstance(content, dict):
-        raise ValueError(f"settings: expected a JSON object, got {_kind(content)}.")
-    _refuse_unknown(content, MODES[mode].settings, f"settings of {mode}: ")
-    kinds, values = get_type_hints(ModeSettings), dict(content)
-    limits = {"curve_end": (0, 1), "outlier_threshold": (1, 1e6), "rank": (0, 256)}
-    for name, value in content.items():
-        if name in limits:
-            values[name] = _number(content, name, *limits[name], None, whole=kinds[name] is int)
-        elif kinds[name] is bool:
-            if not isinstance(value, bool):
-                raise ValueError(f"{name}: expected true or false, got {_kind(value)}.")
-        else:
-            _choice(name, value, get_args(kinds[name]))
-    return ModeSettings(**values)
+    used = {"way", "take", "strength", "described", "start_percent", "end_percent"}
+    used |= {name for way in candidates(settings.row) for name in way.uses}
+    idle = [name for name in values if name not in used and values[name] != getattr(Settings, name)]
+    if idle:
+        raise ValueError(f"settings: {settings.way} does not use {', '.join(idle)}. Leave them out.")
+    return settings
 
 
 def _refuse_unknown(content: dict, known: Iterable[str], where: str) -> None:
     known = list(known)
     unknown = [name for name in content if name not in known]
     if unknown:
-        allowed = f"only {', '.join(known)}" if known else "none"
-        raise ValueError(f"{where}expected {allowed}, got {', '.join(map(repr, unknown))}.")
-
-
-def _number(
-    content: dict, name: str, low: float, high: float, default: float | None, whole: bool = False
-) -> float:
-    value = content.get(name, default)
-    kind = "a whole number" if whole else "a number"
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or (whole and value != int(value)):
-        shown = value if is_number else _kind(value)
-        raise ValueError(f"{name}: expected {kind} from {low:g} to {high:g}, got {shown}.")
-    return int(value) if whole else float(value)
-
-
-def _choice(name: str, value: Any, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise ValueError(f"{name}: expected one of {', '.join(options)}, got {value!r}.")
+        raise ValueError(f"{where}expected only {', '.join(known)}, got {', '.join(map(repr, unknown))}.")
 
 
 def _kind(value: Any) -> str:

@@ -16,14 +16,29 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from .settings import FIELDS, WORDS_ONLY, Field, Settings, Value
+from .fields import Field, Value
+from .settings import ALSO, AUTOMATIC, BLENDS, FIELDS, MAX_STRENGTH, OPEN_BLEND, WORDS_ONLY, Settings, rename
+from .way import find_way, way_names
 
 SEED = "seed"
 MAX_SEED = 2**64 - 1  # the host's and torch's
 MAX_CELLS = 256
 VERSION = 1  # of the JSON
-ALIASES = {"strength": "alpha", "threshold": "outlier_threshold", "layers": "layer", "alphas": "alpha"}
-SWEPT: dict[str, Field] = {**FIELDS, SEED: Field(int, 0, MAX_SEED)}
+ALIASES = {**ALSO, "layers": "layer", "alphas": "strength", "ways": "way", "takes": "take"}
+
+
+def _methods() -> tuple[str, ...]:
+    """Blends of the open pipeline, and ways: what a sweep's method has always named, under all names it has had."""
+    known = [find_way(name) for name in way_names()]
+    return (*BLENDS, *(way.name for way in known), *(old for way in known for old in way.also))
+
+
+# Two more names than settings have: what earlier versions called a way, and the strength of image delta.
+SWEPT: dict[str, Field] = {
+    **FIELDS, "method": Field(str, choices=_methods, meaning="A way, or a blend of the open pipeline."),
+    "delta_strength": Field(float, -MAX_STRENGTH, MAX_STRENGTH, meaning="The strength, where the way is image delta."),
+    SEED: Field(int, 0, MAX_SEED, meaning="Where painting starts."),
+}
 DEFAULTS = Settings()
 LEAST, MOST = Decimal("1e-9"), Decimal(MAX_SEED)  # of the numbers people write
 SWITCHES = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
@@ -87,7 +102,7 @@ class Cell:
     @property
     def words_only(self) -> bool:
         """Whether no picture steers it: the baseline all others are compared with."""
-        return self.settings.strength == 0
+        return self.settings.words_only
 
 
 @dataclass(frozen=True)
@@ -164,19 +179,6 @@ class Plan:
         return next((one for one in self.baselines if one.id == words.id), None)
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        """The hidden states that one encode has to capture for all cells, counted from the end."""
-        return tuple(sorted({one for cell in self.cells if not cell.words_only for one in cell.settings.read_layers}))
-
-    @property
-    def needs_muted(self) -> bool:
-        return any(cell.settings.needs_muted for cell in self.cells)
-
-    @property
-    def needs_reference(self) -> bool:
-        return any(cell.settings.needs_reference for cell in self.cells)
-
-    @property
     def hash(self) -> str:
         """64 hex digits of the plan's JSON."""
         return _digest(self.as_dict())
@@ -226,9 +228,9 @@ class Plan:
     def _cell(self, place: tuple[int, ...]) -> Cell:
         chosen = {axis.name: axis.values[index] for axis, index in zip(self.axes, place, strict=True)}
         label = ", ".join(axis.label(chosen[axis.name]) for axis in self.axes)
-        settings = {name: value for name, value in chosen.items() if name in FIELDS}
+        settings = {name: value for name, value in chosen.items() if name in SWEPT and name != SEED}
         try:
-            merged = Settings.from_dict({**self.base.as_dict(), **settings})
+            merged = self.base.with_values(settings)
         except ValueError as error:
             raise ValueError(f"{error} In the cell {label or 'without axes'}.") from error
         extra = tuple((name, chosen.get(name, value)) for name, value in self.extra)
@@ -272,8 +274,8 @@ def make_plan(
         sizes = " × ".join(str(len(axis.values)) for axis in axes)
         raise ValueError(f"axes: expected at most {limit} cells, got {sizes} = {count}. Use fewer values.")
     given = base.as_dict() if isinstance(base, Settings) else dict(base)
-    given |= {axis.name: axis.values[0] for axis in axes if axis.name in FIELDS}  # no cell has what an axis replaces
-    base = Settings.from_dict(given)
+    first = {axis.name: axis.values[0] for axis in axes if axis.name in SWEPT and axis.name != SEED}
+    base = Settings.from_dict({**rename(given), **rename(first, given.get("way", AUTOMATIC))})
     plan = Plan(tuple(axes), base, SWEPT[SEED].check(SEED, seed), tuple(extra.items()), baseline)
     for number, axis in enumerate(plan.axes):
         if len(axis.values) > 1 and not _matters(plan, number):
@@ -298,13 +300,14 @@ def _why_not(plan: Plan, name: str) -> str:
     settings = [cell.settings for cell in plan.cells]
     if all(one.strength == 0 for one in settings):
         return "every strength is 0, which is the words alone"
-    if name == "outlier_gamma" or (name.startswith("outlier_") and all(one.outlier_mode == "none" for one in settings)):
-        modes = ", ".join(dict.fromkeys(one.outlier_mode for one in settings))
+    using = [one for one in settings if name in one.row.uses]
+    if using and name.startswith("outlier_"):
+        modes = ", ".join(dict.fromkeys(one.outlier_mode for one in using))
+        if any(one.outlier_mode != "none" for one in using) and name != "outlier_gamma":
+            return "outliers are changed in image tokens only and the method mixes words only"
         return f"the outlier mode is {modes}"
-    if name.startswith("outlier_") and not any("outlier_mode" in one.effective() for one in settings):
-        return "outliers are changed in image tokens only and the method mixes words only"
-    methods = ", ".join(dict.fromkeys(one.method for one in settings))
-    return f"method {methods} does not use it"
+    ways = ", ".join(dict.fromkeys(one.method if one.way == OPEN_BLEND else one.way for one in settings))
+    return f"{ways} does not use it"
 
 
 def parse_axis(name: str, text: str, fields: Mapping[str, Field] | None = None, limit: int = MAX_CELLS) -> Axis:
@@ -351,7 +354,7 @@ def parse_values(text: str, field: Field, name: str = "values", limit: int = MAX
         if len(values) > limit:
             raise ValueError(f"{name}: expected at most {limit} values, got more in {text!r}.")
     if not values:
-        kind = f"such as {', '.join(field.choices[:2])}" if field.choices else "such as 0, 0.3, 1 or 0:1:0.1"
+        kind = f"such as {', '.join(field.choices()[:2])}" if field.choices() else "such as 0, 0.3, 1 or 0:1:0.1"
         raise ValueError(f"{name}: expected at least one value, {kind}, got {text!r}.")
     return values
 
@@ -395,7 +398,7 @@ def _value(cell: Cell, name: str) -> Value:
 
 
 def _without_picture(settings: Settings) -> Settings:
-    return replace(settings, alpha=0.0, delta_strength=None)
+    return replace(settings, strength=0.0, described=False)
 
 
 def _count(number: int, noun: str) -> str:

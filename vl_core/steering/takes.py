@@ -1,0 +1,118 @@
+"""What can be taken from a picture, in plain words: one row each, for every way.
+
+A take holds what each way needs to know of it: what Qwen3-VL is asked, which slots of an adapter are used, and how the
+picture is prepared where its states themselves are mixed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..pictures import baseline_picture, check_picture
+
+PictureUse = Literal["as it is", "blurred", "colourless"]
+PICTURE_USES = get_args(PictureUse)
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+PLAIN = "Write plain words that could stand in a prompt for an image generator, without an introduction or a list."
+
+
+@dataclass(frozen=True)
+class Take:
+    """What to take from a picture.
+
+    Attributes:
+        name, meaning: for people.
+        instruction: what Qwen3-VL is asked to write.
+        slots: of a picture adapter, those of them that it has; none for all.
+        picture: how the picture is shown where its own states are mixed in.
+        attend: what Qwen3-VL is told to look for where its states are mixed in; empty is Z-Image's own template.
+        until: the share of the steps after which the picture stops acting, where its states are mixed in.
+    """
+
+    name: str
+    meaning: str
+    instruction: str
+    slots: tuple[str, ...] = ()
+    picture: PictureUse = "as it is"
+    attend: str = ""
+    until: float = 1.0
+
+
+TAKES = (
+    Take(
+        "the look", "style, colours, light, mood and background, but not what the picture shows",
+        "Describe only the look of this picture: its style, its colours, its light and mood, its background. Leave "
+        f"out what it shows. {PLAIN}",
+    ),
+    Take(
+        "style", "how it is made: medium, technique, line and texture",
+        "Describe only the visual style of this picture: its medium, technique, line and texture. Leave out what it "
+        f"shows. {PLAIN}",
+        slots=("style",), attend="Attend to the visual style of the picture: its medium, technique, line and texture.",
+    ),
+    Take(
+        "colours", "which colours it has and how they are used",
+        f"Name only the colours of this picture and how they are used. Leave out what it shows. {PLAIN}",
+        slots=("palette", "colours", "background"), picture="blurred",
+    ),
+    Take(
+        "light and mood", "where the light comes from, how hard it is, and the atmosphere",
+        "Describe only the light and the mood of this picture: where the light comes from, how hard it is, its "
+        f"colour, the atmosphere. Leave out what it shows. {PLAIN}",
+        slots=("light", "mood"), attend="Attend to the light and the mood of the picture.",
+    ),
+    Take(
+        "composition", "what is where in it: viewpoint, distance, empty space",
+        "Describe only the composition of this picture: what is where in it, the viewpoint, the distance, the empty "
+        f"space. Leave out colours and style. {PLAIN}",
+        slots=("composition",), picture="colourless", until=0.4,
+    ),
+    Take(
+        "everything", "all of it, what it shows included, as if it were to be painted again",
+        "Describe this picture so exactly that somebody could paint it again: every thing in it and its place, the "
+        f"style, the colours, the light. {PLAIN}",
+    ),
+)
+DEFAULT_TAKE = TAKES[0].name
+
+
+def take_names() -> tuple[str, ...]:
+    return tuple(take.name for take in TAKES)
+
+
+def find_take(name: str) -> Take:
+    """The take of a name.
+
+    Raises:
+        ValueError: if there is none; the message lists those there are.
+    """
+    for take in TAKES:
+        if take.name == name:
+            return take
+    raise ValueError(f"take: expected one of {', '.join(take_names())}, got {name!r}.")
+
+
+def show(picture: Tensor, use: PictureUse, name: str = "image") -> Tensor:
+    """A picture as the encoder gets to see it.
+
+    Args:
+        picture: as :func:`check_picture` takes it.
+        use: "as it is"; "blurred" to the mean colours of 4 × 4 fields so that shapes cannot come along; "colourless"
+            so that colours cannot.
+
+    Raises:
+        TypeError, ValueError: see :func:`check_picture`; for an unknown use.
+    """
+    if use == "as it is":
+        return picture
+    if use == "blurred":
+        return baseline_picture(picture, "blurred", name)
+    if use != "colourless":
+        raise ValueError(f"picture: expected one of {', '.join(PICTURE_USES)}, got {use!r}.")
+    pixels, _ = check_picture(picture, name)
+    luma = (pixels.float() * torch.tensor(LUMA)).sum(-1, keepdim=True).round().to(torch.uint8)
+    return luma.expand(-1, -1, 3).contiguous()
