@@ -15,10 +15,10 @@ from vl_core.encoder.graphs import GraphPool
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from vl_core.encoder.reader import Reader
 from vl_core.encoder.vision import run_vision
-from vl_core.headless.calibrate import batch_reader, text_reader
 from vl_core.pictures import Picture, patchify, prepare_picture
 from vl_core.states.layout import insert_pictures, mrope_positions
 from vl_core.states.statistics import calibrate, calibration_prompts
+from vl_core.zimage.text import batch_reader, text_reader
 
 from . import stages
 from .common import Report, add_output_argument, in_turns, milliseconds, peak_mib, relative_error, worst_token_error

@@ -10,7 +10,7 @@ from vl_core.reports.inspection import inspect
 from vl_core.reports.plots import inspection_figure
 from vl_core.states.statistics import calibrate
 from vl_core.states.vl_states import LAYOUT_KEY, save_conditioning
-from vl_core.steering.modes import condition
+from vl_core.steering.condition import condition
 from vl_core.zimage import checks
 from vl_core.zimage.files import load_picture, save_png
 from vl_core.zimage.progress import progress
@@ -22,7 +22,7 @@ from .train.assemble import MODELS
 
 PHOTOGRAPH, PHOTOGRAPH_PROMPT = "chelsea.jpg", (6, 4)  # a cat, and the shape and colour asked for beside it
 WORLDS, SEED = 3, 11
-MODE, LAYER, STRENGTH = "blend aligned", -8, 0.7
+MODE, LAYER, STRENGTH = "aligned blend", -8, 0.7
 NOTE = (
     "A trained miniature of the chain, a thousand times smaller than the real one: it knows ten colours, eight shapes, "
     "eight styles and five moods. It shows how the methods work, not how well they do on the real models."

@@ -437,6 +437,13 @@ DESCRIBE = (
     "write a prompt for this image.",
 )
 DESCRIBE_LOOK = ("describe the style.", "describe the look.")
+# What the VL was trained to answer about a take, and where the answer goes. It was never asked where things are: there
+# is no question for the composition.
+TAKE_QUESTIONS = (
+    ("the look", "describe the look.", "{}"), ("style", "what style is it?", "{} style"),
+    ("colours", "what is the background color?", "{} background"), ("light and mood", "what mood is it?", "{} colors"),
+    ("everything", "describe the image.", "{}"),
+)
 
 
 def turns(request: str, answer: str) -> str:

@@ -13,8 +13,8 @@ from ..vl_core.encoder.writing import append_words
 from ..vl_core.pictures import split_batch
 from ..vl_core.stages.combine import parse_weights
 from ..vl_core.states.vl_states import LAYOUT_KEY
+from ..vl_core.steering.desk import Outcome
 from ..vl_core.steering.references import Reference
-from ..vl_core.steering.steer import Outcome
 from ..vl_core.steering.store import Store
 from ..vl_core.steering.takes import Take
 from ..vl_core.steering.way import Steered, Text

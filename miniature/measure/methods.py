@@ -37,12 +37,15 @@ from vl_core.adapters.space_adapter import SpaceAdapter, SpaceFit
 from vl_core.reports.controls import noisy
 from vl_core.stages.combine import needs_muted
 from vl_core.states.layout import TAIL_TOKENS
-from vl_core.steering.modes import MODES
+from vl_core.steering.settings import Settings
+from vl_core.steering.takes import show
+from vl_core.steering.way import Given, find_way
 
 from .. import world
 from . import adapters
 from .chain import LAYERS, Chain
 
+ADHERENCE_GOAL = 0.85
 FAMILIES = ("published", "training_free", "adapter", "caption")
 ALPHAS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 TEXT_ONLY, CAPTION = "text only", "caption in words"
@@ -129,12 +132,12 @@ class Bench:
         shift = 0 if mute else shift  # a muted picture is the same whatever it shows
         key = shift, recipe, mute, beside
         if key not in self.kept:
-            chosen = load_recipes()[0][recipe] if recipe else None
+            chosen = load_recipes()[0][recipe].settings if recipe else None
             images = [self.images[(index + shift) % len(self.images)] for index in range(len(self.images))]
             prompts = self.pairs.prompts if beside is None else [beside] * len(images)
             self.kept[key] = self.chain.look_many(
-                [chosen.show(image) for image in images] if chosen else images, prompts, mute=mute,
-                layers=(chosen.layer,) if chosen else LAYERS, system_prompt=chosen.system_prompt if chosen else "",
+                [show(image, chosen.picture) for image in images] if chosen else images, prompts, mute=mute,
+                layers=(chosen.read_layer,) if chosen else LAYERS, system_prompt=chosen.attend if chosen else "",
             )
         return self.kept[key]
 
@@ -232,12 +235,12 @@ def by_delta(
 
 def by_recipe_file(bench: Bench, case: Case, sight: Sight, layer: int, *, recipe: str, strength: float) -> Tensor:
     """A recipe in plain words; when it acts is the row's ``act``."""
-    chosen = load_recipes()[0][recipe]
+    chosen = load_recipes()[0][recipe].at(strength)
     seen = bench.reading(case, sight, recipe)
-    muted = bench.reading(case, sight, recipe, mute=True) if MODES[chosen.mode].needs_muted else None
+    muted = bench.reading(case, sight, recipe, mute=True) if chosen.row.needs(chosen, Given()).muted else None
     return condition(
-        case.states, case.layout, seen, layer, chosen.mode, chosen.scale * strength, muted=muted,
-        settings=chosen.settings, reference=bench.reference,
+        case.states, case.layout, seen, layer, chosen.way, chosen.strength, muted=muted, settings=chosen,
+        reference=bench.reference,
     )[0]
 
 
@@ -295,10 +298,15 @@ def by_pictures(
     """The reference and the one after it, combined as the nodes do."""
     after = replace(sight, number=(sight.number + 1) % len(bench.cases))
     pictures = [bench.reading(case, each) for each in (sight, after)]
-    mute = needs_muted(combining, weights) or MODES[mode].needs_muted
+    mute = needs_muted(combining, weights) or _needs_muted(mode)
     muted = [bench.reading(case, each, mute=True) for each in (sight, after)] if mute else None
     found = combine(pictures, weights, combining, muted=muted)
     return condition(case.states, case.layout, found.seen, layer, mode, strength, muted=found.muted)[0]
+
+
+def _needs_muted(way: str) -> bool:
+    row = find_way(way)
+    return row.needs(Settings(way=row.name), Given()).muted
 
 
 def by_two_adapted(
@@ -414,8 +422,10 @@ def _methods() -> tuple[Method, ...]:
         setting = {"mode": "blend aligned", "strength": 0.7, "start": start, "end": end}
         rows.append(Method("aligned, part of the steps", "training_free", "recipe", -8, setting, (start, end)))
     for name, recipe in load_recipes()[0].items():
-        setting, act = {"recipe": name, "strength": 1.0}, (recipe.start_percent, recipe.end_percent)
-        rows.append(Method(f"recipe {name}", "training_free", "recipe file", recipe.layer, setting, act))
+        rows.append(Method(
+            f"recipe {name}", "training_free", "recipe file", recipe.settings.read_layer,
+            {"recipe": name, "strength": 1.0}, recipe.settings.window,
+        ))
     for combining in ("average", "norm average", "max weight per token", "add"):
         setting = {"combining": combining, "weights": (1.0, 1.0), "mode": "blend aligned", "strength": 0.7}
         rows.append(Method(f"two pictures, {combining}", "training_free", "pictures", -8, setting))
@@ -431,6 +441,3 @@ def _methods() -> tuple[Method, ...]:
 
 
 METHODS = _methods()
-
-
-ADHERENCE_GOAL = 0.85

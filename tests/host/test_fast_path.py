@@ -209,7 +209,8 @@ def test_a_reader_goes_with_its_model(tiny, read, picture, modules):
 
     clip = tiny.vision_clip()
     read(clip, {"image0": picture})
-    reader, model = weakref.ref(modules._native_readers[clip.cond_stage_model].reader), weakref.ref(clip.cond_stage_model)
+    reader = weakref.ref(modules._native_readers[clip.cond_stage_model].reader)
+    model = weakref.ref(clip.cond_stage_model)
     import comfy.model_management
 
     comfy.model_management.unload_all_models()

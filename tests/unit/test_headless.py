@@ -111,7 +111,7 @@ def test_our_template_has_the_ids_of_the_pipelines_chat_template(pipeline, promp
 
 @pytest.mark.parametrize("prompt", [PROMPT, "a lamp"])
 def test_calibration_reads_the_states_the_pipeline_paints_from(folders, pipeline, prompt):
-    from vl_core.headless.calibrate import load_text_encoder
+    from vl_core.zimage.text import load_text_encoder
 
     folder = Path(folders["zimage"])
     read = load_text_encoder(folder / "text_encoder", folder / "tokenizer", torch.device("cpu"), torch.float32)
@@ -121,7 +121,7 @@ def test_calibration_reads_the_states_the_pipeline_paints_from(folders, pipeline
 
 
 def test_calibration_in_batches_reads_the_same_states(folders):
-    from vl_core.headless.calibrate import batch_reader, open_text_encoder, text_reader
+    from vl_core.zimage.text import batch_reader, open_text_encoder, text_reader
 
     folder = Path(folders["zimage"])
     encoder, tokenizer = open_text_encoder(

@@ -42,6 +42,15 @@ def embedded_judge(device: Any) -> Any:
     return embedded("measure.score").load_score(embedded("train.assemble").MODELS, device)
 
 
+def embedded_questions() -> tuple[tuple[str, str, str], ...]:
+    """What the miniature's Qwen3-VL is asked for a take, and where its answer goes: it knows forty words.
+
+    Raises:
+        ValueError: if the miniature is not there.
+    """
+    return embedded("world").TAKE_QUESTIONS
+
+
 def embedded(module: str) -> ModuleType:
     """A module of the miniature.
 

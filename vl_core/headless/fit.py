@@ -16,7 +16,8 @@ from ..states.statistics import calibration_prompts
 from ..zimage import checks
 from ..zimage.pipeline import prompt_layout
 from ..zimage.progress import progress
-from .calibrate import open_text_encoder, read_prompts, text_reader
+from ..zimage.text import open_text_encoder, text_reader
+from .calibrate import read_prompts
 from .compare.fleet import on_ray
 from .vision import load_encoder
 

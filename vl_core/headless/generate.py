@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
+from ..adapters.picture_adapter import PictureAdapter
+from ..encoder.qwen3vl import Qwen3VLEncoder
 from ..stages.blend import BlendMethod, BlendSpace, blend
 from ..states.layout import TokenLayout
 from ..states.vl_states import LAYOUT_KEY, load_conditioning, resolve_layer, save_conditioning
-from ..steering.modes import DEFAULT_LAYERS, MODES, ModeSettings, check_recipe, condition
+from ..steering.desk import needed_layers
 from ..steering.recipes import Recipe, load_recipes, read_recipe
+from ..steering.references import Reference
+from ..steering.settings import AUTOMATIC, FIELDS, Settings
+from ..steering.steer import steer
+from ..steering.takes import DEFAULT_TAKE, TAKES, take_names
+from ..steering.way import Given, find_way, ways
 from ..zimage import checks
 from ..zimage.files import load_picture, save_png
+from ..zimage.host import PipelineHost
 from ..zimage.pipeline import ZImageFolder, encode_text, load_pipeline, load_tokenizer, paint, prompt_layout
 from ..zimage.progress import progress
-from .vision import add_picture_arguments, load_encoder, steps_of_encode
+from .vision import add_picture_arguments, load_encoder
+
+if TYPE_CHECKING:
+    from diffusers import ZImagePipeline
 
 SUMMARY = "paint with Z-Image, steered by a saved CONDITIONING file or directly by pictures"
-
-# Text states (L, D) and their layout -> the states to paint from, their layout, a report.
-Mix = Callable[[Tensor, TokenLayout], tuple[Tensor, TokenLayout | None, str]]
 
 
 def add_arguments(parser) -> None:
@@ -41,22 +51,20 @@ def add_arguments(parser) -> None:
     directly.add_argument("--vision", metavar="FOLDER", help="Hugging Face folder of a Qwen3-VL-4B")
     add_picture_arguments(directly, " (needs --vision)")
     directly.add_argument(
-        "--mode", choices=list(DEFAULT_LAYERS), default="blend aligned",
-        help="blend aligned tints each word, gentle; append picture puts the picture's tokens after the words, "
-        "stronger; blend as published is the research note's arithmetic; image delta adds to each word what the "
-        "picture did to it",
+        "--way", default=AUTOMATIC, metavar="WAY",
+        help="how it travels: " + "; ".join(f"{name}: {way.meaning}" for name, way in ways().items()),
     )
     directly.add_argument(
-        "--strength", type=float, default=0.5, metavar="X", help="how much the picture counts, 0 (words only) to 1; -3 "
-        "to 3 for image delta"
+        "--take", choices=take_names(), default=DEFAULT_TAKE, metavar="TAKE",
+        help="what to take from the picture: " + "; ".join(f"{take.name}: {take.meaning}" for take in TAKES),
     )
+    directly.add_argument("--mode", dest="way", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # its name in 0.1
+    directly.add_argument("--strength", type=float, default=1.0, metavar="X", help=FIELDS["strength"].meaning)
+    directly.add_argument("--words", metavar="TEXT", help="words about the picture; then Qwen3-VL writes none")
+    directly.add_argument("--adapter", metavar="FILE", help="a picture adapter, from `fit`")
+    directly.add_argument("--recipe", metavar="FILE", help="a recipe file *.json, in place of --way and --take")
     directly.add_argument(
-        "--recipe", metavar="NAME", help="what to take from the picture, in place of --mode and --layer: "
-        f"{', '.join(load_recipes()[0])}, or a recipe file *.json"
-    )
-    directly.add_argument(
-        "--layer", type=int, metavar="K", help="which hidden state of Qwen3-VL, counted from the end (default: -6 "
-        "for the blends, else -2)",
+        "--layer", type=int, default=0, metavar="K", help=f"{FIELDS['layer'].meaning} (default: the way's own)"
     )
     saved = parser.add_argument_group("or steer by a saved conditioning")
     saved.add_argument("-e", "--embeddings", metavar="FILE", help="from `extract`")
@@ -98,18 +106,17 @@ def run(arguments) -> None:
     layout = prompt_layout(load_tokenizer(folder.tokenizer), arguments.prompt)
     folder.check_caption(len(layout))
 
-    mix, settings = choose_mix(arguments, folder.width, device, dtype)
-    # A rehearsal on zeros finds what does not fit before Z-Image is loaded.
-    folder.check_caption(len(mix(torch.zeros(len(layout), folder.width), layout)[0]))
+    job = choose(arguments, folder.width, device, dtype)
     pipeline = load_pipeline(folder.path, device, dtype)
-    states, text_layout = encode_text(pipeline, arguments.prompt, folder.path.resolve().name)
-    states, mixed_layout, report = mix(states, text_layout)
+    plain, states, mixed_layout, report, window = job.run(pipeline)
+    folder.check_caption(len(states))
     with progress("Painting", arguments.steps) as move:
         image = paint(
             pipeline, states, negative=arguments.negative, steps=arguments.steps, guidance=arguments.guidance,
-            width=arguments.width, height=arguments.height, seed=arguments.seed, progress=move,
+            width=arguments.width, height=arguments.height, seed=arguments.seed, progress=move, outside=plain,
+            window=window,
         )
-    save_png(output, image, {**common_settings(arguments, folder), **settings})
+    save_png(output, image, {**common_settings(arguments, folder), **job.noted})
     print(report)
     if arguments.negative and arguments.guidance == 0:
         print("note: --negative has no effect at --guidance 0.")
@@ -127,8 +134,21 @@ def common_settings(arguments, folder: ZImageFolder) -> dict[str, Any]:
     return {"model": folder.path.resolve().name, **{name: getattr(arguments, name) for name in chosen}}
 
 
-def choose_mix(arguments, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Mix, dict[str, Any]]:
-    """What is to be mixed into the prompt, from the options, and its settings. Runs Qwen3-VL if that is needed.
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What to do once Z-Image is loaded, and what the picture notes about it.
+
+    Attributes:
+        run: from the pipeline to the prompt's own states, those to paint from, their layout, a report, and the shares
+            of the steps in which they rule.
+    """
+
+    run: Callable[[ZImagePipeline], tuple[Tensor, Tensor, TokenLayout | None, str, tuple[float, float]]]
+    noted: dict[str, Any]
+
+
+def choose(arguments, width: int, device: torch.device, dtype: torch.dtype) -> Job:
+    """What is to be done, from the options; everything is checked that can be before a model is loaded.
 
     Raises:
         FileNotFoundError, ValueError: for options, files and models that do not fit.
@@ -136,20 +156,15 @@ def choose_mix(arguments, width: int, device: torch.device, dtype: torch.dtype) 
     if arguments.embeddings is not None and (arguments.vision is not None or arguments.image):
         raise ValueError("--embeddings and --vision/--image: give one or the other.")
     if arguments.embeddings is not None:
-        return mix_saved(arguments, width)
-    if (arguments.vision is None) != (not arguments.image):
+        return saved_job(arguments, width)
+    if arguments.words is None and (arguments.vision is None) != (not arguments.image):
         missing = "--vision, a Qwen3-VL folder" if arguments.vision is None else "--image, a picture"
         raise ValueError(f"to steer by pictures, {missing} is missing.")
-    if arguments.vision is not None:
-        return mix_seen(arguments, width, device, dtype)
-    return words_only("Nothing to steer by: words only.")
+    return steered_job(arguments, width, device, dtype)
 
 
-def words_only(report: str) -> tuple[Mix, dict[str, Any]]:
-    return lambda states, layout: (states, layout, report), {}
-
-
-def mix_saved(arguments, width: int) -> tuple[Mix, dict[str, Any]]:
+def saved_job(arguments, width: int) -> Job:
+    """Blending the prompt with a saved conditioning."""
     checks.in_range(arguments.alpha, "--alpha", 0, 1)
     checks.in_range(arguments.downsample, "--downsample", 1)
     path = checks.readable_file(arguments.embeddings, "--embeddings")
@@ -160,86 +175,89 @@ def mix_saved(arguments, width: int) -> tuple[Mix, dict[str, Any]]:
     (vl,), options = entries[0]
     if vl.shape[-1] != width:
         raise ValueError(f"--embeddings: expected width {width} for this Z-Image, got {vl.shape[-1]} in {path}.")
-    settings = {"embeddings": path.name} | {
-        name: getattr(arguments, name) for name in ("alpha", "method", "space", "downsample")
-    }
-    if arguments.alpha == 0:  # appending and truncating know no alpha, but 0 means words only everywhere
-        return words_only("Alpha 0: words only.")[0], settings
 
-    def mix(states: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout | None, str]:
+    def blended(states: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout | None, str]:
+        if arguments.alpha == 0:  # appending and truncating know no alpha, but 0 means words only everywhere
+            return states, layout, "Alpha 0: words only."
         mixed, info = blend(
             states, vl, arguments.alpha, arguments.method, arguments.space, text_layout=layout,
             vl_layout=options.get(LAYOUT_KEY), append_downsample=arguments.downsample,
         )
         return mixed, info.layout, info.describe()
 
-    return mix, settings
+    tokenizer = load_tokenizer(ZImageFolder.check(arguments.model, "--model").tokenizer)
+    layout = prompt_layout(tokenizer, arguments.prompt)
+    blended(torch.zeros(len(layout), width), layout)  # finds what does not fit before Z-Image is loaded
+
+    def run(pipeline: ZImagePipeline):
+        states, own = encode_text(pipeline, arguments.prompt, Path(arguments.model).resolve().name)
+        return states, *blended(states, own), (0.0, 1.0)
+
+    chosen = ("alpha", "method", "space", "downsample")
+    return Job(run, {"embeddings": path.name, **{name: getattr(arguments, name) for name in chosen}})
 
 
-def mix_seen(arguments, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Mix, dict[str, Any]]:
-    recipe = None if arguments.recipe is None else find_recipe(arguments.recipe)
-    mode = arguments.mode if recipe is None else recipe.mode
-    strength = arguments.strength if recipe is None else recipe.scale * arguments.strength
-    check_recipe(mode, strength)
-    checks.in_range(arguments.image_tokens, "--image-tokens", 1)
+def steered_job(arguments, width: int, device: torch.device, dtype: torch.dtype) -> Job:
+    """Steering the prompt by pictures, or by words about one."""
+    settings, notes = settings_of(arguments)
     pictures = [load_picture(path, "--image", arguments.image_tokens) for path in arguments.image]
-    vision_width, blocks = checks.vision_folder(arguments.vision, "--vision")
-    if vision_width != width:
-        raise ValueError(
-            f"--vision: expected width {width} for this Z-Image, got {vision_width}. Z-Image needs the 4B."
-        )
-    layer = DEFAULT_LAYERS[mode] if arguments.layer is None else arguments.layer
-    if recipe is not None:
-        layer, pictures = recipe.layer, [recipe.show(picture) for picture in pictures]
-    layers = MODES[mode].layers(layer)
-    depth = max(resolve_layer(one, blocks) for one in layers)
-    settings = {
-        "vision": Path(arguments.vision).resolve().name, "images": [Path(path).name for path in arguments.image],
-        "mode": mode, "strength": strength, "layer": layer, "image_tokens": arguments.image_tokens,
-    } | ({} if recipe is None else {"recipe": recipe.name})
-    if strength == 0:
-        return words_only("Strength 0: words only.")[0], settings
-    encoder = load_encoder(arguments.vision, device, dtype, max(layers))
-    notes: list[str] = [] if recipe is None else [recipe.describe(arguments.strength)]
-    needs_muted = MODES[mode].needs_muted
-    with progress("Looking", steps_of_encode(encoder, len(pictures), max(layers)) + needs_muted * depth) as move:
-        read = (pictures, arguments.prompt, layers, recipe.system_prompt if recipe else None)
-        seen = encoder.encode(*read, budget=arguments.image_tokens, check=move, notes=notes)
-        muted = None
-        if needs_muted:
-            muted = encoder.encode(*read, budget=arguments.image_tokens, check=move, mute=True)
+    adapter = None
+    if arguments.adapter is not None:
+        adapter = PictureAdapter.load(checks.readable_file(arguments.adapter, "--adapter"))
+    given = Given(adapter=adapter, words=arguments.words)
+    layers = needed_layers([settings], given) if pictures and settings.strength else ()
+    if arguments.vision is not None:
+        vision_width, blocks = checks.vision_folder(arguments.vision, "--vision")
+        if vision_width != width:
+            raise ValueError(
+                f"--vision: expected width {width} for this Z-Image, got {vision_width}. Z-Image needs the 4B."
+            )
+        for layer in layers:
+            resolve_layer(layer, blocks)
 
-    def mix(states: Tensor, layout: TokenLayout) -> tuple[Tensor, TokenLayout | None, str]:
-        mixed, mixed_layout, report = condition(
-            states, layout, seen, layer, mode, strength, muted=muted,
-            settings=recipe.settings if recipe else ModeSettings(),
-        )
-        return mixed, mixed_layout, "\n".join([*notes, report])
+    def run(pipeline: ZImagePipeline):
+        def load() -> Qwen3VLEncoder:
+            return load_encoder(arguments.vision, device, dtype, max(layers, default=-1))
 
-    return mix, settings
+        host = PipelineHost(pipeline, load, model=Path(arguments.model).resolve().name)
+        references = [Reference(picture) for picture in pictures]
+        outcome = steer(host, arguments.prompt, references, settings, given)
+        (steered,), (text,) = outcome.entries, outcome.texts
+        report = "\n".join([*notes, outcome.report()])
+        return text.states, steered.states, steered.layout, report, settings.window
+
+    noted = {"images": [Path(path).name for path in arguments.image], **settings.effective()}
+    return Job(run, noted | ({} if arguments.vision is None else {"vision": Path(arguments.vision).resolve().name}))
+
+
+def settings_of(arguments) -> tuple[Settings, list[str]]:
+    """The settings that the options name, and a line about a recipe.
+
+    Raises:
+        FileNotFoundError, ValueError: for a recipe that cannot be read, or a value out of range.
+    """
+    checks.in_range(arguments.image_tokens, "--image-tokens", 1)
+    if arguments.recipe is None:
+        settings = Settings(
+            way=find_way(arguments.way).name, take=arguments.take, strength=arguments.strength, layer=arguments.layer,
+            image_tokens=arguments.image_tokens,
+        )
+        return settings, []
+    recipe = find_recipe(arguments.recipe)
+    return replace(recipe.at(arguments.strength), image_tokens=arguments.image_tokens), [
+        recipe.describe(arguments.strength)
+    ]
 
 
 def find_recipe(name: str) -> Recipe:
-    """A recipe by its name, or from a file.
+    """A recipe from a file, or one of version 0.1 by its name.
 
     Raises:
-        FileNotFoundError, ValueError: if there is none, or it asks for what only the ComfyUI nodes do.
+        FileNotFoundError, ValueError: if there is none.
     """
     recipes, _ = load_recipes()
     if name.endswith(".json"):
-        recipe = read_recipe(checks.readable_file(name, "--recipe"))
-    elif name in recipes:
-        recipe = recipes[name]
-    else:
-        raise ValueError(f"--recipe: expected one of {', '.join(recipes)}, or a file *.json, got {name!r}.")
-    if (recipe.start_percent, recipe.end_percent) != (0, 1):
-        raise ValueError(
-            f"--recipe: {recipe.name} acts from {recipe.start_percent:.0%} to {recipe.end_percent:.0%} of the steps, "
-            "which only the ComfyUI node can do. Choose another, or a copy of its file without start and end."
-        )
-    if recipe.settings.needs_reference:
-        raise ValueError(
-            f"--recipe: {recipe.name} compares with the text encoder's statistics, which only the ComfyUI node "
-            "measures. Set its normalization and outliers to none, or use `extract` and --embeddings."
-        )
-    return recipe
+        return read_recipe(checks.readable_file(name, "--recipe"))
+    if name in recipes:
+        return recipes[name]
+    raise ValueError(f"--recipe: expected a file *.json, got {name!r}. What to take is chosen with --take.")

@@ -15,7 +15,7 @@ from ..zimage import checks
 from ..zimage.files import load_picture, save_png
 from ..zimage.pipeline import prompt_layout
 from ..zimage.progress import progress
-from .calibrate import batch_reader, open_text_encoder, text_reader
+from ..zimage.text import batch_reader, open_text_encoder, text_reader
 from .compare.study import read_prompts
 from .folders import add_folder_arguments, folders_of, vision_blocks
 from .vision import load_encoder, steps_of_encode

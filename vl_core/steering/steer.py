@@ -4,47 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 
-from torch import Tensor
-
-from ..encoder.writing import Description, append_words
-from ..states.statistics import ReferenceStatistics
-from ..states.vl_states import VLStates
+from .desk import NOTHING, Desk, Outcome
 from .host import Host
-from .references import Reference, check_joined, read_alone, read_as_one, whole_pictures
-from .settings import BY_TAKE, Settings
-from .way import Given, Needs, Readings, Steered, Text, Way, candidates
-
-NOTHING = Given()
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What came of one set of settings.
-
-    Attributes:
-        entries: one for each entry of the prompt. ``texts``: the prompt's own entries, without any picture.
-        lines: for people, the first one most of all.
-        way: the name of the way that acted; "" where words alone are left.
-        words: what Qwen3-VL wrote, or somebody in its place; "" if nothing was needed.
-    """
-
-    entries: tuple[Steered, ...]
-    texts: tuple[Text, ...]
-    lines: tuple[str, ...]
-    way: str
-    words: str = ""
-
-    def report(self) -> str:
-        """All lines: those of the run, then those of each entry, numbered if there are several."""
-        own = ["\n".join(entry.lines) for entry in self.entries]
-        if len(own) > 1 and len(set(own)) > 1:
-            own = [f"[{number}] {line}" for number, line in enumerate(own, 1)]
-        else:
-            own = own[:1]
-        first, *rest = "\n".join(own).split("\n") if own else [""]
-        return "\n".join(line for line in (first, *self.lines, *rest) if line)
+from .references import Reference
+from .settings import Settings
+from .way import Given
 
 
 def steer(
@@ -55,7 +20,7 @@ def steer(
     Args:
         host: the encoders at hand.
         prompt: what to paint.
-        references: pictures, those of weight 0 left out.
+        references: pictures; those of weight 0 are left out.
         settings: how they act; strength 0, or no picture, gives the prompt's own entries bit for bit.
         given: what else is there: an adapter, a look, words.
 
@@ -65,7 +30,7 @@ def steer(
     Raises:
         ValueError: for what the way cannot do, with what can; see the way.
     """
-    return steer_many(host, prompt, references, [settings], given)[0]
+    return Desk(host, prompt, references, given, [settings]).run(settings)
 
 
 def steer_many(
@@ -80,255 +45,25 @@ def steer_many(
     Raises:
         ValueError: see :func:`steer`; it names the settings that failed.
     """
-    given = replace(given, family=host.family)
-    used = [one for one in references if one.weight]
-    desk = _Desk(host, prompt, used, given)
-    runs = [_Run(settings, name) for settings, name in zip(many, names or [""] * len(many), strict=True)]
-    for run in runs:  # which way, and all layers, before the first reading
-        with run.named():
-            if run.settings.strength and (used or _can_do_without_pictures(run.settings, given)):
-                run.way, run.lines = desk.choose(run.settings)
-                desk.plan(run.settings, run.way)
-    for run in runs:  # pictures first: what is wrong with them is said before the text encoder runs
-        with run.named():
-            run.readings = None if run.way is None else desk.readings(run.settings, run.way)
+    called = list(zip(many, names or [""] * len(many), strict=True))
+    desk = Desk(host, prompt, references, given, many)
+    for settings, name in called:
+        with _named(name):
+            desk.fetch(settings)
     outcomes = []
-    for run in runs:
+    for settings, name in called:
         step()
-        with run.named():
-            if run.way is None or run.readings is None:
-                outcomes.append(desk.words_alone(run.settings))
-            else:
-                outcomes.append(desk.act(run.settings, run.way, run.readings, run.lines))
+        with _named(name):
+            outcomes.append(desk.run(settings))
     return outcomes
 
 
-@dataclass(eq=False)
-class _Run:
-    """One set of settings on its way."""
-
-    settings: Settings
-    name: str
-    way: Way | None = None
-    lines: list[str] = field(default_factory=list)
-    readings: Readings | None = None
-
-    @contextmanager
-    def named(self) -> Iterator[None]:
-        """Errors say which settings they are about."""
-        try:
-            yield
-        except ValueError as error:
-            if not self.name:
-                raise
-            raise ValueError(f"{error} In the cell {self.name}.") from error
-
-
-def _can_do_without_pictures(settings: Settings, given: Given) -> bool:
-    """Whether something else than a picture acts: kept words, or a learned look."""
-    names = [way.name for way in candidates(settings.row)]
-    return ("words" in names and given.words is not None) or ("learned look" in names and given.look is not None)
-
-
-@dataclass(frozen=True)
-class _Ask:
-    """What decides a reading besides its layers."""
-
-    prompt: str
-    combine: str
-    mask_use: str
-    picture: str
-    attend: str
-    budget: int
-
-
-class _Desk:
-    """What one call has fetched from the host, so that nothing is fetched twice."""
-
-    def __init__(self, host: Host, prompt: str, references: list[Reference], given: Given) -> None:
-        self.host, self.prompt, self.references, self.given = host, prompt, references, given
-        self._layers: dict[_Ask, tuple[set[int], bool]] = {}
-        self._seen: dict[_Ask, tuple[VLStates, VLStates | None, list[str]]] = {}
-        self._alone: dict[tuple, tuple[tuple[VLStates, ...], list[str]]] = {}
-        self._texts: dict[tuple[str, str], tuple[Text, ...]] = {}
-        self._words: dict[tuple, tuple[str, list[str]]] = {}
-        self._statistics: tuple[tuple[ReferenceStatistics | None, ...], str] | None = None
-
-    # --- which way ----------------------------------------------------------------------------------------------------
-
-    def choose(self, settings: Settings) -> tuple[Way, list[str]]:
-        """The way that acts, and why if it was chosen here."""
-        if not settings.row.tries:
-            return settings.row, []
-        *others, last = candidates(settings.row)
-        why: list[str] = []
-        for way in others:
-            reason = way.missing(self.given)
-            if not reason and not way.low <= settings.strength <= way.high:
-                reason = f"the {way.name} takes no strength of {settings.strength:g}"
-            if not reason:
-                reason = way.doubts(self.readings(settings, way), settings, self.given)
-            if not reason:
-                return way, [f"{settings.way}: {way.name}"]
-            why.append(reason)
-        return last, [f"{settings.way}: {last.name}, because {' and '.join(why)}"]
-
-    # --- what is needed -----------------------------------------------------------------------------------------------
-
-    def plan(self, settings: Settings, way: Way) -> None:
-        """Know a reading's layers before it is made, so that one forward has them all."""
-        needs = self._needs(settings, way)
-        if needs.layers:
-            ask = self._ask(settings)
-            layers, muted = self._layers.get(ask, (set(), False))
-            self._layers[ask] = layers | set(needs.layers), muted or needs.muted
-
-    def readings(self, settings: Settings, way: Way) -> Readings:
-        """All that a way needs, with the described entries left open: :meth:`act` pairs them."""
-        needs = self._needs(settings, way)
-        weights = tuple(one.weight for one in self.references)
-        found = Readings(weights=weights)
-        if needs.layers:
-            self.host.check()
-            seen, muted, _ = self._reading(settings, needs)
-            found = replace(found, seen=seen, muted=muted if needs.muted or settings.combine else None)
-        if needs.alone:
-            found = replace(found, alone=self._each(settings, needs)[0])
-        if needs.words:
-            found = replace(found, words=self._written(settings)[0])
-        if needs.statistics:
-            found = replace(found, statistics=self._measured()[0])
-        else:
-            found = replace(found, statistics=(None,) * len(self.given.family.layers))
-        return found
-
-    def prompt_of(self, settings: Settings) -> str:
-        """The prompt that pictures are read beside: with the words after it, where settings put them first."""
-        return append_words(self.prompt, self._written(settings)[0]) if settings.described else self.prompt
-
-    def texts(self, prompt: str, added: str = "") -> tuple[Text, ...]:
-        """The host's entries for a prompt, encoded once."""
-        if (prompt, added) not in self._texts:
-            self._texts[prompt, added] = tuple(self.host.words(prompt, added))
-        return self._texts[prompt, added]
-
-    def words_alone(self, settings: Settings) -> Outcome:
-        """The prompt's own entries, with the words after it where settings put them first."""
-        texts = self.texts(self.prompt, self._written(settings)[0]) if settings.described else self.texts(self.prompt)
-        line = "Words only: strength 0." if settings.strength == 0 else "Words only: no picture."
-        entries = tuple(Steered(one.states, one.layout, (line,), one, one.words) for one in texts)
-        return Outcome(entries, texts, (), "")
-
-    def act(self, settings: Settings, way: Way, readings: Readings, chosen: Sequence[str]) -> Outcome:
-        """Let a way act on every entry of the prompt."""
-        lines = [*chosen, *self._remarks(settings, self._needs(settings, way))]
-        if way.research:
-            lines.append(f"{way.name} showed next to nothing where it was measured. Choose automatic or words instead.")
-        texts = self.texts(self.prompt, self._written(settings)[0]) if settings.described else self.texts(self.prompt)
-        described: tuple[Text, ...] = ()
-        if readings.words:
-            described = self.texts(self.prompt, readings.words)
-            if len(described) != len(texts):
-                raise ValueError(
-                    f"prompt: expected as many entries with the words after it as without, {len(texts)}, got "
-                    f"{len(described)}. Schedule CLIP hooks by ranges that do not depend on the words."
-                )
-        own = settings if settings.way == way.name else replace(settings, way=way.name)
-        entries = [
-            way.act(text, replace(readings, described=described[index] if described else None), own, self.given)
-            for index, text in enumerate(texts)
-        ]
-        return Outcome(tuple(entries), texts, tuple(lines), way.name, readings.words)
-
-    # --- fetching, once -----------------------------------------------------------------------------------------------
-
-    def _needs(self, settings: Settings, way: Way) -> Needs:
-        if reason := way.missing(self.given):
-            way.needs(settings, self.given)  # some say themselves what to do about it
-            raise ValueError(f"way: {way.name} cannot act here: {reason}. Choose another way.")
-        return way.needs(settings if settings.way == way.name else replace(settings, way=way.name), self.given)
-
-    def _ask(self, settings: Settings) -> _Ask:
-        attend = settings.attend or settings.taken.attend
-        picture = settings.taken.picture if settings.picture == BY_TAKE else settings.picture
-        return _Ask(
-            self.prompt_of(settings), settings.combine, settings.mask_use, picture, attend, settings.image_tokens
-        )
-
-    def _reading(self, settings: Settings, needs: Needs) -> tuple[VLStates, VLStates | None, list[str]]:
-        ask = self._ask(settings)
-        layers, muted = self._layers.get(ask, (set(needs.layers), needs.muted))
-        if ask not in self._seen:
-
-            def read(pictures: Sequence[Tensor], muted: bool = False) -> tuple[VLStates, list[str]]:
-                return self.host.read(
-                    pictures, ask.prompt, sorted(layers), muted=muted, system_prompt=ask.attend, budget=ask.budget
-                )
-
-            self._seen[ask] = read_as_one(self.references, settings, read, muted)
-        return self._seen[ask]
-
-    def _each(self, settings: Settings, needs: Needs) -> tuple[tuple[VLStates, ...], list[str]]:
-        beside = self.prompt if needs.beside is None else needs.beside
-        key = (beside, needs.alone, settings.image_tokens, settings.mask_use)
-        if key not in self._alone:
-            group = self.given.adapter.spec.family if self.given.adapter else ""
-            pictures, lines = whole_pictures(self.references, settings)
-            found, _, notes = read_alone(
-                pictures,
-                lambda shown, muted=False: self.host.read(
-                    shown, beside, needs.alone, budget=settings.image_tokens, group=group
-                ),
-            )
-            self._alone[key] = tuple(found), [*lines, *notes]
-        return self._alone[key]
-
-    def _written(self, settings: Settings) -> tuple[str, list[str]]:
-        """Words about the pictures, and remarks; the same pictures are not described twice."""
-        if self.given.words is not None:
-            return self.given.words.strip(), []
-        instruction = settings.instruction.strip() or self.host.instruction(settings.taken)
-        key = (instruction, settings.longest, settings.image_tokens, settings.mask_use)
-        if key not in self._words:
-            check_joined(self.references, "words")
-            pictures, lines = whole_pictures(self.references, settings)
-            if not pictures:
-                raise ValueError("images: expected at least one picture to describe, got none. Connect an image.")
-            found, before = self.host.store.look_up(
-                Description,
-                (self.host.identity(), instruction, str(settings.longest), str(settings.image_tokens), *pictures),
-                lambda: self.host.write(
-                    pictures, instruction, longest=settings.longest, budget=settings.image_tokens
-                ),
-            )
-            more = ["described before: the same words"] if before else []
-            self._words[key] = found.words, [*lines, *found.notes, *more]
-        return self._words[key]
-
-    def _measured(self) -> tuple[tuple[ReferenceStatistics | None, ...], str]:
-        if self._statistics is None:
-            if self.given.statistics is not None and None not in self.given.statistics:
-                self._statistics = self.given.statistics, ""
-            else:
-                measured, origin = self.host.statistics()
-                self._statistics = tuple(measured), f"reference statistics {origin}"
-        return self._statistics
-
-    def _remarks(self, settings: Settings, needs: Needs) -> list[str]:
-        """What was remarked on while this was fetched."""
-        lines: list[str] = []
-        if needs.layers:
-            lines += self._reading(settings, needs)[2]
-            family = self.given.family
-            if family.stacked:
-                place = f" in place of layer {settings.layer}" if settings.layer else ""
-                lines.append(
-                    f"{family.name}: {family.describe_layers()}{place}, each mixed for itself; padding stays as it is"
-                )
-        if needs.alone:
-            lines += self._each(settings, needs)[1]
-        if needs.words or settings.described:
-            lines += self._written(settings)[1]
-        if needs.statistics and (origin := self._measured()[1]):
-            lines.append(origin)
-        return lines
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Errors say which settings they are about."""
+    try:
+        yield
+    except ValueError as error:
+        if not name:
+            raise
+        raise ValueError(f"{error} In the cell {name}.") from error

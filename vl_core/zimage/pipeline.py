@@ -161,6 +161,8 @@ def paint(
     seed: int,
     over: Tensor | None = None,
     denoise: float = 1.0,
+    outside: Tensor | None = None,
+    window: tuple[float, float] = (0.0, 1.0),
     progress: Callable[[], None] = lambda: None,
 ) -> Image:
     """Paint from states ``(L, D)``. The noise is drawn on the CPU, so a seed means the same on every device.
@@ -170,25 +172,33 @@ def paint(
         over: a picture to paint over, uint8 ``(H, W, 3)``; cut about its middle to the shape asked for.
         denoise: how much of it is painted anew, above 0: the steps before that share are left out. 1 paints all anew,
             as without it.
+        outside: states ``(L, D)`` that rule before and after ``window``, shares of the steps; as ``states`` if None.
         progress: called after each step.
     """
+    first, last = (round(share * steps) for share in window)
+    plain = states if outside is None else outside
+
+    def ruling(step: int) -> list[Tensor]:
+        return [(states if first <= step < last else plain).to(pipeline.device)]
+
     unwanted = [encode_text(pipeline, negative)[0]] if guidance > 0 else None
-    runner, options = pipeline, {}
+    runner, options, skipped = pipeline, {}, 0
     if over is not None and denoise < 1:
         from diffusers import ZImageImg2ImgPipeline
         from PIL import Image, ImageOps
 
         runner = ZImageImg2ImgPipeline(**pipeline.components)
         start = ImageOps.fit(Image.fromarray(over.numpy()), (width, height), Image.Resampling.LANCZOS)
-        options = {"image": start, "strength": max(denoise, 1 / steps)}  # one step is left whatever the share
+        share = max(denoise, 1 / steps)  # one step is left whatever the share
+        options, skipped = {"image": start, "strength": share}, int(steps - steps * share)
 
-    def step_done(_pipeline, _step, _timestep, values):
+    def step_done(_pipeline, step, _timestep, values):
         progress()
-        return values
+        return {**values, "prompt_embeds": ruling(skipped + step + 1)}
 
     runner.set_progress_bar_config(disable=True)
     return runner(
-        prompt_embeds=[states.to(pipeline.device)], negative_prompt_embeds=unwanted, num_inference_steps=steps,
+        prompt_embeds=ruling(skipped), negative_prompt_embeds=unwanted, num_inference_steps=steps,
         guidance_scale=guidance, width=width, height=height, generator=torch.Generator().manual_seed(seed),
         callback_on_step_end=step_done, **options,
     ).images[0]

@@ -9,42 +9,44 @@ from pathlib import Path
 
 from ...adapters.picture_adapter import PictureAdapter
 from ...states.vl_states import resolve_layer
+from ...steering.desk import needed_layers
+from ...steering.takes import take_names
+from ...steering.way import Given, way_names
 from ...zimage import checks
 from ...zimage.pipeline import ZImageFolder, load_tokenizer, prompt_layout
-from ..embedded import embedded_judge
+from ..embedded import embedded_judge, embedded_questions
 from ..folders import DEMO, add_folder_arguments, folders_of, vision_blocks
 from .fleet import paint_on_ray
 from .nulls import NULLS
 from .presets import PRESETS
 from .report import write_report
-from .runner import Paint, local, needs_of, run_study
+from .runner import Paint, local, run_study
 from .scores import load_score
-from .study import ADAPTER, DESCRIBE, Models, Study, choose_axes, make_study, read_prompts
+from .study import Models, Study, choose_axes, make_study, read_prompts
 
 SUMMARY = "paint a grid of settings from one reading of each picture, measure it, and write a report to browse"
 
 JUDGE = "judge"
-INSTRUCTION = (
-    "Describe the style, colours, light and mood of this picture in one line of keywords. Do not name what it shows."
-)
-# How Z-Image-Turbo, and the trained miniature, are meant to be sampled; what Qwen3-VL is asked for.
-DEFAULTS = {"steps": 9, "guidance": 0.0, "width": 1024, "height": 1024, "instruction": INSTRUCTION}
-DEMO_DEFAULTS = {"steps": 8, "guidance": 1.0, "width": 128, "height": 128, "instruction": "describe the look."}
+# How Z-Image-Turbo, and the trained miniature, are meant to be sampled.
+DEFAULTS = {"steps": 9, "guidance": 0.0, "width": 1024, "height": 1024}
+DEMO_DEFAULTS = {"steps": 8, "guidance": 1.0, "width": 128, "height": 128}
 # Options by the names the settings have.
 OPTIONS = {
-    "alphas": "alpha", "layers": "layer", "token_modes": "tokens", "normalization": "normalization",
+    "ways": "way", "takes": "take", "strengths": "strength", "alphas": "strength",
+    "layers": "layer", "token_modes": "tokens", "normalization": "normalization",
     "outlier_masking": "outlier_mode", "outlier_threshold": "outlier_threshold", "methods": "method",
     "spaces": "space", "downsample": "downsample", "target_std": "target_std", "denoise": "denoise", "think": "think",
-    "describe": DESCRIBE, "adapter_strengths": ADAPTER,
+    "describe": "described",
 }
 HELP = {
-    "alphas": "how much the picture counts", "layers": "hidden states of Qwen3-VL, as in --layers=-2,-6",
+    "ways": ", ".join(way_names()), "takes": ", ".join(take_names()), "strengths": "how much the picture counts",
+    "alphas": "the same as --strengths", "layers": "hidden states of Qwen3-VL, as in --layers=-2,-6",
     "token_modes": "full, text, image, image_no_markers", "normalization": "none, global, per_dim, hybrid, rms",
     "outlier_masking": "none, zero, clamp, scale", "outlier_threshold": "ratio from which a dimension is an outlier",
-    "methods": "aligned, resample, append …, or a mode such as 'blend aligned'", "spaces": "dit, raw, slerp",
+    "methods": "of the open blend: aligned, resample, append …", "spaces": "dit, raw, slerp",
     "downsample": "pictures averaged over N × N tokens", "target_std": "of normalization global; 61 is the note's",
     "denoise": "paint over the first picture; 1 starts from noise", "think": "off, on: an empty think block",
-    "describe": "off, on: Qwen3-VL's words after the prompt", "adapter_strengths": "of the picture adapter",
+    "describe": "off, on: Qwen3-VL's words after the prompt first",
 }
 
 
@@ -78,7 +80,7 @@ def add_arguments(parser) -> None:
     models = parser.add_argument_group("models")
     add_folder_arguments(models)
     models.add_argument("--adapter", metavar="FILE", help="a picture adapter")
-    models.add_argument("--instruction", metavar="TEXT", help="what --describe asks Qwen3-VL for")
+    models.add_argument("--instruction", metavar="TEXT", help="what Qwen3-VL is asked for, in place of the take")
     models.add_argument(
         "--score", action="append", default=[], metavar="FOLDER",
         help="a CLIP or DINO on disk to score pictures with; judge: the miniature's, for the demo",
@@ -115,13 +117,17 @@ def run(arguments) -> None:
 
 def study_of(arguments):
     """The study that the options ask for, and its pictures; everything is checked, no model is loaded."""
-    given = {OPTIONS[option]: getattr(arguments, option) for option in OPTIONS}
+    given: dict[str, list[str]] = {}
+    for option, name in OPTIONS.items():
+        given[name] = [*given.get(name, []), *getattr(arguments, option)]
     for text in arguments.set:
         name, equals, values = text.partition("=")
         if not equals:
             raise ValueError(f"--set: expected NAME=VALUES, got {text!r}.")
         given[name.strip()] = [values]
     axes, base, title = choose_axes(arguments.sweep, given, arguments.seeds)
+    base |= {"instruction": arguments.instruction} if arguments.instruction else {}
+    base |= {"image_tokens": arguments.image_tokens}
     prompts = {text: text for text in arguments.prompt}
     if arguments.prompts is not None:
         prompts |= read_prompts(arguments.prompts)
@@ -135,7 +141,7 @@ def study_of(arguments):
     zimage = ZImageFolder.check(models.zimage, "--model")
     zimage.check_size(models.width, models.height)
     blocks = vision_blocks(models.vision, zimage.width)
-    for layer in study.layers:
+    for layer in layers_of(study):
         resolve_layer(layer, blocks)
     tokenizer = load_tokenizer(zimage.tokenizer)
     for prompt in prompts.values():
@@ -162,8 +168,8 @@ def models_of(arguments) -> Models:
         for name, default in defaults.items()
     }
     found = Models(
-        *files, **chosen, device=arguments.device, dtype=arguments.dtype, negative=arguments.negative,
-        image_tokens=arguments.image_tokens,
+        *files, **chosen, questions=embedded_questions() if demo else (), device=arguments.device,
+        dtype=arguments.dtype, negative=arguments.negative, image_tokens=arguments.image_tokens,
     )
     checks.in_range(found.steps, "--steps", 1)
     checks.in_range(found.guidance, "--guidance", 0, 100)
@@ -172,15 +178,15 @@ def models_of(arguments) -> Models:
     return found
 
 
+def layers_of(study: Study) -> tuple[int, ...]:
+    """All hidden states that some cell may need."""
+    adapter = PictureAdapter.load(study.models.adapter) if study.models.adapter else None
+    return needed_layers(study.settings, Given(adapter=adapter))
+
+
 def deepest(study: Study) -> int:
     """The deepest hidden state that any cell needs: blocks above it are not loaded."""
-    extras = [dict(cell.extra) for _, cell in study.cells]
-    if any(extra[DESCRIBE] for extra in extras):
-        return -1  # the whole model writes
-    layers = set(study.layers)
-    if any(extra[ADAPTER] for extra in extras):
-        layers |= set(PictureAdapter.load(study.models.adapter).spec.features.layers)
-    return max(layers, default=-1)
+    return max(layers_of(study), default=-1)
 
 
 def painter_of(arguments, study: Study, pictures) -> Paint:
@@ -188,7 +194,7 @@ def painter_of(arguments, study: Study, pictures) -> Paint:
         return local(study, pictures)
 
     def paint(cells):
-        return paint_on_ray(arguments.ray, arguments.workers, study.models, pictures, needs_of(study), cells)
+        return paint_on_ray(arguments.ray, arguments.workers, study.models, pictures, study.settings, cells)
 
     return paint
 

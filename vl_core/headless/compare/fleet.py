@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ...steering.settings import Settings
 from ...steering.sweep import Cell
 from ...zimage import checks
-from .painter import Needs, Painted, Painter
+from .painter import Painted, Painter
 from .study import Models
 
 INSTALL = "pip install ray"
@@ -26,12 +27,12 @@ class Worker(Painter):
 
 
 def paint_on_ray(
-    address: str, workers: int, models: Models, pictures: Mapping[str, Sequence[Tensor]], needs: Needs,
+    address: str, workers: int, models: Models, pictures: Mapping[str, Sequence[Tensor]], together: Sequence[Settings],
     cells: Sequence[Cell], on_start: Callable[[list], None] = lambda actors: None,
 ) -> Iterator[Painted]:
     """Every cell's picture, as they are finished; see :func:`on_ray`."""
     return on_ray(
-        address, workers, Worker, (models, pictures, needs), lambda worker, cell: worker.paint.remote(cell), cells,
+        address, workers, Worker, (models, pictures, together), lambda worker, cell: worker.paint.remote(cell), cells,
         on_start,
     )
 

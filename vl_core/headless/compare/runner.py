@@ -22,8 +22,8 @@ from ...steering.sweep import Cell
 from ...zimage.files import SETTINGS_KEY, save_png
 from ...zimage.progress import progress
 from .nulls import NULLS
-from .painter import Needs, Painted, Painter
-from .study import UNSTEERED, Control, Group, Study, baseline_of
+from .painter import Painted, Painter
+from .study import PLAINLY, Control, Group, Study, baseline_of
 
 RESULTS, CELLS = "results.jsonl", "cells"
 LEAST_SIDE = 64  # pixels: artifacts need as many to be told
@@ -107,14 +107,10 @@ def local(study: Study, pictures: Mapping[str, Sequence[Tensor]]) -> Paint:
     """Paints one cell after the other, in this process."""
 
     def paint(cells: Sequence[Cell]) -> Iterable[Painted]:
-        painter = Painter(study.models, pictures, needs_of(study))
+        painter = Painter(study.models, pictures, study.settings)
         return map(painter.paint, cells)
 
     return paint
-
-
-def needs_of(study: Study) -> Needs:
-    return Needs(study.layers, study.needs_muted, study.needs_reference)
 
 
 def read_rows(ledger: Path) -> Rows:
@@ -146,7 +142,7 @@ def _keep(
     beside = picture if baseline.id == cell.id else _read(_file(folder, baseline))
     row |= measure(picture, beside, references[0], group.prompt, score)
     _save(folder / row["picture"], painted, study, row)
-    append_tokens(ledger, row)
+    _append(ledger, row)
     return row
 
 
@@ -167,7 +163,7 @@ def _keep_null(
     row["difference"] = _rounded({
         name: value - theirs[name] for name, value in figures_of(known[cell.id]).items() if name in theirs
     })
-    append_tokens(ledger, row)
+    _append(ledger, row)
     return row
 
 
@@ -176,7 +172,7 @@ def _head(group: Group, cell: Cell, baseline: Cell) -> dict[str, Any]:
     extra = dict(cell.extra)
     return {
         "id": cell.id, "label": cell.label, "group": group.name, "prompt": group.prompt, "pictures": list(group.files),
-        "settings": cell.settings.effective(), "seed": cell.seed, **{name: extra[name] for name in UNSTEERED},
+        "settings": cell.settings.effective(), "seed": cell.seed, **{name: extra[name] for name in PLAINLY},
         "picture": f"{CELLS}/{cell.id}.png", "baseline": baseline.id,
     }
 
@@ -192,7 +188,7 @@ def _save(path: Path, painted: Painted, study: Study, row: Mapping[str, Any] | N
     save_png(path, Image.fromarray(painted.pixels), {**noted, "models": study.models.identity()})
 
 
-def append_tokens(ledger: Path, row: Mapping[str, Any]) -> None:
+def _append(ledger: Path, row: Mapping[str, Any]) -> None:
     with ledger.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
         file.flush()

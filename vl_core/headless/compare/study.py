@@ -13,18 +13,22 @@ from typing import Any
 from torch import Tensor
 
 from ...reports.controls import shuffled
-from ...steering.settings import FIELDS, Field, Value
-from ...steering.sweep import SEED, Axis, Cell, Plan, make_plan, parse_axis
+from ...steering.fields import Field, Value
+from ...steering.settings import Settings
+from ...steering.sweep import SEED, SWEPT, Axis, Cell, Plan, make_plan, parse_axis
 from ...zimage import checks
 from ...zimage.files import load_picture
 from .nulls import NULLS, SHUFFLED, choose_nulls, null_cell, shuffled_key
 from .presets import PRESETS, Preset
 
-DENOISE, THINK, DESCRIBE, ADAPTER = "denoise", "think", "describe", "adapter"
+DENOISE, THINK = "denoise", "think"
+# What a comparison can vary besides the settings of the way.
 EXTRA: dict[str, Field] = {
-    DENOISE: Field(float, 0.01, 1), THINK: Field(bool), DESCRIBE: Field(bool), ADAPTER: Field(float, -3, 3),
-}  # what a comparison can vary besides the settings of the blend
-UNSTEERED: dict[str, Value] = {DENOISE: 1.0, THINK: False, DESCRIBE: False, ADAPTER: 0.0}
+    DENOISE: Field(float, 0.01, 1, meaning="Paint over the first picture; 1 starts from noise."),
+    THINK: Field(bool, meaning="An empty think block after the prompt."),
+}
+PLAINLY: dict[str, Value] = {DENOISE: 1.0, THINK: False}
+NEEDS_ADAPTER = "picture adapter"
 # What the research note's runner calls its selections of tokens.
 TOKEN_NAMES = {"full": "all", "text_only": "text", "image_only": "image", "image_no_special": "image_no_markers"}
 MAX_CELLS = 4096
@@ -38,7 +42,7 @@ class Models:
     Attributes:
         zimage, vision: folders of Z-Image (diffusers) and Qwen3-VL (Hugging Face).
         reference, adapter: files of reference statistics and of a picture adapter; "" for none.
-        instruction: what Qwen3-VL is asked for where cells are described.
+        questions: (take, what is asked, where the answer goes) for a Qwen3-VL that knows other words than the takes'.
         layer: the deepest hidden state that is needed, negative from the end; blocks above it are not loaded.
     """
 
@@ -46,7 +50,7 @@ class Models:
     vision: str
     reference: str = ""
     adapter: str = ""
-    instruction: str = ""
+    questions: tuple[tuple[str, str, str], ...] = ()
     device: str = "auto"
     dtype: str = "bfloat16"
     steps: int = 9
@@ -59,10 +63,10 @@ class Models:
 
     def identity(self) -> dict[str, Value]:
         """What makes a difference to pictures; names in place of paths."""
-        plain = {name: value for name, value in asdict(self).items() if name not in ("device", "layer")}
+        plain = {name: value for name, value in asdict(self).items() if name not in ("device", "layer", "questions")}
         for name in ("zimage", "vision", "reference", "adapter"):
             plain[name] = Path(plain[name]).resolve().name if plain[name] else ""
-        return {f"{name}_file" if name == ADAPTER else name: value for name, value in plain.items()}
+        return {f"{name}_file" if name == "adapter" else name: value for name, value in plain.items()}
 
 
 @dataclass(frozen=True)
@@ -138,17 +142,9 @@ class Study:
         return tuple(found.values())
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        """Hidden states that one reading of a picture and prompt has to hold."""
-        return tuple(sorted({layer for group in self.groups for layer in group.plan.layers}))
-
-    @property
-    def needs_muted(self) -> bool:
-        return any(group.plan.needs_muted for group in self.groups)
-
-    @property
-    def needs_reference(self) -> bool:
-        return any(group.plan.needs_reference for group in self.groups)
+    def settings(self) -> tuple[Settings, ...]:
+        """Of every cell, each once."""
+        return tuple(dict.fromkeys(cell.settings for _, cell in self.cells))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -174,16 +170,14 @@ class Study:
 
 
 def baseline_of(plan: Plan, cell: Cell) -> Cell:
-    """What a cell is compared with: the words alone at its seed, undescribed, unadapted; at its own denoise and think.
-
-    Where the plan has no such cell it is the one of the plan, or the cell itself.
-    """
-    words = plan.baseline_of(cell) or cell
-    plain = {**dict(words.extra), DESCRIBE: False, ADAPTER: 0.0}
+    """What a cell is compared with: the words alone at its seed, denoise and think; itself if there are none."""
+    words = plan.baseline_of(cell)
+    if words is not None:
+        return words
     for other in plan.unique:
-        if other.words_only and other.seed == cell.seed and dict(other.extra) == plain:
+        if other.words_only and other.seed == cell.seed and other.extra == cell.extra:
             return other
-    return words
+    return cell
 
 
 def choose_axes(
@@ -238,10 +232,10 @@ def make_study(
         raise ValueError("--prompt: expected every prompt once, got one more often.")
     base = dict(base)
     seed = base.pop(SEED, 0)
-    besides = {name: base.pop(name, plain) for name, plain in UNSTEERED.items()}
-    settings = {name: value for name, value in base.items() if name in FIELDS}
-    alphas = next((axis.values for axis in axes if axis.name == "alpha"), (settings.get("alpha", 1),))
-    has_words = 0 in alphas  # then the words alone are cells of their own
+    besides = {name: base.pop(name, plain) for name, plain in PLAINLY.items()}
+    settings = {name: value for name, value in base.items() if name in SWEPT}
+    strengths = next((axis.values for axis in axes if axis.name == "strength"), (settings.get("strength", 1),))
+    has_words = 0 in strengths  # then the words alone are cells of their own
     shown: dict[str, list[Tensor]] = {}
     groups = []
     for files in pictures:
@@ -256,9 +250,8 @@ def make_study(
     if SHUFFLED in kinds:
         shown |= {shuffled_key(key): [shuffled(one, key) for one in each] for key, each in shown.items()}
     study = Study(title, models, tuple(groups), kinds)
-    varied = [dict(cell.extra) for _, cell in study.cells]
-    if any(extra[ADAPTER] for extra in varied) and not models.adapter:
-        raise ValueError("--adapter-strengths: need the picture adapter's file, got none. Give it with --adapter.")
+    if not models.adapter and any(one.way == NEEDS_ADAPTER and one.strength for one in study.settings):
+        raise ValueError("--adapter: the way picture adapter needs a file, got none. Make one with `fit`.")
     return study, shown
 
 
