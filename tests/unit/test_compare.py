@@ -26,7 +26,7 @@ from vl_core.headless.compare import runner
 from vl_core.headless.compare.command import study_of
 from vl_core.headless.compare.painter import Painter
 from vl_core.headless.compare.presets import PRESETS
-from vl_core.headless.compare.runner import needs_of, read_rows
+from vl_core.headless.compare.runner import read_rows
 from vl_core.headless.compare.scores import load_score
 from vl_core.headless.compare.study import EXTRA, choose_axes, read_prompts
 from vl_core.headless.compare.summary import Line, from_csv, markdown, to_csv
@@ -209,7 +209,7 @@ def test_figures_of_a_cell_are_those_of_its_picture_beside_its_own_baseline(smal
 
 def test_a_picture_and_prompt_are_read_once_whatever_the_number_of_cells(references):
     study, pictures = study_of(asked(references, "-p", "a blue ring", "--sweep", "methods", "--seeds", "0", "1"))
-    painter = Painter(study.models, pictures, needs_of(study))
+    painter = Painter(study.models, pictures, study.settings)
     for _, cell in study.cells:
         painter.states(cell)
     assert painter.encodes == 2 * 2  # prompts × (seen, muted for image delta)
@@ -230,7 +230,7 @@ def test_a_cell_keeps_its_id_from_machine_to_machine_and_another_picture_or_step
 def test_img2img_keeps_the_more_of_the_reference_the_less_it_paints_anew(references, pipeline):
     study, pictures = study_of(asked(references, "--denoise", "0.2", "1", "--alphas", "0"))
     reference = torch.from_numpy(pixels(references[0]))
-    painter = Painter(study.models, pictures, needs_of(study))
+    painter = Painter(study.models, pictures, study.settings)
     found = {dict(cell.extra)["denoise"]: painter.paint(cell).pixels for _, cell in study.cells}
     distance = {share: np.abs(made - reference.numpy().astype(float)).mean() for share, made in found.items()}
     assert distance[0.2] < distance[1.0] / 2
@@ -242,7 +242,7 @@ def test_img2img_keeps_the_more_of_the_reference_the_less_it_paints_anew(referen
 
 def test_think_puts_an_empty_think_block_after_the_prompt_on_both_sides(references):
     study, pictures = study_of(asked(references, "--think", "off", "on", "--methods", "aligned", "--alphas", "0.5"))
-    painter = Painter(study.models, pictures, needs_of(study))
+    painter = Painter(study.models, pictures, study.settings)
     tokenizer, message = painter.pipeline.tokenizer, [{"role": "user", "content": PROMPT}]
     expected = tokenizer.apply_chat_template(
         message, add_generation_prompt=True, enable_thinking=False, tokenize=False
@@ -301,7 +301,7 @@ def states_of(pictures, prompt: str, cell, pipeline) -> torch.Tensor:
 
 def test_another_pictures_null_is_painted_from_that_pictures_states(references, pipeline):
     study, pictures = study_with_nulls(references, "-i", references[1], "--null")
-    painter = Painter(study.models, pictures, needs_of(study))
+    painter = Painter(study.models, pictures, study.settings)
     controls = [control for control in study.controls if not control.cell.words_only]
     assert [control.kind for control in controls] == ["another", "another"]
     for control, path in zip(controls, [references[1], references[0]], strict=True):
@@ -336,14 +336,14 @@ def test_with_one_picture_the_null_shows_its_own_pixels_in_another_order(referen
     assert (shown != own).float().mean() > 0.5
     for both in zip(shown.reshape(-1, 3).T, own.reshape(-1, 3).T, strict=True):
         torch.testing.assert_close(*(channel.sort().values for channel in both))
-    painter = Painter(study.models, pictures, needs_of(study))
+    painter = Painter(study.models, pictures, study.settings)
     expected = states_of([shown], PROMPT, control.cell, pipeline)
     torch.testing.assert_close(painter.states(control.painted)[0], expected, atol=1e-3, rtol=1e-4)
 
 
 def test_noise_takes_the_place_of_the_states_and_keeps_their_spread(references):
     study, pictures = study_with_nulls(references, "--null", "noise", "--token-modes", "image", "--methods", "append")
-    painter = Painter(study.models, pictures, needs_of(study))
+    painter = Painter(study.models, pictures, study.settings)
     control = controls_by_kind(study)["noise"]
     (key,), words = pictures, len(painter.text(PROMPT)[0])
     found, own = (painter.states(cell)[0][words:] for cell in (control.painted, control.cell))
@@ -357,7 +357,7 @@ def test_noise_takes_the_place_of_the_states_and_keeps_their_spread(references):
 def test_noise_leaves_nothing_of_a_description_or_of_what_the_adapter_reads(references):
     for option in (["--describe", "on"], ["--adapter-strengths", "1"]):
         study, pictures = study_of(asked(references, *option, "--alphas", "0", "--null", "noise"))
-        painter = Painter(study.models, pictures, needs_of(study))
+        painter = Painter(study.models, pictures, study.settings)
         control = study.controls[0]
         own, null = (painter.states(cell)[0] for cell in (control.cell, control.painted))
         layout = prompt_layout(painter.pipeline.tokenizer, PROMPT)
@@ -374,7 +374,7 @@ def test_at_alpha_0_every_null_is_the_words_alone_bit_for_bit(nulled, references
         np.testing.assert_array_equal(pixels(nulled / row["picture"]), pixels(nulled / rows[row["of"]]["picture"]))
         assert set(row["difference"].values()) <= {0.0} or row["null"] == "another"
     study, pictures = study_with_nulls(references, "-i", references[1], "--null", "another", "noise")
-    painter = Painter(study.models, pictures, needs_of(study))
+    painter = Painter(study.models, pictures, study.settings)
     for control in study.controls:
         if control.cell.words_only:
             assert torch.equal(painter.states(control.painted)[0], painter.text(PROMPT)[0])
@@ -644,7 +644,7 @@ def test_two_workers_of_a_local_cluster_give_the_same_though_one_is_killed(refer
 
     def paint_and_kill(cells):
         found = fleet.paint_on_ray(
-            "local", 2, study.models, pictures, needs_of(study), cells, on_start=actors.extend
+            "local", 2, study.models, pictures, study.settings, cells, on_start=actors.extend
         )
         for number, painted in enumerate(found):
             if number == 1:

@@ -175,9 +175,13 @@ class Desk:
             self._texts[prompt, added] = tuple(self.host.words(prompt, added))
         return self._texts[prompt, added]
 
+    def _own(self, settings: Settings) -> tuple[Text, ...]:
+        """The entries that are steered: the prompt's, or those of the prompt with the words after it."""
+        return self._entries(self.prompt, self._written(settings)[0] if settings.described else "")
+
     def _words_alone(self, settings: Settings) -> Outcome:
         """The prompt's own entries, with the words after it where settings put them first."""
-        texts = self._entries(self.prompt, self._written(settings)[0]) if settings.described else self._entries(self.prompt)
+        texts = self._own(settings)
         line = "Words only: strength 0." if settings.strength == 0 else "Words only: no picture."
         entries = tuple(Steered(one.states, one.layout, (line,), one, one.words) for one in texts)
         return Outcome(entries, texts, (), "")
@@ -187,7 +191,7 @@ class Desk:
         lines = [*chosen, *self._remarks(settings, self._needs(settings, way))]
         if way.research:
             lines.append(f"{way.name} showed next to nothing where it was measured. Choose automatic or words instead.")
-        texts = self._entries(self.prompt, self._written(settings)[0]) if settings.described else self._entries(self.prompt)
+        texts = self._own(settings)
         described: tuple[Text, ...] = ()
         if readings.words:
             described = self._entries(self.prompt, readings.words)
