@@ -106,8 +106,11 @@ class ZImageVLCondition(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, mode: Any = None, recipe: Any = None) -> bool:
-        """Any name passes: names of earlier versions are in no list, and the node itself says what it does not know."""
+    def validate_inputs(cls, mode: Any = None, recipe: Any = None, images: Any = None, masks: Any = None) -> bool:
+        """Any name passes: names of earlier versions are in no list, and the node itself says what it does not know.
+
+        The host hands over sockets that grow as well, whether asked for or not.
+        """
         return True
 
     @classmethod

@@ -149,18 +149,28 @@ def share(methods: Sequence[Method], shard: str) -> list[Method]:
     return [method for method in methods if method.name in names]
 
 
-def draw_pairs(chain: Chain, switches: Switches, seed: int) -> tuple[world.Pairs, Tensor]:
-    """Prompts and references that disagree, and the references' pictures ``(N, 3, 128, 128)`` in [-1, 1]."""
+def draw_pairs(
+    chain: Chain, switches: Switches, seed: int, placed: bool = False
+) -> tuple[world.Pairs, Tensor]:
+    """Prompts and references that disagree, and the references' pictures ``(N, 3, 128, 128)`` in [-1, 1].
+
+    ``placed``: the references' objects are smaller and stand off the middle, so that a place can be taken.
+    """
     pairs = world.conflict_pairs(
         switches.pairs, 4242 + seed, other_words=switches.other_words, hold_out=switches.hold_out, testing=True
     )
+    if placed:
+        drawn = torch.Generator().manual_seed(4343 + seed)
+        position = torch.randint(1, len(world.POSITIONS), (len(pairs),), generator=drawn)
+        scenes = replace(pairs.references, position=position, size=torch.ones_like(pairs.references.size))
+        pairs = replace(pairs, references=scenes)
     references = pairs.references.to(chain.device)
     return pairs, world.render(references, torch.Generator(chain.device).manual_seed(seed))[0]
 
 
-def prepare(chain: Chain, switches: Switches, seed: int) -> Bench:
-    """Pairs, their states, and the reference statistics of the text encoder."""
-    pairs, pictures = draw_pairs(chain, switches, seed)
+def prepare(chain: Chain, switches: Switches, seed: int, placed: bool = False) -> Bench:
+    """Pairs, their states, and the text encoder's statistics; ``placed`` as :func:`draw_pairs` has it."""
+    pairs, pictures = draw_pairs(chain, switches, seed, placed)
     said = answers(chain, pictures, world.DESCRIBE_LOOK[1])
     looks = said if switches.described else [
         ", ".join(world.look_phrases(scene)) for scene in pairs.references.records()
@@ -226,14 +236,22 @@ class Painting:
 
     def hits(self, states: Sequence[Tensor], act: tuple[float, float] = (0.0, 1.0)) -> dict[str, Tensor]:
         """What the judge reads, per pair ``(N,)`` as a mean over seeds."""
-        cases, pairs, repeat = self.bench.cases, self.bench.pairs, len(self.seeds)
+        return self.read(self.paint(states, act))
+
+    def paint(self, states: Sequence[Tensor], act: tuple[float, float] = (0.0, 1.0)) -> Tensor:
+        """Every pair with every seed: ``(S·N, 3, 128, 128)`` in [-1, 1], all pairs of a seed before the next."""
+        cases, repeat = self.bench.cases, len(self.seeds)
         numbers = [1000 * seed + index for seed in self.seeds for index in range(len(cases))]
-        pictures = self.bench.chain.paint(
+        return self.bench.chain.paint(
             list(states) * repeat, numbers, steps=self.steps, guidance=self.guidance,
             outside=[case.states for case in cases] * repeat, act=act,
         )
+
+    def read(self, pictures: Tensor) -> dict[str, Tensor]:
+        """What the judge reads of :meth:`paint`'s pictures, per pair ``(N,)`` as a mean over seeds."""
+        cases, pairs, repeat = self.bench.cases, self.bench.pairs, len(self.seeds)
         logits, scenes = self.bench.chain.read(pictures), pairs.references
-        row = torch.arange(len(numbers))
+        row = torch.arange(len(pictures))
         thing = (scenes.shape[:, 0] * 10 + scenes.color[:, 0]).repeat(repeat)
         looks = {name: getattr(scenes, name) for name in world.LOOK}
         shown = {name: logits[name].argmax(1) for name in looks}

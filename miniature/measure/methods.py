@@ -36,14 +36,18 @@ from vl_core import (
 from vl_core.adapters.space_adapter import SpaceAdapter, SpaceFit
 from vl_core.reports.controls import noisy
 from vl_core.stages.combine import needs_muted
+from vl_core.stages.description import bring_in
 from vl_core.states.layout import TAIL_TOKENS
+from vl_core.steering.desk import NOTHING
+from vl_core.steering.references import Reference
 from vl_core.steering.settings import Settings
-from vl_core.steering.takes import show
+from vl_core.steering.steer import steer
 from vl_core.steering.way import Given, find_way
 
 from .. import world
 from . import adapters
-from .chain import LAYERS, Chain
+from .chain import LAYERS, Chain, answers
+from .host import BenchHost
 
 ADHERENCE_GOAL = 0.85
 FAMILIES = ("published", "training_free", "adapter", "caption")
@@ -121,31 +125,30 @@ class Bench:
     adapter: PictureAdapter | None = None
     kept: dict[tuple, list[VLStates]] = field(default_factory=dict)
     spaces: dict[tuple[int, int], SpaceAdapter] = field(default_factory=dict)
+    answered: dict[str, list[str]] = field(default_factory=dict)
 
-    def readings(
-        self, shift: int, recipe: str = "", mute: bool = False, beside: str | None = None
-    ) -> list[VLStates]:
-        """Every prompt with the picture ``shift`` places on, as a recipe shows it to the VL; "" for as it is.
+    def said(self, request: str) -> list[str]:
+        """The VL's own answers about every reference, written once."""
+        if request not in self.answered:
+            pictures = torch.stack(list(self.images)).permute(0, 3, 1, 2) * 2 - 1
+            self.answered[request] = answers(self.chain, pictures, request)
+        return self.answered[request]
 
-        ``beside``: one prompt in place of all of them.
-        """
+    def readings(self, shift: int, mute: bool = False, beside: str | None = None) -> list[VLStates]:
+        """Every prompt with the picture ``shift`` places on; ``beside``: one prompt in place of all of them."""
         shift = 0 if mute else shift  # a muted picture is the same whatever it shows
-        key = shift, recipe, mute, beside
+        key = shift, mute, beside
         if key not in self.kept:
-            chosen = load_recipes()[0][recipe].settings if recipe else None
             images = [self.images[(index + shift) % len(self.images)] for index in range(len(self.images))]
             prompts = self.pairs.prompts if beside is None else [beside] * len(images)
             self.kept[key] = self.chain.look_many(
-                [show(image, chosen.picture) for image in images] if chosen else images, prompts, mute=mute,
-                layers=(chosen.read_layer,) if chosen else LAYERS, system_prompt=chosen.attend if chosen else "",
+                images, prompts, mute=mute, layers=LAYERS,
             )
         return self.kept[key]
 
-    def reading(
-        self, case: Case, sight: Sight, recipe: str = "", mute: bool = False, beside: str | None = None
-    ) -> VLStates:
+    def reading(self, case: Case, sight: Sight, mute: bool = False, beside: str | None = None) -> VLStates:
         """One of :meth:`readings`, with a control's noise where the sight is one's."""
-        seen = self.readings((sight.number - case.number) % len(self.cases), recipe, mute, beside)[case.number]
+        seen = self.readings((sight.number - case.number) % len(self.cases), mute, beside)[case.number]
         return noisy(seen, case.number) if sight.is_noise and not mute else seen
 
     def adapted(self, case: Case, sight: Sight) -> VLStates:
@@ -178,6 +181,16 @@ def captions(count: int, seed: int) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------------- ways
 
+# What would be said of a reference by somebody who knows, by the take it is words for.
+TRUE_WORDS: dict[str, Callable[[world.Scene], str]] = {
+    "the look": lambda scene: ", ".join(world.look_phrases(scene)),
+    "style": lambda scene: f"{world.STYLES[scene.style]} style",
+    "colours": lambda scene: f"{world.COLORS[scene.background]} background",
+    "light and mood": lambda scene: f"{world.MOODS[scene.mood]} colors",
+    "composition": lambda scene: f"at the {world.POSITIONS[scene.position]}",
+    "everything": world.canonical_caption,
+}
+
 Way = Callable[..., Tensor]  # (bench, case, sight, layer, **setting) -> states for the DiT
 
 
@@ -196,16 +209,41 @@ def by_description(bench: Bench, case: Case, sight: Sight, layer: int | None, *,
     return blend(words, states, alpha, text_layout=layout, vl_layout=seen_layout)[0]
 
 
+def by_words_at(bench: Bench, case: Case, sight: Sight, layer: None, *, strength: float) -> Tensor:
+    """The look in true words at a strength that the engine does not take, such as one below 0."""
+    whole, layout = bench.chain.words(f"{case.prompt}, {sight.look}")
+    return bring_in(case.states, case.layout, whole.cpu(), layout, strength)[0]
+
+
 def by_adapter(bench: Bench, case: Case, sight: Sight, layer: None, *, strength: float, **slots: float) -> Tensor:
     """The picture adapter's description states, appended; with ``slots`` only those."""
     return bench.adapter.apply(case.states, case.layout, bench.adapted(case, sight), strength, slots=slots or None)[0]
 
 
+def by_engine(
+    bench: Bench, case: Case, sight: Sight, layer: int | None, *, words: str = "", **settings: Any
+) -> Tensor:
+    """What every surface does: :func:`vl_core.steering.steer.steer`, with settings by their names.
+
+    ``words`` names true words about the reference that are given in place of the VL's own: a key of
+    :data:`TRUE_WORDS`.
+    """
+    chosen = Settings.from_dict({**settings, **({} if layer is None else {"layer": layer})})
+    scene = bench.pairs.references.records()[sight.number]
+    given = Given(adapter=bench.adapter, words=TRUE_WORDS[words](scene) if words else None)
+    return _steered(bench, case, sight, chosen, given)
+
+
+def _steered(bench: Bench, case: Case, sight: Sight, settings: Settings, given: Given = NOTHING) -> Tensor:
+    references = [Reference(bench.images[sight.number])]
+    return steer(BenchHost(bench, case, sight), case.prompt, references, settings, given).entries[0].states
+
+
 def by_recipe(
     bench: Bench, case: Case, sight: Sight, layer: int, *, mode: str, strength: float, **timing: float
 ) -> Tensor:
-    """What the simple node and the command line do; the timing is the row's ``act``."""
-    return condition(case.states, case.layout, sight.seen, layer, mode, strength)[0]
+    """A way of the engine by the name it had; the timing is the row's ``act``."""
+    return by_engine(bench, case, sight, layer, mode=mode, strength=strength)
 
 
 def by_blend(
@@ -235,13 +273,7 @@ def by_delta(
 
 def by_recipe_file(bench: Bench, case: Case, sight: Sight, layer: int, *, recipe: str, strength: float) -> Tensor:
     """A recipe in plain words; when it acts is the row's ``act``."""
-    chosen = load_recipes()[0][recipe].at(strength)
-    seen = bench.reading(case, sight, recipe)
-    muted = bench.reading(case, sight, recipe, mute=True) if chosen.row.needs(chosen, Given()).muted else None
-    return condition(
-        case.states, case.layout, seen, layer, chosen.way, chosen.strength, muted=muted, settings=chosen,
-        reference=bench.reference,
-    )[0]
+    return _steered(bench, case, sight, load_recipes()[0][recipe].at(strength))
 
 
 def by_layers(bench: Bench, case: Case, sight: Sight, layer: None, *, layers: Sequence[int], alpha: float) -> Tensor:
@@ -337,10 +369,11 @@ def by_words_of_both(bench: Bench, case: Case, sight: Sight, layer: None) -> Ten
 
 
 WAYS: dict[str, Way] = {
-    "words": by_words, "adapter": by_adapter, "description": by_description, "recipe": by_recipe, "blend": by_blend,
-    "delta": by_delta, "recipe file": by_recipe_file, "layers": by_layers, "chosen words": by_chosen_words,
-    "aligned and appended": by_aligned_and_appended, "kept and appended": by_kept_and_appended,
-    "pictures": by_pictures, "two adapted": by_two_adapted,
+    "words": by_words, "words at": by_words_at, "engine": by_engine, "adapter": by_adapter,
+    "description": by_description,
+    "recipe": by_recipe, "blend": by_blend, "delta": by_delta, "recipe file": by_recipe_file, "layers": by_layers,
+    "chosen words": by_chosen_words, "aligned and appended": by_aligned_and_appended,
+    "kept and appended": by_kept_and_appended, "pictures": by_pictures, "two adapted": by_two_adapted,
     "average tail": by_average_tail, "words of both": by_words_of_both,
 }
 

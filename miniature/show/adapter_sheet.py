@@ -19,13 +19,14 @@ from ..measure import sheet
 from ..measure.bench import Switches, mixed, prepare
 from ..measure.chain import Chain, as_image
 from ..measure.methods import METHODS, Bench, Method
-from ..measure.recipes import ANOTHER, COLOURS
+from ..measure.takes import ANOTHER
 from ..train import assemble
 from ..train.training import Options, begin, measured_with
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+COLOURS = 256  # of the file, which is a quarter of the size so and looks the same
 DRAWN = 8  # pairs, so that every row has pictures that are not its own
 ONE, TWO = 3, 3  # rows shown of a picture, and of two
 STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)

@@ -32,7 +32,7 @@ NOTE = {
 
 PRESETS: dict[str, Preset] = {
     # The research note's own.
-    "strength": Preset("how strongly the picture is mixed in", {"strength": "0, 0.1, 0.3, 0.5, 0.7, 1"}, NOTE),
+    "alpha": Preset("how strongly the picture is mixed in", {"strength": "0, 0.1, 0.3, 0.5, 0.7, 1"}, NOTE),
     "layer": Preset("which hidden state of Qwen3-VL", {"layer": "-1, -2, -4, -6, -8, -12"}, NOTE),
     "token": Preset(
         "which of its tokens", {"tokens": "text, image, image_no_markers, all", "strength": "0.3, 1"}, NOTE

@@ -33,6 +33,7 @@ NEEDS_ADAPTER = "picture adapter"
 TOKEN_NAMES = {"full": "all", "text_only": "text", "image_only": "image", "image_no_special": "image_no_markers"}
 MAX_CELLS = 4096
 DIGITS = 16  # of a picture's hash
+UNSEEN = ("device", "layer", "questions", "image_tokens")  # of the models: no difference, or a setting of its own
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Models:
 
     def identity(self) -> dict[str, Value]:
         """What makes a difference to pictures; names in place of paths."""
-        plain = {name: value for name, value in asdict(self).items() if name not in ("device", "layer", "questions")}
+        plain = {name: value for name, value in asdict(self).items() if name not in UNSEEN}
         for name in ("zimage", "vision", "reference", "adapter"):
             plain[name] = Path(plain[name]).resolve().name if plain[name] else ""
         return {f"{name}_file" if name == "adapter" else name: value for name, value in plain.items()}

@@ -43,6 +43,11 @@ def act(text: Text, readings: Readings, settings: Settings, given: Given) -> Ste
             "away."
         )
     slots = _slots(settings, adapter)
+    if settings.taken.slots and not slots:
+        own = ", ".join(slot.name for slot in adapter.spec.slots)
+        raise ValueError(
+            f"take: the picture adapter has no part for {settings.take}, it has {own}. Take the look, or choose words."
+        )
     states, layout, info = adapter.apply(
         text.states, text.layout, readings.alone, settings.strength, weights=readings.weights or None,
         slots=slots or None, words=text.words,
