@@ -305,7 +305,12 @@ def main() -> None:
             name = f"{path.parent.name}/{path.stem.removeprefix('zimage_vl_')}"
             if chosen.only and path.stem.removeprefix("zimage_vl_") not in chosen.only:
                 continue
-            found = run(path, servers)
+            try:
+                found = run(path, servers)
+            except AssertionError as error:
+                failed += 1
+                print(f"{name}: does not run\n  {error}", flush=True)
+                continue
             if chosen.record:
                 written = write(found, outputs_of(path, chosen.record), chosen.says)
                 print(f"{name}: {'written' if written else 'as it was'}", flush=True)
