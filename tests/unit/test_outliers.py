@@ -44,7 +44,8 @@ def transcribed(x, reference, threshold, mode, direction, gamma=0.5):
     for d in np.flatnonzero(sides[direction] > threshold):
         is_over = s[d] / r[d] > threshold if direction == "both" else direction == "over"
         clamp = threshold * r[d] / s[d] if is_over else r[d] / (threshold * s[d])
-        out[:, d] *= {"none": 1.0, "zero": 0.0, "clamp": clamp, "scale": clamp**gamma}[mode]
+        about = 0.0 if is_over or mode == "zero" else x[:, d].mean()
+        out[:, d] = about + (x[:, d] - about) * {"none": 1.0, "zero": 0.0, "clamp": clamp, "scale": clamp**gamma}[mode]
     return out
 
 
@@ -296,3 +297,14 @@ def test_of_several_embeddings_the_one_that_is_not_finite_is_named():
 def test_large_finite_values_are_not_taken_for_infinite_ones(dtype):
     x = torch.full((4, 8), torch.finfo(dtype if dtype != torch.float64 else torch.float32).max, dtype=dtype)
     assert torch.equal(mask_outlier_dimensions(x, mode="none", reference=torch.ones(8))[0], x)
+
+
+@pytest.mark.parametrize("mode", ["clamp", "scale"])
+def test_a_narrow_column_is_widened_about_its_mean(mode):
+    x = with_std([1.5, 900.0], mean=[100.0, 0.0])
+    masked, info = mask_outlier_dimensions(x, 10.0, mode, reference=torch.tensor([927.6, 927.6]))
+    assert info.sides == ("under",)
+    assert float(masked[:, 0].double().mean()) == pytest.approx(100.0, rel=1e-4)
+    factor = 927.6 / 1.5 / 10
+    widened = 1.5 * (factor if mode == "clamp" else factor**0.5)
+    assert float(masked[:, 0].double().std()) == pytest.approx(widened, rel=1e-4)

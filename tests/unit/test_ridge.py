@@ -266,3 +266,30 @@ def test_parts_of_different_inputs_speak_of_different_coordinates():
         read = own[half]  # coordinates that the half's inputs write
         np.testing.assert_allclose(read @ share.T, read, atol=0.02 * np.abs(read).max())
         np.testing.assert_allclose(read @ other.T, 0 * read, atol=0.02 * np.abs(read).max())
+
+
+@pytest.mark.parametrize("pairs", [150, 300, 600])
+def test_the_held_out_score_of_a_sketch_is_that_of_fresh_pairs(pairs):
+    """Inputs and targets share a few strong directions and each has noise of its own, which the sketch throws away."""
+    rng = np.random.default_rng(0)
+    inputs, targets, hidden, fresh = 400, 800, 8, 2000
+    into, out = rng.standard_normal((hidden, inputs)), rng.standard_normal((hidden, targets))
+
+    def draw(count: int):
+        z = rng.standard_normal((count, hidden))
+        x = z @ into + 1.5 * rng.standard_normal((count, inputs))
+        t = z @ out + 1.7 * rng.standard_normal((count, targets))
+        return torch.from_numpy(x).float(), torch.from_numpy(t).float()
+
+    equations = NormalEquations(inputs, targets, budget=4 * 120 * (1 + inputs + targets))
+    x, t = draw(pairs)
+    for start in range(0, pairs, 30):
+        equations.add(x[start : start + 30], t[start : start + 30])
+    assert equations.lost > 0
+    found = equations.solve("auto")
+    x, t = draw(fresh)
+    error = (t.double() - found(x).double()).square().sum()
+    truth = 1 - float(error / (t.double() - t.double().mean(0)).square().sum())
+    assert found.report.r2 == pytest.approx(truth, abs=0.03)
+    again = NormalEquations.from_tensors(*equations.tensors()).solve("auto")
+    assert again.report.r2 == found.report.r2

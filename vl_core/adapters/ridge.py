@@ -20,11 +20,12 @@ from torch import Tensor
 
 from ..states.storage import read_tensors, write_tensors
 from ..states.tensors import to_dtype
-from .ridge_map import Groups, RidgeMap, RidgeReport, combine_maps, sum_products
+from .ridge_map import Groups, RidgeMap, RidgeReport, combine_maps, in_chunks, sum_products
 from .ridge_solve import Rows, Summed, find_basis
 
 FOLDS = 5
 BUDGET = 512 * 2**20  # bytes of rows or sums that are kept
+SUMS = ("gram", "cross", "squares", "dropped")  # of a fold, each None until there is something in it
 BLOCK = 256  # rows that wait before they are folded into the sums
 MAX_RANK = 512  # directions a map keeps unless told otherwise: at full size they take 160 MB
 PENALTIES = tuple(10 ** (exponent / 2) for exponent in range(-12, 5))  # in units of the mean eigenvalue
@@ -39,6 +40,7 @@ class _Fold:
     gram: Tensor | None = None  # float64 (1 + inputs, 1 + inputs)
     cross: Tensor | None = None  # float64 (1 + inputs, targets)
     squares: Tensor | None = None  # float64 (targets,)
+    dropped: Tensor | None = None  # float64 (targets,): squares of the targets that the sketch has given up
 
     @property
     def waiting(self) -> int:
@@ -72,7 +74,7 @@ class NormalEquations:
     @property
     def nbytes(self) -> int:
         """Memory that rows and sums take now."""
-        blocks = [block for part in self._folds for block in (*part.rows, part.gram, part.cross, part.squares)]
+        blocks = [block for part in self._folds for block in (*part.rows, *(getattr(part, name) for name in SUMS))]
         return sum(block.nbytes for block in blocks if block is not None)
 
     def add(self, x: Tensor, t: Tensor, weight: float | Tensor = 1.0, fold: int | None = None) -> None:
@@ -122,7 +124,7 @@ class NormalEquations:
         for part, extra in zip(self._folds, other._folds, strict=True):
             part.count += extra.count
             part.rows += extra.rows
-            for name in ("gram", "cross", "squares"):
+            for name in SUMS:
                 mine, new = getattr(part, name), getattr(extra, name)
                 if new is not None:
                     setattr(part, name, new.clone() if mine is None else mine + new)
@@ -169,7 +171,8 @@ class NormalEquations:
         """Keep ``total`` rows whose products are nearest to those of all.
 
         The row along the column of ones stays, so counts and means stay exact; of the others the principal
-        directions of [x | t] stay, both sides weighed to equal energy.
+        directions of [x | t] stay, both sides weighed to equal energy. The rows that go are the ones no map predicts,
+        so their targets' squares are remembered: held-out error and spread both have them (see :meth:`_held_out`).
         """
         total = max(total, 4 * self.folds)
         everything = sum(part.waiting for part in self._folds)
@@ -189,7 +192,10 @@ class NormalEquations:
             self.lost += float(values[: len(values) + 1 - room].clamp_min(0).sum()) * part.count
             self.kept += float(values.sum()) * part.count
             keep = torch.cat([along.unsqueeze(1), vectors[:, 1 - room :]], 1) if room > 1 else along.unsqueeze(1)
+            before = sum_squares(part.rows, self.inputs)
             part.rows = [torch.cat([chunk.float() for chunk in combine_maps(keep.T, part.rows)], 1)]
+            dropped = (before - sum_squares(part.rows, self.inputs)).clamp_min(0)
+            part.dropped = dropped if part.dropped is None else part.dropped + dropped
 
     # ----------------------------------------------------------------------------------------------- solving
 
@@ -225,7 +231,11 @@ class NormalEquations:
             raise ValueError(f"penalty: expected auto, or 0 and more, got {penalty}.")
         if rank not in (None, "auto") and rank < 1:
             raise ValueError(f"rank: expected auto, none, or 1 and more, got {rank}.")
-        known = Summed(self, device) if self._summed else Rows(self, device)
+        known: Summed | Rows
+        if self._summed:
+            known = Summed([self._sums(part) for part in self._folds], device)
+        else:
+            known = Rows([part.rows for part in self._folds], self.inputs, self.targets, device)
         parts = {"": slice(0, self.targets)} if groups is None else dict(groups)
         filled = [index for index, part in enumerate(self._folds) if part.count]
         if "auto" in (penalty, rank) and len(filled) < 2:
@@ -262,7 +272,10 @@ class NormalEquations:
         self, known: Summed | Rows, groups: Groups, filled: Sequence[int], penalties: Sequence[float],
         progress: Callable[[], None], ranks: Sequence[int] | None = None,
     ) -> tuple[dict[str, list[float]], dict[str, float]]:
-        """Per group the summed held-out errors, one per penalty (or per rank, at one penalty), and the spread."""
+        """Per group the summed held-out errors, one per penalty (or per rank, at one penalty), and the spread.
+
+        What the sketch dropped counts in full in both: a row that was dropped is taken to be predicted as the mean.
+        """
         errors, totals = {name: [0.0] * len(ranks or penalties) for name in groups}, dict.fromkeys(groups, 0.0)
         for fold in filled:
             spectrum = known.spectrum(groups, fold)
@@ -273,7 +286,10 @@ class NormalEquations:
                     found = [spectrum.error_within(name, basis[:, :rank]) for rank in ranks]
                 else:
                     found = [spectrum.error(name, penalty) for penalty in penalties]
-                errors[name] = [sum(pair) for pair in zip(errors[name], found, strict=True)]
+                dropped = self._folds[fold].dropped
+                lost = 0.0 if dropped is None else float(dropped[groups[name]].sum())
+                totals[name] += lost
+                errors[name] = [before + own + lost for before, own in zip(errors[name], found, strict=True)]
             progress()
         return errors, totals
 
@@ -291,7 +307,7 @@ class NormalEquations:
         for index, part in enumerate(self._folds):
             if part.rows:
                 tensors[f"{index}.rows"] = torch.cat(part.rows)
-            for name in ("gram", "cross", "squares"):
+            for name in SUMS:
                 if getattr(part, name) is not None:
                     tensors[f"{index}.{name}"] = getattr(part, name)
         header = {
@@ -324,6 +340,9 @@ class NormalEquations:
                 raise ValueError(f"ridge sums: expected {made.inputs} inputs and {made.targets} targets, got others.")
             part.rows = [] if rows is None else [rows]
             part.gram, part.cross, part.squares = found.values()
+            part.dropped = tensors.get(f"{index}.dropped")
+            if part.dropped is not None and part.dropped.shape != (made.targets,):
+                raise ValueError(f"ridge sums: expected dropped squares of {made.targets} targets, got others.")
         return made
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -347,6 +366,12 @@ def _scores(settings: Sequence, errors: Mapping[str, list[float]], totals: Mappi
     return tuple(
         (setting, 1 - error / total if total else float("nan")) for setting, error in zip(settings, summed, strict=True)
     )
+
+
+def sum_squares(rows: Sequence[Tensor], inputs: int) -> Tensor:
+    """Summed squares per target of rows ``(n, 1 + inputs + targets)``, float64 ``(targets,)``."""
+    columns = range(1 + inputs, rows[0].shape[1])
+    return torch.cat([chunk.square().sum(0) for chunk in in_chunks(rows, columns)])
 
 
 def _ranks(most: int) -> tuple[int, ...]:

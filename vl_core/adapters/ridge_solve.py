@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .ridge_map import COLUMNS, Groups, RidgeMap, RidgeReport, in_chunks, sum_products
-
-if TYPE_CHECKING:
-    from .ridge import NormalEquations
 
 SMALL_STD = 1e-3  # of the median std: narrower inputs are not blown up any further
 NEGLIGIBLE = 1e-10  # of the largest eigenvalue: rounding, not a direction
@@ -50,8 +46,8 @@ class _Spectrum:
 class Summed:
     """What can be known from sums: for more pairs than inputs."""
 
-    def __init__(self, equations: NormalEquations, device: str | torch.device) -> None:
-        sums = [equations._sums(part) for part in equations._folds]
+    def __init__(self, sums: Sequence[tuple[Tensor, Tensor, Tensor]], device: str | torch.device) -> None:
+        """Of each fold's gram, cross and squares, all float64."""
         self.grams, self.crosses, self.squares = (
             [each.to(device) for each in kind] for kind in zip(*sums, strict=True)
         )
@@ -105,13 +101,16 @@ class Summed:
 class Rows:
     """What can be known from rows: for fewer pairs than inputs. Everything is said by the pairs' products."""
 
-    def __init__(self, equations: NormalEquations, device: str | torch.device) -> None:
+    def __init__(
+        self, folds: Sequence[Sequence[Tensor]], inputs: int, targets: int, device: str | torch.device
+    ) -> None:
+        """Of each fold's blocks of rows ``(n, 1 + inputs + targets)``."""
         self.device = device
-        self.rows = [block for part in equations._folds for block in part.rows]
-        self.fold = torch.tensor([index for index, part in enumerate(equations._folds) for _ in range(part.waiting)])
+        self.rows = [block for blocks in folds for block in blocks]
+        self.fold = torch.tensor([index for index, blocks in enumerate(folds) for block in blocks for _ in block])
         self.ones = torch.cat([block[:, 0] for block in self.rows]).double().to(device)
-        self.inputs = range(1, 1 + equations.inputs)
-        self.targets = range(1 + equations.inputs, 1 + equations.inputs + equations.targets)
+        self.inputs = range(1, 1 + inputs)
+        self.targets = range(1 + inputs, 1 + inputs + targets)
         weight = self.ones.square().sum()
         self.mean = torch.cat([self.ones @ chunk for chunk in in_chunks(self.rows, self.inputs, device)]) / weight
         squares = torch.cat([

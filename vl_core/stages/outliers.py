@@ -157,7 +157,8 @@ def mask_outlier_dimensions(
     With s the std of a dimension over the tokens (unbiased), r the reference's, both at least 1e-6: over = s/r,
     under = r/s, both = the larger. A dimension is an outlier if its ratio is above ``threshold``. Its column becomes 0
     (zero), × threshold·r/s if over or × r/(threshold·s) if under (clamp: the ratio is then the threshold), or × that
-    factor to the power ``gamma`` (scale). Columns are scaled about 0, so their means scale along. A column that is
+    factor to the power ``gamma`` (scale). "Over" columns are scaled about 0, so their means shrink along; "under" ones
+    about their mean, which would otherwise grow with the spread. A column that is
     constant (s ≤ 1e-6) has no spread to bring to the threshold: clamp and scale leave it and say so.
 
     Source: the research note's outlier masking (direction "over", sinks "include"; its clamp and scale were one
@@ -198,7 +199,8 @@ def mask_outlier_dimensions(
             notes.append(f"Fewer than 2 tokens to measure ({count}): outliers cannot be found, left unchanged.")
             continue
         left_alone = (~where).nonzero().flatten().to(batch.device)
-        own_spread = Moments.centring(batch[index].to(torch.float32, copy=True), left_alone).std
+        own = Moments.centring(batch[index].to(torch.float32, copy=True), left_alone)
+        own_spread = own.std
         ratio, is_over = _ratios(own_spread, spread, direction)
         flagged = ratio > threshold
         dimensions = flagged.nonzero().flatten()
@@ -214,11 +216,12 @@ def mask_outlier_dimensions(
         if mode != "none" and flagged.any():
             factor = _factor(ratio, is_over, threshold, mode, gamma)[flagged].float().to(batch.device)
             rows, columns = (which.nonzero().flatten().to(batch.device) for which in (where, flagged))
-            changes.append((index, rows.unsqueeze(-1), columns, factor))
+            about = torch.where(is_over, 0.0, own.mean) if mode != "zero" else torch.zeros_like(own.mean)
+            changes.append((index, rows.unsqueeze(-1), columns, factor, about[flagged].float().to(batch.device)))
 
     masked = batch.clone()
-    for index, rows, columns, factor in changes:
-        values = batch[index, rows, columns].float() * factor
+    for index, rows, columns, factor, about in changes:
+        values = about + (batch[index, rows, columns].float() - about) * factor
         # masked[index] is a plain view: autograd allows writing to it, not to one that iterating gives
         masked[index][rows, columns] = to_dtype(values, batch.dtype)
 
