@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..vl_core.adapters.picture_adapter import PictureAdapter
 from ..vl_core.states.families import Family
-from ..vl_core.steering.fields import Value
+from ..vl_core.states.fields import Value
 from ..vl_core.steering.settings import AUTOMATIC, BLENDS, FIELDS, MAX_STRENGTH
 from ..vl_core.steering.steer import steer_many
 from ..vl_core.steering.sweep import MAX_SEED, Plan, make_plan, parse_axis

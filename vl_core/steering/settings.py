@@ -16,8 +16,8 @@ from ..stages.combine import COMBINATIONS
 from ..stages.normalize import NormalizeMode
 from ..stages.outliers import Direction, MaskMode
 from ..stages.select import SELECTIONS
+from ..states.fields import Field, Value, choice, number, switch, text, whole
 from ..states.sinks import Sinks
-from .fields import Field, Value, choice, number, switch, text, whole
 from .takes import DEFAULT_TAKE, PICTURE_USES, Take, find_take, take_names
 from .way import Way, candidates, check_strength, find_way, way_names
 

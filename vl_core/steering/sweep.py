@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from .fields import Field, Value
+from ..states.fields import Field, Value
 from .settings import ALSO, AUTOMATIC, BLENDS, FIELDS, MAX_STRENGTH, OPEN_BLEND, WORDS_ONLY, Settings, rename
 from .way import find_way, way_names
 

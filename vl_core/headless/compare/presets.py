@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ...steering.fields import Value
+from ...states.fields import Value
 from ...steering.takes import take_names
 
 

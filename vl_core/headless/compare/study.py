@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ...reports.controls import shuffled
-from ...steering.fields import Field, Value
+from ...states.fields import Field, Value
 from ...steering.settings import Settings
 from ...steering.sweep import SEED, SWEPT, Axis, Cell, Plan, make_plan, parse_axis
 from ...zimage import checks
