@@ -9,6 +9,8 @@ import torch
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from vl_core.pictures import as_tensor
 from vl_core.stages.extract import extract
+from vl_core.stages.published import mask_image_tokens
+from vl_core.stages.select import select_tokens
 from vl_core.states.layout import TokenLayout, TokenRole
 from vl_core.states.statistics import ReferenceStatistics
 from vl_core.states.vl_states import VLStates
@@ -54,11 +56,14 @@ def test_normalising_to_the_published_std(encoder, picture):
     assert result.scaled_std == pytest.approx(61.0, rel=1e-5)
 
 
+def over(image: np.ndarray, reference: ReferenceStatistics, sinks: str = "exclude") -> np.ndarray:
+    return image.std(0, ddof=1) / np.maximum(reference.moments(sinks).std.numpy(), 1e-6)
+
+
 def test_outliers_are_measured_and_zeroed_at_image_tokens_only(encoder, picture, reference):
     result = extract(encoder, picture, PROMPT, -2, "all", outlier_masking="zero", reference=reference)
     image = states_of(encoder, picture, -2, TokenRole.IMAGE)
-    ratio = image.std(0, ddof=1) / reference.ordinary.std.numpy()
-    ratio = np.maximum(ratio, 1 / ratio)
+    ratio = over(image, reference)
     flagged = np.flatnonzero(ratio > 10)
     assert len(flagged)
     assert set(result.masked_dimensions) == set(flagged)
@@ -70,11 +75,44 @@ def test_outliers_are_measured_and_zeroed_at_image_tokens_only(encoder, picture,
     assert np.array_equal(result.embeddings[~at_image].double().numpy(), others)
 
 
-def test_without_image_tokens_outliers_are_sought_in_all(encoder, picture, reference):
-    result = extract(encoder, picture, PROMPT, -2, "text", outlier_masking="zero", reference=reference)
+@pytest.mark.parametrize("mode", ["zero", "clamp", "scale"])
+def test_words_alone_are_not_touched_by_outliers_of_the_picture(encoder, picture, reference, mode):
+    """Masks come before the selection, as in the research note's code."""
+    result = extract(encoder, picture, PROMPT, -2, "text", outlier_masking=mode, reference=reference)
     text = states_of(encoder, picture, -2, TokenRole.TEMPLATE, TokenRole.TEXT)
-    ratio = text.std(0, ddof=1) / reference.ordinary.std.numpy()
-    assert set(result.masked_dimensions) == set(np.flatnonzero(np.maximum(ratio, 1 / ratio) > 10))
+    assert np.array_equal(result.embeddings.double().numpy(), text)
+    image = states_of(encoder, picture, -2, TokenRole.IMAGE)
+    assert set(result.masked_dimensions) == set(np.flatnonzero(over(image, reference) > 10))
+
+
+@pytest.mark.parametrize("tokens", ["all", "image", "image_no_markers", "text"])
+@pytest.mark.parametrize("mode", ["zero", "clamp", "scale"])
+def test_it_masks_as_the_published_method_does(encoder, picture, reference, mode, tokens):
+    options = {"outlier_masking": mode, "reference": reference, "sinks": "include"}
+    result = extract(encoder, picture, PROMPT, -2, tokens, **options)
+    states, layout = encoder.encode([picture], PROMPT, (-2,)).at(-2)
+    masked, _ = mask_image_tokens(states.float(), layout, reference, 10.0, mode)
+    expected, _ = select_tokens(masked, layout, tokens)
+    np.testing.assert_allclose(result.embeddings.numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_thinking_model_may_be_read_in_its_own_template(tiny_qwen3vl, picture):
+    encoder = Qwen3VLEncoder.from_pretrained(tiny_qwen3vl[0], dtype=torch.float32)
+    plain = extract(encoder, picture, PROMPT, native_template=True)
+    assert torch.equal(plain.embeddings, extract(encoder, picture, PROMPT).embeddings)  # Instruct: Z-Image's own
+    encoder.variant = "Thinking"
+    native = extract(encoder, picture, PROMPT, token_selection="all", native_template=True)
+    template = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    block = "<|vision_start|>" + "<|image_pad|>" * 48 + "<|vision_end|>"
+    expected = encoder.tokenizer(template.format(block + PROMPT), add_special_tokens=False)["input_ids"]
+    assert native.layout.token_ids.tolist() == expected
+    assert int(native.layout.mask(TokenRole.TEXT).sum()) == int(plain.layout.mask(TokenRole.TEXT).sum())
+
+
+def test_without_a_picture_outliers_are_sought_in_all(encoder, reference):
+    result = extract(encoder, None, PROMPT, -2, "text", outlier_masking="zero", reference=reference)
+    states, _ = encoder.encode([], PROMPT, (-2,)).at(-2)
+    assert set(result.masked_dimensions) == set(np.flatnonzero(over(states.double().numpy(), reference) > 10))
 
 
 def test_masking_comes_before_normalising(encoder, picture, reference):

@@ -40,14 +40,15 @@ def add_arguments(parser) -> None:
     )
     cleaning.add_argument(
         "--outlier-masking", choices=get_args(MaskMode), default="none",
-        help="what to do with dimensions whose spread is far from the reference's; on image tokens only, if any",
+        help="what to do with dimensions whose spread is far from the reference's; on image tokens only, if any, "
+        "before tokens are chosen",
     )
     cleaning.add_argument(
         "--outlier-threshold", type=float, default=10.0, metavar="X", help="how many times off counts as far"
     )
     cleaning.add_argument(
-        "--direction", choices=get_args(Direction), default="both",
-        help="over: wider than the reference (the research note's), under: narrower",
+        "--direction", choices=get_args(Direction), default="over",
+        help="over: wider than the reference, the research note's; under: narrower",
     )
     cleaning.add_argument(
         "--normalization", choices=get_args(NormalizeMode), default="none",

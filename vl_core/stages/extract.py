@@ -1,4 +1,4 @@
-"""One call from picture and prompt to cleaned embeddings: encode, select, mask outliers, normalise."""
+"""One call from picture and prompt to cleaned embeddings: encode, mask outliers, select, normalise."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from ..pictures import DEFAULT_BUDGET, as_pictures
+from ..states.families import ZIMAGE
 from ..states.layout import TokenLayout, TokenRole
 from ..states.sinks import Sinks
 from ..states.statistics import ReferenceStatistics
 from ..states.tensors import check_choice
 from .normalize import NormalizeMode, normalize
 from .outliers import Direction, MaskMode, mask_outlier_dimensions
+from .published.reading import native_template as native_family
 from .select import SELECTIONS, TokenSelection, select_tokens
 
 DEFAULT_LAYER = -6  # the research note's choice
@@ -52,14 +54,19 @@ def extract(
     outlier_threshold: float = 10.0,
     reference: ReferenceStatistics | None = None,
     sinks: Sinks = "exclude",
-    direction: Direction = "both",
+    direction: Direction = "over",
     system_prompt: str | None = None,
     budget: int = DEFAULT_BUDGET,
     target_std: float | None = None,
     *,
+    outlier_gamma: float = 1.0,
+    native_template: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> VLExtraction:
-    """Encode pictures and a prompt, keep some tokens, tame outlier dimensions and bring them onto a scale.
+    """Encode pictures and a prompt, tame outlier dimensions, keep some tokens and bring them onto a scale.
+
+    Outliers are sought among image tokens before the selection, only those wider than the reference, and scale is
+    clamp, as in the research note's code; its own reference counts sinks (``sinks="include"``).
 
     Args:
         encoder: a :class:`Qwen3VLEncoder`.
@@ -69,11 +76,12 @@ def extract(
         hidden_layer: Hugging Face ``hidden_states`` index, negative from the end.
         token_selection: see :func:`select_tokens`.
         normalization_mode, target_std: see :func:`normalize`.
-        outlier_masking, outlier_threshold, direction: see :func:`mask_outlier_dimensions`. Measured on and
-            applied to image tokens only, if any are selected; to all tokens otherwise.
+        outlier_masking, outlier_threshold, outlier_gamma, direction: see :func:`mask_outlier_dimensions`. Measured on
+            and changed at image tokens only, whatever is selected; at all tokens if there is no picture.
         reference: the text encoder's statistics: needed for outliers and every normalisation but "global" with a
             ``target_std``.
         sinks: whether attention sinks count, in both stages.
+        native_template: read in the template the encoder was trained on (:func:`.published.native_template`).
         system_prompt, budget, check: see :meth:`Qwen3VLEncoder.encode`.
 
     Raises:
@@ -86,18 +94,22 @@ def extract(
         direction, target_std,
     )
     notes: list[str] = []
-    seen = encoder.encode(pictures, text, (hidden_layer,), system_prompt, budget=budget, check=check, notes=notes)
-    embeddings, layout = select_tokens(*seen.at(hidden_layer), token_selection)
+    family = native_family(encoder.variant) if native_template else ZIMAGE
+    seen = encoder.encode(
+        pictures, text, (hidden_layer,), system_prompt, budget=budget, check=check, notes=notes, family=family
+    )
+    embeddings, layout = seen.at(hidden_layer)
     embeddings = embeddings.float()  # once, so that no stage rounds
     masked_dimensions, ratios = (), ()
-    if outlier_masking != "none":
+    if outlier_masking != "none" and reference is not None:  # check_options has seen to it
         at_pictures = layout.mask(TokenRole.IMAGE)
         embeddings, masking = mask_outlier_dimensions(
-            embeddings, outlier_threshold, outlier_masking, reference=reference, direction=direction, sinks=sinks,
-            positions=at_pictures if at_pictures.any() else None,
+            embeddings, outlier_threshold, outlier_masking, reference=reference, direction=direction,
+            gamma=outlier_gamma, sinks=sinks, positions=at_pictures if at_pictures.any() else None,
         )
         masked_dimensions, ratios = masking.masked_dimensions, masking.ratios
         notes.append(masking.describe())
+    embeddings, layout = select_tokens(embeddings, layout, token_selection)
     embeddings, scaling = normalize(embeddings, normalization_mode, reference, target_std=target_std, sinks=sinks)
     notes.append(scaling.describe())
     return VLExtraction(

@@ -43,8 +43,12 @@ PRESETS: dict[str, Preset] = {
     ),
     "outlier": Preset(
         "what becomes of dimensions that spread too far",
-        {"outlier_mode": "none, zero, clamp, scale", "layer": "-2, -6"},
-        NOTE | {"tokens": "image", "strength": 1.0, "outlier_scope": "image tokens"},
+        {"outlier_mode": "none, zero, clamp, scale", "layer": "-2, -8"},
+        NOTE
+        | {
+            "tokens": "all", "strength": 1.0, "outlier_scope": "image tokens", "outlier_direction": "over",
+            "outlier_gamma": 1.0,
+        },
     ),
     "full": Preset(
         "alpha, layer and tokens together", {"strength": "0.3, 0.6, 1", "layer": "-2, -6, -8", "tokens": "text, all"},

@@ -89,7 +89,7 @@ def blend_per_token(text: Tensor, vl: Tensor, alphas: Tensor | Sequence[float]) 
     return give(a * x + (1 - a) * y, text)
 
 
-def create_graduated_alpha(length: int, start: float = 0.0, end: float = 0.5, curve: Curve = "linear") -> Tensor:
+def create_graduated_alpha(length: int, start: float = 0.0, end: float = 0.5, curve: str = "linear") -> Tensor:
     """``start + f(t)·(end − start)`` for t from 0 to 1: t (linear), t² (ease_in), 1 − (1 − t)² (ease_out).
 
     Returns:
@@ -242,7 +242,7 @@ def _restyle(text: Tensor, vl: Tensor, alpha: float, axes: tuple[int, ...]) -> T
 
 def _per_token(name: str, values: Tensor | Sequence[float], length: int) -> Tensor:
     """float64 ``(length, 1)`` on the CPU."""
-    given = torch.as_tensor(values).detach().to("cpu", torch.float64)
+    given = values.detach().cpu().double() if isinstance(values, Tensor) else torch.tensor(values, dtype=torch.float64)
     if given.ndim != 1 or len(given) < length:
         raise ValueError(f"{name}: expected at least {length} numbers, one per token, got shape {tuple(given.shape)}.")
     if not given.isfinite().all():

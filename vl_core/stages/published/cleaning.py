@@ -88,7 +88,7 @@ def get_outlier_dimensions(vl: Tensor, reference: ReferenceStatistics, threshold
 
 
 def mask_outlier_dimensions(
-    vl: Tensor, reference: ReferenceStatistics, threshold: float = 10.0, mode: Masking = "zero"
+    vl: Tensor, reference: ReferenceStatistics, threshold: float = 10.0, mode: str = "zero"
 ) -> tuple[Tensor, Outliers]:
     """Outlier dimensions set to 0 (zero) or times threshold·std_ref/std (clamp and scale, one formula there).
 
@@ -109,7 +109,7 @@ def mask_outlier_dimensions(
 
 
 def mask_image_tokens(
-    vl: Tensor, layout: TokenLayout, reference: ReferenceStatistics, threshold: float = 10.0, mode: Masking = "zero"
+    vl: Tensor, layout: TokenLayout, reference: ReferenceStatistics, threshold: float = 10.0, mode: str = "zero"
 ) -> tuple[Tensor, Outliers]:
     """:func:`mask_outlier_dimensions` measured on and applied to the image tokens of a whole sequence ``(L, D)``.
 
@@ -157,5 +157,5 @@ def _reference(reference: ReferenceStatistics, width: int) -> tuple[Tensor, Tens
 
 
 def _like(vl: Tensor, text: Tensor) -> Tensor:
-    """What a VL side that was measured on the text comes back as: a batch where either is one."""
-    return vl if vl.ndim >= text.ndim else text.to(vl.dtype)
+    """What a VL side that was measured on the text comes back like: a batch where either is one."""
+    return vl if vl.ndim >= text.ndim else vl.unsqueeze(0)

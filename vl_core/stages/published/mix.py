@@ -14,7 +14,7 @@ from ...states.tensors import check_layout
 from ..select import select_tokens
 from . import blends, cleaning
 from .gram import gram_style_transfer
-from .numbers import give, single, std
+from .numbers import give, single, std, wide
 from .settings import TOKENS, PublishedSettings
 
 RECOMMENDED = PublishedSettings()
@@ -88,7 +88,7 @@ def clean(
     lines: list[str],
     name: str = "vl",
 ) -> tuple[Tensor, TokenLayout]:
-    """VL states ready to be mixed, in float32: masked on image tokens, selected, normalised and scaled.
+    """VL states ready to be mixed, in float64 on the CPU: masked on image tokens, selected, normalised and scaled.
 
     Args:
         lines: gets one for each thing that was done. ``name``: what errors call the VL.
@@ -102,13 +102,13 @@ def clean(
             f"reference: normalization {settings.normalization} and outlier_masking {settings.outlier_masking} "
             "compare with the text encoder's statistics, got none. Measure them, or choose global and none."
         )
-    x = vl.float()
+    x = wide(vl)  # once, so that no stage rounds
     if reference is not None and settings.outlier_masking != "none":
         x, found = cleaning.mask_image_tokens(
-            x, layout, reference, settings.outlier_threshold, settings.outlier_masking  # pyright: ignore[reportArgumentType]
+            x, layout, reference, settings.outlier_threshold, settings.outlier_masking
         )
         lines.append(_masked(found, settings))
-    x, layout = select_tokens(x, layout, TOKENS[settings.tokens])  # pyright: ignore[reportArgumentType]
+    x, layout = select_tokens(x, layout, TOKENS[settings.tokens])
     before = _spread(x)
     x = _normalised(text, x, settings, reference)
     if settings.scale_factor != 1:
@@ -155,7 +155,7 @@ def _mix(
     if method == "graduated":
         length = min(text.shape[-2], x.shape[-2])
         end = settings.end_factor * alpha
-        curve = blends.create_graduated_alpha(length, settings.start_alpha, end, settings.curve)  # pyright: ignore[reportArgumentType]
+        curve = blends.create_graduated_alpha(length, settings.start_alpha, end, settings.curve)
         return blends.blend_per_token(text, x, curve)
     if method == "attention_weighted":
         return blends.blend_attention_weighted(text, x, alpha, importance)

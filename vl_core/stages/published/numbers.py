@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor
 
-from ...states.tensors import EPSILON, as_batch, check_embeddings, paired_batches
+from ...states.tensors import EPSILON, as_batch, check_embeddings, check_shape, paired_batches
 
 TOKENS, WIDTH = -2, -1
 
 
 def wide(states: Tensor) -> Tensor:
-    """float64 on the CPU, through float32: what is summed there is exact for equal values, so their std is 0."""
-    return states.detach().to("cpu", torch.float32).double()
+    """float64 on the CPU, where MPS has none."""
+    return states.detach().to("cpu").double()
 
 
 def single(states: Tensor, name: str = "vl") -> Tensor:
@@ -31,8 +31,9 @@ def single(states: Tensor, name: str = "vl") -> Tensor:
 
 def pair(text: Tensor, vl: Tensor, name: str = "vl") -> tuple[Tensor, Tensor]:
     """Both as float64 ``(B, L, D)``; errors are those of :func:`paired_batches`."""
-    y, x = paired_batches(text, vl, name)
-    return wide(y), wide(x)
+    check_shape(text, "text")
+    check_shape(vl, name)
+    return paired_batches(wide(text), wide(vl), name)
 
 
 def shorter(text: Tensor, vl: Tensor, name: str = "vl") -> tuple[Tensor, Tensor]:
@@ -43,17 +44,26 @@ def shorter(text: Tensor, vl: Tensor, name: str = "vl") -> tuple[Tensor, Tensor]
 
 
 def give(values: Tensor, like: Tensor) -> Tensor:
-    """float64 ``(B, L, D)`` with the dtype, device and number of axes of ``like``, held at the dtype's largest."""
-    limit = torch.finfo(like.dtype).max
+    """float64 ``(B, L, D)`` with the dtype, device and number of axes of ``like``, held at the dtype's largest.
+
+    float64 is held at float32's, so that every later stage takes it.
+    """
+    limit = min(torch.finfo(like.dtype).max, torch.finfo(torch.float32).max)
     held = values.clamp(-limit, limit).to(like.dtype).to(like.device)
     return held[0] if like.ndim == 2 else held
 
 
 def std(x: Tensor, *axes: int) -> Tensor:
-    """Unbiased, axes kept; 0 where there is a single value, for which the published code gives NaN."""
+    """Unbiased, axes kept; 0 where there is a single value, for which the published code gives NaN.
+
+    Measured from the first value, so that equal values give exactly 0.
+    """
+    first = x
+    for axis in axes:
+        first = first.narrow(axis, 0, 1)
     if math.prod(x.shape[axis] for axis in axes) < 2:
-        return torch.zeros_like(x.mean(axes, keepdim=True))
-    return x.std(axes, keepdim=True)
+        return torch.zeros_like(first)
+    return (x - first).std(axes, keepdim=True)
 
 
 def floored(spread: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from typing import get_args
 
 from ...states.fields import Field, Value, choice, number, switch, text, whole
 from ...states.statistics import PUBLISHED_CLIP, PUBLISHED_TARGET_STD
+from ..select import TokenSelection
 from .blends import OUTLIER_DIMENSIONS, Curve
 from .cleaning import Masking
 from .gram import RATE, STEPS
@@ -17,7 +18,9 @@ METHODS = (
     "attention_weighted", "style_delta", "gram_style", "surgical_fix", "slerp",
 )  # fmt: skip
 # What the published code calls its selections, and what they are here.
-TOKENS = {"full": "all", "text_only": "text", "image_only": "image", "image_no_markers": "image_no_markers"}
+TOKENS: dict[str, TokenSelection] = {
+    "full": "all", "text_only": "text", "image_only": "image", "image_no_markers": "image_no_markers",
+}  # fmt: skip
 REFERENCED = ("per_dim", "hybrid")  # normalizations that compare with the text encoder's statistics
 NORMALIZATIONS = ("none", "global", *REFERENCED, "text_std", "text_per_dim", "text_mean_std")
 OWN = -1  # of style_start and style_end: two thirds of the width, and all of it
