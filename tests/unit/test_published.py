@@ -12,10 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from vl_core.headless.compare.presets import PRESETS as COMPARISONS
 from vl_core.stages import published as ours
 from vl_core.stages.published import PRESETS, PublishedSettings
 from vl_core.states.layout import TokenLayout, TokenRole
 from vl_core.states.statistics import ReferenceStatistics
+from vl_core.states.vl_states import VLStates
+from vl_core.steering.settings import OPEN_BLEND, Settings
+from vl_core.steering.ways.blends import mix_openly
 
 settings.register_profile(
     "published", parent=settings.get_profile("no deadline"), max_examples=60,
@@ -316,6 +320,20 @@ def test_normalising(given_states, target, weight):
     close(ours.normalize_per_dimension(tensor(x), reference, None), np_per_dim(wx, mean, std, None))
     hybrid = weight * np_per_dim(wx, mean, std) + (1 - weight) * np_scale(wx)
     close(ours.normalize_hybrid(tensor(x), reference, weight), hybrid)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_what_is_clipped_on_either_side(sign):
+    """Fewer than 11 tokens have no z beyond 3, so here are more."""
+    x = np.random.default_rng(2).normal(size=(40, 5)).astype(np.float32)
+    x[7] = sign * 50
+    mean, std = np.arange(5.0), np.arange(1.0, 6.0)
+    (wx,) = wide(x)
+    reference = reference_of(mean, std)
+    for clip in (3.0, 1.5, None):
+        close(ours.normalize_per_dimension(tensor(x), reference, clip), np_per_dim(wx, mean, std, clip))
+    assert not np.allclose(np_per_dim(wx, mean, std, 3.0), np_per_dim(wx, mean, std, None))
+    close(ours.normalize_hybrid(tensor(x), reference), 0.5 * np_per_dim(wx, mean, std) + 0.5 * np_scale(wx))
 
 
 @STEADY
@@ -659,6 +677,20 @@ def test_every_preset_runs(reading):
                 tensor(y), text_layout, tensor(x), layout, run.settings, reference_of(mean, std), neutral=tensor(n)
             )
             assert mixed.isfinite().all(), name
+
+
+@pytest.mark.parametrize("mode", ["none", "zero", "clamp", "scale"])
+def test_compare_s_outlier_preset_is_the_published_arithmetic(reading, mode):
+    y, text_layout, x, _, layout, mean, std = reading
+    base = COMPARISONS["outlier"].base
+    open_blend = Settings.from_dict({"way": OPEN_BLEND, **base, "outlier_mode": mode, "layer": -8})
+    seen = VLStates(tensor(x)[None], (29,), 36, layout)
+    reference = reference_of(mean, std)
+    mixed, _, _ = mix_openly(tensor(y), text_layout, seen, -8, -8, reference, open_blend)
+    run = next(run for run in PRESETS["outlier"].runs()[1:] if run.settings.outlier_masking == mode)
+    assert run.layer == -8
+    expected, _, _ = ours.published(tensor(y), text_layout, tensor(x), layout, run.settings, reference)
+    np.testing.assert_allclose(mixed.numpy(), expected.numpy(), rtol=1e-5, atol=1e-4)
 
 
 def test_every_public_name_has_a_docstring():
