@@ -247,7 +247,7 @@ class Painting:
             outside=[case.states for case in cases] * repeat, act=act,
         )
 
-    def read(self, pictures: Tensor) -> dict[str, Tensor]:
+    def read(self, pictures: Tensor, with_artifacts: bool = True) -> dict[str, Tensor]:
         """What the judge reads of :meth:`paint`'s pictures, per pair ``(N,)`` as a mean over seeds."""
         cases, pairs, repeat = self.bench.cases, self.bench.pairs, len(self.seeds)
         logits, scenes = self.bench.chain.read(pictures), pairs.references
@@ -264,7 +264,7 @@ class Painting:
             **{name: shown[name] == look for name, look in looks.items()},
             **{f"next_{name}": shown[name] == ahead[name] for name in looks},
             "parts_of_both": _shows_one(shown, looks, ahead) & _shows_one(shown, ahead, looks),
-            **artifacts(pictures, self.pool),
+            **(artifacts(pictures, self.pool) if with_artifacts else {}),
         }
         return {name: values.float().view(repeat, len(cases)).mean(0) for name, values in found.items()}
 

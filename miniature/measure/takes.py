@@ -24,7 +24,7 @@ from .. import world
 from ..train import assemble
 from ..train.training import Options, begin, measured_with, write_json
 from . import adapters
-from .bench import TOY, Painting, Switches, mixed, prepare, workers
+from .bench import TOY, Painting, Switches, mixed, prepare
 from .chain import Chain
 from .host import QUESTIONS
 from .methods import Method
@@ -78,15 +78,12 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     device = begin(options)
     folder = assemble.models_folder(options)
     bench = prepare(Chain.load(folder, device), switches, options.seed, placed=True)
-    pool = workers()
-    painting = Painting(bench, tuple(range(switches.seeds)), switches.steps, switches.guidance, pool)
+    painting = Painting(bench, tuple(range(switches.seeds)), switches.steps, switches.guidance)
     report = {
         "measured": measured_with("takes", device),
         "asked": {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(folder)},
         **measure(painting), "pushing": pushing(painting), "fits": fits(painting, options),
     }
-    if pool is not None:
-        pool.shutdown()
     write_json(options.report(REPORT), report)
     print("\n".join(table(report)))
     return report
@@ -103,6 +100,7 @@ def measure(painting: Painting) -> dict[str, Any]:
         method = row.method
         by = {kind: parts_of(painting, mixed(bench, method, kind), method.act) for kind in ("", ANOTHER, NOISE)}
         entries.append(entry_of(row, by, floor, ceiling))
+        print(table({"rows": entries[-1:]})[-1], flush=True)
     return {"words": {name: float(values.mean()) for name, values in floor.items()}, "rows": entries}
 
 
@@ -111,7 +109,7 @@ def parts_of(
 ) -> dict[str, Tensor]:
     """Per pair ``(N,)``: the parts of the reference that are there, and the prompt's own colour and shape."""
     pictures = painting.paint(states, act)
-    hits, repeat, pairs = painting.read(pictures), len(painting.seeds), painting.bench.pairs
+    hits, repeat, pairs = painting.read(pictures, with_artifacts=False), len(painting.seeds), painting.bench.pairs
     mood = painting.bench.chain.read(pictures)["mood"].argmax(1).cpu()
     colors = torch.tensor(world.RGB)[pairs.color].repeat(repeat, 1)
     colors = (colors * torch.tensor(world.MOOD_GAIN)[mood] + torch.tensor(world.MOOD_LIFT)[mood]).clamp(0, 1)
