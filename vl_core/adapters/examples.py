@@ -15,8 +15,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..pictures import check_picture
+from ..pictures import read_picture
 from ..stages.description import SLOTS, Slot, describe_prompt, read_description
+from ..states.files import read_text
 from ..states.layout import TokenLayout
 from ..states.statistics import calibration_prompts
 from ..states.vl_states import VLStates
@@ -43,16 +44,7 @@ class Example:
         Raises:
             ValueError: if the file cannot be read as a picture.
         """
-        import numpy as np
-        import torch
-        from PIL import Image, ImageOps
-
-        try:
-            with Image.open(self.picture) as image:
-                pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.picture.name}: cannot be read as a picture. Remove it.") from error
-        return check_picture(torch.from_numpy(pixels), self.picture.name)[0]
+        return read_picture(self.picture)
 
 
 def find_examples(folder: Path, captions: bool = True) -> list[Example]:
@@ -63,7 +55,8 @@ def find_examples(folder: Path, captions: bool = True) -> list[Example]:
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: for fewer than 10 pictures, or pictures without words; the message names them.
+        ValueError: for fewer than 10 pictures, or pictures without words, or words in an unknown encoding; the
+            message names them.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"folder: expected a folder of pictures, found none at {folder}.")
@@ -75,7 +68,7 @@ def find_examples(folder: Path, captions: bool = True) -> list[Example]:
     found, missing = [], []
     for path in files:
         note = path.with_suffix(".txt")
-        words = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        words = read_text(note).strip() if note.is_file() else ""
         found.append(Example(path, words))
         if not words:
             missing.append(note.name)
