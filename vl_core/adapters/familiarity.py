@@ -16,6 +16,7 @@ ROWS_PER_DIRECTION = 4  # a variance needs so many rows to be known
 FOLDS = 5
 LIMIT_QUANTILE, MARGIN = 0.99, 1.25  # further than this quantile of the held-out distances times this is unfamiliar
 SMALL_STD = 1e-3  # of the median std
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class FamiliarSpan:
         exact = rows.double()
         center, std = exact.mean(0), exact.std(0, correction=0)
         floor = float(SMALL_STD * std.median())
-        scale = std.clamp_min(floor) if floor else torch.where(std > 0, std, 1.0)
+        # What varies less than float32 can hold apart counts as constant.
+        scale = std.clamp_min(floor) if floor > TINY else torch.where(std > TINY, std, 1.0)
         exact = (exact - center) / scale
         fold, parts = torch.arange(len(rows)) % FOLDS, []
         for held in range(FOLDS):
@@ -142,8 +144,19 @@ class FamiliarSpan:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> FamiliarSpan:
-        """What :meth:`tensors` gave; KeyError if something is missing."""
+        """What :meth:`tensors` gave.
+
+        Raises:
+            KeyError: if something is missing. ValueError: if the shapes contradict each other, or a scale or variance
+                is not above 0.
+        """
         names = ("center", "scale", "directions", "variances")
+        center, scale, directions, variances = (tensors[name] for name in names)
+        fits = center.shape == scale.shape and directions.shape == (len(center), len(variances))
+        if not fits or not len(tensors["distances"]) or tensors["residual"].numel() != 1:
+            raise ValueError("span: expected parts of one shape, got some that disagree.")
+        if not (scale > 0).all() or not (variances > 0).all() or not float(tensors["residual"]) > 0:
+            raise ValueError("span: expected scales and variances above 0, got others.")
         return cls(*(tensors[name] for name in names), float(tensors["residual"]), tensors["distances"])
 
 
