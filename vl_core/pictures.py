@@ -353,10 +353,7 @@ def as_tensor(image: Any) -> Tensor:
 def _to_one(values: np.ndarray, mode: str) -> np.ndarray:
     """Grey of 16 bits, or floats of either convention, in [0, 1]."""
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if mode.startswith("I"):
-        largest = FULL_16_BIT
-    else:
-        largest = 1 if high <= 1 else 255
+    largest = FULL_16_BIT if mode.startswith("I") else 1 if high <= 1 else 255
     if not 0 <= low <= high <= largest:
         raise ValueError(f"expected grey values from 0 to {largest}, got {low:g} to {high:g}")
     return values / largest

@@ -30,7 +30,9 @@ def test_other_scripts_are_read_in_unicode(words, encoding):
     assert decode_text(words.encode(encoding), "caption.txt") == words
 
 
-@pytest.mark.parametrize("words, encoding", [("水彩画和柔和的光线", "gbk"), ("лиса в снегу", "cp1251"), ("雪の中の狐", "shift_jis")])
+@pytest.mark.parametrize(
+    "words, encoding", [("水彩画和柔和的光线", "gbk"), ("лиса в снегу", "cp1251"), ("雪の中の狐", "shift_jis")]
+)
 def test_an_encoding_that_cannot_be_told_is_an_error_that_names_the_file(words, encoding):
     with pytest.raises(ValueError, match=r"caption\.txt: expected a text in .*Save it as UTF-8"):
         decode_text(words.encode(encoding), "caption.txt")

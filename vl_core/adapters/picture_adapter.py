@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -230,7 +231,7 @@ class PictureAdapter:
         asked = dict(asked) if isinstance(asked, Mapping) else dict.fromkeys(asked, 1.0)
         for name, factor in asked.items():
             if not abs(factor) <= MAX_STRENGTH:  # NaN is outside
-                raise ValueError(f"slots: expected factors from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, got {name}:{factor}.")
+                raise ValueError(f"slots: expected factors of at most {MAX_STRENGTH:g}, got {name}:{factor}.")
         unknown = [name for name in asked if name not in names]
         if unknown:
             raise ValueError(f"slots: expected some of {', '.join(names)}, got {', '.join(unknown)}.")

@@ -191,8 +191,8 @@ class SpaceHeader(Header):
 class SpaceFit:
     """A space adapter that is still being fitted: prompts go in one by one, only sums are kept.
 
-    One prompt in five is held out of the fit, its tokens are kept to measure on, up to 8192 tokens. The whole of the sums can make any
-    method, so several can be compared on the same prompts.
+    One prompt in five is held out of the fit, its tokens are kept to measure on, up to 8192 tokens. The whole of
+    the sums can make any method, so several can be compared on the same prompts.
 
     Args:
         width_in, width_out: of the source's and target's states.
