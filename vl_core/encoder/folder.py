@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def read_config(folder: Path) -> Any:
     except ImportError as error:
         raise ImportError("Qwen3-VL needs transformers 4.57 or newer: pip install -U transformers") from error
     try:
-        return Qwen3VLConfig(**older_config(content) if _transformers_4() else content)
+        return Qwen3VLConfig(**older_config(content) if transformers_4() else content)
     except Exception as error:  # transformers checks with errors of its own
         raise ValueError(
             f"{folder.name}: config.json cannot be read by this transformers ({' '.join(str(error).split())}). "
@@ -76,10 +77,9 @@ def read_config(folder: Path) -> Any:
         ) from error
 
 
-def _transformers_4() -> bool:
-    import transformers
-
-    return transformers.__version__.startswith("4.")
+def transformers_4() -> bool:
+    """Whether the transformers of this environment is one before 5."""
+    return version("transformers").startswith("4.")
 
 
 def older_config(content: dict[str, Any]) -> dict[str, Any]:
@@ -97,8 +97,7 @@ def older_config(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
+    """:func:`read_tokenizer` of a folder, after checking that its files are there."""
     complete = (folder / "tokenizer.json").is_file() or all(
         (folder / name).is_file() for name in ("vocab.json", "merges.txt")
     )
@@ -107,10 +106,21 @@ def load_tokenizer(folder: Path) -> Any:
             f"No tokenizer in {folder}: expected tokenizer_config.json and tokenizer.json (or vocab.json and "
             "merges.txt). Download them from the model's page."
         )
+    return read_tokenizer(folder)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder, whichever transformers wrote it; no code of the folder is run.
+
+    Raises:
+        FileNotFoundError, ValueError: if it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
     options = {"local_files_only": True, "trust_remote_code": False}
     told = _read_json(folder / "tokenizer_config.json")
     try:
-        if not _transformers_4() or not _of_transformers_5(told):
+        if not transformers_4() or not _of_transformers_5(told):
             return AutoTokenizer.from_pretrained(folder, **options)
         from transformers import PreTrainedTokenizerFast
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..encoder.folder import transformers_4
 from ..states.files import read_json_object, read_text
 
 INSTALL = 'pip install -e ".[headless]"'  # in the folder of this pack
@@ -124,6 +125,11 @@ def text_encoder_folder(path: str, option: str) -> tuple[Path, Path, int, int]:
         raise ValueError(
             f"{option}: expected Z-Image's text encoder, a Qwen3, got model_type {config.get('model_type')!r} in "
             f"{model}."
+        )
+    if "rope_parameters" in config and "rope_theta" not in config and transformers_4():
+        raise ValueError(
+            f"{option}: {model} was written by transformers 5, which says its rotary frequencies where this one does not "
+            "look. Update: pip install -U transformers"
         )
     places = [model, folder / "tokenizer", model.absolute().parent / "tokenizer"]
     tokenizer = next((place for place in places if (place / "tokenizer_config.json").is_file()), None)

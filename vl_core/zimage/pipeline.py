@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..encoder.folder import read_tokenizer
 from ..encoder.qwen3vl import SPECIAL_TOKENS
 from ..reports.inspection import CAPTION_MULTIPLE
 from ..states.families import ZIMAGE, Family
@@ -108,9 +109,7 @@ def prompt_layout(tokenizer: Any, prompt: str, model: str = "", family: Family =
 
 
 def load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return read_tokenizer(folder)
 
 
 def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> ZImagePipeline:
