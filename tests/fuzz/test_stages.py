@@ -1,4 +1,4 @@
-"""Stages on values and options of every kind: what comes back is finite and of the right shape, or the error says why."""
+"""Stages on values and options of every kind: what comes back is finite and of its shape, or the error says why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.fl
 
 @st.composite
 def tokens(draw, width: int = WIDTH, least: int = 1):
-    """``(L, D)`` or ``(B, L, D)``: normal, constant, tiny, denormal, huge, with a sink, or with one value not finite."""
+    """``(L, D)`` or ``(B, L, D)``: normal, constant, denormal, huge, with a sink, or with one value not finite."""
     shape = (*draw(st.sampled_from([(), (1,), (2,)])), draw(st.integers(least, 12)), width)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
     values = torch.randn(shape, generator=generator)
@@ -34,7 +34,7 @@ def tokens(draw, width: int = WIDTH, least: int = 1):
     if kind in ("constant", "zero"):
         values = torch.full(shape, draw(st.floats(-50, 50)) if kind == "constant" else 0.0)
     if kind == "scaled":
-        values = values * 10.0 ** draw(st.integers(-44, 14))
+        values = values * 10.0 ** draw(st.integers(-44, 37))
     if kind == "sink":
         values[..., 0, :] *= 1000
     if kind == "odd":
@@ -72,7 +72,7 @@ def holds(act, *, like: torch.Tensor | None = None):
     try:
         found = act()
     except (ValueError, TypeError) as error:
-        assert len(str(error)) > 15 and ":" in str(error) or "expected" in str(error).lower(), f"bare: {error!r}"
+        assert (len(str(error)) > 15 and ":" in str(error)) or "expected" in str(error).lower(), f"bare: {error!r}"
         return None
     for one in found if isinstance(found, tuple) else (found,):
         if isinstance(one, torch.Tensor) and one.is_floating_point():
@@ -81,8 +81,9 @@ def holds(act, *, like: torch.Tensor | None = None):
     return found
 
 
-@given(tokens(), st.sampled_from(["none", "global"]), NUMBERS, NUMBERS, NUMBERS, st.sampled_from(["include", "exclude"]))
-def test_normalize(x, mode, target, weight, clip, sinks):
+@given(tokens(), st.sampled_from(["none", "global"]), st.tuples(*[NUMBERS] * 3), st.sampled_from(["include", "exclude"]))
+def test_normalize(x, mode, numbers, sinks):
+    target, weight, clip = numbers
     holds(lambda: normalize(x, mode, target_std=target, weight=weight, clip=clip, sinks=sinks), like=x)
 
 
@@ -97,7 +98,10 @@ def test_blend(text, vl, alpha, method, space, antialias):
         assert torch.equal(found[0], text) and text_is_finite  # strength 0 is the words alone
 
 
-@given(seen(), seen(), st.integers(-1, 9), st.sampled_from(["end", "before_tail"]), st.none() | st.integers(-1, 30), masks())
+BUDGETS = st.none() | st.integers(-1, 30)
+
+
+@given(seen(), seen(), st.integers(-1, 9), st.sampled_from(["end", "before_tail"]), BUDGETS, masks())
 def test_append_with_a_mask(text, vl, factor, position, budget, mask):
     """A mask first, then the pooling of an append: something of the picture arrives, or the error says why."""
 
@@ -113,7 +117,7 @@ def test_append_with_a_mask(text, vl, factor, position, budget, mask):
         assert len(found[0]) > len(text[0]) and len(found[1].layout) == len(found[0])
 
 
-@given(seen(), st.sampled_from([*SELECTIONS, "nothing"]), st.integers(-1, 9), masks(), st.none() | st.integers(-1, 30))
+@given(seen(), st.sampled_from([*SELECTIONS, "nothing"]), st.integers(-1, 9), masks(), BUDGETS)
 def test_select(whole, kind, factor, mask, budget):
     found = holds(lambda: select_tokens(*whole, kind, downsample=factor, mask=mask, budget=budget))
     if found is not None:

@@ -123,7 +123,8 @@ class FamiliarSpan:
             directions, variances = _leading(exact[fold != held] - mean)
             parts.append(_parts(exact[fold == held] - mean, directions, variances))
         along, rest = (torch.cat(kind) for kind in zip(*parts, strict=True))
-        residual = float(rest.median()) or 1.0
+        residual = float(rest.median())
+        residual = residual if residual > TINY else 1.0
         directions, variances = _leading(exact)
         return cls(
             center.float(), scale.float(), directions.float(), variances.float(), residual,
@@ -165,7 +166,7 @@ def _leading(rows: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     total = values.sum()
-    if not total:
+    if not total > TINY:
         return rows.new_zeros(rows.shape[1], 0), rows.new_zeros(0)
     enough = int((values.cumsum(0) < EXPLAINED * total).sum()) + 1
     count = max(1, min(enough, MAX_DIRECTIONS, len(rows) // ROWS_PER_DIRECTION, int((values > 1e-10 * total).sum())))

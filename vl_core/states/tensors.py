@@ -108,8 +108,18 @@ ROWS_AT_A_TIME = 64  # of 2560 float64: what stays in a processor's cache betwee
 
 
 def token_rms(embeddings: Tensor) -> Tensor:
-    """Root mean square of each token: ``(…, L, D)`` -> float32 ``(…, L)``."""
-    return torch.linalg.vector_norm(embeddings.float(), dim=-1) / math.sqrt(embeddings.shape[-1])
+    """Root mean square of each token: ``(…, L, D)`` -> float32 ``(…, L)``.
+
+    Beyond 1e18, where float32 has no squares, of the token divided by its largest value, so that finite values have a
+    finite RMS.
+    """
+    values, root = embeddings.float(), math.sqrt(embeddings.shape[-1])
+    size = torch.linalg.vector_norm(values, dim=-1)
+    if not values.numel() or (size.device.type == "cpu" and bool(size.isfinite().all())):
+        return size / root
+    peak = values.detach().abs().amax(-1)  # a GPU is not waited for to see whether it is needed
+    scaled = torch.linalg.vector_norm(values / peak.clamp_min(1).unsqueeze(-1), dim=-1) / root * peak.clamp_min(1)
+    return torch.where(size.isinf() & peak.isfinite(), scaled, size / root)
 
 
 def median(values: Tensor) -> Tensor:
