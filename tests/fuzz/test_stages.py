@@ -81,9 +81,9 @@ def holds(act, *, like: torch.Tensor | None = None):
     return found
 
 
-@given(tokens(), st.sampled_from(["none", "global"]), st.tuples(*[NUMBERS] * 3), st.sampled_from(["include", "exclude"]))
-def test_normalize(x, mode, numbers, sinks):
-    target, weight, clip = numbers
+@given(tokens(), st.sampled_from(["none", "global"]), st.tuples(NUMBERS, NUMBERS, NUMBERS), st.booleans())
+def test_normalize(x, mode, numbers, include):
+    (target, weight, clip), sinks = numbers, "include" if include else "exclude"
     holds(lambda: normalize(x, mode, target_std=target, weight=weight, clip=clip, sinks=sinks), like=x)
 
 

@@ -64,7 +64,7 @@ def test_weights_outside_of_the_folder_are_not_read(folder, tmp_path, place):
     place = place.format(absolute=target)
     shards(folder, place)
     (folder / "model.safetensors").rename(target)
-    with pytest.raises(ValueError, match="expected a file in .*model, it leads out of it"):
+    with pytest.raises(ValueError, match=r"expected a file in .*model, it leads out of it"):
         Qwen3VLEncoder.from_pretrained(folder)
 
 
@@ -76,7 +76,7 @@ def test_links_out_of_the_folder_are_not_followed(folder, tmp_path, indexed):
         shards(folder, "part.safetensors")
     (folder / "model.safetensors").rename(target)
     (folder / ("part.safetensors" if indexed else "model.safetensors")).symlink_to(target)
-    with pytest.raises(ValueError, match="expected a file in .*model, it leads out of it"):
+    with pytest.raises(ValueError, match=r"expected a file in .*model, it leads out of it"):
         Qwen3VLEncoder.from_pretrained(folder)
 
 
@@ -139,7 +139,9 @@ def test_both_spellings_are_read_as_the_same_model(folder):
         content["text_config"] |= {"rope_theta": theta, "rope_scaling": rope}
     (folder / "config.json").write_text(json.dumps(content))
     found.append(read_config(folder).text_config)
-    told = [getattr(one, "rope_parameters", None) or {**one.rope_scaling, "rope_theta": one.rope_theta} for one in found]
+    told = [
+        getattr(one, "rope_parameters", None) or {**one.rope_scaling, "rope_theta": one.rope_theta} for one in found
+    ]
     assert told[0] == told[1] and told[0]["rope_theta"] == 5e6
 
 

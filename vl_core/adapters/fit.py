@@ -14,6 +14,7 @@ from ..stages.description import slot_targets
 from ..states.layout import TokenLayout
 from ..states.stacks import split_padding
 from ..states.storage import naming, read_tensors, take, write_tensors
+from ..states.tensors import without_tiniest
 from ..states.vl_states import VLStates
 from .familiarity import FamiliarSpan, Sample
 from .picture_adapter import PictureAdapter
@@ -57,6 +58,7 @@ class PictureAdapterFit:
         expected = (self.spec.tokens, self.spec.text_width)
         if tuple(target.shape) != expected:
             raise ValueError(f"target: expected shape {expected} for the adapter's slots, got {tuple(target.shape)}.")
+        features, target = without_tiniest(features), without_tiniest(target)
         self.equations.add(features, target.flatten(), weight, fold)
         if weight > 0:
             self.sample.add(features[: self.spec.familiar])

@@ -23,7 +23,7 @@ from ..states.files import check_content
 from ..states.headers import Count, Header
 from ..states.sinks import Sinks, check_sinks, find_sinks
 from ..states.storage import read_tensors, take, write_tensors
-from ..states.tensors import EPSILON, as_batch, check_choice, check_embeddings, to_dtype, token_rms
+from ..states.tensors import EPSILON, as_batch, check_choice, check_embeddings, to_dtype, token_rms, without_tiniest
 from .ridge import NormalEquations
 
 SpaceMethod = Literal["per_dimension", "ridge", "reduced_rank", "procrustes", "whitening"]
@@ -400,4 +400,4 @@ def _one_sequence(states: Tensor, name: str, width: int) -> Tensor:
         states = states[0]
     if states.ndim != 2 or states.shape[1] != width:
         raise ValueError(f"{name}: expected states of shape (tokens, {width}), got {tuple(states.shape)}.")
-    return states.detach().float()
+    return without_tiniest(states.detach().float())

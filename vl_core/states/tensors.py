@@ -92,6 +92,11 @@ def put_back(original: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
     return changed
 
 
+def without_tiniest(values: Tensor) -> Tensor:
+    """Values whose square has no inverse in float32, denormal ones too, as 0: what is fitted on them is finite."""
+    return torch.where(values.abs() < TINIEST, 0.0, values)
+
+
 def to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
     """``values`` in ``dtype``, held at its largest number: float16 ends at 65504, and infinity would spread."""
     if values.dtype == dtype:
@@ -103,6 +108,7 @@ def to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype)
 
 
+TINIEST = 1e-30  # below it 1/x² has no float32, and no encoder means anything
 EPSILON = 1e-6  # floor of a std, as in the note
 ROWS_AT_A_TIME = 64  # of 2560 float64: what stays in a processor's cache between the steps of a sum
 

@@ -128,8 +128,8 @@ def text_encoder_folder(path: str, option: str) -> tuple[Path, Path, int, int]:
         )
     if "rope_parameters" in config and "rope_theta" not in config and transformers_4():
         raise ValueError(
-            f"{option}: {model} was written by transformers 5, which says its rotary frequencies where this one does not "
-            "look. Update: pip install -U transformers"
+            f"{option}: {model} was written by transformers 5, which says its rotary frequencies in another place. "
+            "Update: pip install -U transformers"
         )
     places = [model, folder / "tokenizer", model.absolute().parent / "tokenizer"]
     tokenizer = next((place for place in places if (place / "tokenizer_config.json").is_file()), None)

@@ -134,7 +134,7 @@ class Row(Line):
     settings: dict[str, Any]
     artifacts: dict[str, float] | None
     fidelity: dict[str, float]
-    scores: dict[str, float] = {}
+    scores: dict[str, float] = Field(default_factory=dict)
     seconds: dict[str, float]
     report: str
 
