@@ -309,7 +309,7 @@ def test_the_token_budget_is_part_of_the_key(folder):
 def test_a_damaged_part_is_named_with_what_to_do(folder, tmp_path):
     part = tmp_path / "half.part"
     part.write_bytes(b"no file of ours")
-    with pytest.raises(ValueError, match=r"half\.part: expected a safetensors file.*remove .*half\.part, and fit again"):
+    with pytest.raises(ValueError, match=r"half\.part: expected a safetensors.*remove .*half\.part, and fit again"):
         fit_examples(find_examples(folder), SPEC, look, read, tokens_of, prompts=PROMPTS, part=part)
 
 
