@@ -67,6 +67,15 @@ class StatesHeader(Header):
         return self
 
 
+class ReferenceHeader(Header):
+    """Of a :class:`ReferenceStatistics`: tokens that are no sinks and sinks, and where they were measured."""
+
+    counts: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    encoder: str
+    layer: int | None
+    prompts: Count
+
+
 class Packed(Header):
     """One value of an option: a tensor by name, a layout, a list or tuple of values, or a plain value."""
 
