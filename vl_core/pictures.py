@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -279,6 +280,43 @@ def baseline_picture(picture: Tensor, kind: BaselinePicture, name: str = "image"
 
 
 PICTURE_MODES = ("L", "LA", "RGB", "RGBA")  # what numpy gets from PIL as 8-bit channels
+FULL_16_BIT = 65535
+
+
+def read_picture(path: Path, name: str | None = None) -> Tensor:
+    """The picture in a file, turned as its camera noted: the one reader for folders, the command line and results.
+
+    Palettes, CMYK and grey become RGB, 16 bits become 8, of an animation the first frame is taken. Transparency is
+    dropped, as ComfyUI's *Load Image* does, so a file means the same wherever it is given.
+
+    Args:
+        name: what errors call it; the file's name if None.
+
+    Returns:
+        uint8 ``(H, W, 3)``.
+
+    Raises:
+        ValueError: if it cannot be read as a picture, or is cut short; the message names it.
+    """
+    from PIL import Image, ImageOps
+
+    name = name or path.name
+    try:
+        with Image.open(path) as image:
+            image.load()
+            pixels = as_tensor(_turned(image, ImageOps))
+    except Exception as error:  # PIL's readers raise whatever damaged bytes lead them to
+        raise ValueError(
+            f"{name}: cannot be read as a picture ({type(error).__name__}: {error}). Remove it, or save it again."
+        ) from error
+    return check_picture(pixels, name)[0]
+
+
+def _turned(image: Any, operations: Any) -> Any:
+    try:
+        return operations.exif_transpose(image)
+    except Exception:  # damaged notes of a camera: the picture itself is whole
+        return image
 
 
 def as_pictures(image: Any) -> list[Tensor]:
@@ -293,18 +331,29 @@ def as_pictures(image: Any) -> list[Tensor]:
 
 
 def as_tensor(image: Any) -> Tensor:
-    """A tensor as it is; a PIL image as uint8 ``(H, W, C)``, or float in [0, 1] if it has 16 bits.
+    """A tensor as it is; a PIL image as uint8 ``(H, W, C)``, or float in [0, 1] if it has more than 8 bits.
 
     Raises:
         TypeError: if it is neither.
+        ValueError: for a PIL image of floats that are neither in [0, 1] nor in [0, 255], or whole numbers beyond 16
+            bits.
     """
     if isinstance(image, Tensor):
         return image
     if not hasattr(image, "convert"):
         raise TypeError(f"image: expected a torch tensor or a PIL image, got {type(image).__name__}.")
-    if image.mode.startswith("I"):  # 16 bits: PIL's own conversion would clip at 255
-        return torch.from_numpy(np.asarray(image, dtype=np.float32) / 65535)[..., None]
+    if image.mode.startswith(("I", "F")):  # PIL's own conversion would clip at 255
+        return torch.from_numpy(_to_one(np.asarray(image, dtype=np.float32), image.mode))[..., None]
     if image.mode not in PICTURE_MODES:
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+        image = image.convert("RGBA" if "transparency" in image.info or image.mode in ("PA", "La", "RGBa") else "RGB")
     pixels = torch.from_numpy(np.array(image))
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _to_one(values: np.ndarray, mode: str) -> np.ndarray:
+    """Grey of 16 bits, or floats of either convention, in [0, 1]."""
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    largest = FULL_16_BIT if mode.startswith("I") else 1 if high <= 1 else 255
+    if not 0 <= low <= high <= largest:
+        raise ValueError(f"expected grey values from 0 to {largest}, got {low:g} to {high:g}")
+    return values / largest

@@ -17,6 +17,7 @@ from ...vl_core import Description, TokenLayout, VLStates
 from ...vl_core.encoder.cache import ByteCache, default_limit
 from ...vl_core.encoder.forward import fits, mrope_rotary
 from ...vl_core.encoder.reader import Reader
+from ...vl_core.encoder.room import is_out_of_memory
 from ...vl_core.encoder.writing import finish, sampling
 from ...vl_core.pictures import FACTOR, Picture, prepare_picture, to_float
 from ...vl_core.states.families import ZIMAGE, Family, published
@@ -198,8 +199,8 @@ def _read_native(clip, layout, pictures, wanted, mute) -> torch.Tensor | None:
     return native.read(clip, layout, pictures, wanted, mute)
 
 
-def _agrees_with_host(native: _NativeReader, clip) -> bool:
-    """Whether a small picture and prompt read by our forward give what the host's own gives."""
+def _agrees_with_host(native: _NativeReader, clip) -> bool | None:
+    """Whether a small picture and prompt read by our forward give what the host's own gives; None if memory ran out."""
     ramp = torch.linspace(0, 1, 96).expand(64, 96)
     picture = prepare_picture(torch.stack([ramp, ramp.flip(1), ramp.square()], -1))[0]
     image = {"type": "image", "data": to_float(picture), "original_type": "image"}
@@ -211,6 +212,8 @@ def _agrees_with_host(native: _NativeReader, clip) -> bool:
         ours = native.read(clip, layout, [picture], wanted, mute=False)
         error = ((ours - expected).norm(dim=-1) / expected.norm(dim=-1)).median(-1).values.max().item()
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):  # says nothing about the encoder: the next reading asks again
+            return None
         log.warning("Qwen3-VL is read through ComfyUI's own, slower encode: %s", error)
         return False
     if not error <= SELF_CHECK_TOLERANCE[native.dtype]:

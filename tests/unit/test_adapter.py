@@ -435,3 +435,39 @@ def test_adapters_and_texts_of_two_families_are_refused_in_words(stacked, plante
         AdapterSpec(PictureFeatures(), SLOTS, WIDTH, BLOCKS, 35, family="FLUX.2 klein")
     with pytest.raises(ValueError, match=r"family: expected one of Z-Image, FLUX.2 klein"):
         AdapterSpec(PictureFeatures(), SLOTS, WIDTH, BLOCKS, 36, family="SDXL")
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), -float("inf"), 1e30, -3.5])
+def test_factors_of_slots_beyond_reason_are_refused(planted, factor):
+    adapter, layout = planted[3], words((11, 12, 13))
+    with pytest.raises(ValueError, match=r"slots: expected factors of at most 3, got light:"):
+        adapter.apply(random(len(layout), WIDTH, seed=20), layout, seen(21), slots={"light": factor})
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-42])
+def test_denormal_features_make_a_finite_adapter(planted, scale):
+    made, x, t, _, _ = planted
+    fit = PictureAdapterFit(made)
+    for features, target in zip(x, t, strict=True):
+        fit.add(features * scale, target)
+    adapter = fit.solve()
+    assert adapter.predict(x[:4] * scale).isfinite().all() and adapter.predict(x[:4]).isfinite().all()
+
+
+def test_an_adapter_that_is_not_finite_or_does_not_fit_itself_is_refused(planted, tmp_path):
+    from vl_core.states.storage import read_tensors, write_tensors
+
+    path = tmp_path / "odd.safetensors"
+    planted[3].save(path)
+    tensors, header = read_tensors(path, "picture adapter")
+    odd = {
+        "nan": tensors | {"map.right": tensors["map.right"] * float("nan")},
+        "rank": tensors | {"map.right": tensors["map.right"][:-1]},
+        "span": tensors | {"span.center": tensors["span.center"][:-1]},
+        "zero": tensors | {"span.scale": torch.zeros_like(tensors["span.scale"])},
+        "whole": tensors | {"map.offset": tensors["map.offset"].long()},
+    }
+    for changed in odd.values():
+        write_tensors(path, "picture adapter", changed, header)
+        with pytest.raises(ValueError, match=r"odd\.safetensors: "):
+            PictureAdapter.load(path)

@@ -637,3 +637,32 @@ def test_a_budget_averages_only_the_pictures_that_exceed_it():
     assert torch.equal(blended[-2:], vl[pictures][16:]) and torch.equal(blended[: len(layout)], text)
     with pytest.raises(ValueError, match="append_budget: 4 needs to know where the pictures are"):
         blend(text, vl, 1.0, "append", append_budget=4)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3])
+@pytest.mark.parametrize("position", ["end", "before_tail"])
+def test_append_pools_what_a_mask_left_as_mask_and_pooling_in_one_step(factor, position):
+    from vl_core.stages.select import select_tokens
+
+    layout = words(*FOX)
+    whole = insert_pictures(layout, [(4, 6)])
+    text, vl, mask = tokens(len(layout)), tokens(len(whole), 1), torch.zeros(4, 6)
+    mask[:, 1:4] = 1
+    cut, cut_layout = select_tokens(vl, whole, "image_no_markers", mask=mask)
+    expected, _ = select_tokens(vl, whole, "image_no_markers", mask=mask, downsample=factor)
+    blended, info = blend(
+        text, cut, 1.0, "append", text_layout=layout, vl_layout=cut_layout, append_downsample=factor,
+        append_position=position,
+    )
+    at = len(layout) if position == "end" else len(layout) - 5
+    torch.testing.assert_close(blended[at : at + len(expected)], expected, rtol=1e-6, atol=1e-6)
+    assert len(blended) == len(text) + len(expected) == len(info.layout)
+
+
+@pytest.mark.parametrize("scale", [1e19, 1e30, 1e37])
+def test_states_whose_squares_overflow_are_mixed_like_their_small_copies(scale):
+    """The dit space reads directions only: the same ones, however large, give the same mixture."""
+    text, vl = tokens(6), tokens(6, 1)
+    expected, _ = blend(text, vl, 0.5, "resample", "dit", sinks="include")
+    found, _ = blend(text, vl * scale, 0.5, "resample", "dit", sinks="include")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -538,8 +538,11 @@ def test_a_finished_run_paints_nothing_and_a_larger_one_takes_over_what_is_there
 def test_rows_of_pictures_that_are_gone_are_painted_again(tmp_path):
     ledger = tmp_path / "results.jsonl"
     ledger.write_bytes(b'{"id": "a"}\n{"id": "b"}\nnonsense\n{"id": "c"}\n')
-    assert list(read_rows(ledger)) == ["a", "b"]
-    assert ledger.read_bytes() == b'{"id": "a"}\n{"id": "b"}\n'
+    assert list(read_rows(ledger)) == ["a", "b", "c"]  # a bad line costs itself, not what is behind it
+    for bad in (b'{"id": 5}\n', b"[1]\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n", b'{"id": "../x"}\n', b"\n"):
+        ledger.write_bytes(b'{"id": "a"}\n' + bad + b'{"id": "c"}\n{"id": "d')
+        assert list(read_rows(ledger)) == ["a", "c"]
+        assert ledger.read_bytes() == b'{"id": "a"}\n' + bad + b'{"id": "c"}\n'
 
 
 # ------------------------------------------------------------------------------------------------------------- report

@@ -16,10 +16,12 @@ Image = pytest.importorskip("PIL.Image", reason="pictures are read with pillow")
 from vl_core.adapters.examples import (
     FREE_TEXT,
     Example,
+    clear_parts,
     describe_examples,
     examples_key,
     find_examples,
     fit_examples,
+    probe_of,
     slots_of,
 )
 from vl_core.adapters.features import PictureFeatures
@@ -257,3 +259,78 @@ def iter_raise(count: int):
             raise KeyboardInterrupt
 
     return step
+
+
+def other(pixels: torch.Tensor, prompt: str) -> VLStates:
+    """The encoder with a LoRA, so to say: all its states are other ones."""
+    seen = look(pixels, prompt)
+    return VLStates(seen.states * 1.5 + 0.3, seen.layers, seen.num_layers, seen.layout, prompt, "", "planted")
+
+
+def reread(text: str) -> torch.Tensor:
+    return read(text).flip(-1)
+
+
+def probe(look_at, read_of) -> torch.Tensor:
+    return probe_of(look_at(torch.zeros(64, 64, 3, dtype=torch.uint8), "a fox"), read_of("a fox"))
+
+
+@pytest.mark.parametrize(("eye", "ear"), [(other, read), (look, reread)])
+def test_a_stopped_fit_does_not_go_on_with_other_encoders(folder, tmp_path, eye, ear, caplog):
+    """What comes out is what the new encoders alone give, not a mixture of both."""
+    examples, part = find_examples(folder), tmp_path / "half.part"
+    with pytest.raises(KeyboardInterrupt):
+        fit_examples(
+            examples, SPEC, look, read, tokens_of, prompts=PROMPTS, part=part, probe=probe(look, read),
+            step=iter_raise(18),
+        )
+    expected, _ = fit_examples(examples, SPEC, eye, ear, tokens_of, prompts=PROMPTS)
+    found, resumed = fit_examples(
+        examples, SPEC, eye, ear, tokens_of, prompts=PROMPTS, part=part, probe=probe(eye, ear)
+    )
+    assert resumed == 0 and same(found, expected) and "other encoders" in caplog.text
+
+
+def test_a_stopped_fit_goes_on_with_the_same_encoders_up_to_rounding(folder, tmp_path):
+    examples, part, plain = find_examples(folder), tmp_path / "half.part", probe(look, read)
+    with pytest.raises(KeyboardInterrupt):
+        fit_examples(
+            examples, SPEC, look, read, tokens_of, prompts=PROMPTS, part=part, probe=plain, step=iter_raise(18)
+        )
+    rounded = plain.bfloat16().float()
+    assert fit_examples(examples, SPEC, look, read, tokens_of, prompts=PROMPTS, part=part, probe=rounded)[1] == 16
+
+
+def test_the_token_budget_is_part_of_the_key(folder):
+    found = find_examples(folder)
+    assert len({examples_key(found, SPEC, PROMPTS, told) for told in ("", "1024 tokens", "256 tokens")}) == 3
+
+
+def test_a_damaged_part_is_named_with_what_to_do(folder, tmp_path):
+    part = tmp_path / "half.part"
+    part.write_bytes(b"no file of ours")
+    with pytest.raises(ValueError, match=r"half\.part: expected a safetensors.*remove .*half\.part, and fit again"):
+        fit_examples(find_examples(folder), SPEC, look, read, tokens_of, prompts=PROMPTS, part=part)
+
+
+def test_what_stopped_fits_left_goes_when_the_adapter_is_there(tmp_path):
+    mine, others = tmp_path / f"look_{'a' * 16}.part", tmp_path / f"look_2_{'a' * 16}.part"
+    for path in (mine, others):
+        path.write_bytes(b"")
+    clear_parts(tmp_path / "look.safetensors")
+    assert not mine.exists() and others.exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_captions_in_other_encodings_make_the_same_kind_of_adapter(folder, encoding):
+    lines = "\n".join(f"{slot.name}: somebody’s" for slot in SLOTS)
+    for path in folder.glob("*.txt"):
+        path.write_bytes(lines.encode(encoding))
+    found = find_examples(folder)
+    assert {example.words for example in found} == {lines} and slots_of(found) == SLOTS
+
+
+def test_a_caption_that_cannot_be_told_is_named(folder):
+    (folder / "07.txt").write_bytes("水彩画和柔和的光线".encode("gbk"))
+    with pytest.raises(ValueError, match=r"07\.txt: expected a text in UTF-8"):
+        find_examples(folder)

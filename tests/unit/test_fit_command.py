@@ -125,3 +125,10 @@ def test_prompts_of_ones_own_take_the_place_of_the_built_in_ones(alone, options,
     same(PictureAdapter.load(tmp_path / "same.safetensors"), alone)
     x = torch.randn(alone.spec.inputs)
     assert not torch.allclose(PictureAdapter.load(tmp_path / "other.safetensors").predict(x), alone.predict(x))
+
+
+def test_an_adapter_that_is_there_is_not_replaced_without_being_asked(options, tmp_path, capsys):
+    path = tmp_path / "mine.safetensors"
+    path.write_bytes(b"mine")
+    assert main([*options, "-o", str(path)]) == 1
+    assert "is there already" in capsys.readouterr().err and path.read_bytes() == b"mine"

@@ -195,3 +195,32 @@ def test_every_picture_can_have_a_mask_of_its_own():
     assert torch.equal(none[0], select_tokens(STATES, LAYOUT, "image")[0])
     with pytest.raises(ValueError, match="mask: expected one for each of 2 pictures, got 1"):
         select_tokens(STATES, LAYOUT, mask=[left])
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 7])
+def test_pooling_what_a_mask_left_is_mask_and_pooling_in_one_step(factor):
+    """The oracle is the call that does both at once, on a mask that covers whole tokens."""
+    generator = torch.Generator().manual_seed(factor)
+    mask = [(torch.rand(grid, generator=generator) < 0.6).float() for grid in LAYOUT.grids]
+    at_once = select_tokens(STATES, LAYOUT, "all", mask=mask, downsample=factor)
+    cut = select_tokens(STATES, LAYOUT, "all", mask=mask)
+    one_by_one = select_tokens(*cut, "all", downsample=factor, pool_cut=True)
+    torch.testing.assert_close(one_by_one[0], at_once[0], rtol=0, atol=0)
+    assert one_by_one[1].grids == at_once[1].grids and torch.equal(one_by_one[1].roles, at_once[1].roles)
+
+
+def test_a_mask_of_few_tokens_leaves_one_cell_however_much_is_pooled():
+    mask = [torch.zeros(grid) for grid in LAYOUT.grids]
+    for each in mask:
+        each[-1, -1] = 1
+    tokens = select_tokens(STATES, LAYOUT, "image_no_markers", mask=mask)[0]
+    for factor in range(1, 8):
+        pooled, layout = select_tokens(STATES, LAYOUT, "image_no_markers", mask=mask, downsample=factor)
+        torch.testing.assert_close(pooled, tokens, rtol=1e-6, atol=1e-6)
+        assert len(layout) == len(LAYOUT.grids)
+
+
+def test_a_mask_that_is_not_finite_is_refused():
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"mask: expected values from 0"):
+            select_tokens(STATES, LAYOUT, "all", mask=torch.full((4, 6), value))

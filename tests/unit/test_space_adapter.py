@@ -101,3 +101,41 @@ def test_what_does_not_fit_is_refused_in_words():
         fit.add(random(5, WIDTH, seed=index), random(5, 7, seed=index))
     with pytest.raises(ValueError, match="equal widths"):
         fit.solve("per_dimension")
+
+
+@pytest.mark.parametrize("method", ["per_dimension", "procrustes", "whitening", "ridge", "reduced_rank"])
+@pytest.mark.parametrize("source", [0.0, 3.0, 1e-30, 1e-42], ids=["zero", "constant", "tiny", "denormal"])
+def test_a_source_that_says_nothing_gives_the_targets_mean(method, source):
+    """Constant, or so small that its spread is none: the mean is all that is known, and nothing is NaN."""
+    fit, targets = SpaceFit(WIDTH, WIDTH), []
+    for index in range(PROMPTS):
+        x = torch.full((TOKENS, WIDTH), source)
+        if source < 1e-3:
+            x = x * random(TOKENS, WIDTH, seed=index)
+        t = random(TOKENS, WIDTH, seed=1000 + index) + 2
+        fit.add(x, t)
+        targets += [t] * ((index + 1) % 5 != 0)
+    adapter = fit.solve(method)
+    mapped = adapter.apply(torch.full((4, WIDTH), source))
+    assert mapped.isfinite().all()
+    if method in ("per_dimension", "procrustes"):
+        torch.testing.assert_close(mapped, torch.cat(targets).mean(0).expand(4, -1), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_held_out_is_bounded(monkeypatch):
+    from vl_core.adapters import space_adapter
+
+    monkeypatch.setattr(space_adapter, "MOST_HELD_OUT", 3 * TOKENS)
+    fit = SpaceFit(WIDTH, WIDTH)
+    for index in range(PROMPTS):
+        fit.add(random(TOKENS, WIDTH, seed=index), random(TOKENS, WIDTH, seed=index))
+    assert sum(len(x) for x, _ in fit._held) == 3 * TOKENS and fit.prompts == PROMPTS - 3
+
+
+@pytest.mark.parametrize("name", ["center", "offset", "gain"])
+def test_a_map_that_is_not_finite_is_refused(tmp_path, name):
+    adapter = fitted(lambda x: 2 * x, "per_dimension")
+    getattr(adapter, name)[3] = float("nan")
+    adapter.save(tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match=rf"odd\.safetensors: expected finite values.*'{name}'"):
+        SpaceAdapter.load(tmp_path / "odd.safetensors")

@@ -15,7 +15,7 @@ from vl_core.states import storage
 from vl_core.states.layout import TokenLayout, insert_pictures, text_layout
 from vl_core.states.statistics import Moments, ReferenceStatistics
 from vl_core.states.storage import read_tensors, write_tensors
-from vl_core.states.vl_states import VLStates, load_conditioning, resolve_layer, save_conditioning
+from vl_core.states.vl_states import LAYOUT_KEY, VLStates, load_conditioning, resolve_layer, save_conditioning
 
 PROMPT = "Ein Fuchs, 狐狸, لوحة 🦊 \"quoted\" \\ line\nbreak"
 RED_FOX_IDS = [151644, 872, 198, 64, 2518, 38835, 151645, 198, 151644, 77091, 198]
@@ -393,3 +393,60 @@ def test_a_layout_remembers_that_a_mask_cut_its_picture(tmp_path):
     cut = fox_layout().select(torch.arange(22) != 5)
     save_conditioning(tmp_path / "c.safetensors", [[torch.zeros(1, 21, 4), {"vl_layout": cut}]])
     assert load_conditioning(tmp_path / "c.safetensors")[0][1]["vl_layout"].cut
+
+
+def test_a_cut_pictures_places_come_back(tmp_path):
+    """What a mask left can be pooled after loading as before saving."""
+    layout = TokenLayout(torch.full((6,), 3), torch.zeros(6), ((2, 3),)).select(torch.tensor([1, 0, 1, 1, 0, 1]))
+    path = tmp_path / "cut.safetensors"
+    save_conditioning(path, [(torch.randn(1, 4, 8), {LAYOUT_KEY: layout})])
+    (_, options), *_ = load_conditioning(path)
+    assert options[LAYOUT_KEY].cut and options[LAYOUT_KEY].grids == ((1, 4),)
+    assert options[LAYOUT_KEY].masks[0].tolist() == [[True, False, True], [True, False, True]]
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        (lambda header: header | {"layers": ["-2"]}, "layers.0"),
+        (lambda header: header | {"layers": [10**9]}, "layers"),
+        (lambda header: header | {"num_layers": 10**12}, "num_layers"),
+        (lambda header: header | {"prompt": {"a": 1}}, "prompt"),
+        (lambda header: header | {"layout": [1]}, "layout"),
+        (lambda header: header | {"layout": header["layout"] | {"grids": [[0, 5]]}}, "grids"),
+        (lambda header: header | {"layout": header["layout"] | {"grids": [[1, 2, 3]]}}, "grids"),
+    ],
+)
+def test_a_badly_typed_header_is_an_error_that_names_the_file(tmp_path, change, told):
+    path = fox_states().save(tmp_path / "odd.safetensors")
+    tensors, header = read_tensors(path, "states", finite=False)
+    write_tensors(path, "states", tensors, change(header))
+    with pytest.raises(ValueError, match=rf"odd\.safetensors: the header lacks or garbles.*{told}"):
+        VLStates.load(path)
+
+
+@pytest.mark.parametrize("bomb", ["[" * 100_000, '{"a":' * 50_000, '{"layout":' + "[" * 500 + "]" * 500 + "}"])
+def test_a_header_nested_without_end_is_an_error_that_names_the_file(tmp_path, bomb):
+    path = tmp_path / "bomb.safetensors"
+    save_file({"states": torch.zeros(1, 2, 3)}, path, metadata={storage.HEADER_KEY: bomb})
+    with pytest.raises(ValueError, match=r"bomb\.safetensors: expected a zimage-vl header, got a damaged one"):
+        VLStates.load(path)
+
+
+def test_what_was_measured_or_fitted_holds_no_nan(tmp_path):
+    path = tmp_path / "measured.safetensors"
+    for value in (float("nan"), float("inf")):
+        write_tensors(path, "reference", {"rms": torch.tensor([1.0, value])}, {})
+        with pytest.raises(ValueError, match=r"measured\.safetensors: expected finite values.*'rms'"):
+            read_tensors(path, "reference")
+
+
+def test_what_a_killed_writer_left_is_removed_an_hour_later(tmp_path):
+    path, other = tmp_path / "fox[1].safetensors", tmp_path / "kept.part"
+    old, young = (tmp_path / f"{path.name}.{digit * 32}.part" for digit in "ab")
+    for file in (old, young, other):
+        file.write_bytes(b"half")
+    for file in (old, other):
+        os.utime(file, (0, 0))
+    write_tensors(path, "reference", {"rms": torch.ones(1)}, {})
+    assert not old.exists() and young.exists() and other.exists()

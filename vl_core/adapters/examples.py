@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from ..pictures import check_picture
+from ..pictures import read_picture
 from ..stages.description import SLOTS, Slot, describe_prompt, read_description
+from ..states.files import glob_escaped, read_text
 from ..states.layout import TokenLayout
 from ..states.statistics import calibration_prompts
 from ..states.vl_states import VLStates
@@ -24,6 +27,9 @@ from .fit import PictureAdapterFit
 from .picture_adapter import PictureAdapter
 from .spec import AdapterSpec
 
+log = logging.getLogger(__name__)
+
+SAME = 0.02  # relative difference of two readings by one encoder: bfloat16 rounds to .004 in each of its blocks
 PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FREE_TEXT = (Slot("description", 16),)  # where captions name no slots
 LEAST = 10  # pictures; fewer than the folds of the fit can tell nothing
@@ -43,16 +49,7 @@ class Example:
         Raises:
             ValueError: if the file cannot be read as a picture.
         """
-        import numpy as np
-        import torch
-        from PIL import Image, ImageOps
-
-        try:
-            with Image.open(self.picture) as image:
-                pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{self.picture.name}: cannot be read as a picture. Remove it.") from error
-        return check_picture(torch.from_numpy(pixels), self.picture.name)[0]
+        return read_picture(self.picture)
 
 
 def find_examples(folder: Path, captions: bool = True) -> list[Example]:
@@ -63,7 +60,8 @@ def find_examples(folder: Path, captions: bool = True) -> list[Example]:
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: for fewer than 10 pictures, or pictures without words; the message names them.
+        ValueError: for fewer than 10 pictures, or pictures without words, or words in an unknown encoding; the
+            message names them.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"folder: expected a folder of pictures, found none at {folder}.")
@@ -75,7 +73,7 @@ def find_examples(folder: Path, captions: bool = True) -> list[Example]:
     found, missing = [], []
     for path in files:
         note = path.with_suffix(".txt")
-        words = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
+        words = read_text(note).strip() if note.is_file() else ""
         found.append(Example(path, words))
         if not words:
             missing.append(note.name)
@@ -164,13 +162,33 @@ def slots_of(examples: Sequence[Example]) -> tuple[Slot, ...]:
     return SLOTS
 
 
-def examples_key(examples: Sequence[Example], spec: AdapterSpec, prompts: Sequence[str]) -> str:
-    """16 hex digits that stand for the pictures, their words, the prompts and the spec."""
-    digest = hashlib.sha256(repr((spec, tuple(prompts))).encode())
+def examples_key(examples: Sequence[Example], spec: AdapterSpec, prompts: Sequence[str], read_with: str = "") -> str:
+    """16 hex digits that stand for the pictures, their words, the prompts, the spec and how they are read.
+
+    Args:
+        read_with: all else that the encoders' states depend on: the token budget, the precision.
+    """
+    digest = hashlib.sha256(repr((spec, tuple(prompts), read_with)).encode())
     for example in examples:
         stat = example.picture.stat()
         digest.update(repr((example.picture.name, stat.st_size, stat.st_mtime_ns, example.words)).encode())
     return digest.hexdigest()[:16]
+
+
+def probe_of(seen: VLStates, text: Tensor) -> Tensor:
+    """What both encoders say of one thing, to know them again by: float32, flat.
+
+    Args:
+        seen: of a picture of the fit, as it is read for the fit. ``text``: of any words.
+    """
+    return torch.cat([part.detach().float().cpu().flatten() for part in (seen.states, text)])
+
+
+def _same_encoders(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether two probes are of the same encoders, up to rounding; unknown ones count as the same."""
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and float((one - other).norm()) <= SAME * float(one.norm())
 
 
 def add_example(
@@ -197,6 +215,7 @@ def fit_examples(
     *,
     prompts: Sequence[str] | None = None,
     part: Path | None = None,
+    probe: Tensor | None = None,
     step: Callable[[], None] = lambda: None,
 ) -> tuple[PictureAdapter, int]:
     """Fit on every example, each beside another prompt, so that the map learns what is the picture's and what is not.
@@ -207,21 +226,31 @@ def fit_examples(
         prompts: taken in turn; the built-in ones if None.
         part: file that keeps what is known so far, written every 16 pictures and removed at the end; the examples in
             it are not read again. It must belong to the same examples and spec (:func:`examples_key`).
+        probe: :func:`probe_of` the encoders as they are now. A part that other encoders were read for, the same ones
+            with a LoRA among them, is not gone on with: the fit begins anew.
         step: called after each example; what it raises stops the fit, and ``part`` keeps what was done.
 
     Returns:
         the adapter, and how many of the examples were taken from ``part``.
 
     Raises:
-        ValueError: for a picture that cannot be read, words that do not fit the slots, or other encoders than the
-            spec's; each names the file.
+        ValueError: for a picture that cannot be read, words that do not fit the slots, other encoders than the
+            spec's, or a damaged ``part``; each names the file.
     """
     prompts = list(prompts or calibration_prompts())
     fit = PictureAdapterFit(spec)
     if part is not None and part.is_file():
-        fit = PictureAdapterFit.load(part)
-        if fit.spec != spec or fit.pairs > len(examples):
+        try:
+            kept = PictureAdapterFit.load(part)
+        except ValueError as error:
+            raise ValueError(f"{error} It keeps a fit that was stopped: remove {part}, and fit again.") from error
+        if kept.spec != spec or kept.pairs > len(examples):
             raise ValueError(f"{part.name}: belongs to another fit. Remove it.")
+        if _same_encoders(kept.probe, probe):
+            fit = kept
+        else:
+            log.warning("%s was read with other encoders: the fit begins anew.", part.name)
+    fit.probe = probe
     resumed = fit.pairs
     for index in range(resumed, len(examples)):
         add_example(fit, examples[index], prompts[index % len(prompts)], index, look, read, tokenize)
@@ -232,3 +261,9 @@ def fit_examples(
     if part is not None:
         part.unlink(missing_ok=True)
     return adapter, resumed
+
+
+def clear_parts(output: Path) -> None:
+    """Remove what stopped fits of this adapter left, whatever they were fitted on: it is there now."""
+    for part in output.parent.glob(f"{glob_escaped(output.stem)}_{'[0-9a-f]' * 16}.part"):
+        part.unlink(missing_ok=True)

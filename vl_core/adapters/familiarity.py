@@ -16,6 +16,7 @@ ROWS_PER_DIRECTION = 4  # a variance needs so many rows to be known
 FOLDS = 5
 LIMIT_QUANTILE, MARGIN = 0.99, 1.25  # further than this quantile of the held-out distances times this is unfamiliar
 SMALL_STD = 1e-3  # of the median std
+TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class FamiliarSpan:
         exact = rows.double()
         center, std = exact.mean(0), exact.std(0, correction=0)
         floor = float(SMALL_STD * std.median())
-        scale = std.clamp_min(floor) if floor else torch.where(std > 0, std, 1.0)
+        # What varies less than float32 can hold apart counts as constant.
+        scale = std.clamp_min(floor) if floor > TINY else torch.where(std > TINY, std, 1.0)
         exact = (exact - center) / scale
         fold, parts = torch.arange(len(rows)) % FOLDS, []
         for held in range(FOLDS):
@@ -121,7 +123,8 @@ class FamiliarSpan:
             directions, variances = _leading(exact[fold != held] - mean)
             parts.append(_parts(exact[fold == held] - mean, directions, variances))
         along, rest = (torch.cat(kind) for kind in zip(*parts, strict=True))
-        residual = float(rest.median()) or 1.0
+        residual = float(rest.median())
+        residual = residual if residual > TINY else 1.0
         directions, variances = _leading(exact)
         return cls(
             center.float(), scale.float(), directions.float(), variances.float(), residual,
@@ -142,8 +145,19 @@ class FamiliarSpan:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> FamiliarSpan:
-        """What :meth:`tensors` gave; KeyError if something is missing."""
+        """What :meth:`tensors` gave.
+
+        Raises:
+            KeyError: if something is missing. ValueError: if the shapes contradict each other, or a scale or variance
+                is not above 0.
+        """
         names = ("center", "scale", "directions", "variances")
+        center, scale, directions, variances = (tensors[name] for name in names)
+        fits = center.shape == scale.shape and directions.shape == (len(center), len(variances))
+        if not fits or not len(tensors["distances"]) or tensors["residual"].numel() != 1:
+            raise ValueError("span: expected parts of one shape, got some that disagree.")
+        if not (scale > 0).all() or not (variances > 0).all() or not float(tensors["residual"]) > 0:
+            raise ValueError("span: expected scales and variances above 0, got others.")
         return cls(*(tensors[name] for name in names), float(tensors["residual"]), tensors["distances"])
 
 
@@ -152,7 +166,7 @@ def _leading(rows: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     total = values.sum()
-    if not total:
+    if not total > TINY:
         return rows.new_zeros(rows.shape[1], 0), rows.new_zeros(0)
     enough = int((values.cumsum(0) < EXPLAINED * total).sum()) + 1
     count = max(1, min(enough, MAX_DIRECTIONS, len(rows) // ROWS_PER_DIRECTION, int((values > 1e-10 * total).sum())))

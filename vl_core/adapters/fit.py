@@ -13,7 +13,8 @@ from torch import Tensor
 from ..stages.description import slot_targets
 from ..states.layout import TokenLayout
 from ..states.stacks import split_padding
-from ..states.storage import read_tensors, write_tensors
+from ..states.storage import naming, read_tensors, take, write_tensors
+from ..states.tensors import without_tiniest
 from ..states.vl_states import VLStates
 from .familiarity import FamiliarSpan, Sample
 from .picture_adapter import PictureAdapter
@@ -35,6 +36,7 @@ class PictureAdapterFit:
         budget = budget or BUDGET * len(spec.text_family.layers)
         self.equations = NormalEquations(spec.inputs, spec.targets, folds=folds, budget=budget)
         self.sample = Sample()
+        self.probe: Tensor | None = None  # see :func:`fit_examples`
 
     @property
     def pairs(self) -> int:
@@ -56,10 +58,10 @@ class PictureAdapterFit:
         expected = (self.spec.tokens, self.spec.text_width)
         if tuple(target.shape) != expected:
             raise ValueError(f"target: expected shape {expected} for the adapter's slots, got {tuple(target.shape)}.")
+        features, target = without_tiniest(features), without_tiniest(target)
         self.equations.add(features, target.flatten(), weight, fold)
         if weight > 0:
-            part = self.spec.features.picture_size(self.spec.vl_width)
-            self.sample.add(features[:part] if part else features)
+            self.sample.add(features[: self.spec.familiar])
 
     def add_pair(
         self, seen: VLStates, described: Tensor, layouts: Sequence[TokenLayout], own: Tensor, weight: float = 1.0,
@@ -109,6 +111,8 @@ class PictureAdapterFit:
         tensors, header = self.equations.tensors()
         if len(self.sample):
             tensors["sample"] = self.sample.rows()
+        if self.probe is not None:
+            tensors["probe"] = self.probe
         return write_tensors(path, FIT_KIND, tensors, {"equations": header, "spec": self.spec.header()})
 
     @classmethod
@@ -119,11 +123,12 @@ class PictureAdapterFit:
             FileNotFoundError, ValueError: see :func:`read_tensors`; also for a garbled file.
         """
         tensors, header = read_tensors(path, FIT_KIND)
-        try:
-            made = cls.__new__(cls)
-            made.spec = AdapterSpec.from_header(header["spec"])
+        with naming(path):
+            spec = AdapterSpec.from_header(header["spec"])
+            made = cls(spec, folds=2)
             made.equations = NormalEquations.from_tensors(tensors, header["equations"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{Path(path).name}: the header lacks or garbles {error}.") from error
-        made.sample = Sample.of(tensors["sample"]) if "sample" in tensors else Sample()
+            if (made.equations.inputs, made.equations.targets) != (spec.inputs, spec.targets):
+                raise ValueError(f"expected sums of {spec.inputs} inputs and {spec.targets} targets, got others.")
+            made.sample = Sample.of(take(tensors, "sample", path, 2)) if "sample" in tensors else Sample()
+            made.probe = take(tensors, "probe", path, 1) if "probe" in tensors else None
         return made

@@ -13,17 +13,20 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..stages.alignment import aligned_positions
 from ..stages.description import lead_in, spread
 from ..stages.resample import resample_tokens
+from ..states.files import check_content
+from ..states.headers import Count, Header
 from ..states.layout import TokenLayout, TokenRole, concatenate_layouts
 from ..states.stacks import by_layer, restore_padding, split_layers, split_padding
-from ..states.storage import read_tensors, write_tensors
+from ..states.storage import naming, read_tensors, take, write_tensors
 from ..states.tensors import as_batch, check_choice, check_embeddings, to_dtype
 from ..states.vl_states import VLStates
 from .familiarity import Familiarity, FamiliarSpan
@@ -33,6 +36,11 @@ from .spec import AdapterSpec, Neutral
 Combine = Literal["average", "append", "parts"]
 
 FILE_KIND = "picture adapter"
+MAP_PARTS = {"map.center": 1, "map.left": 2, "map.right": 2, "map.offset": 1}  # tensors of the file and their axes
+SPAN_PARTS = {
+    "span.center": 1, "span.scale": 1, "span.directions": 2, "span.variances": 1, "span.distances": 1,
+    "span.residual": 1,
+}
 MAX_STRENGTH = 3.0
 ALIKE = 0.3  # of the squared difference between any two pictures: less, and they agree in a slot
 PREDICTED_TOKEN = -1  # id of a token that no word was written for
@@ -94,8 +102,7 @@ class PictureAdapter:
 
     def familiarity(self, features: Tensor) -> Familiarity | None:
         """How far a picture is from those of the fit; None if the fit was too small to tell."""
-        part = self.spec.features.picture_size(self.spec.vl_width)
-        return self.span and self.span(features[:part] if part else features)
+        return self.span and self.span(features[: self.spec.familiar])
 
     def apply(
         self,
@@ -222,6 +229,9 @@ class PictureAdapter:
         if isinstance(asked, str):
             raise TypeError(f"slots: expected a list of names, got the string {asked!r}. Put it into a list.")
         asked = dict(asked) if isinstance(asked, Mapping) else dict.fromkeys(asked, 1.0)
+        for name, factor in asked.items():
+            if not abs(factor) <= MAX_STRENGTH:  # NaN is outside
+                raise ValueError(f"slots: expected factors of at most {MAX_STRENGTH:g}, got {name}:{factor}.")
         unknown = [name for name in asked if name not in names]
         if unknown:
             raise ValueError(f"slots: expected some of {', '.join(names)}, got {', '.join(unknown)}.")
@@ -293,24 +303,41 @@ class PictureAdapter:
         """
         tensors, header = read_tensors(path, FILE_KIND)
         parts: dict[str, dict[str, Tensor]] = {"map": {}, "span": {}}
-        for name, tensor in tensors.items():
-            kind, _, rest = name.partition(".")
-            parts.setdefault(kind, {})[rest] = tensor
-        try:
-            spec, report = AdapterSpec.from_header(header["spec"]), dict(header["report"])
-            for curve in ("curve", "rank_curve"):
-                report[curve] = tuple(tuple(point) for point in report[curve])
-            names = ("center", "left", "right", "offset")
-            found = RidgeMap(*(parts["map"][name] for name in names), RidgeReport(**report))
+        with naming(path):
+            for name, ndim in (MAP_PARTS | SPAN_PARTS if "span.center" in tensors else MAP_PARTS).items():
+                kind, _, rest = name.partition(".")
+                parts[kind][rest] = take(tensors, name, path, ndim)
+            spec = AdapterSpec.from_header(header["spec"])
+            report = check_content(ReportHeader, header["report"], "report").as_report()
+            found = RidgeMap(*parts["map"].values(), report)
             span = FamiliarSpan.from_tensors(parts["span"]) if parts["span"] else None
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{Path(path).name}: the header or tensors lack or garble {error}.") from error
-        if (len(found.center), len(found.offset)) != (spec.inputs, spec.targets):
-            raise ValueError(
-                f"{Path(path).name}: expected a map from {spec.inputs} to {spec.targets} numbers, got one from "
-                f"{len(found.center)} to {len(found.offset)}."
-            )
+            if (len(found.center), len(found.offset)) != (spec.inputs, spec.targets):
+                raise ValueError(
+                    f"expected a map from {spec.inputs} to {spec.targets} numbers, got one from {len(found.center)} to "
+                    f"{len(found.offset)}."
+                )
+            inner = found.left.shape == (spec.inputs, len(found.right)), found.right.shape[1] == spec.targets
+            if not all(inner) or (span is not None and len(span.center) != spec.familiar):
+                raise ValueError(f"expected parts of one shape, got {sorted(tensors)} that disagree.")
         return cls(spec, found, span)
+
+
+class ReportHeader(Header):
+    """Of a :class:`RidgeReport`; R² is NaN where nothing could be held out."""
+
+    pairs: Count
+    penalty: float
+    rank: Count
+    r2: float
+    r2_by: dict[str, float]
+    curve: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
+    rank_curve: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
+    lost: float = 0.0
+
+    def as_report(self) -> RidgeReport:
+        curve = tuple((penalty, r2) for penalty, r2 in self.curve)
+        rank_curve = tuple((int(rank), r2) for rank, r2 in self.rank_curve)
+        return RidgeReport(self.pairs, self.penalty, self.rank, self.r2, self.r2_by, curve, rank_curve, self.lost)
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> Tensor:

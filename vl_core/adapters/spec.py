@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import Tensor
 
 from ..stages.append import template_tail
 from ..stages.description import Slot, check_slots
 from ..states.families import ZIMAGE, Family, family_of, find_family
+from ..states.files import check_content
+from ..states.headers import Count, Header
 from ..states.layout import TokenLayout
 from ..states.statistics import ENCODER_LAYER
 from ..states.tensors import check_choice
@@ -64,6 +67,11 @@ class AdapterSpec:
     @property
     def inputs(self) -> int:
         return self.features.vectors * self.vl_width
+
+    @property
+    def familiar(self) -> int:
+        """How many leading inputs a picture's familiarity is judged by: its own, or all where none are."""
+        return self.features.picture_size(self.vl_width) or self.inputs
 
     @property
     def words(self) -> int:
@@ -132,11 +140,54 @@ class AdapterSpec:
             ) from error
 
     def header(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values, as JSON gives them back."""
+        features = {**asdict(self.features), "layers": list(self.features.layers)}
+        return {**asdict(self), "features": features, "slots": [asdict(slot) for slot in self.slots]}
 
     @classmethod
     def from_header(cls, header: Mapping[str, Any]) -> AdapterSpec:
-        """KeyError or TypeError if it is garbled."""
-        parts = dict(header)
-        features = PictureFeatures(**parts.pop("features"))
-        return cls(features, tuple(Slot(**slot) for slot in parts.pop("slots")), **parts)
+        """What :meth:`header` gave.
+
+        Raises:
+            ValueError: if something is missing, or of another type or size than any encoder's.
+        """
+        told = check_content(SpecHeader, header, "spec")
+        features = PictureFeatures(**told.features.model_dump())
+        slots = tuple(Slot(slot.name, slot.tokens) for slot in told.slots)
+        return cls(features, slots, **told.model_dump(exclude={"features", "slots"}))
+
+
+MOST_WIDTH, MOST_BLOCKS, MOST_TOKENS = 1 << 17, 10_000, 4096  # of any encoder or description: more is a damaged file
+
+
+class FeaturesHeader(Header):
+    """Of :class:`PictureFeatures`."""
+
+    pool: Annotated[str, Field(max_length=8)]
+    tail: Count
+    layers: Annotated[list[int], Field(min_length=1, max_length=MOST_BLOCKS)]
+    sinks: str
+
+
+class SlotHeader(Header):
+    """Of a :class:`Slot`."""
+
+    name: str
+    tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
+
+
+class SpecHeader(Header):
+    """Of an :class:`AdapterSpec`, as :meth:`AdapterSpec.header` gives it."""
+
+    features: FeaturesHeader
+    slots: Annotated[list[SlotHeader], Field(min_length=1, max_length=MOST_TOKENS)]
+    vl_width: Annotated[int, Field(ge=1, le=MOST_WIDTH)]
+    vl_blocks: Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
+    text_width: Annotated[int, Field(ge=1, le=MOST_WIDTH)]
+    text_layer: int | None = ENCODER_LAYER
+    vl_model: str = ""
+    text_model: str = ""
+    tail: str = "change"
+    own_prompt: bool = True
+    prompt: str = ""
+    family: str = ZIMAGE.group

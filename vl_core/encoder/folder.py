@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from ..states.files import read_json_object, read_text
 
 log = logging.getLogger(__name__)
 
@@ -21,17 +24,15 @@ SINGLE = "model.safetensors"
 CAST_BYTES = 8 << 20  # of a file that is cast may lie in memory with what it was cast to
 HEAD = "lm_head.weight"
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".gguf", ".safetensors")
+ROPE_THETA = 5_000_000.0  # of every Qwen3-VL, and what transformers takes where a config does not say
 PREFIX = "model."  # what published keys start with; a bare Qwen3VLModel is saved without it
 
 
 def _read_json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except ValueError as error:
-        raise ValueError(f"{path.name}: expected JSON, got a damaged file ({error}). Download it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name}: expected a JSON object, got {type(content).__name__}. Download it again.")
-    return content
+        raise ValueError(f"{error} Download it again.") from error
 
 
 def read_config(folder: Path) -> Any:
@@ -46,15 +47,19 @@ def read_config(folder: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"No config.json in {folder}. Give the folder of a complete Hugging Face download.")
     content = _read_json(path)
-    model_type = content.get("model_type")
+    text, model_type = content.get("text_config"), content.get("model_type")
     if model_type != MODEL_TYPE:
         raise ValueError(
             f"{folder.name}: expected a Qwen3-VL (model_type {MODEL_TYPE!r}), got {model_type!r}. Use for example "
             "Qwen/Qwen3-VL-4B-Instruct."
         )
-    quantization = content.get("quantization_config") or (content.get("text_config") or {}).get("quantization_config")
+    if not isinstance(text, dict) or not isinstance(content.get("vision_config"), dict):
+        raise ValueError(
+            f"{folder.name}: config.json lacks or garbles text_config or vision_config. Download it again."
+        )
+    quantization = content.get("quantization_config") or text.get("quantization_config")
     if quantization:
-        method = quantization.get("quant_method", "unknown method")
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else "unknown method"
         raise ValueError(
             f"{folder.name}: expected bf16, fp16 or fp32 weights, got quantised ones ({method}). Use the unquantised "
             "folder, or a quantised single file with ComfyUI's Load CLIP."
@@ -63,12 +68,36 @@ def read_config(folder: Path) -> Any:
         from transformers.models.qwen3_vl import Qwen3VLConfig
     except ImportError as error:
         raise ImportError("Qwen3-VL needs transformers 4.57 or newer: pip install -U transformers") from error
-    return Qwen3VLConfig.from_pretrained(folder, local_files_only=True)
+    try:
+        return Qwen3VLConfig(**older_config(content) if transformers_4() else content)
+    except Exception as error:  # transformers checks with errors of its own
+        raise ValueError(
+            f"{folder.name}: config.json cannot be read by this transformers ({' '.join(str(error).split())}). "
+            "Download it again, or update: pip install -U transformers"
+        ) from error
+
+
+def transformers_4() -> bool:
+    """Whether the transformers of this environment is one before 5."""
+    return version("transformers").startswith("4.")
+
+
+def older_config(content: dict[str, Any]) -> dict[str, Any]:
+    """A config that transformers 5 wrote, as 4.57 reads it: ``rope_theta`` and ``rope_scaling`` apart."""
+    found = {name: older_config(value) if isinstance(value, dict) else value for name, value in content.items()}
+    rope = found.pop("rope_parameters", None)
+    if isinstance(rope, dict):
+        scaling = {name: value for name, value in rope.items() if name != "rope_theta"}
+        found.setdefault("rope_theta", rope.get("rope_theta", ROPE_THETA))
+        if found.get("rope_scaling") is None:
+            found["rope_scaling"] = scaling or None
+    if "dtype" in found:
+        found.setdefault("torch_dtype", found["dtype"])
+    return found
 
 
 def load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
+    """:func:`read_tokenizer` of a folder, after checking that its files are there."""
     complete = (folder / "tokenizer.json").is_file() or all(
         (folder / name).is_file() for name in ("vocab.json", "merges.txt")
     )
@@ -77,7 +106,38 @@ def load_tokenizer(folder: Path) -> Any:
             f"No tokenizer in {folder}: expected tokenizer_config.json and tokenizer.json (or vocab.json and "
             "merges.txt). Download them from the model's page."
         )
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return read_tokenizer(folder)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder, whichever transformers wrote it; no code of the folder is run.
+
+    Raises:
+        FileNotFoundError, ValueError: if it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    options = {"local_files_only": True, "trust_remote_code": False}
+    told = _read_json(folder / "tokenizer_config.json")
+    try:
+        if not transformers_4() or not _of_transformers_5(told):
+            return AutoTokenizer.from_pretrained(folder, **options)
+        from transformers import PreTrainedTokenizerFast
+
+        more = told.get("extra_special_tokens")
+        # 4.57 takes names and tokens there; a list is what it calls additional ones.
+        own = {"extra_special_tokens": {}, "additional_special_tokens": more} if isinstance(more, list) else {}
+        return PreTrainedTokenizerFast.from_pretrained(folder, **options, **own)
+    except Exception as error:  # the Rust side raises plain Exception
+        raise ValueError(
+            f"{folder.name}: its tokenizer cannot be read by this transformers ({' '.join(str(error).split())}). "
+            "Download its files again, or update: pip install -U transformers"
+        ) from error
+
+
+def _of_transformers_5(told: dict[str, Any]) -> bool:
+    """Whether a tokenizer_config.json says what only transformers 5 understands."""
+    return told.get("tokenizer_class") == "TokenizersBackend" or isinstance(told.get("extra_special_tokens"), list)
 
 
 def empty_model(config: Any, blocks: int) -> nn.Module:
@@ -98,8 +158,11 @@ def _weight_files(folder: Path) -> dict[str, list[str] | None]:
     if (folder / SINGLE).is_file():
         return {SINGLE: None}
     if (folder / INDEX).is_file():
+        places = _read_json(folder / INDEX).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+            raise ValueError(f"{INDEX}: expected a weight_map of keys and files, got another thing. Download it again.")
         files: dict[str, list[str] | None] = {}
-        for key, file in _read_json(folder / INDEX).get("weight_map", {}).items():
+        for key, file in places.items():
             files.setdefault(file, []).append(key)
         return files
     others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_WEIGHTS)
@@ -110,7 +173,23 @@ def _weight_files(folder: Path) -> dict[str, list[str] | None]:
     )
 
 
+def _stay_inside(folder: Path, file: str) -> None:
+    """Raise ValueError if a file of the folder lies elsewhere, by its name or by a link.
+
+    The cache of huggingface_hub links a snapshot's files to the blobs beside it: these belong to the folder.
+    """
+    own = folder.resolve()
+    allowed = [own, *([own.parent.parent / "blobs"] if own.parent.name == "snapshots" else [])]
+    named = Path(os.path.abspath(own / file))
+    if not named.is_relative_to(own) or not any(named.resolve().is_relative_to(root) for root in allowed):
+        raise ValueError(
+            f"{file}: expected a file in {folder}, it leads out of it. Put the file itself there, or link the whole "
+            "folder."
+        )
+
+
 def _open(folder: Path, file: str, device: str | torch.device) -> Any:
+    _stay_inside(folder, file)
     if not (folder / file).is_file():
         raise FileNotFoundError(f"{file} is missing from {folder}, its index needs it. Download it again.")
     try:
@@ -212,12 +291,13 @@ def rebuild_rotary_buffers(model: nn.Module, device: str | torch.device) -> None
 def _chat_template(folder: Path) -> str | None:
     """The folder's chat template, from whichever of the three files it is in."""
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return read_text(folder / "chat_template.jinja")
     for file in ("chat_template.json", "tokenizer_config.json"):
         template = _read_json(folder / file).get("chat_template") if (folder / file).is_file() else None
         if isinstance(template, list):  # several named ones
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
-        if template:
+            named = [entry for entry in template if isinstance(entry, dict)]
+            template = {entry.get("name"): entry.get("template") for entry in named}.get("default")
+        if template and isinstance(template, str):
             return template
     return None
 

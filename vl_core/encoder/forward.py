@@ -8,7 +8,8 @@ on the modules of transformers and of ComfyUI, which name their parts alike. The
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from operator import itemgetter
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..states.layout import TokenLayout, TokenRole
+from .identity import hooked_everywhere, is_plain, modules_of
+from .identity import weights_of as weights_of
 from .kernels import MERGED, Kernels, rotate
 
 # Parts by name from a module's own dict: a tenth of the time that its attributes take, hundreds of times an encode.
@@ -27,55 +30,44 @@ KeyValues = list[tuple[Tensor, Tensor]]  # per block the keys and values (T, hea
 
 
 def fits(visual: nn.Module, language: nn.Module) -> bool:
-    """Whether these are the modules this file knows, and nobody has hooked anything into what it passes by."""
+    """Whether these are the modules this file knows, and nobody has wrapped or hooked anything in them or below."""
     try:
-        return not any(map(_is_hooked, _passed_by(visual, language)))
+        _look_for_parts(visual, language)
     except AttributeError:  # an unknown model lacks a part
         return False
+    return not hooked_everywhere() and all(map(is_plain, modules_of(visual, language)))
 
 
-def _passed_by(visual: nn.Module, language: nn.Module) -> Iterator[nn.Module]:
-    """Every module whose own call :func:`run_vision` and :func:`run_blocks` replace.
+def _look_for_parts(visual: nn.Module, language: nn.Module) -> None:
+    """Raise AttributeError unless all that :func:`run_vision` and :func:`run_blocks` read is there, and is of its kind.
 
-    Raises:
-        AttributeError: if a part that they read is not there.
+    What the merged passes put in the place of an activation has to be that activation.
     """
-    yield from (visual, language, visual.patch_embed, visual.patch_embed.proj, language.norm, language.embed_tokens)
-    yield from (visual.pos_embed, visual.merger, visual.rotary_pos_emb)
-    _ = visual.rotary_pos_emb.inv_freq, visual.deepstack_merger_list, visual.deepstack_visual_indexes
+    _ = visual.patch_embed.proj, visual.pos_embed, visual.merger, visual.rotary_pos_emb.inv_freq
+    _ = visual.deepstack_merger_list, visual.deepstack_visual_indexes, language.norm, language.embed_tokens
     for block in language.layers:
         attention, mlp = block.self_attn, block.mlp
-        yield from (block, attention, mlp, block.input_layernorm, block.post_attention_layernorm)
-        yield from (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        yield from (attention.q_norm, attention.k_norm, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        _ = block.input_layernorm, block.post_attention_layernorm
+        _ = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, attention.q_norm, attention.k_norm
+        _ = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+        _expect_activation(mlp, "silu")
     for block in visual.blocks:
-        attention, mlp = block.attn, block.mlp
-        yield from (block, attention, mlp, block.norm1, block.norm2)
-        yield from (attention.qkv, attention.proj, mlp.linear_fc1, mlp.linear_fc2)
+        _ = block.norm1, block.norm2, block.attn.qkv, block.attn.proj, block.mlp.linear_fc1, block.mlp.linear_fc2
+        _expect_activation(block.mlp, "gelu")
 
 
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether something beside the module itself acts in its call; transformers' recorders only look on."""
-    inside = module.__dict__
-    if "forward" in inside:
-        return True
-    if not (inside["_forward_hooks"] or inside["_forward_pre_hooks"]):
-        return False
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    return not all(getattr(hook, "__module__", "").startswith("transformers.") for hook in hooks)
-
-
-def weights_of(module: nn.Module) -> list[Tensor]:
-    """Its parameters; ``module.parameters()`` takes three times as long to look for doubles."""
-    found, left = [], [module]
-    while left:
-        one = left.pop()
-        found += [weight for weight in one._parameters.values() if weight is not None]
-        left += [child for child in one._modules.values() if child is not None]
-    return found
+def _expect_activation(mlp: nn.Module, name: str) -> None:
+    activation = mlp._modules.get("act_fn")
+    if activation is not None and name not in type(activation).__name__.lower():
+        raise AttributeError(f"act_fn: expected {name}, got {type(activation).__name__}")
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _is_rms_norm(kind: type) -> bool:
+    return kind.__name__.endswith("RMSNorm")
 
 
 def bare(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
@@ -98,13 +90,13 @@ def bare(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
 
 def linear(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)``, past everything that looks for reasons to do more than that."""
-    parts = bare(module, x)
+    parts = bare(module, x) if isinstance(module, nn.Linear) else None
     return module(x) if parts is None else functional.linear(x, *parts)
 
 
 def add_linear(residual: Tensor, module: nn.Module, x: Tensor, merge: bool) -> None:
     """``residual += module(x)`` in place; merged where the module is bare and has no bias."""
-    parts = bare(module, x) if merge else None
+    parts = bare(module, x) if merge and isinstance(module, nn.Linear) else None
     if parts is None or parts[1] is not None:
         residual.add_(linear(module, x))
     else:
@@ -113,7 +105,7 @@ def add_linear(residual: Tensor, module: nn.Module, x: Tensor, merge: bool) -> N
 
 def linear_gelu(module: nn.Module, x: Tensor, merge: bool) -> Tensor:
     """``gelu(module(x))``, tanh's approximation: merged on a GPU, else in place."""
-    parts = bare(module, x) if merge and x.is_cuda else None
+    parts = bare(module, x) if merge and x.is_cuda and isinstance(module, nn.Linear) else None
     if parts is None or parts[1] is None:
         return torch.ops.aten.gelu_(linear(module, x), approximate="tanh")
     return torch.ops.aten._addmm_activation(parts[1], x, parts[0].t(), use_gelu=True)
@@ -121,14 +113,16 @@ def linear_gelu(module: nn.Module, x: Tensor, merge: bool) -> Tensor:
 
 def layer_norm(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)``, as :func:`linear`."""
-    parts = bare(module, x)
+    parts = bare(module, x) if isinstance(module, nn.LayerNorm) else None
     return module(x) if parts is None else functional.layer_norm(x, module.normalized_shape, *parts, module.eps)
 
 
 def bare_epsilon(module: nn.Module, x: Tensor) -> float | None:
     """Epsilon of an RMS norm whose weight needs no cast; None if only the module itself can tell what it does."""
-    weight, inside = module._parameters["weight"], module.__dict__
-    if inside.get("add") or weight.dtype != x.dtype or weight.device != x.device:
+    weight, inside = module._parameters.get("weight"), module.__dict__
+    if weight is None or not _is_rms_norm(type(module)) or inside.get("add"):
+        return None
+    if weight.dtype != x.dtype or weight.device != x.device:
         return None
     return inside.get("variance_epsilon") or inside.get("eps")
 

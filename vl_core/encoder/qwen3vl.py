@@ -34,6 +34,7 @@ from .folder import (
 from .forward import fits, signed
 from .graphs import GraphPool
 from .reader import Reader
+from .room import with_room
 
 if TYPE_CHECKING:
     import os
@@ -321,8 +322,10 @@ class Qwen3VLEncoder:
         """States ``(K, L, D)``, an ordinary tensor that a caller may change in place."""
         if not (self.fast and fits(self.model.visual, self.model.language_model)):
             with torch.inference_mode():
-                embeddings, deepstack = self._see(pictures, mute, check)
-                captured = self._run_blocks(layout, embeddings, deepstack, wanted, check)
+                captured = with_room(
+                    lambda: self._run_blocks(layout, *self._see(pictures, mute, check), wanted, check), self.forget,
+                    lambda: bool(self.reader.cache.bytes),
+                )
             return torch.cat(captured)  # out here it is an ordinary tensor
         options = {"dtype": self.dtype, "device": self.device, "mute": mute, "check": check}
         with torch.inference_mode():

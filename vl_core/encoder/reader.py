@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,9 +22,11 @@ from torch.nn import functional
 from ..pictures import MERGE, Picture, patchify
 from ..states.layout import TokenLayout
 from .cache import ByteCache, digest
-from .forward import KeyValues, picture_spans, prefix_length, run_blocks, weights_of
+from .forward import KeyValues, picture_spans, prefix_length, run_blocks
 from .graphs import GraphPool
+from .identity import WeightsIdentity, modules_of, weights_of
 from .kernels import EXACT, MERGED, Kernels, compiled_kernels
+from .room import with_room
 from .vision import PATCHES_PER_PASS, VisionTables, run_vision, vision_tables
 
 log = logging.getLogger(__name__)
@@ -33,38 +34,6 @@ log = logging.getLogger(__name__)
 # (layout, first position) -> cosines and signed sines (L, 1, d) from there on
 Rotary = Callable[[TokenLayout, int], "tuple[Tensor, Tensor]"]
 PADDED_TO = 64  # captured graphs are of a length in multiples of this
-
-
-class WeightsIdentity:
-    """A number that changes whenever one of the weights is another tensor or was changed in place.
-
-    Noticed are new parameters, moves, casts and torch's own in-place operations. Not noticed is writing through
-    ``.data``, which hides itself from torch as well.
-    """
-
-    def __init__(self) -> None:
-        self._seen: list[tuple] = []
-        self._alive: list[weakref.ref] = []
-        self._numbers = itertools.count()
-        self._number = -1
-
-    def __call__(self, weights: Iterable[Tensor]) -> int:
-        parameters = list(weights)
-        now = [_fingerprint(parameter) for parameter in parameters]
-        # An id is only a name while its object lives: a new one may get the same.
-        same = len(self._alive) == len(parameters) and all(
-            reference() is parameter for reference, parameter in zip(self._alive, parameters, strict=True)
-        )
-        if not same or now != self._seen:
-            self._seen, self._alive = now, [weakref.ref(parameter) for parameter in parameters]
-            self._number = next(self._numbers)
-        return self._number
-
-
-def _fingerprint(parameter: Tensor) -> tuple:
-    stored = getattr(parameter, "_qdata", parameter)  # ComfyUI's quantised tensors
-    version = 0 if parameter.is_inference() else parameter._version
-    return stored.data_ptr(), version, parameter.dtype, parameter.device
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +93,10 @@ class Reader:
         self.cache, self.every_layer = cache, every_layer
 
     def forget(self) -> None:
-        """Give back everything that is kept, captured graphs included."""
+        """Give back everything that is kept, captured graphs included.
+
+        To be called by whoever changes weights in a way that :mod:`.identity` cannot see.
+        """
         self.cache.clear()
         if self._graphs is not None:
             self._graphs.clear()
@@ -153,19 +125,13 @@ class Reader:
         """
         if weights is None:
             weights = weights_of(self._visual) + weights_of(self._language)
-        number = self._weights_identity(weights)
+        number = self._weights_identity(weights, modules_of(self._visual, self._language))
         if number != self._last_weights:  # nothing kept will be found again, and graphs hold the old addresses
             self.forget()
             self._last_weights = number
         key = (number, identity, dtype, device, mute)
-        try:
-            return self._read(layout, pictures, wanted, key, dtype, device, mute, check)
-        except torch.cuda.OutOfMemoryError:
-            if not self.cache.bytes:
-                raise
-        self.forget()
-        log.info("Out of memory, reading again with nothing kept.")
-        return self._read(layout, pictures, wanted, key, dtype, device, mute, check)
+        arguments = (layout, pictures, wanted, key, dtype, device, mute, check)
+        return with_room(lambda: self._read(*arguments), self.forget, lambda: bool(self.cache.bytes))
 
     def _read(
         self, layout: TokenLayout, pictures: Sequence[Picture], wanted: Sequence[int], key: tuple, dtype: torch.dtype,

@@ -49,12 +49,9 @@ def read_prompts(path: str) -> list[str]:
     """The texts of a file, one per line; blank lines and those that start with # are left out.
 
     Raises:
-        FileNotFoundError, ValueError: if it cannot be read, is not UTF-8, or holds no text.
+        FileNotFoundError, ValueError: if it cannot be read, is in an unknown encoding, or holds no text.
     """
-    try:
-        text = checks.readable_file(path, "--prompts").read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--prompts: expected a text file in UTF-8, got {path}.") from error
+    text = checks.readable_text(path, "--prompts")
     prompts = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     if not prompts:
         raise ValueError(f"--prompts: expected at least one text in {path}, got none.")

@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..adapters.examples import Example, add_example, examples_key, find_examples, fit_examples, slots_of
+from ..adapters.examples import (
+    Example,
+    add_example,
+    clear_parts,
+    examples_key,
+    find_examples,
+    fit_examples,
+    probe_of,
+    slots_of,
+)
 from ..adapters.features import PictureFeatures
 from ..adapters.fit import PictureAdapterFit
 from ..adapters.picture_adapter import PictureAdapter
@@ -22,6 +31,7 @@ from .compare.fleet import on_ray
 from .vision import load_encoder
 
 SUMMARY = "fit a picture adapter on a folder of pictures with .txt files beside them"
+PROBE = "a red fox in the snow"  # words that both encoders are known again by
 SLICE = 16  # pictures that a worker of a cluster takes at a time
 
 
@@ -36,6 +46,7 @@ def add_arguments(parser) -> None:
         "--prompts", metavar="FILE", help="prompts such as you write, one per line, that the descriptions are put "
         "after; the built-in ones are English sentences"
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace an adapter that is there already")
     parser.add_argument("--image-tokens", type=int, default=1024, metavar="N", help="most tokens of a picture")
     parser.add_argument("--ray", metavar="ADDRESS", help="fit on a Ray cluster; local, auto, or its address")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="of the cluster; 0 is one per GPU")
@@ -95,6 +106,8 @@ class Reader:
 def run(arguments) -> None:
     checks.require_packages("transformers", "PIL", "tqdm")
     output = checks.output_file(arguments.output, "--output", ".safetensors")
+    if output.exists() and not arguments.overwrite:
+        raise ValueError(f"--output: {output} is there already. Give another name, or --overwrite to replace it.")
     checks.in_range(arguments.image_tokens, "--image-tokens", 1)
     checks.in_range(arguments.workers, "--workers", 0)
     text, tokenizer, _, _ = checks.text_encoder_folder(arguments.model, "--model")
@@ -112,6 +125,7 @@ def run(arguments) -> None:
     else:
         adapter = fit_on_ray(encoders, examples, arguments.ray, arguments.workers)
     adapter.save(output)
+    clear_parts(output)
     print(adapter.describe())
     print(f"adapter: {output}")
 
@@ -120,11 +134,14 @@ def fit_here(encoders: Encoders, examples: Sequence[Example], output: Path) -> t
     """In this process; stopped, it goes on from a ``.part`` file beside the output."""
     reader = Reader(encoders)
     spec = reader.spec(examples)
-    part = output.with_name(f"{output.stem}_{examples_key(examples, spec, reader.prompts)}.part")
+    key = examples_key(examples, spec, reader.prompts, f"{encoders.dtype} {encoders.image_tokens}")
+    part = output.with_name(f"{output.stem}_{key}.part")
     output.parent.mkdir(parents=True, exist_ok=True)
+    probe = probe_of(reader.look(examples[0].pixels(), PROBE), reader.read(PROBE))
     with progress("Reading pictures", len(examples)) as move:
         return fit_examples(
-            examples, spec, reader.look, reader.read, reader.tokenize, prompts=reader.prompts, part=part, step=move
+            examples, spec, reader.look, reader.read, reader.tokenize, prompts=reader.prompts, part=part, probe=probe,
+            step=move,
         )
 
 

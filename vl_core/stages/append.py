@@ -40,7 +40,7 @@ def append_tokens(
                 f"{what} needs to know where the pictures are, but vl has no vl_layout. Encode with Qwen3-VL Encode, "
                 "or set the downsampling to 1 and no budget."
             )
-        x, vl_layout = select_tokens(x, vl_layout, "all", downsample=factor, budget=budget)
+        x, vl_layout = select_tokens(x, vl_layout, "all", downsample=factor, budget=budget, pool_cut=True)
     layout = None
     if text_layout is not None and vl_layout is not None:
         before = torch.arange(len(text_layout)) < at

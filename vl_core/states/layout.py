@@ -54,6 +54,8 @@ class TokenLayout:
         layer: Hugging Face ``hidden_states`` index counted from the end (-2 is what Z-Image reads); None if unknown.
         source: which encoder the states came from: ``"qwen3-vl"``, ``"text"``, or ``"blend"`` for a mixture.
         cut: whether a mask took tokens out of a picture, so that its grid is a strip and says no more what is where.
+        masks: per picture, boolean ``(rows, columns)`` of the grid it had whole, true where a token stayed: what is
+            where in a cut picture. None for a picture that is whole, or where that is not known.
         prompt: the user's words; ``model``: the encoder's name. Both are provenance only.
 
     Raises:
@@ -68,6 +70,7 @@ class TokenLayout:
     prompt: str = ""
     model: str = ""
     cut: bool = False
+    masks: tuple[Tensor | None, ...] = ()
 
     def __post_init__(self) -> None:
         roles = torch.as_tensor(self.roles, device="cpu")
@@ -87,12 +90,22 @@ class TokenLayout:
         image_tokens = int((roles == TokenRole.IMAGE).sum())
         if pictured != image_tokens:
             raise ValueError(f"TokenLayout: grids {grids} hold {pictured} image tokens, roles count {image_tokens}.")
+        masks = tuple(self.masks) if any(mask is not None for mask in self.masks) else (None,) * len(grids)
+        stayed = [None if mask is None else (1, int(mask.sum())) for mask in masks]
+        if len(masks) != len(grids) or any(one not in (None, grid) for one, grid in zip(stayed, grids, strict=True)):
+            raise ValueError(f"TokenLayout: expected masks of the pictures that were cut, {grids}, got {stayed}.")
+        object.__setattr__(self, "masks", masks)
         object.__setattr__(self, "roles", roles.to(torch.uint8))
         object.__setattr__(self, "token_ids", token_ids)
         object.__setattr__(self, "grids", grids)
 
     def __len__(self) -> int:
         return self.roles.numel()
+
+    @property
+    def places_known(self) -> bool:
+        """Whether it is known of every picture what is where in it: none is cut, or their masks tell."""
+        return not self.cut or any(mask is not None for mask in self.masks)
 
     def mask(self, *roles: TokenRole) -> Tensor:
         """Boolean ``(L,)``: positions that have one of ``roles``."""
@@ -132,18 +145,32 @@ class TokenLayout:
         keep = keep.to("cpu", torch.bool)
         if keep.shape != self.roles.shape:
             raise ValueError(f"keep: expected shape ({len(self)},), one per position, got {tuple(keep.shape)}.")
-        grids, cut = [], self.cut
-        for grid, positions in zip(self.grids, self.picture_positions(), strict=True):
-            kept = int(keep[positions].sum())
-            if kept == positions.numel():
+        grids, masks, cut = [], [], self.cut
+        for index, (grid, positions) in enumerate(zip(self.grids, self.picture_positions(), strict=True)):
+            stays = keep[positions]
+            if stays.all():
                 grids.append(grid)
-            elif kept:
-                grids.append((1, kept))
+                masks.append(self.masks[index])
+            elif stays.any():
+                grids.append((1, int(stays.sum())))
+                masks.append(_narrowed(self.masks[index], stays, grid, self.cut))
                 cut = True
-        return replace(self, roles=self.roles[keep], token_ids=self.token_ids[keep], grids=tuple(grids), cut=cut)
+        return replace(
+            self, roles=self.roles[keep], token_ids=self.token_ids[keep], grids=tuple(grids), cut=cut,
+            masks=tuple(masks),
+        )
 
     def with_layer(self, layer: int | None) -> TokenLayout:
         return replace(self, layer=layer)
+
+
+def _narrowed(mask: Tensor | None, stays: Tensor, grid: tuple[int, int], cut: bool) -> Tensor | None:
+    """The mask of a picture of which only the tokens ``stays`` are left; None where what is where was lost before."""
+    if mask is None:
+        return None if cut and grid[0] == 1 else stays.reshape(grid)
+    narrowed = mask.clone()
+    narrowed[mask] = stays
+    return narrowed
 
 
 def concatenate_layouts(layouts: Sequence[TokenLayout], source: str) -> TokenLayout:
@@ -155,6 +182,7 @@ def concatenate_layouts(layouts: Sequence[TokenLayout], source: str) -> TokenLay
         grids=sum((layout.grids for layout in layouts), ()),
         source=source,
         cut=any(layout.cut for layout in layouts),
+        masks=sum((layout.masks for layout in layouts), ()),
     )
 
 
@@ -240,6 +268,7 @@ def insert_pictures(
         roles=torch.cat([*roles, layout.roles[at:]]),
         token_ids=torch.cat([*ids, layout.token_ids[at:]]),
         grids=tuple(grids),
+        masks=(),
         source=source,
     )
 

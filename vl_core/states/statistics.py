@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .files import check_content
+from .headers import ReferenceHeader
 from .sinks import Sinks, check_sinks, sinks_among
 from .storage import read_tensors, take, write_tensors
 from .tensors import ROWS_AT_A_TIME, all_finite, median, token_rms
@@ -228,17 +230,13 @@ class ReferenceStatistics:
         Raises:
             FileNotFoundError, ValueError: see :func:`read_tensors`; also for shapes that disagree.
         """
-        tensors, header = read_tensors(path, "reference")
-        try:
-            groups = [
-                Moments(count, take(tensors, f"{name}.mean", path, 1), take(tensors, f"{name}.squares", path, 1))
-                for name, count in zip(("ordinary", "sinks"), header["counts"], strict=True)
-            ]
-            reference = cls(
-                *groups, take(tensors, "rms", path, 1), header["encoder"], header["layer"], header["prompts"]
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{Path(path).name}: the header lacks or garbles {error}.") from error
+        tensors, content = read_tensors(path, "reference")
+        header = check_content(ReferenceHeader, content, Path(path).name)
+        groups = [
+            Moments(count, take(tensors, f"{name}.mean", path, 1), take(tensors, f"{name}.squares", path, 1))
+            for name, count in zip(("ordinary", "sinks"), header.counts, strict=True)
+        ]
+        reference = cls(*groups, take(tensors, "rms", path, 1), header.encoder, header.layer, header.prompts)
         widths = {part.numel() for group in groups for part in (group.mean, group.squares)}
         if len(widths) != 1:
             raise ValueError(f"{Path(path).name}: expected one width throughout, got {sorted(widths)}.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,6 +13,10 @@ from uuid import uuid4
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .files import check_content, clear_orphans, parse_json
+from .headers import FileHeader
+from .tensors import all_finite
 
 HEADER_KEY = "zimage-vl"  # safetensors metadata entry that holds our JSON header
 FORMAT_VERSION = 1
@@ -26,6 +31,7 @@ def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tens
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_orphans(path)
     metadata = {HEADER_KEY: json.dumps({**header, "kind": kind, "version": FORMAT_VERSION}, ensure_ascii=False)}
     # save_file refuses tensors that share memory, so every one is written from its own.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -41,16 +47,23 @@ def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tens
     return path
 
 
-def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(
+    path: str | os.PathLike, kind: str, *, finite: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`write_tensors` wrote.
+
+    Args:
+        finite: refuse NaN and infinity: what was measured or fitted holds none. States are read as they are, and
+            checked by the stages that take them.
 
     Returns:
         the tensors by name, on the CPU, and the header.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a safetensors file, cut short, written by another program, of another kind, or by a newer
-            version of this pack.
+        ValueError: not a safetensors file, cut short, written by another program, of another kind, by a newer
+            version of this pack, with a header that is no JSON object or is nested without end, or with values that
+            are not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,35 +76,67 @@ def read_tensors(path: str | os.PathLike, kind: str) -> tuple[dict[str, Tensor],
                     f"{path.name}: expected a file saved by zimage-vl, got a safetensors file of another program."
                 )
             try:
-                header = dict(json.loads(header))
-                version = int(header.get("version", 0))
-            except (TypeError, ValueError) as error:
+                header = parse_json(header, HEADER_KEY)
+                told = check_content(FileHeader, header, HEADER_KEY)
+            except ValueError as error:
                 raise ValueError(f"{path.name}: expected a zimage-vl header, got a damaged one ({error}).") from error
-            if version > FORMAT_VERSION:
+            if told.version > FORMAT_VERSION:
                 raise ValueError(
-                    f"{path.name}: written in format {version}, this version reads up to {FORMAT_VERSION}. "
+                    f"{path.name}: written in format {told.version}, this version reads up to {FORMAT_VERSION}. "
                     "Update zimage-vl."
                 )
-            if header.get("kind") != kind:
-                raise ValueError(f"{path.name}: expected saved {kind}, got saved {header.get('kind')}.")
+            if told.kind != kind:
+                raise ValueError(f"{path.name}: expected saved {kind}, got saved {told.kind}.")
             # Cloned off the memory map, which would keep Windows from replacing the file while a tensor lives.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(
             f"{path.name}: expected a safetensors file, got one that is cut short or damaged ({error})."
         ) from error
+    if finite:
+        _check_finite(path, tensors)
     return tensors, header
 
 
-def take(tensors: Mapping[str, Tensor], name: str, path: str | os.PathLike, ndim: int) -> Tensor:
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError naming the first tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        values = tensor.float() if tensor.itemsize == 1 else tensor  # torch compares no 8-bit floats
+        if tensor.is_floating_point() and not all_finite(values):
+            raise ValueError(f"{path.name}: expected finite values, got NaN or infinity in {name!r}.")
+
+
+@contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Errors of what is made from a file name that file, whatever made them."""
+    name = Path(path).name
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name}: the header or tensors lack or garble {error}.") from error
+    except ValueError as error:
+        if str(error).startswith(name):
+            raise
+        raise ValueError(f"{name}: {error}") from error
+
+
+def take(
+    tensors: Mapping[str, Tensor], name: str, path: str | os.PathLike, ndim: int, *, whole: bool = False
+) -> Tensor:
     """The tensor called ``name``, checked to be there with ``ndim`` axes.
 
+    Args:
+        whole: whether its numbers are whole; else they have to be floats.
+
     Raises:
-        ValueError: if it is missing or has another number of axes.
+        ValueError: if it is missing, or has another number of axes or another kind of numbers.
     """
     if name not in tensors:
         raise ValueError(f"{Path(path).name}: expected a tensor {name!r}, got only {sorted(tensors)}.")
-    if tensors[name].ndim != ndim:
-        shape = tuple(tensors[name].shape)
-        raise ValueError(f"{Path(path).name}: expected {name!r} with {ndim} axes, got shape {shape}.")
-    return tensors[name]
+    found = tensors[name]
+    if found.ndim != ndim:
+        raise ValueError(f"{Path(path).name}: expected {name!r} with {ndim} axes, got shape {tuple(found.shape)}.")
+    if found.is_complex() or found.is_floating_point() == whole:
+        kind = "whole numbers" if whole else "floats"
+        raise ValueError(f"{Path(path).name}: expected {name!r} to hold {kind}, got {found.dtype}.")
+    return found

@@ -92,6 +92,11 @@ def put_back(original: Tensor, changed: Tensor, kept: Tensor) -> Tensor:
     return changed
 
 
+def without_tiniest(values: Tensor) -> Tensor:
+    """Values whose square has no inverse in float32, denormal ones too, as 0: what is fitted on them is finite."""
+    return torch.where(values.abs() < TINIEST, 0.0, values)
+
+
 def to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
     """``values`` in ``dtype``, held at its largest number: float16 ends at 65504, and infinity would spread."""
     if values.dtype == dtype:
@@ -103,13 +108,24 @@ def to_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.to(dtype)
 
 
+TINIEST = 1e-30  # below it 1/x² has no float32, and no encoder means anything
 EPSILON = 1e-6  # floor of a std, as in the note
 ROWS_AT_A_TIME = 64  # of 2560 float64: what stays in a processor's cache between the steps of a sum
 
 
 def token_rms(embeddings: Tensor) -> Tensor:
-    """Root mean square of each token: ``(…, L, D)`` -> float32 ``(…, L)``."""
-    return torch.linalg.vector_norm(embeddings.float(), dim=-1) / math.sqrt(embeddings.shape[-1])
+    """Root mean square of each token: ``(…, L, D)`` -> float32 ``(…, L)``.
+
+    Beyond 1e18, where float32 has no squares, of the token divided by its largest value, so that finite values have a
+    finite RMS.
+    """
+    values, root = embeddings.float(), math.sqrt(embeddings.shape[-1])
+    size = torch.linalg.vector_norm(values, dim=-1)
+    if not values.numel() or (size.device.type == "cpu" and bool(size.isfinite().all())):
+        return size / root
+    peak = values.detach().abs().amax(-1)  # a GPU is not waited for to see whether it is needed
+    scaled = torch.linalg.vector_norm(values / peak.clamp_min(1).unsqueeze(-1), dim=-1) / root * peak.clamp_min(1)
+    return torch.where(size.isinf() & peak.isfinite(), scaled, size / root)
 
 
 def median(values: Tensor) -> Tensor:

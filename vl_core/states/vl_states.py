@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from .files import check_content
+from .headers import ConditioningHeader, Cut, LayoutHeader, Packed, StatesHeader
 from .layout import TokenLayout
-from .storage import read_tensors, take, write_tensors
+from .storage import naming, read_tensors, take, write_tensors
 
 LAYOUT_KEY = "vl_layout"  # the one key we add to a CONDITIONING entry's dict
 
@@ -92,15 +95,13 @@ class VLStates:
         Raises:
             FileNotFoundError, ValueError: see :func:`read_tensors`; also for shapes that disagree.
         """
-        tensors, header = read_tensors(path, "states")
-        try:
+        tensors, content = read_tensors(path, "states", finite=False)
+        header = check_content(StatesHeader, content, Path(path).name)
+        with naming(path):
             return cls(
-                take(tensors, "states", path, 3), tuple(header["layers"]), header["num_layers"],
-                _read_layout(tensors, "", header["layout"], path), header["prompt"], header["system_prompt"],
-                header["model"],
+                take(tensors, "states", path, 3), tuple(header.layers), header.num_layers,
+                _read_layout(tensors, "", header.layout, path), header.prompt, header.system_prompt, header.model,
             )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{Path(path).name}: the header lacks or garbles {error}.") from error
 
 
 def save_conditioning(path: str | os.PathLike, conditioning: Conditioning) -> list[str]:
@@ -142,20 +143,20 @@ def load_conditioning(path: str | os.PathLike) -> list[list]:
     Raises:
         FileNotFoundError, ValueError: see :func:`read_tensors`; also for shapes that disagree.
     """
-    tensors, header = read_tensors(path, "conditioning")
+    tensors, content = read_tensors(path, "conditioning", finite=False)
+    header = check_content(ConditioningHeader, content, Path(path).name)
     conditioning = []
-    try:
-        for index, packed in enumerate(header["entries"]):
-            states = take(tensors, f"{index}.states", path, 3)
-            options = {name: _unpack(value, tensors, path) for name, value in packed.items()}
-            layout = options.get(LAYOUT_KEY)
-            if layout is not None and len(layout) != states.shape[1]:
-                raise ValueError(
-                    f"{Path(path).name}: entry {index} has {states.shape[1]} positions but a layout of {len(layout)}."
-                )
-            conditioning.append([states, options])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{Path(path).name}: the header lacks or garbles {error}.") from error
+    for index, packed in enumerate(header.entries):
+        states = take(tensors, f"{index}.states", path, 3)
+        options = {name: _unpack(value, tensors, path) for name, value in packed.items()}
+        layout = options.get(LAYOUT_KEY)
+        if layout is not None and not isinstance(layout, TokenLayout):
+            raise ValueError(f"{Path(path).name}: entry {index}: expected a layout as {LAYOUT_KEY}, got another thing.")
+        if layout is not None and len(layout) != states.shape[1]:
+            raise ValueError(
+                f"{Path(path).name}: entry {index} has {states.shape[1]} positions but a layout of {len(layout)}."
+            )
+        conditioning.append([states, options])
     return conditioning
 
 
@@ -167,15 +168,29 @@ def _layout_header(layout: TokenLayout) -> dict[str, Any]:
     return {
         "grids": [list(grid) for grid in layout.grids], "layer": layout.layer, "source": layout.source,
         "prompt": layout.prompt, "model": layout.model, "cut": layout.cut,
+        "cuts": [
+            None if mask is None else {"grid": list(mask.shape), "places": mask.flatten().nonzero().flatten().tolist()}
+            for mask in layout.masks
+        ],
     }
 
 
-def _read_layout(tensors: dict[str, Tensor], prefix: str, header: dict[str, Any], path) -> TokenLayout:
-    return TokenLayout(
-        take(tensors, prefix + "roles", path, 1), take(tensors, prefix + "token_ids", path, 1),
-        tuple(tuple(grid) for grid in header["grids"]), header["layer"], header["source"], header["prompt"],
-        header["model"], header["cut"],
-    )
+def _read_layout(tensors: dict[str, Tensor], prefix: str, header: LayoutHeader, path) -> TokenLayout:
+    roles, ids = (take(tensors, prefix + name, path, 1, whole=True) for name in ("roles", "token_ids"))
+    with naming(path):
+        return TokenLayout(
+            roles, ids, tuple((rows, columns) for rows, columns in header.grids), header.layer, header.source,
+            header.prompt, header.model, header.cut, tuple(map(_mask_of, header.cuts)),
+        )
+
+
+def _mask_of(cut: Cut | None) -> Tensor | None:
+    if cut is None:
+        return None
+    rows, columns = cut.grid
+    mask = torch.zeros(rows * columns, dtype=torch.bool)
+    mask[torch.tensor(cut.places)] = True
+    return mask.reshape(rows, columns)
 
 
 def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -194,15 +209,15 @@ def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     raise TypeError(f"{name} holds a {type(value).__name__}")
 
 
-def _unpack(packed: dict[str, Any], tensors: dict[str, Tensor], path) -> Any:
-    if "tensor" in packed:
-        if packed["tensor"] not in tensors:
-            raise ValueError(f"{Path(path).name}: expected a tensor {packed['tensor']!r}, got only {sorted(tensors)}.")
-        return tensors[packed["tensor"]]
-    if "layout" in packed:
-        return _read_layout(tensors, packed["at"], packed["layout"], path)
-    if "tuple" in packed:
-        return tuple(_unpack(item, tensors, path) for item in packed["tuple"])
-    if "list" in packed:
-        return [_unpack(item, tensors, path) for item in packed["list"]]
-    return packed["value"]
+def _unpack(packed: Packed, tensors: dict[str, Tensor], path) -> Any:
+    if packed.tensor is not None:
+        if packed.tensor not in tensors:
+            raise ValueError(f"{Path(path).name}: expected a tensor {packed.tensor!r}, got only {sorted(tensors)}.")
+        return tensors[packed.tensor]
+    if packed.layout is not None:
+        return _read_layout(tensors, packed.at or "", packed.layout, path)
+    if packed.as_tuple is not None:
+        return tuple(_unpack(item, tensors, path) for item in packed.as_tuple)
+    if packed.as_list is not None:
+        return [_unpack(item, tensors, path) for item in packed.as_list]
+    return packed.value

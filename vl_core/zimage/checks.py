@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..encoder.folder import transformers_4
+from ..states.files import read_json_object, read_text
 
 INSTALL = 'pip install -e ".[headless]"'  # in the folder of this pack
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -31,6 +33,19 @@ def readable_file(path: str, option: str) -> Path:
     if not file.is_file() or not os.access(file, os.R_OK):
         raise ValueError(f"{option}: expected a file that can be read, got {path}.")
     return file
+
+
+def readable_text(path: str, option: str) -> str:
+    """The text of a file, in whichever of the usual encodings it is (:func:`read_text`).
+
+    Raises:
+        FileNotFoundError, ValueError: if it cannot be read, or not as text.
+    """
+    file = readable_file(path, option)
+    try:
+        return read_text(file)
+    except ValueError as error:
+        raise ValueError(f"{option}: expected a text file in UTF-8, got {path} ({error})") from error
 
 
 def output_file(path: str, option: str, suffix: str) -> Path:
@@ -75,12 +90,9 @@ def read_json(path: Path, option: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{option}: no {path.name} in {path.parent}. Give the folder of a complete download.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except ValueError as error:
-        raise ValueError(f"{option}: {path} is not JSON ({error}). Download it again.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{option}: expected a JSON object in {path}, got {type(content).__name__}.")
-    return content
+        raise ValueError(f"{option}: in {path.parent}, {error} Download it again.") from error
 
 
 def vision_folder(path: str, option: str) -> tuple[int, int]:
@@ -113,6 +125,11 @@ def text_encoder_folder(path: str, option: str) -> tuple[Path, Path, int, int]:
         raise ValueError(
             f"{option}: expected Z-Image's text encoder, a Qwen3, got model_type {config.get('model_type')!r} in "
             f"{model}."
+        )
+    if "rope_parameters" in config and "rope_theta" not in config and transformers_4():
+        raise ValueError(
+            f"{option}: {model} was written by transformers 5, which says its rotary frequencies in another place. "
+            "Update: pip install -U transformers"
         )
     places = [model, folder / "tokenizer", model.absolute().parent / "tokenizer"]
     tokenizer = next((place for place in places if (place / "tokenizer_config.json").is_file()), None)

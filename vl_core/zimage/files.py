@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from torch import Tensor
 
-from ..pictures import as_tensor, check_picture, fit_size
+from ..pictures import fit_size, read_picture
 from .checks import readable_file
 
 if TYPE_CHECKING:
@@ -29,15 +29,11 @@ def load_picture(path: str, option: str, budget: int) -> Tensor:
     Raises:
         FileNotFoundError, ValueError: if there is no such file, it is no picture, or its sides do not fit.
     """
-    from PIL import Image, ImageOps
-
     file = readable_file(path, option)
     try:
-        with Image.open(file) as image:
-            pixels = as_tensor(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        pixels = read_picture(file)
+    except ValueError as error:
         raise ValueError(f"{option}: expected a picture (PNG, JPEG, WebP …), {path} cannot be read as one.") from error
-    pixels, _ = check_picture(pixels, file.name)
     fit_size(*pixels.shape[:2], budget, file.name)
     return pixels
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..encoder.folder import read_tokenizer
 from ..encoder.qwen3vl import SPECIAL_TOKENS
 from ..reports.inspection import CAPTION_MULTIPLE
 from ..states.families import ZIMAGE, Family
@@ -54,15 +55,22 @@ class ZImageFolder:
         index = read_json(folder / "model_index.json", option)
         if index.get("_class_name") != "ZImagePipeline":
             raise ValueError(f"{option}: expected a ZImagePipeline, got {index.get('_class_name')!r} in {path}.")
+        for part, made in index.items():  # diffusers would run a file of that name in the folder
+            if isinstance(made, list) and made[:1] not in (["diffusers"], ["transformers"], [None]):
+                raise ValueError(
+                    f"{option}: model_index.json in {path} has code of its own for {part}, which is not run. Use the "
+                    "published folder."
+                )
         _, tokenizer, width, _ = text_encoder_folder(path, option)
         transformer = read_json(folder / "transformer" / "config.json", option)
         vae = read_json(folder / "vae" / "config.json", option)
         try:
             caption, *sides = transformer["axes_lens"]
             multiple = 2 ** len(vae["block_out_channels"])  # the VAE's factor times the patch size 2
+            limits = int(caption) - CAPTION_MULTIPLE, multiple, int(min(sides)) * multiple
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{option}: the configs in {path} lack or garble {error}.") from error
-        return cls(folder, tokenizer, width, caption - CAPTION_MULTIPLE, multiple, min(sides) * multiple)
+        return cls(folder, tokenizer, width, *limits)
 
     def check_size(self, width: int, height: int) -> None:
         """Raise ValueError unless a picture of this size can be painted."""
@@ -101,9 +109,7 @@ def prompt_layout(tokenizer: Any, prompt: str, model: str = "", family: Family =
 
 
 def load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return read_tokenizer(folder)
 
 
 def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> ZImagePipeline:

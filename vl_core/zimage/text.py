@@ -26,8 +26,8 @@ def open_text_encoder(
     """The encoder and its tokenizer, from their folders."""
     from transformers import AutoModel
 
-    encoder = AutoModel.from_pretrained(model, dtype=dtype, local_files_only=True).to(device).eval()
-    return encoder, load_tokenizer(tokenizer)
+    encoder = AutoModel.from_pretrained(model, dtype=dtype, local_files_only=True, trust_remote_code=False)
+    return encoder.to(device).eval(), load_tokenizer(tokenizer)
 
 
 def text_reader(encoder: nn.Module, tokenizer: Any) -> Callable[[str], Tensor]:

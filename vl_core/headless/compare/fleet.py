@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...steering.settings import Settings
@@ -14,6 +15,7 @@ from .painter import Painted, Painter
 from .study import Models
 
 INSTALL = "pip install ray"
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # Ray sets the first to num_cpus where nobody says another
 
 
 class Worker(Painter):
@@ -51,6 +53,9 @@ def on_ray(
         on_start: called with the actors' handles.
         ordered: results in the items' order; else as they are finished.
 
+    Every worker computes with as many threads as this process, so what comes back is what it would have made itself on
+    a machine of the same kind.
+
     Raises:
         ImportError: if Ray is not installed. Errors of a task are raised as they are.
     """
@@ -61,13 +66,16 @@ def on_ray(
     import ray
     from ray.util import ActorPool
 
+    # Sums over threads round by how many there are: workers take as many as would do it here.
+    threads = str(torch.get_num_threads())
     ray.init(None if address == "local" else address, log_to_driver=False, ignore_reinit_error=True)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count = workers or gpus or 1
         # A worker that dies is started again and what it was at done again, however often.
         actor = ray.remote(kind).options(
-            num_gpus=min(1.0, gpus / count) if gpus else 0, num_cpus=1, max_restarts=-1, max_task_retries=-1
+            num_gpus=min(1.0, gpus / count) if gpus else 0, num_cpus=1, max_restarts=-1, max_task_retries=-1,
+            runtime_env={"env_vars": dict.fromkeys(THREADS, threads)},
         )
         shared = [ray.put(one) for one in arguments]
         actors = [actor.remote(*shared) for _ in range(min(count, len(items)))]

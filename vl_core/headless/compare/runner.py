@@ -7,23 +7,30 @@ was. Lines are never written anew: what a finished cell says stays byte for byte
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from ...pictures import read_picture
 from ...reports.artifacts import compare_artifacts, measure_fidelity
+from ...states.files import check_content, parse_json
+from ...states.headers import Header
 from ...steering.sweep import Cell
 from ...zimage.files import SETTINGS_KEY, save_png
 from ...zimage.progress import progress
 from .nulls import NULLS
 from .painter import Painted, Painter
 from .study import PLAINLY, Control, Group, Study, baseline_of
+
+log = logging.getLogger(__name__)
 
 RESULTS, CELLS = "results.jsonl", "cells"
 LEAST_SIDE = 64  # pixels: artifacts need as many to be told
@@ -51,7 +58,7 @@ def run_study(
     (folder / CELLS).mkdir(parents=True, exist_ok=True)
     ledger = folder / RESULTS
     rows = read_rows(ledger)
-    known = {id: row for id, row in rows.items() if (folder / row["picture"]).is_file()}
+    known = {id: row for id, row in rows.items() if _is_whole(row) and (folder / row["picture"]).is_file()}
     owners = {cell.id: (group, cell) for group, cell in study.cells}
     # A null's picture has no line of its own before it is compared; a file that is there is whole.
     todo = [
@@ -113,23 +120,57 @@ def local(study: Study, pictures: Mapping[str, Sequence[Tensor]]) -> Paint:
     return paint
 
 
+class Line(Header):
+    """What every line of the results has."""
+
+    id: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+
+
+class Row(Line):
+    """A line that says all that was measured of a cell or null, so that it need not be painted again."""
+
+    picture: Annotated[str, Field(pattern=rf"^{CELLS}/[\w.-]+\.png$")]
+    prompt: str
+    settings: dict[str, Any]
+    artifacts: dict[str, float] | None
+    fidelity: dict[str, float]
+    scores: dict[str, float] = Field(default_factory=dict)
+    seconds: dict[str, float]
+    report: str
+
+
 def read_rows(ledger: Path) -> Rows:
-    """The finished cells by id; what was being written when a run was killed is cut off the file."""
+    """The finished cells by id; what was being written when a run was killed is cut off the file.
+
+    A line that is damaged, or is no row, is passed over with a warning; the rows behind it are kept.
+    """
+    return {id: row for id, (row, _) in _lines_of(ledger).items()}
+
+
+def _is_whole(row: Mapping[str, Any]) -> bool:
+    try:
+        check_content(Row, row, "it")
+    except ValueError:
+        return False
+    return True
+
+
+def _lines_of(ledger: Path) -> dict[str, tuple[dict[str, Any], str]]:
+    """Rows by id, each with the line that it is."""
     if not ledger.is_file():
         return {}
-    content, found, end = ledger.read_bytes(), {}, 0
-    for line in content.splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break
-        if not line.endswith(b"\n"):
-            break
-        found[row["id"]] = row
-        end += len(line)
+    content, found = ledger.read_bytes(), {}
+    end = content.rfind(b"\n") + 1
     if end < len(content):
         with ledger.open("r+b") as file:
             file.truncate(end)
+    for number, line in enumerate(content[:end].split(b"\n")[:-1], 1):
+        try:
+            text = line.decode("utf-8")
+            row = parse_json(text, "it")
+            found[check_content(Line, row, "it").id] = row, text + "\n"
+        except ValueError as error:
+            log.warning("%s: line %d is passed over (%s)", ledger, number, error)
     return found
 
 
@@ -153,7 +194,7 @@ def _keep_null(
     """A null beside the same words alone and the same reference as its cell; what the cell has more than it."""
     group, cell = control.group, control.cell
     file, baseline = _file(folder, control.painted), baseline_of(group.plan, cell)
-    noted = json.loads(_text_of(file)[SETTINGS_KEY])
+    noted = _noted(file)
     row = _head(group, cell, baseline) | {
         "id": control.id, "null": control.kind, "of": cell.id, "label": f"{cell.label}, null: {NULLS[control.kind]}",
         "picture": f"{CELLS}/{file.name}", "report": noted["report"], "seconds": noted["seconds"],
@@ -211,24 +252,34 @@ def measure(
 
 
 def _read(path: Path) -> Tensor:
+    try:
+        return read_picture(path)
+    except ValueError as error:
+        raise ValueError(f"{error} It lies in {path.parent}; run again after removing it.") from error
+
+
+class Noted(Header):
+    """What a null's picture says of itself."""
+
+    report: str
+    seconds: dict[str, float]
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    """What was noted in a PNG's text chunk."""
     from PIL import Image
 
-    with Image.open(path) as image:
-        return torch.from_numpy(np.array(image.convert("RGB")))
-
-
-def _text_of(path: Path) -> Mapping[str, str]:
-    """A PNG's text chunks."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return dict(image.text)
+    try:
+        with Image.open(path) as image:
+            text = dict(image.text).get(SETTINGS_KEY, "")
+    except Exception as error:  # PIL's readers raise whatever damaged bytes lead them to
+        raise ValueError(f"{path.name}: cannot be read as a picture. Remove {path}, and run again.") from error
+    return check_content(Noted, parse_json(text, path.name), path.name).model_dump()
 
 
 def _reorder(ledger: Path, ids: Sequence[str]) -> None:
     """Lines in the study's order, as they are; all others behind."""
-    lines = ledger.read_text(encoding="utf-8").splitlines(keepends=True) if ledger.is_file() else []
-    by_id = {json.loads(line)["id"]: line for line in lines}
+    by_id = {id: line for id, (_, line) in _lines_of(ledger).items()}
     ordered = [by_id[id] for id in ids] + [line for id, line in by_id.items() if id not in set(ids)]
     partial = ledger.with_suffix(".part")
     partial.write_text("".join(ordered), encoding="utf-8")

@@ -20,16 +20,16 @@ def load_score(folder: str, option: str, device: torch.device) -> Callable[[Tens
     """
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-    path = Path(folder)
+    path, plain = Path(folder), {"local_files_only": True, "trust_remote_code": False}
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{option}: no config.json in {folder}. Give a folder of transformers' layout.")
     try:
-        model = AutoModel.from_pretrained(path, local_files_only=True).to(device).eval()
-        processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
+        model = AutoModel.from_pretrained(path, **plain).to(device).eval()
+        processor = AutoImageProcessor.from_pretrained(path, **plain)
     except (OSError, ValueError) as error:
         raise ValueError(f"{option}: expected a CLIP or DINO in {folder} ({' '.join(str(error).split())}).") from error
     reads_text = hasattr(model, "get_text_features")
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True) if reads_text else None
+    tokenizer = AutoTokenizer.from_pretrained(path, **plain) if reads_text else None
     name = path.resolve().name
 
     @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ...reports.controls import shuffled
 from ...states.fields import Field, Value
+from ...states.files import parse_json
 from ...steering.settings import Settings
 from ...steering.sweep import SEED, SWEPT, Axis, Cell, Plan, make_plan, parse_axis
 from ...zimage import checks
@@ -262,16 +262,16 @@ def read_prompts(path: str) -> dict[str, str]:
     Raises:
         FileNotFoundError, ValueError: if it cannot be read, or holds anything else.
     """
-    text = checks.readable_file(path, "--prompts").read_text(encoding="utf-8-sig")
+    text = checks.readable_text(path, "--prompts")
     try:
         if path.lower().endswith(".json"):
-            content = json.loads(text)
+            content = parse_json(text, "JSON")
         else:
             checks.require_packages("yaml")
             import yaml
 
             content = yaml.safe_load(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"--prompts: {path} cannot be read ({error}).") from error
     except Exception as error:  # yaml's own errors are no ValueError
         if type(error).__module__.startswith("yaml"):
