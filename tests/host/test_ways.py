@@ -1,6 +1,8 @@
-"""Modes of the simple node that tell what the picture is like: describe, picture adapter, automatic."""
+"""Ways of the simple node that tell what the picture is like: words, picture adapter, automatic."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 
 PROMPT = "a cat in a red hat"
 SLOTS = ("style", "palette", "light", "background", "composition")
-MODES = ("automatic", "describe", "picture adapter")
+WAYS = ("automatic", "words", "picture adapter")
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +61,18 @@ def states(output) -> torch.Tensor:
 @pytest.fixture
 def writing(part, monkeypatch):
     """How often Qwen3-VL is asked to write."""
-    host, asked = part("nodes.host.encoders"), []
+    host, asked = part("nodes.steering"), []
     plain = host.write_words
 
     def count(*arguments, **options):
         asked.append(arguments)
         return plain(*arguments, **options)
 
-    monkeypatch.setattr(part("nodes.host.encoders"), "write_words", count)
+    monkeypatch.setattr(host, "write_words", count)
     return asked
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", WAYS)
 def test_strength_0_and_no_picture_are_the_words_bit_for_bit(mode, steer, run, text_clip, core_text, writing):
     expected = core_text(PROMPT)[0][0]
     assert torch.equal(states(steer(mode, 0.0)), expected)
@@ -79,21 +81,21 @@ def test_strength_0_and_no_picture_are_the_words_bit_for_bit(mode, steer, run, t
 
 
 def test_described_at_strength_1_is_core_s_encoding_of_prompt_and_words(steer, part, writer, picture, core_text, told):
-    told_node = part("nodes.told")
+    settings = part("vl_core.steering.settings").Settings()
     words = part("nodes.host.encoders").write_words(
-        writer, {"image0": picture}, told_node.LOOK, max_tokens=told_node.LONGEST
+        writer, {"image0": picture}, settings.taken.instruction, max_tokens=settings.longest
     ).words
-    output = steer("describe", 1.0)
+    output = steer("words", 1.0)
     assert torch.equal(states(output), core_text(part("vl_core.encoder.writing").append_words(PROMPT, words))[0][0])
     assert words in told(output)
 
 
 def test_between_0_and_1_the_prompts_own_tokens_stay_and_the_rest_comes_in(steer, core_text):
-    plain, whole = core_text(PROMPT)[0][0], states(steer("describe", 1.0))
+    plain, whole = core_text(PROMPT)[0][0], states(steer("words", 1.0))
     own = plain.shape[1] - 5
     tails = []
     for strength in (0.1, 0.4, 0.8):
-        found = states(steer("describe", strength))
+        found = states(steer("words", strength))
         assert found.shape == whole.shape
         torch.testing.assert_close(found[:, :own], whole[:, :own])
         tails.append(float((found - whole).norm()))
@@ -103,7 +105,7 @@ def test_between_0_and_1_the_prompts_own_tokens_stay_and_the_rest_comes_in(steer
 @pytest.mark.parametrize("strength", [0.4, 1.0, 1.5])
 def test_both_encoders_tell_the_same(strength, loaders, steer, run, text_clip, fitted, picture, shuffled, told):
     loaded, shown = loaders(-1), {"image0": picture, "image1": shuffled}
-    for mode in ("describe", "picture adapter"):
+    for mode in ("words", "picture adapter"):
         ours = steer(mode, strength, picture, shuffled, adapter=fitted)
         theirs = run("Condition", text_clip, loaded, PROMPT, strength, mode, images=shown, adapter=fitted)
         torch.testing.assert_close(states(theirs), states(ours), rtol=1e-4, atol=1e-4)
@@ -112,28 +114,29 @@ def test_both_encoders_tell_the_same(strength, loaders, steer, run, text_clip, f
 
 def test_an_encoder_without_its_last_blocks_cannot_describe_and_is_told_how_to(loaders, run, text_clip, picture):
     with pytest.raises(ValueError, match=r"describing needs all .* Load it again with `deepest layer` -1"):
-        run("Condition", text_clip, loaders(-3), PROMPT, 0.5, "describe", images={"image0": picture})
+        run("Condition", text_clip, loaders(-3), PROMPT, 0.5, "words", images={"image0": picture})
 
 
 def test_another_picture_is_told_in_other_words_and_the_same_one_is_told_once(steer, shuffled, picture, writing, told):
-    first, again = steer("describe", 0.3), steer("describe", 0.9)
+    first, again = steer("words", 0.3), steer("words", 0.9)
     assert len(writing) <= 1  # an earlier test may have had it described
     assert "described before" in told(again)
-    assert told(again).splitlines()[0] == told(first).splitlines()[0]  # the words
+    ours, theirs = (told(output).split(" Added to your prompt")[0] for output in (again, first))
+    assert ours == theirs and ours.startswith("Qwen3-VL saw: ")
     changed = picture.clone()
     changed[0, 0, 0, 0] = 1 - changed[0, 0, 0, 0]
     count = len(writing)
-    steer("describe", 0.9, changed)
+    steer("words", 0.9, changed)
     assert len(writing) == count + 1
-    assert states(steer("describe", 0.3, shuffled)).shape != states(first).shape or not torch.allclose(
-        states(steer("describe", 0.3, shuffled)), states(first)
+    assert states(steer("words", 0.3, shuffled)).shape != states(first).shape or not torch.allclose(
+        states(steer("words", 0.3, shuffled)), states(first)
     )
 
 
 def test_a_host_that_keeps_nothing_describes_anew(steer, writing, part, monkeypatch):
     monkeypatch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)
-    steer("describe", 0.4)
-    steer("describe", 0.6)
+    steer("words", 0.4)
+    steer("words", 0.6)
     assert len(writing) == 2
 
 
@@ -150,17 +153,25 @@ def test_the_adapter_is_that_of_apply_picture_adapter(steer, fitted, run, writer
 
 
 def test_automatic_takes_the_adapter_for_what_it_knows_and_words_for_the_rest(steer, fitted, told, part, monkeypatch):
-    for familiar, way in ((True, "picture adapter, which knows"), (False, "describe, because the adapter has not")):
+    known = part("vl_core.adapters.familiarity").Familiarity
+    report = replace(fitted.report, r2=0.9)  # fitted on noise: its own is far below
+    good = replace(fitted, map=replace(fitted.map, report=report))
+    for familiar, line in (
+        (True, "automatic: picture adapter"),
+        (False, "automatic: words, because the picture adapter has not seen pictures like this"),
+    ):
         with monkeypatch.context() as patch:
-            known = part("vl_core.adapters.familiarity").Familiarity
             patch.setattr(known, "familiar", property(lambda self, familiar=familiar: familiar))
-            output = steer("automatic", 0.5, adapter=fitted)
-            assert f"automatic: {way}" in told(output)
-            other = steer("picture adapter" if familiar else "describe", 0.5, adapter=fitted)
+            output = steer("automatic", 0.5, adapter=good)
+            assert line in told(output).splitlines()
+            other = steer("picture adapter" if familiar else "words", 0.5, adapter=good)
             assert torch.equal(states(output), states(other))
             if not familiar:
-                assert "mode describe needs none" in told(steer("picture adapter", 0.5, adapter=fitted))
-    assert "describe, because no adapter is connected" in told(steer("automatic"))
+                assert "The way words needs none." in told(steer("picture adapter", 0.5, adapter=good))
+    assert "automatic: words, because no picture adapter is connected" in told(steer("automatic"))
+    weak = steer("automatic", 0.5, adapter=fitted)
+    assert "automatic: words, because the picture adapter's fit is weak (held-out R²" in told(weak)
+    assert torch.equal(states(weak), states(steer("words", 0.5)))
 
 
 def test_fits_of_this_pack_do_not_hang_on_the_prompt(fitted, part, writer, picture):
@@ -173,7 +184,7 @@ def test_fits_of_this_pack_do_not_hang_on_the_prompt(fitted, part, writer, pictu
 def test_timing_and_masks_work_in_every_mode(steer, fitted, core_text, picture):
     mask = torch.zeros(1, 64, 96)
     mask[:, :32, :48] = 1
-    for mode in MODES:
+    for mode in WAYS:
         options = {"adapter": fitted, "start_percent": 0.25}
         entries = steer(mode, 0.5, **options)[0]
         assert len(entries) == 2
@@ -186,13 +197,11 @@ def test_timing_and_masks_work_in_every_mode(steer, fitted, core_text, picture):
 @pytest.mark.parametrize(
     ("mode", "strength", "options", "message"),
     [
-        ("describe", -0.5, {}, "strength: expected 0 to 1.5 with describe, got -0.5. To push away"),
-        ("automatic", 2.0, {}, "strength: expected 0 to 1.5 with automatic"),
-        ("picture adapter", 4.0, {}, "strength: expected -3 to 3 with picture adapter"),
-        ("picture adapter", 0.5, {}, "adapter: picture adapter needs one"),
+        ("picture adapter", 0.5, {}, "adapter: the way picture adapter needs one, got none"),
+        ("words", float("nan"), {}, "strength: expected a number from -3 to 3, got nan"),
         ("picture adapter", 0.5, {"adapter_file": "x.safetensors"}, "adapter_file: expected one of"),
-        ("describe", 0.5, {"weights": "0.5"}, "weights: expected 0 or 1 with describe"),
-        ("tell", 0.5, {}, "mode: expected one of automatic, describe"),
+        ("words", 0.5, {"weights": "0.5"}, "weights: expected 0 or 1 with words"),
+        ("tell", 0.5, {}, "mode: expected one of automatic, words, picture adapter"),
     ],
 )
 def test_mistakes_are_named(mode, strength, options, message, steer):
@@ -200,15 +209,32 @@ def test_mistakes_are_named(mode, strength, options, message, steer):
         steer(mode, strength, **options)
 
 
+@pytest.mark.parametrize(
+    ("mode", "strength", "used", "line"),
+    [
+        ("words", 2.0, 1.5, "Strength 2 is outside 0 to 1.5, which words takes: 1.5 was used."),
+        ("automatic", 3.0, 1.5, "Strength 3 is outside 0 to 1.5, which automatic takes: 1.5 was used."),
+        ("aligned blend", 1.2, 1.0, "Strength 1.2 is outside 0 to 1, which aligned blend takes: 1 was used."),
+        ("picture adapter", 4.0, 3.0, "Strength 4 is outside -3 to 3, which picture adapter takes: 3 was used."),
+        ("words", -0.5, 0.0, "To push away from the picture choose the way picture adapter."),
+    ],
+)
+def test_a_strength_out_of_a_ways_range_is_brought_into_it_and_said(mode, strength, used, line, steer, fitted, told):
+    output = steer(mode, strength, adapter=fitted)
+    assert line in told(output)
+    assert torch.equal(states(output), states(steer(mode, used, adapter=fitted)))
+    assert ("Words only: strength 0." in told(output)) == (used == 0)
+
+
 def test_a_picture_of_weight_0_is_not_described(steer, picture, shuffled):
     assert torch.equal(
-        states(steer("describe", 0.5, picture, shuffled, weights="1, 0")), states(steer("describe", 0.5, picture))
+        states(steer("words", 0.5, picture, shuffled, weights="1, 0")), states(steer("words", 0.5, picture))
     )
 
 
 def test_masks_that_pick_tokens_and_weights_below_0_are_refused(steer, fitted):
     mask = torch.ones(1, 64, 96)
     with pytest.raises(ValueError, match="Choose crop to the box"):
-        steer("describe", 0.5, masks={"mask0": mask}, mask_use="keep covered tokens")
-    with pytest.raises(ValueError, match="weights: expected 0 or more with picture adapter"):
+        steer("words", 0.5, masks={"mask0": mask}, mask_use="keep covered tokens")
+    with pytest.raises(ValueError, match="weights: expected 0 or more with a picture adapter"):
         steer("picture adapter", 0.5, weights="-1", adapter=fitted)
