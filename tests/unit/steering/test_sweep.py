@@ -1,11 +1,9 @@
-"""Settings and sweeps: every cell is what its label says, equal ids are equal pictures, nothing is swept in vain."""
+"""Sweeps: every cell is what its label says, equal ids are equal pictures, nothing is swept in vain."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from dataclasses import fields, replace
 from itertools import product
 
 import pytest
@@ -14,12 +12,11 @@ from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
-from vl_core import blend, image_delta, mask_outlier_dimensions, normalize, select_tokens
-from vl_core.states.layout import TokenLayout, TokenRole, insert_pictures, text_layout
+from vl_core.states.layout import insert_pictures, text_layout
 from vl_core.states.statistics import ReferenceStatistics
 from vl_core.states.vl_states import VLStates
-from vl_core.steering.modes import MODES, ModeSettings, condition
-from vl_core.steering.settings import BLENDS, FIELDS, METHODS, Field, Settings
+from vl_core.steering.fields import Field
+from vl_core.steering.settings import OPEN_BLEND, Settings
 from vl_core.steering.sweep import (
     MAX_CELLS,
     MAX_SEED,
@@ -32,6 +29,7 @@ from vl_core.steering.sweep import (
     parse_values,
     show_value,
 )
+from vl_core.steering.way import Given, Readings, Steered, Text
 
 WIDTH, GRID, BLOCKS = 24, (4, 6), 8
 IDS = [151644, 872, 198, 64, 8251, 304, 151645, 198, 151644, 77091, 198]  # user header, three words, tail
@@ -57,212 +55,25 @@ SEEN, BLIND = reading(2), reading(3)
 REFERENCE = ReferenceStatistics.of(random(300, WIDTH, seed=4) * torch.linspace(0.5, 2, WIDTH) + 1)
 
 
+def settings_of(**values) -> Settings:
+    """Settings of the open blend unless they name a way."""
+    return Settings.from_dict({"method": "aligned", "alpha": 0.5, **values})
+
+
+def acted(settings: Settings, seen: VLStates = SEEN, reference: ReferenceStatistics | None = REFERENCE):
+    """What comes of settings whose way mixes states."""
+    text = Text(TEXT, LAYOUT)
+    if settings.strength == 0:
+        return Steered(TEXT, LAYOUT, (), text)
+    return settings.row.act(text, Readings(seen=seen, muted=BLIND, statistics=(reference,)), settings, Given())
+
+
 def applied(settings: Settings) -> torch.Tensor:
-    return settings.apply(TEXT, LAYOUT, SEEN, BLIND, REFERENCE)[0]
+    return acted(settings).states
 
 
 def plan_of(*axes: tuple[str, str], base: Settings | dict | None = None, **options) -> Plan:
-    return make_plan([parse_axis(*axis) for axis in axes], base or Settings(), **options)
-
-
-# --- settings ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_table_of_fields_is_the_dataclass():
-    assert list(FIELDS) == [field.name for field in fields(Settings)]
-
-
-def test_defaults_are_a_blend_of_the_same_words_at_the_layer_z_image_reads():
-    expected, _ = blend(TEXT, SEEN.at(-2)[0], 0.5, text_layout=LAYOUT, vl_layout=SEEN.layout)
-    assert torch.equal(applied(Settings()), expected)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_strength_zero_is_the_text_itself_whatever_the_method(method):
-    states, layout, report = Settings(method, alpha=0).apply(TEXT, LAYOUT, SEEN)
-    assert states is TEXT and layout is LAYOUT
-    assert "words only" in report
-
-
-@pytest.mark.parametrize("method", BLENDS)
-@pytest.mark.parametrize("sinks", ["exclude", "include"])
-def test_a_blend_is_the_stages_of_the_nodes_one_after_another(method, sinks):
-    settings = Settings(
-        method, 0.6, -4, "text" if method == "aligned" else "all", outlier_mode="clamp", outlier_threshold=3,
-        normalization="per_dim", sinks=sinks, space="slerp", antialias=False,
-    )
-    x, layout = select_tokens(*SEEN.at(-4), settings.tokens)
-    x, _ = mask_outlier_dimensions(x, 3, "clamp", reference=REFERENCE, sinks=sinks)
-    x, _ = normalize(x, "per_dim", REFERENCE, sinks=sinks)
-    expected, info = blend(
-        TEXT, x, 0.6, method, "slerp", text_layout=LAYOUT, vl_layout=layout, sinks=sinks, antialias=False
-    )
-    states, mixed_layout, report = settings.apply(TEXT, LAYOUT, SEEN, reference=REFERENCE)
-    assert torch.equal(states, expected)
-    assert mixed_layout.token_ids.tolist() == info.layout.token_ids.tolist()
-    assert info.describe() in report and "layer -4" in report
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_mode_is_what_the_simple_node_does(mode):
-    layer = MODES[mode].layer
-    expected, _, report = condition(TEXT, LAYOUT, SEEN, layer, mode, 0.5, muted=BLIND)
-    states, _, told = Settings(mode).apply(TEXT, LAYOUT, SEEN, BLIND)
-    assert torch.equal(states, expected)
-    assert told == report
-
-
-def test_image_delta_takes_its_own_strength_where_one_is_given():
-    expected, _ = image_delta(
-        TEXT, SEEN.at(-2)[0], BLIND.at(-2)[0], -1.5, text_layout=LAYOUT, vl_layout=SEEN.layout, rank=2
-    )
-    assert torch.equal(applied(Settings("image delta", 0.3, delta_strength=-1.5, rank=2)), expected)
-    assert torch.equal(applied(Settings("image delta", -1.5, rank=2)), expected)
-    assert applied(Settings("image delta", 0.3, delta_strength=0)) is TEXT
-
-
-@pytest.mark.parametrize("downsample", [1, 2, 3])
-def test_append_pools_last_and_the_others_first(downsample):
-    appended = applied(Settings("append", tokens="image_no_markers", downsample=downsample))
-    rows, columns = (-(-side // downsample) for side in GRID)
-    assert len(appended) == len(IDS) + rows * columns
-    pooled, layout = select_tokens(*SEEN.at(-2), "image", downsample=downsample)
-    expected, _ = blend(TEXT, pooled, 0.5, "resample", text_layout=LAYOUT, vl_layout=layout)
-    assert torch.equal(applied(Settings("resample", tokens="image", downsample=downsample)), expected)
-
-
-def test_outliers_of_image_tokens_only_leave_the_words_as_they_are():
-    changed = dict(outlier_mode="zero", outlier_threshold=2, tokens="all")
-    plain = applied(Settings())
-    idle = Settings(**changed, outlier_scope="image tokens")
-    assert torch.equal(applied(idle), plain)
-    assert idle.effective() == Settings().effective() and not idle.needs_reference
-    assert not torch.equal(applied(Settings(**changed)), plain)
-    scaled = Settings(normalization="global", space="raw")  # its std is over all tokens
-    assert not torch.allclose(applied(replace(scaled, **changed, outlier_scope="image tokens")), applied(scaled))
-
-
-def test_the_aligned_mode_looks_for_outliers_in_the_tokens_it_mixes():
-    plain, masked = (Settings("blend aligned", outlier_mode=mode, outlier_threshold=2) for mode in ("none", "zero"))
-    expected, *_ = condition(
-        TEXT, LAYOUT, SEEN, -2, "blend aligned", 0.5, reference=REFERENCE,
-        settings=ModeSettings(outliers="zero", outlier_threshold=2),
-    )
-    assert torch.equal(applied(masked), expected) and not torch.equal(applied(plain), expected)
-    assert torch.equal(expected, applied(Settings("aligned", outlier_mode="zero", outlier_threshold=2)))
-    assert masked.needs_reference and not plain.needs_reference
-
-
-@pytest.mark.parametrize("settings", [
-    Settings(normalization="per_dim"), Settings(normalization="global"), Settings(outlier_mode="clamp"),
-    Settings("blend aligned", normalization="global", target_std=61), Settings("append picture", outlier_mode="zero"),
-], ids=lambda settings: f"{settings.method} {settings.normalization} {settings.outlier_mode}")  # fmt: skip
-def test_a_missing_reference_is_asked_for(settings):
-    assert settings.needs_reference
-    with pytest.raises(ValueError, match=r"reference: normalization .* got none"):
-        settings.apply(TEXT, LAYOUT, SEEN)
-
-
-@pytest.mark.parametrize("settings", [
-    Settings(normalization="global", target_std=61), Settings(), Settings("blend as published"),
-    Settings("image delta", normalization="per_dim"), Settings(alpha=0, normalization="per_dim"),
-], ids=lambda settings: f"{settings.method} {settings.normalization} {settings.alpha}")  # fmt: skip
-def test_no_reference_is_asked_for_where_none_is_used(settings):
-    assert not settings.needs_reference
-    settings.apply(TEXT, LAYOUT, SEEN, BLIND)
-
-
-@pytest.mark.parametrize(("values", "message"), [
-    ({"alpha": 1.2}, r"alpha: expected 0 \(words only\) to 1 with aligned, got 1.2"),
-    ({"alpha": float("nan")}, "alpha: expected a number from -3 to 3, got nan"),
-    ({"method": "append picture", "alpha": -1}, "strength: expected 0"),
-    ({"method": "cut"}, "method: expected one of aligned, resample"),
-    ({"layer": -2.5}, "layer: expected a whole number from -37 to 0, got -2.5"),
-    ({"layer": 1}, "layer: expected a whole number from -37 to 0, got 1"),
-    ({"tokens": "image"}, "tokens: expected all or text with aligned"),
-    ({"outlier_threshold": 0.5}, "outlier_threshold: expected a number from 1 to 1000"),
-    ({"downsample": True}, "downsample: expected a whole number"),
-    ({"antialias": 1}, "antialias: expected true or false, got 1"),
-    ({"rank": float("inf")}, "rank: expected a whole number"),
-    ({"delta_strength": 4}, "delta_strength: expected a number from -3 to 3"),
-    ({"space": None}, "space: expected one of dit, raw, slerp, got None"),
-], ids=lambda value: str(value)[:40])  # fmt: skip
-def test_settings_that_cannot_be_are_refused(values, message):
-    with pytest.raises(ValueError, match=message):
-        Settings(**values)
-
-
-def test_settings_survive_json_and_refuse_what_they_do_not_know():
-    settings = Settings("image delta", -1, -6, delta_strength=2, rank=3, remove_prompt_direction=True)
-    assert Settings.from_dict(json.loads(json.dumps(settings.as_dict()))) == settings
-    assert Settings.from_dict({}) == Settings()
-    with pytest.raises(ValueError, match=r"settings: expected only method, .* got 'treshold'"):
-        Settings.from_dict({"treshold": 3})
-
-
-def values_of(name: str) -> st.SearchStrategy:
-    field = FIELDS[name]
-    if field.kind is bool:
-        return st.booleans()
-    if field.choices:
-        return st.sampled_from(field.choices)
-    small = {
-        "alpha": [-1.0, 0.0, 0.3, 1.0], "layer": [0, -2, -6], "downsample": [1, 2], "outlier_threshold": [2.0, 5.0],
-        "outlier_gamma": [0.5, 1.0], "target_std": [0.0, 5.0], "delta_strength": [None, -1.0, 0.0, 2.0], "rank": [0, 2],
-    }
-    return st.sampled_from(small[name])
-
-
-@st.composite
-def any_settings(draw) -> Settings:
-    values = {name: draw(values_of(name)) for name in FIELDS}
-    if values["method"] == "aligned":
-        values["tokens"] = draw(st.sampled_from(["all", "text"]))
-    if values["method"] != "image delta":
-        values["alpha"] = abs(values["alpha"])
-    return Settings(**values)
-
-
-@given(any_settings(), st.data())
-@budget(max_examples=150, deadline=None)
-def test_settings_of_equal_effect_give_equal_states(settings, data):
-    """What ``effective`` leaves out makes no difference: otherwise a sweep would show one picture for two recipes."""
-    name = data.draw(st.sampled_from(list(FIELDS)))
-    try:
-        other = replace(settings, **{name: data.draw(values_of(name))})
-    except ValueError:
-        return
-    if other.effective() == settings.effective():
-        assert torch.equal(applied(other), applied(settings))
-
-
-SHOWING = {  # a setting under which each field makes a difference, and another value of it
-    "method": ({}, "resample"), "alpha": ({}, 0.7), "layer": ({}, -6),
-    "tokens": ({"method": "resample"}, "image"), "downsample": ({"method": "append"}, 2), "space": ({}, "raw"),
-    "outlier_mode": ({}, "zero"), "outlier_threshold": ({"outlier_mode": "clamp"}, 5),
-    "outlier_direction": ({"outlier_mode": "zero", "outlier_threshold": 2}, "under"),
-    "outlier_scope": ({"outlier_mode": "zero", "method": "resample"}, "image tokens"),
-    "outlier_gamma": ({"outlier_mode": "scale", "outlier_threshold": 2}, 1.0), "normalization": ({}, "per_dim"),
-    "target_std": ({"normalization": "global", "space": "raw"}, 61.0),
-    "delta_strength": ({"method": "image delta"}, 1.0), "append_position": ({"method": "append"}, "before_tail"),
-    "remove_prompt_direction": ({"method": "image delta"}, True), "rank": ({"method": "image delta"}, 2),
-    "sinks": ({"normalization": "per_dim"}, "include"), "antialias": ({"method": "resample"}, False),
-}
-
-
-@pytest.mark.parametrize("name", FIELDS)
-def test_every_field_changes_the_states_somewhere_and_then_counts_as_effective(name):
-    around, value = SHOWING[name]
-    before = Settings(**around)
-    after = replace(before, **{name: value})
-    assert before.effective() != after.effective()
-    seen = SEEN
-    if name == "sinks":  # a token hundreds of times larger, where the text has its own
-        states = SEEN.states.clone()
-        states[:, 0] *= 300
-        seen = replace(SEEN, states=states)
-    pair = [one.apply(TEXT, LAYOUT, seen, BLIND, REFERENCE)[0] for one in (before, after)]
-    assert not torch.equal(*pair)
+    return make_plan([parse_axis(*axis) for axis in axes], base or {"method": "aligned", "alpha": 0.5}, **options)
 
 
 # --- values as people write them --------------------------------------------------------------------------------------
@@ -303,24 +114,24 @@ def test_words_switches_and_names_with_spaces():
     assert parse_axis("method", "blend as published, aligned").values == ("blend as published", "aligned")
     assert parse_axis("antialias", "on, False").values == (True, False)
     assert [axis_name(name) for name in ("Outlier Mode", "strength", "threshold", "delta-strength")] == [
-        "outlier_mode", "alpha", "outlier_threshold", "delta_strength"
+        "outlier_mode", "strength", "outlier_threshold", "delta_strength"
     ]
 
 
 @pytest.mark.parametrize(("name", "text", "message"), [
-    ("tresh", "1", "axis: expected one of method, alpha, .* got 'tresh'"),
-    ("alpha", "", "alpha: expected at least one value, such as 0, 0.3, 1"),
-    ("alpha", " , ", "alpha: expected at least one value"),
-    ("alpha", "0.3, 0.30", "alpha: expected every value once, got 0.3 more often"),
-    ("alpha", "0, 5", "alpha: expected a number from -3 to 3, got 5"),
-    ("alpha", "a", "alpha: expected a number or a range .* got 'a'"),
+    ("tresh", "1", "axis: expected one of way, take, strength, .* got 'tresh'"),
+    ("alpha", "", "strength: expected at least one value, such as 0, 0.3, 1"),
+    ("alpha", " , ", "strength: expected at least one value"),
+    ("alpha", "0.3, 0.30", "strength: expected every value once, got 0.3 more often"),
+    ("alpha", "0, 5", "strength: expected a number from -3 to 3, got 5"),
+    ("alpha", "a", "strength: expected a number or a range .* got 'a'"),
     ("alpha", "nan", "expected a number or a range"),
     ("alpha", "inf", "expected a number or a range"),
     ("alpha", "1e999999", "expected a number or a range"),
-    ("alpha", "0:1", "alpha: expected a step as well, such as 0:1:0.1"),
-    ("alpha", "0:1:-0.1", "alpha: expected a step that leads from 0 to 1, got -0.1"),
+    ("alpha", "0:1", "strength: expected a step as well, such as 0:1:0.1"),
+    ("alpha", "0:1:-0.1", "strength: expected a step that leads from 0 to 1, got -0.1"),
     ("alpha", "0:1:0", "expected a step that leads from 0 to 1, got 0"),
-    ("alpha", "0:1:0.000001", "alpha: expected at most 256 values"),
+    ("alpha", "0:1:0.000001", "strength: expected at most 256 values"),
     ("alpha", "0:1:0.1:2", "expected a number or a range"),
     ("layer", "-2.5", "layer: expected a whole number from -37 to 0, got -2.5"),
     ("tokens", "words", "tokens: expected one of all, text, .* got 'words'"),
@@ -341,7 +152,7 @@ def test_any_text_is_read_or_refused_with_a_value_error(text):
             axis = parse_axis(name, text)
         except ValueError:
             continue
-        assert all(SWEPT[name].check(name, value) == value for value in axis.values)
+        assert all(SWEPT[axis.name].check(name, value) == value for value in axis.values)
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -349,13 +160,12 @@ def test_any_text_is_read_or_refused_with_a_value_error(text):
 
 def test_cells_are_every_combination_once_the_first_axis_moving_fastest():
     plan = plan_of(("alpha", "0.2, 0.4, 0.6"), ("layer", "-2, -6"), ("seed", "7, 8"))
-    assert [(cell.settings.alpha, cell.settings.layer, cell.seed) for cell in plan.cells] == [
+    assert [(cell.settings.strength, cell.settings.layer, cell.seed) for cell in plan.cells] == [
         (alpha, layer, seed) for seed, layer, alpha in product((7, 8), (-2, -6), (0.2, 0.4, 0.6))
     ]
     assert [cell.place for cell in plan.cells[:4]] == [(0, 0, 0), (1, 0, 0), (2, 0, 0), (0, 1, 0)]
     assert plan.shape == (2, 2, 3)
-    assert plan.cells[4].label == "alpha 0.4, layer -6, seed 7"
-    assert plan.layers == (-6, -2)
+    assert plan.cells[4].label == "strength 0.4, layer -6, seed 7"
 
 
 def test_pages_hold_rows_of_columns():
@@ -367,7 +177,7 @@ def test_pages_hold_rows_of_columns():
     assert [cell for _, table in pages for row in table for cell in row] == list(plan.cells)
     _, table = pages[2]
     assert {(cell.seed, cell.settings.space) for row in table for cell in row} == {(7, "raw")}
-    assert [[(cell.settings.alpha, cell.settings.layer) for cell in row] for row in table] == [
+    assert [[(cell.settings.strength, cell.settings.layer) for cell in row] for row in table] == [
         [(0.2, layer), (0.4, layer)] for layer in (-2, -6, -8)
     ]
 
@@ -375,8 +185,8 @@ def test_pages_hold_rows_of_columns():
 @given(st.data())
 @budget(max_examples=60, deadline=None)
 def test_every_cell_has_what_its_label_says(data):
-    names = data.draw(st.permutations(["alpha", "layer", "space", "seed", "normalization"]))[:3]
-    written = {"alpha": "0.1:0.9:0.4", "layer": "-2,-3", "space": "dit,raw,slerp", "seed": "3:5",
+    names = data.draw(st.permutations(["strength", "layer", "space", "seed", "normalization"]))[:3]
+    written = {"strength": "0.1:0.9:0.4", "layer": "-2,-3", "space": "dit,raw,slerp", "seed": "3:5",
                "normalization": "none,rms"}  # fmt: skip
     plan = plan_of(*((name, written[name]) for name in names))
     assert len({cell.label for cell in plan.cells}) == len({cell.id for cell in plan.cells}) == len(plan.cells)
@@ -385,7 +195,7 @@ def test_every_cell_has_what_its_label_says(data):
         actual = {**cell.settings.as_dict(), "seed": cell.seed}
         assert told == {name: show_value(actual[name]) for name in names}
         assert {key: value for key, value in actual.items() if key not in names} == {
-            key: value for key, value in {**Settings().as_dict(), "seed": 0}.items() if key not in names
+            key: value for key, value in {**settings_of().as_dict(), "seed": 0}.items() if key not in names
         }
 
 
@@ -427,7 +237,7 @@ def test_what_a_plan_carries_besides_is_on_every_cell_and_may_be_an_axis():
 def test_an_id_is_the_picture_not_the_place():
     narrow, wide = plan_of(("alpha", "0.2, 0.4")), plan_of(("alpha", "0.1:0.5:0.1"), ("layer", "-6, -2"))
     assert {cell.id for cell in narrow.cells} < {cell.id for cell in wide.cells}
-    named = plan_of(("alpha", "0.2, 0.4"), base=Settings(layer=-2))  # 0 is the method's own, which is -2
+    named = plan_of(("alpha", "0.2, 0.4"), base=settings_of(layer=-2))  # 0 is the method's own, which is -2
     assert [cell.id for cell in named.cells] == [cell.id for cell in narrow.cells]
     assert named.hash != narrow.hash
 
@@ -451,9 +261,9 @@ def test_a_plan_survives_json_and_its_hash_tells_plans_apart():
 
 
 def test_what_an_axis_replaces_does_not_matter():
-    assert plan_of(("alpha", "0.2, 0.4"), base=Settings(alpha=0.9)) == plan_of(("alpha", "0.2, 0.4"))
+    assert plan_of(("alpha", "0.2, 0.4"), base=settings_of(alpha=0.9)) == plan_of(("alpha", "0.2, 0.4"))
     plan = plan_of(("method", "image delta"), base={"alpha": -1.5})
-    assert plan.cells[0].settings == Settings("image delta", -1.5)
+    assert plan.cells[0].settings == Settings("research: image delta", strength=-1.5)
 
 
 @pytest.mark.parametrize("text", [
@@ -468,18 +278,19 @@ def test_what_is_no_plan_is_refused(text):
 
 @pytest.mark.parametrize(("axes", "base", "message"), [
     ([("alpha", "0:1:0.01"), ("layer", "-2:-6")], {}, r"axes: expected at most 256 cells, got 101 × 5 = 505"),
-    ([("alpha", "0.1"), ("strength", "0.2")], {}, "axis: expected every setting on one axis, got alpha on 2"),
+    ([("alpha", "0.1"), ("strength", "0.2")], {}, "axis: expected every setting on one axis, got strength on 2"),
     ([("tokens", "all, image")], {}, "tokens: expected all or text with aligned.* In the cell tokens image"),
-    ([("alpha", "0.5, 2")], {}, "with aligned, got 2. In the cell alpha 2"),
+    ([("alpha", "0.5, 2")], {}, "with open blend, got 2.* In the cell strength 2"),
     ([("outlier mode", "none"), ("threshold", "5, 10")], {},
      "outlier threshold: makes no difference to any cell, because the outlier mode is none"),
-    ([("space", "dit, raw")], {"method": "append"}, "space: makes no difference .* method append does not use it"),
+    ([("space", "dit, raw")], {"method": "append"}, "space: makes no difference .* append does not use it"),
     ([("layer", "-2, -6")], {"alpha": 0}, "layer: makes no difference .* every strength is 0"),
-    ([("outlier mode", "zero, clamp")], {"outlier_scope": "image tokens"},
+    ([("outlier mode", "zero, clamp")], {"method": "aligned", "outlier_scope": "image tokens"},
      "outlier mode: makes no difference .* in image tokens only and the method mixes words only"),
-    ([("threshold", "2, 3")], {"outlier_mode": "zero", "outlier_scope": "image tokens"}, "in image tokens only"),
-    ([("delta strength", "1, 2")], {}, "delta strength: makes no difference .* method aligned does not use it"),
-    ([("alpha", "1, 2")], {"method": "image delta", "delta_strength": 1.0}, "alpha: makes no difference"),
+    ([("threshold", "2, 3")], {"method": "aligned", "outlier_mode": "zero", "outlier_scope": "image tokens"},
+     "in image tokens only"),
+    ([("delta strength", "1, 2")], {}, "delta strength: makes no difference .* aligned does not use it"),
+    ([("layer", "-2, -6")], {"way": "words"}, "layer: makes no difference .* words does not use it"),
 ], ids=lambda value: str(value)[:30])  # fmt: skip
 def test_plans_that_cannot_be_or_show_nothing_are_refused(axes, base, message):
     with pytest.raises(ValueError, match=message):
@@ -487,10 +298,10 @@ def test_plans_that_cannot_be_or_show_nothing_are_refused(axes, base, message):
 
 
 def test_axes_and_extras_are_checked_by_name():
-    with pytest.raises(ValueError, match=r"axis: expected one of method, .* got 'prompt'"):
+    with pytest.raises(ValueError, match=r"axis: expected one of way, .* got 'prompt'"):
         make_plan([Axis("prompt", ("a", "b"))])
-    with pytest.raises(ValueError, match="extra: expected names that no setting has, got alpha"):
-        make_plan([], extra={"alpha": 1})
+    with pytest.raises(ValueError, match="extra: expected names that no setting has, got strength"):
+        make_plan([], extra={"strength": 1})
     with pytest.raises(ValueError, match="seed: expected a whole number"):
         make_plan([], seed=-1)
 
@@ -499,17 +310,16 @@ def test_more_cells_are_allowed_on_request():
     assert len(plan_of(("alpha", "0:1:0.01"), ("layer", "-2:-6"), limit=505).cells) == 505 > MAX_CELLS
 
 
-def test_a_plan_knows_what_has_to_be_read_for_it():
-    plan = plan_of(("method", "aligned, image delta, blend as published"), ("alpha", "0, 0.5"))
-    assert plan.layers == (-6, -2) and plan.needs_muted and not plan.needs_reference
-    assert plan_of(("normalization", "none, per_dim")).needs_reference
-    words = plan_of(("seed", "1, 2"), base=Settings("image delta", 0))
-    assert words.layers == () and not words.needs_muted
+def test_ways_and_takes_are_axes():
+    plan = plan_of(("way", "words, aligned blend"), ("take", "style, colours"), base={})
+    assert [(cell.settings.way, cell.settings.take) for cell in plan.cells] == [
+        (way, take) for take in ("style", "colours") for way in ("words", "aligned blend")
+    ]
+    assert len(plan.unique) == 5
 
 
-def test_layouts_of_pictures_are_needed_only_by_what_pools_them():
-    blind = VLStates(SEEN.states[:, : len(IDS)], SEEN.layers, BLOCKS, LAYOUT)
-    Settings("append", downsample=4).apply(TEXT, LAYOUT, blind)
-    Settings("resample", downsample=4, outlier_mode="zero", outlier_scope="image tokens").apply(
-        TEXT, TokenLayout(torch.full((len(IDS),), TokenRole.TEXT), torch.tensor(IDS)), blind, reference=REFERENCE
-    )
+def test_a_method_names_a_way_or_a_blend_by_any_name_it_has_had():
+    plan = plan_of(("method", "append, append picture, aligned blend, describe"), base={})
+    assert [(cell.settings.way, cell.settings.method) for cell in plan.cells] == [
+        (OPEN_BLEND, "append"), ("appended tokens", "append"), ("aligned blend", "append"), ("words", "append")
+    ]
