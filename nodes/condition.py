@@ -158,7 +158,8 @@ class ZImageVLCondition(io.ComfyNode):
         entries = entries_of(outcome, settings.window)
         check_conditioning(entries, "clip")
         if not outcome.way:
-            return io.NodeOutput(entries, ui=report(f"Words only: {why_no_picture(settings.strength, images)}.", lines, clamped))
+            why = why_no_picture(settings.strength, images)
+            return io.NodeOutput(entries, ui=report(f"Words only: {why}.", lines, clamped))
         if settings.window != (0, 1):
             begin, end = settings.window
             clamped.append(f"It acts from {begin:.0%} to {end:.0%} of the steps, words only outside.")

@@ -87,7 +87,7 @@ def test_a_take_decides_what_is_written_and_how_the_picture_is_shown(
 
 
 @pytest.mark.parametrize("recipe", RETIRED)
-def test_every_retired_recipe_paints_something_else_than_the_words_and_says_its_numbers(recipe, steer, sample, text, told):
+def test_every_retired_recipe_paints_something_else_and_says_its_numbers(recipe, steer, sample, text, told):
     output = steer(recipe=recipe)
     painted = sample(output[0])
     assert painted.isfinite().all() and not torch.allclose(painted, sample(text), atol=1e-3)
@@ -113,7 +113,8 @@ def test_pushing_away_is_image_delta_below_zero(steer):
 
 def test_a_variation_appends_all_of_the_picture(steer):
     assert torch.equal(
-        steer(1.0, recipe="variation of the picture")[0][0][0], steer(1.0, mode="appended tokens", recipe="everything")[0][0][0]
+        steer(1.0, recipe="variation of the picture")[0][0][0],
+        steer(1.0, mode="appended tokens", recipe="everything")[0][0][0],
     )
 
 
@@ -188,7 +189,8 @@ def test_a_strength_that_a_recipe_cannot_have_is_brought_into_its_range_and_said
 def test_a_recipe_of_ones_own_cannot_bear_the_name_of_a_take(part, own, steer, told):
     own("colours.json", {"name": "colours", "meaning": "Mine.", "settings": {"way": "aligned blend"}})
     assert options_shown(part) == TAKES
-    assert "Recipe colours.json skipped: name: 'colours' is what can be taken" in told(steer(recipe="colours", mode="aligned blend"))
+    shown = told(steer(recipe="colours", mode="aligned blend"))
+    assert "Recipe colours.json skipped: name: 'colours' is what can be taken" in shown
 
 
 def test_several_references_go_through_a_recipe(steer, run, text_clip, native, picture, shuffled):

@@ -302,11 +302,10 @@ def test_a_negative_weight_in_image_delta_is_a_negative_strength(condition, pict
 
 @pytest.mark.parametrize("mode", MODES[:3])
 @pytest.mark.parametrize("strength", [-0.1, 1.5])
-def test_a_strength_the_way_does_not_take_is_brought_into_its_range_and_said(mode, strength, run, native, text_clip, told):
-    output = run("Condition", text_clip, native, PROMPT, strength, mode)
-    assert f"Strength {strength:g} is outside 0 to 1, which {mode} takes: {max(0, min(1, strength)):g} was used." in told(
-        output
-    )
+def test_a_strength_the_way_does_not_take_is_brought_into_its_range(mode, strength, run, native, text_clip, told):
+    shown = told(run("Condition", text_clip, native, PROMPT, strength, mode))
+    used = max(0, min(1, strength))
+    assert f"Strength {strength:g} is outside 0 to 1, which {mode} takes: {used:g} was used." in shown
 
 
 def test_the_host_is_told_before_anything_runs(part):
