@@ -238,3 +238,107 @@ def test_masks_that_pick_tokens_and_weights_below_0_are_refused(steer, fitted):
         steer("words", 0.5, masks={"mask0": mask}, mask_use="keep covered tokens")
     with pytest.raises(ValueError, match="weights: expected 0 or more with a picture adapter"):
         steer("picture adapter", 0.5, weights="-1", adapter=fitted)
+
+
+# --- kept words, schedules, old names ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["automatic", "words", "describe"])
+def test_kept_words_load_no_vision_model_and_nothing_is_written(way, run, text_clip, core_text, picture, writing, told):
+    for images in (None, {"image0": picture}):
+        output = run("Condition", text_clip, None, PROMPT, 1.0, way, images=images, words=" thick paint ")
+        assert torch.equal(states(output), core_text(f"{PROMPT}, thick paint")[0][0])
+        assert told(output).startswith("Your words: thick paint. Added to your prompt at strength 1.")
+    assert not writing
+
+
+def test_kept_words_come_before_an_adapter_that_has_no_picture(run, text_clip, core_text, fitted):
+    good = replace(fitted, map=replace(fitted.map, report=replace(fitted.report, r2=0.9)))
+    output = run("Condition", text_clip, None, PROMPT, 1.0, adapter=good, words="thick paint")
+    assert torch.equal(states(output), core_text(f"{PROMPT}, thick paint")[0][0])
+
+
+@pytest.mark.parametrize("empty", ["", "  ", None])
+def test_empty_words_are_none(empty, steer):
+    assert torch.equal(states(steer("words", 0.5, words=empty)), states(steer("words", 0.5)))
+
+
+@pytest.fixture
+def scheduled(text_clip):
+    """The text encoder under a LoRA that sets in half way, by core's own hook nodes."""
+    import comfy.hooks
+    from comfy_extras import nodes_hooks
+
+    name, weight = next(
+        (name, weight) for name, weight in text_clip.cond_stage_model.named_parameters()
+        if name.endswith("layers.0.mlp.gate_proj.weight")
+    )
+    drawn = torch.Generator().manual_seed(7)
+    lora = {
+        f"text_encoders.{name.removesuffix('.weight')}.{part}.weight": torch.randn(*shape, generator=drawn)
+        for part, shape in (("lora_up", (weight.shape[0], 2)), ("lora_down", (2, weight.shape[1])))
+    }
+    keyframes = None
+    for strength, start in ((0.0, 0.0), (1.0, 0.5)):
+        (keyframes,) = nodes_hooks.CreateHookKeyframe().create_hook_keyframe(strength, start, keyframes)
+    hooks = comfy.hooks.create_hook_lora(lora, 0.0, 1.0)
+    (hooks,) = nodes_hooks.SetHookKeyframes().set_hook_keyframes(hooks, keyframes)
+    return nodes_hooks.SetClipHooks().apply_hooks(text_clip, True, True, hooks)[0]
+
+
+@pytest.mark.parametrize("strength", [0.4, 1.0])
+def test_every_keyframe_of_a_clip_is_paired_with_its_own_described_entry(strength, scheduled, run, core_text, part):
+    output = run("Condition", scheduled, None, PROMPT, strength, words="thick paint")[0]
+    plain, whole = (core_text(prompt, scheduled) for prompt in (PROMPT, f"{PROMPT}, thick paint"))
+    assert len(output) == len(plain) == len(whole) == 2 and not torch.equal(whole[0][0], whole[1][0])
+    bring_in, tokens = part("vl_core.stages.description").bring_in, part("nodes.host.text_encoder").tokenize_text
+    layouts = [tokens(scheduled, prompt) for prompt in (PROMPT, f"{PROMPT}, thick paint")]
+    for (found, options), (own, _), (described, expected) in zip(output, plain, whole, strict=True):
+        mixed = described if strength == 1 else bring_in(own, layouts[0], described, layouts[1], strength)[0]
+        assert torch.equal(found, mixed)
+        assert {name: options.get(name) for name in ("clip_start_percent", "clip_end_percent", "start_percent")} == {
+            name: expected.get(name) for name in ("clip_start_percent", "clip_end_percent", "start_percent")
+        }
+        assert options["hooks"] is expected["hooks"] or options["hooks"].hooks == expected["hooks"].hooks
+
+
+def test_what_is_wired_in_is_none_before_the_run(part):
+    node = part("nodes.condition").ZImageVLCondition
+    assert node.validate_inputs() is True and node.validate_inputs(mode=None, recipe=None) is True
+    assert node.fingerprint_inputs(recipe=None, adapter_file=None, words=None, prompt=None) == node.fingerprint_inputs()
+
+
+OLD_NAMES = {"blend aligned": -6, "append picture": -2, "image delta": -2, "blend as published": -6, "describe": None}
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_a_workflow_saved_under_an_old_name_gives_what_the_stages_give_one_by_one(
+    old, run, text_clip, native, core_text, picture, part, monkeypatch
+):
+    check = part("nodes.condition").ZImageVLCondition.validate_inputs
+    assert check(mode=old, recipe="none", images={"image0": picture}) is True
+    found = part("vl_core.encoder.writing").Description("blue dusk", "blue dusk", 2, False)
+    monkeypatch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)  # keeps no words for other tests
+    monkeypatch.setattr(part("nodes.steering"), "write_words", lambda *_, **__: found)
+    text, images = core_text(PROMPT), {"image0": picture}
+    ours = run("Condition", text_clip, native, PROMPT, 0.5, old, images=images, recipe="none")[0]
+    layer = OLD_NAMES[old]
+    if old == "describe":
+        whole, tokens = core_text(f"{PROMPT}, blue dusk"), part("nodes.host.text_encoder").tokenize_text
+        layouts = [tokens(text_clip, prompt) for prompt in (PROMPT, f"{PROMPT}, blue dusk")]
+        bring_in = part("vl_core.stages.description").bring_in
+        expected = bring_in(text[0][0], layouts[0], whole[0][0], layouts[1], 0.5)[0]
+    elif old == "image delta":
+        expected = run("Delta", native, PROMPT, text, 0.5, images=images, layer=layer)[0][0][0]
+    else:
+        published = old == "blend as published"
+        tokens = {"append picture": "image_no_markers", "blend aligned": "all"}.get(old, "text")
+        seen = run("Encode", native, PROMPT, layer=layer, tokens=tokens, images=images)[0]
+        if published:
+            seen = run("Normalize", seen, {"mode": "global", "target_std": 61.0}, sinks="include")[0]
+        method = {
+            "blend aligned": {"method": "aligned", "alpha": 0.5},
+            "append picture": {"method": "append", "downsample": 2},
+        }.get(old, {"method": "resample", "alpha": 0.5, "space": "raw", "antialias": False})
+        expected = run("Blend", text, seen, method, **({"sinks": "include"} if published else {}))[0][0][0]
+    assert torch.equal(ours[0][0], expected)
