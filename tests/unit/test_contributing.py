@@ -52,7 +52,16 @@ def test_generate_offers_it_and_compare_plans_it(tree):
     planned = ran(
         tree, "-m", "vl_core", "compare", "-i", "red.png", "-p", "a cat", "--ways", WAY, "words", "--dry-run"
     )
-    assert WAY in planned
+    assert "2 way: 2 cells, 3 pictures to paint" in planned
+    (tree / "vl_core" / "steering" / "ways" / "mean_of_picture.py").rename(tree / "gone")
+    try:
+        unknown = subprocess.run(
+            [sys.executable, "-m", "vl_core", "compare", "-i", "red.png", "-p", "a cat", "--ways", WAY, "--dry-run"],
+            cwd=tree, capture_output=True, text=True, check=False,
+        )
+    finally:
+        (tree / "gone").rename(tree / "vl_core" / "steering" / "ways" / "mean_of_picture.py")
+    assert unknown.returncode and f"got '{WAY}'" in unknown.stderr
 
 
 def test_it_does_what_it_says(tree):
