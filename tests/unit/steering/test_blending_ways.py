@@ -282,6 +282,12 @@ def test_a_name_that_a_way_has_had_still_finds_it(text, seen, muted, old, new):
                        condition(*text, seen, -2, new, 0.5, muted=muted)[0])
 
 
+def test_a_layer_may_be_counted_from_either_end(text, seen):
+    for first, last in ((3, -6), (7, -2)):
+        ours, theirs = (condition(*text, seen, layer, "aligned blend", 0.5)[0] for layer in (first, last))
+        assert torch.equal(ours, theirs)
+
+
 def test_another_prompt_cannot_be_aligned(text, seen):
     other = text_layout([*IDS[:4], 999, *IDS[5:]])
     with pytest.raises(ValueError, match="at position 4 the text has token 999"):
