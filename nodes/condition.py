@@ -106,11 +106,20 @@ class ZImageVLCondition(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, mode: Any = None, recipe: Any = None, images: Any = None, masks: Any = None) -> bool:
-        """Any name passes: names of earlier versions are in no list, and the node itself says what it does not know.
+    def validate_inputs(
+        cls, mode: str | None = None, recipe: str | None = None, images: dict | None = None, masks: dict | None = None
+    ) -> bool | str:
+        """Names of earlier versions are in no list and pass; what is wired in is None here and is seen later.
 
         The host hands over sockets that grow as well, whether asked for or not.
         """
+        try:
+            if mode is not None:
+                named_way(mode)
+            if recipe is not None:
+                find_recipe(recipe)
+        except ValueError as error:
+            return str(error)
         return True
 
     @classmethod
@@ -149,7 +158,8 @@ class ZImageVLCondition(io.ComfyNode):
         entries = entries_of(outcome, settings.window)
         check_conditioning(entries, "clip")
         if not outcome.way:
-            return io.NodeOutput(entries, ui=report(f"Words only: {why_no_picture(strength, images)}.", lines, clamped))
+            why = why_no_picture(settings.strength, images)
+            return io.NodeOutput(entries, ui=report(f"Words only: {why}.", lines, clamped))
         if settings.window != (0, 1):
             begin, end = settings.window
             clamped.append(f"It acts from {begin:.0%} to {end:.0%} of the steps, words only outside.")

@@ -143,7 +143,10 @@ def store_of(encoder: Any) -> Store:
     """What is kept of an encoder between runs; nothing where ``ZIMAGE_VL_FAST`` is 0."""
     if encoder is None or not memory.fast_allowed():
         return Store(0)
-    return _stores.setdefault(encoder, Store())
+    try:
+        return _stores.setdefault(encoder, Store())
+    except TypeError:  # no encoder at all: what reads with it says so
+        return Store(0)
 
 
 def _named(pictures: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -10,25 +10,25 @@ PROMPT = "a red fox (in the snow)"
 
 @pytest.mark.parametrize("prompt", ["a cat embedding:nothing", "x <|image_pad|> y", "<|vision_start|>", "\n\n a cat"])
 def test_strength_zero_takes_every_prompt_that_core_takes(prompt, run, text_clip, native, core_text, picture):
-    words = run("Condition", text_clip, native, prompt, 0.0, images={"image0": picture}, mode="blend aligned")[0]
+    words = run("Condition", text_clip, native, prompt, 0.0, images={"image0": picture}, mode="aligned blend")[0]
     assert torch.equal(words[0][0], core_text(prompt)[0][0])
 
 
 def test_an_embedding_file_in_a_prompt_is_refused_before_a_picture_is_read(run, text_clip, vision, picture):
     with pytest.raises(ValueError, match=r"prompt: contains an embedding: file.*Remove it"):
-        run("Condition", text_clip, vision, "a cat embedding:style", 0.5, "blend aligned", images={"image0": picture})
+        run("Condition", text_clip, vision, "a cat embedding:style", 0.5, "aligned blend", images={"image0": picture})
 
 
 def test_described_words_go_beside_odd_tokens_as_they_are_or_not_at_all(run, text_clip, native, picture):
     prompt, images = "x <|image_pad|> y", {"image0": picture}
-    assert run("Condition", text_clip, native, prompt, 1.0, "describe", images=images)[0]
-    with pytest.raises(ValueError, match=r"prompt: describe at another strength than 1 needs plain words"):
-        run("Condition", text_clip, native, prompt, 0.5, "describe", images=images)
+    assert run("Condition", text_clip, native, prompt, 1.0, "words", images=images)[0]
+    with pytest.raises(ValueError, match=r"prompt: words at another strength than 1 need plain words"):
+        run("Condition", text_clip, native, prompt, 0.5, "words", images=images)
 
 
 @pytest.mark.parametrize("prompt", ["a \\\\(b c", "a \\(red\\) cat"])
 def test_escaped_parentheses_are_read_once_by_both_encoders(prompt, run, text_clip, vision, picture):
-    mixed = run("Condition", text_clip, vision, prompt, 0.5, images={"image0": picture}, mode="blend aligned")[0]
+    mixed = run("Condition", text_clip, vision, prompt, 0.5, images={"image0": picture}, mode="aligned blend")[0]
     assert mixed[0][0].isfinite().all()
 
 

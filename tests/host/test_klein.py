@@ -10,7 +10,7 @@ BLOCKS, WIDTH, LAYERS, LENGTH = 28, 64, (9, 18, 27), 512
 PAD = 151643
 TAIL = [151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271]  # … assistant \n <think> \n\n </think> \n\n
 LAYOUT = "vl_layout"
-MODES = ["blend aligned", "append picture", "blend and append", "image delta"]
+MODES = ["aligned blend", "appended tokens", "blend and append", "research: image delta"]
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +193,9 @@ def test_described_words_are_read_by_kleins_own_encoder(run, klein, vision, pict
     words = "blue dusk, thick paint"
     found = part("vl_core.encoder.writing").Description(words, words, 5, False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part("nodes.host.encoders"), "write_words", lambda *_, **__: found)
+        patch.setattr(part("nodes.steering"), "write_words", lambda *_, **__: found)
         patch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)  # keeps no words for other tests
-        for mode in ("describe", "automatic"):
+        for mode in ("words", "describe", "automatic"):  # the second is what the first was called
             output = run("Condition", klein, vision, PROMPT, 1.0, mode, images={"image0": picture})
             expected = core_text(f"{PROMPT}, {words}", klein)[0]
             assert torch.equal(output[0][0][0], expected[0])
@@ -212,11 +212,11 @@ def test_described_words_come_in_by_their_strength_in_every_layer(run, klein, vi
         encode = part("nodes.host.text_encoder").encode_text
         layouts = [encode(klein, one)[0][1][LAYOUT] for one in (PROMPT, describe(PROMPT, words))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part("nodes.host.encoders"), "write_words", lambda *_, **__: found)
+        patch.setattr(part("nodes.steering"), "write_words", lambda *_, **__: found)
         patch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)
         away = []
         for strength in (0.2, 0.5, 0.9, 1.4):
-            output = run("Condition", klein, vision, PROMPT, strength, "describe", images={"image0": picture})
+            output = run("Condition", klein, vision, PROMPT, strength, "words", images={"image0": picture})
             (mixed, options), = output[0]
             assert mixed.shape == whole[0].shape and mixed.isfinite().all()
             for index in range(3):
@@ -225,7 +225,7 @@ def test_described_words_come_in_by_their_strength_in_every_layer(run, klein, vi
                 assert torch.equal(mixed[..., at], alone)
             assert torch.equal(options["attention_mask"], whole[1]["attention_mask"])
             assert options[LAYOUT].counts() == layouts[1].counts()
-            assert f"the words at strength {strength:g}" in told(output)
+            assert f"Added to your prompt at strength {strength:g}." in told(output)
             away.append(float((mixed - whole[0]).norm()))
     assert away[0] > away[1] > away[2] > 0
 
@@ -235,9 +235,9 @@ def test_a_prompt_as_long_as_the_padding_is_described_too(run, klein, native, pi
     for prompt in ("cat " * 498 + "cat", "cat " * 600 + "cat"):
         whole = core_text(f"{prompt}, blue dusk", klein)[0]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(part("nodes.host.encoders"), "write_words", lambda *_, **__: found)
+            patch.setattr(part("nodes.steering"), "write_words", lambda *_, **__: found)
             patch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)
-            (mixed, options), = run("Condition", klein, native, prompt, 0.5, "describe", images={"image0": picture})[0]
+            (mixed, options), = run("Condition", klein, native, prompt, 0.5, "words", images={"image0": picture})[0]
         assert mixed.shape == whole[0].shape and len(options[LAYOUT]) == mixed.shape[1]
         assert ("attention_mask" in options) == ("attention_mask" in whole[1])
         if "attention_mask" in options:
@@ -245,7 +245,7 @@ def test_a_prompt_as_long_as_the_padding_is_described_too(run, klein, native, pi
 
 
 def test_each_layer_is_mixed_as_if_it_were_alone(run, klein, native, picture, part, core_text):
-    mixed = run("Condition", klein, native, PROMPT, 0.3, images={"image0": picture}, mode="blend aligned")[0][0][0]
+    mixed = run("Condition", klein, native, PROMPT, 0.3, images={"image0": picture}, mode="aligned blend")[0][0][0]
     stack = run("Encode", native, PROMPT, images={"image0": picture}, family="FLUX.2 klein", tokens="text")[0][0][0]
     own = core_text(PROMPT, klein)[0][0][:, : stack.shape[1]]
     blend = part("vl_core").blend
@@ -257,15 +257,15 @@ def test_each_layer_is_mixed_as_if_it_were_alone(run, klein, native, picture, pa
 
 def test_blending_relatives_without_their_picture_changes_nothing(relatives, core_text, part, run):
     vision, text = relatives
-    families, condition = part("vl_core.states.families"), part("vl_core.steering.modes").blend_aligned
+    families, mix = part("vl_core.states.families"), part("vl_core.steering.ways.blends").mix_into_words
+    settings = part("vl_core.steering.settings").Settings("aligned blend", strength=0.5)
     with torch.inference_mode():
         (entry,) = part("nodes.host.text_encoder").encode_text(text, PROMPT)
         seen, _ = part("nodes.host.encoders").encode_vision(vision, {}, PROMPT, LAYERS, family=families.KLEIN_4B)
 
         def act(own, layout, index):
-            task = part("vl_core.steering.modes").Task(own, layout, *seen.at(LAYERS[index]), 0.5)
-            mixed, info, _ = condition(task)
-            return mixed, info.layout, info.describe()
+            mixed, found, done = mix(own, layout, seen, LAYERS[index], LAYERS[index], None, settings)
+            return mixed, found, "\n".join(done)
 
         mixed, _, lines = part("vl_core.states.stacks").steer_layers(entry[0], entry[1][LAYOUT], families.KLEIN_4B, act)
     torch.testing.assert_close(mixed, entry[0], rtol=1e-3, atol=1e-3)
@@ -274,7 +274,7 @@ def test_blending_relatives_without_their_picture_changes_nothing(relatives, cor
 
 def test_appended_tokens_go_before_the_padding_and_take_its_first_places(run, klein, vision, picture, core_text):
     own, mask = (core_text(PROMPT, klein)[0][0], core_text(PROMPT, klein)[0][1]["attention_mask"])
-    (mixed, options), = run("Condition", klein, vision, PROMPT, 1.0, "append picture", images={"image0": picture})[0]
+    (mixed, options), = run("Condition", klein, vision, PROMPT, 1.0, "appended tokens", images={"image0": picture})[0]
     words, added = int(mask.sum()), 6  # a picture of 2 × 3 tokens
     layout = options[LAYOUT]
     assert mixed.shape == own.shape
@@ -287,7 +287,7 @@ def test_appended_tokens_go_before_the_padding_and_take_its_first_places(run, kl
 def test_what_finds_no_padding_makes_the_text_longer(run, klein, native, picture, core_text):
     prompt = "cat " * 600
     own = core_text(prompt, klein)[0][0]
-    mixed = run("Condition", klein, native, prompt, 1.0, "append picture", images={"image0": picture})[0][0][0]
+    mixed = run("Condition", klein, native, prompt, 1.0, "appended tokens", images={"image0": picture})[0][0][0]
     assert mixed.shape[1] == own.shape[1] + 6 and torch.equal(mixed[:, : own.shape[1]], own)
 
 
@@ -314,20 +314,30 @@ def test_several_pictures_are_combined_in_every_layer(run, klein, native, pictur
 
     def mixed(weights, **options):
         images = {"image0": picture, "image1": shuffled}
-        options = {"mode": "blend aligned", **options}
+        options = {"mode": "aligned blend", **options}
         return run("Condition", klein, native, PROMPT, images=images, weights=weights, combine="average", **options)
 
     both, first = mixed("1, 0.5")[0][0][0], mixed("1, 0")[0][0][0]
-    alone = run("Condition", klein, native, PROMPT, images={"image0": picture}, mode="blend aligned")[0][0][0]
+    alone = run("Condition", klein, native, PROMPT, images={"image0": picture}, mode="aligned blend")[0][0][0]
     torch.testing.assert_close(first, alone, rtol=1e-5, atol=1e-5)
     for part_of_width in (both - first).split(WIDTH, -1):
         assert part_of_width.abs().max() > 1e-3
     assert torch.equal(both[:, -1], own[:, -1])
 
 
-@pytest.mark.parametrize("recipe", ["style hint", "colour palette", "light and mood", "composition", "push away"])
+@pytest.mark.parametrize("take", ["style", "colours", "light and mood", "composition", "everything"])
+def test_every_take_mixes_into_every_layer(take, run, klein, native, picture, core_text):
+    output = run("Condition", klein, native, PROMPT, images={"image0": picture}, recipe=take, mode="aligned blend")
+    assert all(entry[0].isfinite().all() for entry in output[0])
+    assert any(not torch.equal(entry[0], core_text(PROMPT, klein)[0][0]) for entry in output[0])
+
+
+@pytest.mark.parametrize("recipe", [
+    "style hint", "colour palette", "light and mood (0.1)", "composition (0.1)", "variation of the picture",
+    "push away",
+])
 def test_recipes_work_and_say_that_their_layer_is_not_read(recipe, run, klein, native, picture, core_text, told):
-    output = run("Condition", klein, native, PROMPT, images={"image0": picture}, recipe=recipe, mode="blend aligned")
+    output = run("Condition", klein, native, PROMPT, images={"image0": picture}, recipe=recipe)
     assert all(entry[0].isfinite().all() for entry in output[0])
     assert any(not torch.equal(entry[0], core_text(PROMPT, klein)[0][0]) for entry in output[0])
     assert "layers 9, 18, 27 side by side in place of layer -2" in told(output)
@@ -362,7 +372,7 @@ def test_words_alone_without_a_picture(node_mode, run, klein, native, told, core
 
 
 def test_the_node_says_how_it_mixed(run, klein, native, picture, told):
-    text = told(run("Condition", klein, native, PROMPT, images={"image0": picture}, mode="blend aligned"))
+    text = told(run("Condition", klein, native, PROMPT, images={"image0": picture}, mode="aligned blend"))
     assert "layers 9, 18, 27 side by side, each mixed for itself; padding stays as it is" in text
     assert all(f"layer {layer}" in text for layer in LAYERS)
 
@@ -371,30 +381,30 @@ def test_the_node_says_how_it_mixed(run, klein, native, picture, told):
 
 
 def test_zimages_arithmetic_is_refused(run, klein, native, picture):
-    with pytest.raises(ValueError, match=r"mode: blend as published is Z-Image's.*Choose another mode"):
-        run("Condition", klein, native, PROMPT, mode="blend as published", images={"image0": picture})
+    with pytest.raises(ValueError, match=r"research: as published cannot act here: .*layer -2\. Choose another way"):
+        run("Condition", klein, native, PROMPT, mode="research: as published", images={"image0": picture})
 
 
 def test_a_vision_encoder_of_another_width_is_refused(run, build, loaded, picture):
     wide = build(hidden_size=96)
     with pytest.raises(ValueError, match=r"vision: expected an encoder of width 96.*got 64.*needs Qwen3-VL-4B, width"):
-        run("Condition", wide, loaded, PROMPT, images={"image0": picture}, mode="blend aligned")
+        run("Condition", wide, loaded, PROMPT, images={"image0": picture}, mode="aligned blend")
 
 
 def test_a_vision_encoder_of_another_depth_is_refused(run, klein, tiny, picture):
     shallow = tiny.vision_clip(num_hidden_layers=30)
     with pytest.raises(ValueError, match=r"vision: expected an encoder of 28 blocks.*got 30 \(qwen3vl_4b\)"):
-        run("Condition", klein, shallow, PROMPT, images={"image0": picture}, mode="blend aligned")
+        run("Condition", klein, shallow, PROMPT, images={"image0": picture}, mode="aligned blend")
 
 
 def test_the_sizes_go_together(run, build, tiny, klein, native, picture):
     large, eyes = build("qwen3_8b"), tiny.vision_clip(model_type="qwen3vl_8b", num_hidden_layers=BLOCKS)
-    output = run("Condition", large, eyes, PROMPT, images={"image0": picture}, mode="blend aligned")[0]
+    output = run("Condition", large, eyes, PROMPT, images={"image0": picture}, mode="aligned blend")[0]
     assert output[0][0].shape == (1, LENGTH, 3 * WIDTH) and output[0][0].isfinite().all()
     with pytest.raises(ValueError, match=r"vision: got qwen3vl_8b, but FLUX.2 klein 4B needs the 4B"):
-        run("Condition", klein, eyes, PROMPT, images={"image0": picture}, mode="blend aligned")
+        run("Condition", klein, eyes, PROMPT, images={"image0": picture}, mode="aligned blend")
     with pytest.raises(ValueError, match=r"vision: got qwen3vl_4b, but FLUX.2 klein 9B needs the 8B.*Load Qwen3-VL-8B"):
-        run("Condition", large, native, PROMPT, images={"image0": picture}, mode="blend aligned")
+        run("Condition", large, native, PROMPT, images={"image0": picture}, mode="aligned blend")
 
 
 def test_the_8b_is_still_refused_for_zimage(run, tiny, picture):
@@ -447,7 +457,7 @@ def test_alpha_0_is_the_text_bit_for_bit_here_too(run, klein, stack, core_text):
 
 
 def test_the_open_pipeline_gives_what_the_simple_node_gives(run, klein, native, stack, picture, core_text):
-    simple = run("Condition", klein, native, PROMPT, 0.4, images={"image0": picture}, mode="blend aligned")[0][0][0]
+    simple = run("Condition", klein, native, PROMPT, 0.4, images={"image0": picture}, mode="aligned blend")[0][0][0]
     blended = run("Blend", core_text(PROMPT, klein), stack, {"method": "aligned", "alpha": 0.4})[0][0][0]
     assert torch.equal(simple, blended)
 
@@ -538,7 +548,7 @@ def test_a_stacked_delta_is_the_deltas_of_its_layers_joined(
     family, host = part("vl_core.states.families").KLEIN_4B, part("nodes.host.encoders")
     other = {"grey": torch.full_like(picture, 128 / 255), "absent": None}.get(baseline, picture)
     if baseline == "blurred":
-        other = part("vl_core.stages.delta").baseline_picture(picture, "blurred")
+        other = part("vl_core.pictures").baseline_picture(picture, "blurred")
     with torch.inference_mode():
         seen, _ = host.encode_vision(native, {"image0": picture}, PROMPT, LAYERS, family=family)
         blind, _ = host.encode_vision(
@@ -557,7 +567,7 @@ def test_a_stacked_delta_is_the_deltas_of_its_layers_joined(
 
 
 def test_the_delta_is_that_of_the_simple_nodes_mode(run, klein, vision, picture, core_text, told):
-    simple = run("Condition", klein, vision, PROMPT, 0.7, "image delta", images={"image0": picture})[0]
+    simple = run("Condition", klein, vision, PROMPT, 0.7, "research: image delta", images={"image0": picture})[0]
     output = run("Delta", vision, PROMPT, core_text(PROMPT, klein), 0.7, images={"image0": picture})
     assert torch.equal(output[0][0][0], simple[0][0])
     assert "layers 9, 18, 27 side by side in place of layer -2; baseline muted" in told(output)
@@ -599,7 +609,7 @@ def test_a_cell_is_what_the_simple_node_gives(mode, sweep, vision, run, klein, p
         simple = run("Condition", klein, vision, PROMPT, strength, mode, images={"image0": picture})[0]
         assert torch.equal(cell[0][0], simple[0][0])
         assert torch.equal(cell[0][1]["attention_mask"], simple[0][1]["attention_mask"])
-    assert "layers 9, 18, 27" in told(output) and "each mixed for itself; layer is not used" in told(output)
+    assert "layers 9, 18, 27" in told(output) and "each mixed for itself; padding stays" in told(output)
 
 
 def test_a_cell_of_a_blend_is_what_the_open_pipeline_gives(sweep, run, klein, stack, core_text):
@@ -613,7 +623,10 @@ def test_a_cell_of_a_blend_is_what_the_open_pipeline_gives(sweep, run, klein, st
 def test_cells_that_normalise_do_so_in_every_layer(sweep, run, klein, stack, core_text):
     references = run("Reference", klein)[0]
     cells = [
-        sweep("normalization", "none, per_dim", reference=given, outlier_mode="clamp", outlier_threshold=2.0)[0]
+        sweep(
+            "normalization", "none, per_dim", reference=given, outlier_mode="clamp", outlier_threshold=2.0,
+            method="aligned", alpha=0.5,
+        )[0]
         for given in (references, None)  # measured on the clip
     ]
     for ours, theirs in zip(*cells, strict=True):
@@ -626,11 +639,11 @@ def test_cells_that_normalise_do_so_in_every_layer(sweep, run, klein, stack, cor
 
 def test_what_a_sweep_cannot_vary_is_refused_before_anything_is_read(sweep, run, text_clip):
     with pytest.raises(ValueError, match=r"layer: makes no difference with FLUX.2 klein.*Choose another axis, or no"):
-        sweep("alpha", "0.2, 0.5", rows="layer", row_values="-2, -6")
-    with pytest.raises(ValueError, match=r"method: blend as published is Z-Image's.*In the cell method blend as pub"):
-        sweep("method", "aligned, blend as published")
+        sweep("alpha", "0.2, 0.5", rows="layer", row_values="-2, -6", method="aligned")
+    with pytest.raises(ValueError, match=r"as published cannot act here: .*In the cell method research: as published"):
+        sweep("method", "aligned, research: as published")
     with pytest.raises(ValueError, match=r"reference: expected statistics of layers 9, 18, 27"):
-        sweep("normalization", "none, rms", reference=run("Reference", text_clip)[0])
+        sweep("normalization", "none, rms", reference=run("Reference", text_clip)[0], method="aligned")
 
 
 # --- layer report -----------------------------------------------------------------------------------------------------

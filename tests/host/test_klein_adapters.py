@@ -214,14 +214,14 @@ def test_adapters_of_the_other_family_are_refused_before_the_picture_is_read(
     for clip, adapter, ours, theirs in (
         (klein, zimage, "FLUX.2 klein", "Z-Image"), (text_clip, planted, "Z-Image", "FLUX.2 klein")
     ):
-        with pytest.raises(ValueError, match=f"adapter: expected one fitted for {ours}.*got one for {theirs}"):
+        with pytest.raises(ValueError, match=f"adapter: expected one fitted for {ours}.*is for {theirs}"):
             run("Condition", clip, native, PROMPT, 1.0, "picture adapter", images=shown, adapter=adapter)
     found = part("vl_core.encoder.writing").Description("blue dusk", "blue dusk", 2, False)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part("nodes.host.encoders"), "write_words", lambda *_, **__: found)
+        patch.setattr(part("nodes.steering"), "write_words", lambda *_, **__: found)
         patch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)
         output = run("Condition", klein, native, PROMPT, 1.0, "automatic", images=shown, adapter=zimage)
-    assert "describe, because the adapter is for Z-Image, not for FLUX.2 klein" in told(output)
+    assert "automatic: words, because the picture adapter is for Z-Image, not for FLUX.2 klein" in told(output)
 
 
 # --- the space adapter ------------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ def test_a_budget_beyond_the_hosts_largest_picture_is_cut_to_it(part, native, mo
         return prepare_picture(picture, 4, name)
 
     prepare_picture = part("nodes.host.native").prepare_picture
-    monkeypatch.setattr(part("nodes.host.encoders"), "prepare_picture", prepare)
+    monkeypatch.setattr(part("nodes.host.native"), "prepare_picture", prepare)
     with torch.inference_mode():
         host.encode_vision(native, pictures((64, 96)), "a cat", [-2], budget=16384)
     assert asked == [12845056 // 1024]  # process_qwen2vl_images shrinks what has more pixels

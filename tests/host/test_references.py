@@ -7,7 +7,7 @@ import torch
 
 PROMPT = "a cat in a red hat"
 LAYOUT = "vl_layout"
-MODES = ["blend aligned", "blend as published", "append picture", "image delta", "blend and append"]
+MODES = ["aligned blend", "research: as published", "appended tokens", "research: image delta", "blend and append"]
 ALONE = ["average", "add", "subtract", "norm average", "max weight per token"]
 WAYS = ["concat", *ALONE]
 MASK_USES = ["crop to the box", "keep covered tokens"]
@@ -39,7 +39,7 @@ def encode(run, vision):
 def condition(run, text_clip, vision):
     """States of Z-Image Vision Conditioning."""
 
-    def states(images: dict, strength: float = 0.5, mode: str = "blend aligned", **options) -> torch.Tensor:
+    def states(images: dict, strength: float = 0.5, mode: str = "aligned blend", **options) -> torch.Tensor:
         return run("Condition", text_clip, vision, PROMPT, strength, mode, images=images, **options)[0][0][0]
 
     return states
@@ -104,7 +104,7 @@ def test_acting_all_the_time_is_no_timing(mode, run, text_clip, native, picture)
 
 @pytest.mark.parametrize("way", WAYS)
 def test_without_a_picture_it_is_the_plain_text_encode(way, run, text_clip, native, text, told):
-    output = run("Condition", text_clip, native, PROMPT, 1.0, combine=way, mode="blend aligned")
+    output = run("Condition", text_clip, native, PROMPT, 1.0, combine=way, mode="aligned blend")
     assert torch.equal(output[0][0][0], text[0][0]) and "no picture connected" in told(output)
     assert torch.equal(
         run("Encode", native, PROMPT, combine=way)[0][0][0], run("Encode", native, PROMPT)[0][0][0]
@@ -217,13 +217,13 @@ def test_what_does_not_fit_is_refused_in_words(options, message, run, text_clip,
     with pytest.raises(ValueError, match=message):
         run("Encode", native, PROMPT, images=images, **options)
     with pytest.raises(ValueError, match=message):
-        run("Condition", text_clip, native, PROMPT, images=images, **{"mode": "blend aligned", **options})
+        run("Condition", text_clip, native, PROMPT, images=images, **{"mode": "aligned blend", **options})
 
 
 def test_a_picture_that_is_pushed_away_cannot_be_appended(run, text_clip, native, picture):
-    with pytest.raises(ValueError, match="append picture has nothing to add"):
+    with pytest.raises(ValueError, match="appended tokens has nothing to add"):
         run(
-            "Condition", text_clip, native, PROMPT, 0.5, "append picture", images={"image0": picture}, weights="-1",
+            "Condition", text_clip, native, PROMPT, 0.5, "appended tokens", images={"image0": picture}, weights="-1",
             combine="average",
         )
 
@@ -270,7 +270,7 @@ def test_what_a_mask_did_is_said(run, text_clip, native, picture, told):
     mask = torch.zeros(1, 64, 96)
     mask[:, 32:, 32:] = 1
     options = {"images": {"image0": picture}, "masks": {"mask0": mask}}
-    options = {"mode": "blend aligned", **options}
+    options = {"mode": "aligned blend", **options}
     assert "image 1: cropped to 64×32 of 96×64" in told(run("Condition", text_clip, native, PROMPT, **options))
     shown = told(run("Condition", text_clip, native, PROMPT, mask_use=MASK_USES[1], **options))
     assert "the words have seen the whole pictures" in shown
@@ -282,19 +282,19 @@ def test_what_a_mask_did_is_said(run, text_clip, native, picture, told):
 @pytest.mark.parametrize("strength", [-3.0, -0.5, 1.0, 3.0])
 def test_image_delta_is_what_the_image_delta_node_gives(strength, condition, run, vision, text, picture):
     node = run("Delta", vision, PROMPT, text, strength, images={"image0": picture})[0][0][0]
-    assert torch.equal(condition({"image0": picture}, strength, "image delta"), node)
+    assert torch.equal(condition({"image0": picture}, strength, "research: image delta"), node)
 
 
 def test_a_picture_added_and_subtracted_leaves_the_words_where_they_were(condition, picture, text):
     images = {"image0": picture, "image1": picture.clone()}
-    states = condition(images, 1.0, "image delta", weights="1, -1", combine="add")
+    states = condition(images, 1.0, "research: image delta", weights="1, -1", combine="add")
     torch.testing.assert_close(states, text[0][0], rtol=1e-5, atol=1e-5)
-    assert not torch.allclose(condition(images, 1.0, "image delta", combine="add"), text[0][0], atol=1e-2)
+    assert not torch.allclose(condition(images, 1.0, "research: image delta", combine="add"), text[0][0], atol=1e-2)
 
 
 def test_a_negative_weight_in_image_delta_is_a_negative_strength(condition, picture, text):
-    pushed = condition({"image0": picture}, 1.0, "image delta", weights="-1", combine="average") - text[0][0]
-    turned = condition({"image0": picture}, -1.0, "image delta") - text[0][0]
+    pushed = condition({"image0": picture}, 1.0, "research: image delta", weights="-1", combine="average") - text[0][0]
+    turned = condition({"image0": picture}, -1.0, "research: image delta") - text[0][0]
     # Alike, not equal: states are mirrored before they are brought to unit size, a strength turns what comes after.
     cosine = torch.cosine_similarity(pushed[0, 3:], turned[0, 3:], dim=-1)
     assert (cosine > 0.7).all()
@@ -302,20 +302,19 @@ def test_a_negative_weight_in_image_delta_is_a_negative_strength(condition, pict
 
 @pytest.mark.parametrize("mode", MODES[:3])
 @pytest.mark.parametrize("strength", [-0.1, 1.5])
-def test_a_strength_only_image_delta_takes_is_refused_and_the_way_out_named(mode, strength, run, text_clip, native):
-    with pytest.raises(ValueError, match=f"0 \\(words only\\) to 1 with {mode}, got {strength}. Image delta takes it"):
-        run("Condition", text_clip, native, PROMPT, strength, mode)
+def test_a_strength_the_way_does_not_take_is_brought_into_its_range(mode, strength, run, native, text_clip, told):
+    shown = told(run("Condition", text_clip, native, PROMPT, strength, mode))
+    used = max(0, min(1, strength))
+    assert f"Strength {strength:g} is outside 0 to 1, which {mode} takes: {used:g} was used." in shown
 
 
 def test_the_host_is_told_before_anything_runs(part):
     check = part("nodes.condition").ZImageVLCondition.validate_inputs
     assert check() is True
-    assert check(-3.0, "image delta") is True and check(1.0, "append picture") is True
-    assert "strength: expected 0 (words only) to 1" in check(-0.5, "blend aligned")
-    assert "mode: expected one of" in check(0.5, "telepathy")
-    assert "recipe: expected one of none, style hint" in check(0.5, "blend aligned", "no such")
-    assert check(1.0, "blend aligned", "push away") is True
-    assert "strength: expected" in check(-0.5, "blend aligned", "composition")
+    assert "mode: expected one of automatic, words" in check(mode="telepathy")
+    assert "recipe: expected one of the look, style" in check(mode="aligned blend", recipe="no such")
+    for name in ("describe", "blend aligned", "append picture", "image delta", "blend as published"):
+        assert check(mode=name, recipe="push away", images={"image0": None}, masks={"mask0": None}) is True
 
 
 # --- timing -----------------------------------------------------------------------------------------------------------
@@ -323,14 +322,14 @@ def test_the_host_is_told_before_anything_runs(part):
 
 def test_a_picture_can_act_part_of_the_time(run, text_clip, native, picture, text, sample, told):
     options = {"images": {"image0": picture}, "start_percent": 0.25, "end_percent": 0.75}
-    output = run("Condition", text_clip, native, PROMPT, **{"mode": "blend aligned", **options})
+    output = run("Condition", text_clip, native, PROMPT, **{"mode": "aligned blend", **options})
     ranges = [(one[1]["start_percent"], round(one[1]["end_percent"], 4)) for one in output[0]]
     assert ranges == [(0.0, 0.25), (0.25, 0.75), (0.75, 1.0)]
     assert torch.equal(output[0][0][0], text[0][0]) and not torch.equal(output[0][1][0], text[0][0])
     assert "acts from 25% to 75% of the steps" in told(output)
     assert sample(output[0]).isfinite().all()
     with pytest.raises(ValueError, match="start_percent: expected less than end_percent"):
-        run("Condition", text_clip, native, PROMPT, start_percent=0.5, end_percent=0.5, mode="blend aligned")
+        run("Condition", text_clip, native, PROMPT, start_percent=0.5, end_percent=0.5, mode="aligned blend")
 
 
 # --- layers -----------------------------------------------------------------------------------------------------------
@@ -412,7 +411,7 @@ def test_words_with_a_minus_are_kept_and_all_others_mixed(run, native, text, pic
 
 
 def test_words_go_with_a_curve_and_with_text_that_knows_its_words(run, text_clip, native, picture):
-    words = run("Condition", text_clip, native, PROMPT, 0.0, mode="blend aligned")[0]
+    words = run("Condition", text_clip, native, PROMPT, 0.0, mode="aligned blend")[0]
     seen = run("Encode", native, PROMPT, layer=-2, tokens="text", images={"image0": picture})[0]
     value = {"method": "aligned", "alpha": 0.0, "curve": "linear", "alpha_end": 1.0}
     curved, chosen = (run("Blend", words, seen, value, words=w)[0][0][0] for w in ("", "cat, hat"))

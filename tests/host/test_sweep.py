@@ -46,7 +46,7 @@ def core_of(part):
 
 def cells_of(output, core_of) -> dict[str, list]:
     """Conditioning by label."""
-    plan = core_of("sweep").Plan.from_json(output[3])
+    plan = core_of("steering.sweep").Plan.from_json(output[3])
     assert [cell.label for cell in plan.unique] == output[2]
     assert [cell.seed for cell in plan.unique] == output[1]
     return dict(zip(output[2], output[0], strict=True))
@@ -62,14 +62,14 @@ def same(a: list, b: list) -> bool:
 def test_every_cell_is_what_the_stages_give_one_by_one(sweep, run, core_text, vision, picture, reference, core_of):
     output = sweep(
         "alpha", "0.25, 1", rows="layer", row_values="-2, -5", pages="normalization", page_values="none, per_dim",
-        reference=reference,
+        reference=reference, method="aligned",
     )
     cells = cells_of(output, core_of)
     text = core_text(PROMPT)
     assert same(cells.pop("words only"), text)
     assert len(cells) == 8
     for label, found in cells.items():
-        alpha, layer, mode = re.fullmatch(r"alpha (\S+), layer (\S+), normalization (\S+)", label).groups()
+        alpha, layer, mode = re.fullmatch(r"strength (\S+), layer (\S+), normalization (\S+)", label).groups()
         seen = run("Encode", vision, PROMPT, int(layer), images={"image0": picture})[0]
         seen = run("Normalize", seen, mode, reference)[0]
         expected = run("Blend", text, seen, {"method": "aligned", "alpha": float(alpha)})[0]
@@ -77,25 +77,72 @@ def test_every_cell_is_what_the_stages_give_one_by_one(sweep, run, core_text, vi
     assert not any(same(a, b) for a, b in combinations(cells.values(), 2))
 
 
-def test_every_mode_of_the_simple_node_is_a_method(sweep, run, text_clip, vision, picture, part, core_of):
-    modes = list(part("vl_core.steering.modes").MODES)
-    cells = cells_of(sweep("method", ", ".join(modes), alpha=0.5), core_of)
-    for mode in modes:
-        expected = run("Condition", text_clip, vision, PROMPT, 0.5, mode, images={"image0": picture})[0]
-        assert torch.equal(cells[f"method {mode}"][0][0], expected[0][0]), mode
+@pytest.fixture
+def asked(part, monkeypatch):
+    """What Qwen3-VL is asked to write; it always writes the same."""
+    found, instructions = part("vl_core.encoder.writing").Description("blue dusk", "blue dusk", 2, False), []
+    monkeypatch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)  # keeps no words for other tests
+    monkeypatch.setattr(part("nodes.steering"), "write_words", lambda *a, **_: instructions.append(a[2]) or found)
+    return instructions
 
 
-def test_the_picture_is_read_once_for_all_cells(sweep, forwards, told):
-    output = sweep("alpha", "0, 0.5, 1", rows="layer", row_values="-2:-6", pages="seed", page_values="1, 2")
+@pytest.mark.parametrize("axis", ["way", "method"])
+def test_every_way_of_the_simple_node_is_swept(axis, sweep, run, text_clip, vision, picture, part, core_of, asked):
+    ways = [name for name in part("nodes.condition").offered_ways() if name != "picture adapter"]
+    cells = cells_of(sweep(axis, ", ".join(ways), alpha=0.5), core_of)
+    assert len(asked) == 1  # automatic and words: one picture, written about once
+    for way in ways:
+        expected = run("Condition", text_clip, vision, PROMPT, 0.5, way, images={"image0": picture})[0]
+        assert torch.equal(cells[f"{axis} {way}"][0][0], expected[0][0]), way
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("blend aligned", "aligned blend"), ("append picture", "appended tokens"), ("image delta", "research: image delta"),
+    ("blend as published", "research: as published"),
+])
+def test_a_sweep_saved_under_old_names_gives_what_it_gave(old, new, sweep):
+    assert same(sweep("alpha", "0.25, 0.5", method=old)[0][2], sweep("strength", "0.25, 0.5", method=new)[0][2])
+    assert same(sweep("method", f"append, {old}", alpha=0.5)[0][2], sweep("way", f"words, {new}", alpha=0.5,
+                words="dusk")[0][2])
+
+
+def test_takes_are_swept_and_each_is_asked_for(sweep, asked, part):
+    takes = part("vl_core.steering.takes")
+    output = sweep("take", "style, colours", alpha=1.0)
+    assert asked == [takes.find_take(name).instruction for name in ("style", "colours")]
+    assert output[2] == ["words only", "take style", "take colours"]
+
+
+def test_kept_words_need_neither_writing_nor_reading(sweep, asked, forwards, core_text):
+    output = sweep("strength", "0.5, 1", words="thick paint")
+    assert not asked and not forwards
+    assert torch.equal(output[0][2][0][0], core_text(f"{PROMPT}, thick paint")[0][0])
+
+
+def test_what_is_wired_in_is_not_looked_at_before_the_run(part):
+    check = part("nodes.sweep").ZImageVLSweep.validate_inputs
+    own = {
+        "columns": "strength", "column_values": "0.5, 9", "rows": "none", "row_values": "", "pages": "none",
+        "page_values": "", "method": "automatic", "alpha": 1.0, "seed": 0, "layer": 0, "tokens": "all",
+        "downsample": 1, "space": "dit", "outlier_mode": "none", "outlier_threshold": 10.0, "normalization": "none",
+    }
+    assert "strength: expected" in check(**own) and check() is True
+    for name in own:
+        assert check(**{**own, name: None}) is True
+    assert check(**{**own, "column_values": "0.5, 1"}, take=None, images={"image0": None}) is True
+
+
+def test_the_picture_is_read_once_for_all_cells(sweep, forwards):
+    output = sweep(
+        "alpha", "0, 0.5, 1", rows="layer", row_values="-2:-6", pages="seed", page_values="1, 2", method="aligned"
+    )
     assert len(forwards) == 1
     assert len(output[0]) == 2 + 2 * 5 * 2
-    assert "read once, layers -6, -5, -4, -3, -2" in told(output)
 
 
-def test_image_delta_reads_once_more_with_the_picture_muted(sweep, forwards, told):
-    output = sweep("delta strength", "-1, 0, 1", method="image delta", rows="layer", row_values="-2, -3")
+def test_image_delta_reads_once_more_with_the_picture_muted(sweep, forwards):
+    sweep("delta strength", "-1, 0, 1", method="image delta", rows="layer", row_values="-2, -3")
     assert len(forwards) == 2
-    assert "read once and once more with the picture muted" in told(output)
 
 
 def test_words_alone_read_no_picture(sweep, forwards):
@@ -105,33 +152,38 @@ def test_words_alone_read_no_picture(sweep, forwards):
 
 
 def test_seeds_go_with_their_cells(sweep):
-    output = sweep("seed", "7, 9", rows="alpha", row_values="0.5, 1")
+    output = sweep("seed", "7, 9", rows="alpha", row_values="0.5, 1", method="aligned")
     assert output[1] == [7, 9, 7, 9, 7, 9]
     assert output[2] == [
-        "words only, seed 7", "words only, seed 9", "seed 7, alpha 0.5", "seed 9, alpha 0.5", "seed 7, alpha 1",
-        "seed 9, alpha 1",
+        "words only, seed 7", "words only, seed 9", "seed 7, strength 0.5", "seed 9, strength 0.5",
+        "seed 7, strength 1", "seed 9, strength 1",
     ]
 
 
 def test_statistics_are_measured_where_they_are_needed_and_not_connected(sweep, reference, told, core_of):
-    measured = sweep("normalization", "none, rms", outlier_mode="clamp")
-    given = sweep("normalization", "none, rms", outlier_mode="clamp", reference=reference)
+    measured = sweep("normalization", "none, rms", outlier_mode="clamp", method="aligned")
+    given = sweep("normalization", "none, rms", outlier_mode="clamp", reference=reference, method="aligned")
     ours, theirs = cells_of(measured, core_of), cells_of(given, core_of)
     assert all(torch.allclose(ours[label][0][0], theirs[label][0][0], rtol=1e-4, atol=1e-4) for label in theirs)
     assert "reference statistics" in told(measured) and "reference statistics" not in told(given)
 
 
 def test_options_of_the_text_stay_on_every_cell(sweep, text_clip, core_of):
-    for label, (entry,) in cells_of(sweep("alpha", "0.5, 1"), core_of).items():
+    for label, (entry,) in cells_of(sweep("alpha", "0.5, 1", method="aligned"), core_of).items():
         assert LAYOUT in entry[1] and "pooled_output" in entry[1], label
 
 
 @pytest.mark.parametrize(("inputs", "message"), [
-    ({"columns": "alpha", "column_values": "0.5, 2"}, "with aligned, got 2. In the cell alpha 2"),
-    ({"columns": "alpha", "column_values": ""}, "alpha: expected at least one value"),
-    ({"columns": "tokens", "column_values": "all, image"}, "tokens: expected all or text with aligned"),
+    ({"columns": "alpha", "column_values": "0.5, 2", "method": "aligned"},
+     "to 1 with open blend, got 2.*In the cell strength 2"),
+    ({"columns": "strength", "column_values": "0.5, 2"}, "to 1.5 with automatic, got 2.*In the cell strength 2"),
+    ({"columns": "layer", "column_values": "-2, -6"}, "layer: makes no difference .* automatic does not use it"),
+    ({"columns": "alpha", "column_values": ""}, "strength: expected at least one value"),
+    ({"columns": "tokens", "column_values": "all, image", "method": "aligned"},
+     "tokens: expected all or text with aligned"),
     ({"columns": "space", "column_values": "dit, raw", "method": "append"}, "space: makes no difference"),
-    ({"columns": "alpha", "column_values": "0:1:0.01", "rows": "layer", "row_values": "-2:-6"}, "at most 256 cells"),
+    ({"columns": "alpha", "column_values": "0:1:0.01", "rows": "layer", "row_values": "-2:-6", "method": "aligned"},
+     "at most 256 cells"),
     ({"columns": "colour", "column_values": "1"}, "axis: expected one of"),
     ({"columns": "alpha", "column_values": "0.5, 1", "pages": "seed", "page_values": "1, 2"},
      "pages: expected none while rows is none, got seed"),
@@ -145,7 +197,7 @@ def test_sweeps_that_cannot_be_are_refused_before_anything_is_read(inputs, messa
 
 def test_layers_that_the_model_has_not_are_refused_by_the_encoder(sweep):
     with pytest.raises(ValueError, match=r"layer: expected -7 to -1 .* got -20"):
-        sweep("layer", "-2, -20")
+        sweep("layer", "-2, -20", method="aligned")
 
 
 def test_stopping_ends_a_sweep(sweep, part, monkeypatch):
@@ -156,14 +208,14 @@ def test_stopping_ends_a_sweep(sweep, part, monkeypatch):
 
     monkeypatch.setattr(part("nodes.host.memory"), "check_interrupted", stop)
     with pytest.raises(management.InterruptProcessingException):
-        sweep("alpha", "0.5, 1")
+        sweep("alpha", "0.5, 1", method="aligned")
 
 
 # --- the grid ---------------------------------------------------------------------------------------------------------
 
 
 def test_pictures_that_are_not_as_many_as_the_plan_has_are_refused(sweep, run):
-    output = sweep("alpha", "0.25, 0.5, 1")
+    output = sweep("alpha", "0.25, 0.5, 1", method="aligned")
     pictures = [torch.rand(1, 8, 8, 3) for _ in output[0]]
     assert run("Grid", pictures, [output[3]])[0].shape[0] == 1
     for wrong in (pictures[1:], [*pictures, pictures[0]], [torch.cat([one, one]) for one in pictures]):
@@ -174,7 +226,9 @@ def test_pictures_that_are_not_as_many_as_the_plan_has_are_refused(sweep, run):
 
 
 def test_the_grid_shows_its_pages_and_says_how_large_they_are(sweep, run, told):
-    output = sweep("alpha", "0.5, 1", rows="layer", row_values="-2", pages="seed", page_values="1, 2, 3")
+    output = sweep(
+        "alpha", "0.5, 1", rows="layer", row_values="-2", pages="seed", page_values="1, 2, 3", method="aligned"
+    )
     pictures = [torch.rand(1, 32, 48, 3) for _ in output[0]]
     grid = run("Grid", pictures, [output[3]], [torch.rand(2, 40, 40, 3)], [24], ["a cat"], ["dark"])
     pages, height, width, _ = grid[0].shape
@@ -290,8 +344,8 @@ def check_grid(alone, core_of, server):
     """Saved pages against pictures painted one by one: each at its place, and the pages as a whole."""
 
     def check(axes: list[tuple[str, str]], recipes: dict[str, tuple], pages: list[np.ndarray]) -> None:
-        sweep, grid = core_of("sweep"), core_of("grid")
-        plan = sweep.make_plan([sweep.parse_axis(*axis) for axis in axes])
+        sweep, grid = core_of("steering.sweep"), core_of("reports.grid")
+        plan = sweep.make_plan([sweep.parse_axis(*axis) for axis in axes], {"method": "aligned"})
         painted = alone(recipes)
         assert set(painted) == {cell.label for cell in plan.unique}
         assert not any(near(a, b) for a, b in combinations(painted.values(), 2)), "recipes nobody could tell apart"
@@ -313,11 +367,10 @@ def test_each_cell_of_a_graph_is_the_picture_its_label_says(finish, check_grid):
     ))  # fmt: skip
     recipes = {f"words only, seed {seed}": ({}, ["text", 0], seed) for seed in (1, 2)}
     recipes |= {
-        f"alpha {alpha:g}, layer {layer}, seed {seed}": (opened(alpha, layer), ["mixed", 0], seed)
+        f"strength {alpha:g}, layer {layer}, seed {seed}": (opened(alpha, layer), ["mixed", 0], seed)
         for alpha in (0.5, 1.0) for layer in (-2, -5) for seed in (1, 2)
     }
     check_grid(axes, recipes, pages)
-    assert "read once, layers -5, -2" in history["outputs"]["sweep"]["text"][0]
     assert len(history["outputs"]["grid"]["images"]) == 2
 
 
@@ -331,10 +384,10 @@ def test_a_sweep_over_methods_paints_each_as_the_simple_node_does(finish, check_
 
 
 @pytest.mark.parametrize(("axes", "message"), [
-    ({"column_values": "0.5, 2"}, "with aligned, got 2. In the cell alpha 2"),
-    ({"column_values": "a"}, "alpha: expected a number or a range"),
+    ({"column_values": "0.5, 2"}, "with open blend, got 2."),
+    ({"column_values": "a"}, "strength: expected a number or a range"),
     ({"rows": "space", "row_values": "dit, raw", "method": "append"}, "space: makes no difference"),
-    ({"method": "cut"}, "method: expected one of"),
+    ({"method": "cut"}, "way: expected one of"),
     ({"downsample": 99}, "downsample: expected a whole number from 1 to 32"),
 ], ids=lambda value: str(value)[:30])  # fmt: skip
 def test_a_list_that_cannot_be_is_refused_before_anything_runs(axes, message, server):

@@ -32,7 +32,7 @@ from vl_core.states.sinks import find_sinks
 from vl_core.states.stacks import by_layer, restore_padding, split_layers, split_padding, stack_layers, steer_layers
 from vl_core.states.statistics import ReferenceStatistics
 from vl_core.states.vl_states import VLStates, load_conditioning, save_conditioning
-from vl_core.steering.modes import condition
+from vl_core.steering.condition import condition
 
 BLOCKS, WIDTH, LAYERS = 28, 64, (9, 18, 27)
 PROMPT = "a cat in a red hat"
@@ -354,7 +354,7 @@ def test_each_layer_is_steered_as_if_it_were_alone_and_the_padding_not_at_all(mo
         own = text[:, :15, index * WIDTH : (index + 1) * WIDTH]
         alone = condition(own, klein_words(), seen, LAYERS[index], mode, 0.5, muted=muted)[0]
         assert torch.equal(part[:, :words], alone)
-        assert f"layer {LAYERS[index]}" in lines[index]
+        assert f"layer {LAYERS[index] - BLOCKS - 1}" in lines[index]  # counted from the end
 
 
 def test_the_whole_picture_is_what_the_words_become_at_strength_1():

@@ -1,22 +1,24 @@
-"""docs/methods.md names what there is: every mode, method, way to combine, setting and recipe, with its numbers."""
+"""docs/methods.md names what there is: every way, method, way to combine, setting and recipe, with its numbers."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import pytest
 
 from miniature.show import tables
 from vl_core.stages.blend import BlendMethod
 from vl_core.stages.combine import COMBINATIONS
-from vl_core.steering.modes import MODES, ModeSettings
-from vl_core.steering.recipes import PictureUse, load_recipes, parse_recipe
+from vl_core.steering.recipes import load_recipes, parse_recipe
+from vl_core.steering.settings import FIELDS
+from vl_core.steering.takes import PICTURE_USES
+from vl_core.steering.way import ways
 
 ROOT = Path(__file__).parents[2]
-SHOWN = (("transfer", "stderr"), ("control", "control_stderr"), ("shows", "shows_stderr"))
+LATER = ("description", "as published")  # other names by which commands call a way
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 
 
@@ -27,12 +29,14 @@ def rows(heading: str, page: str = PAGE) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in cells]
 
 
-def test_every_mode_has_its_row_with_its_layer_and_strengths():
-    found = {row[0].strip("`"): (row[2], row[3]) for row in rows("## Modes of the simple node")}
-    assert found == {
-        name: (str(mode.layer), f"{mode.low:g} to {mode.high:g}") for name, mode in MODES.items() if name in found
+def test_every_way_has_its_line_with_its_layer_and_strengths():
+    section = PAGE.split("\n## Ways\n")[1].split("\n## ")[0]
+    found = re.findall(r"^- `([^`]+)` \((?:layer (-?\d+), )?strength (\S+ to \S+)\): ", section, re.MULTILINE)
+    assert {name: (layer, strengths) for name, layer, strengths in found} == {
+        name: (str(way.layer or ""), f"{way.low:g} to {way.high:g}")
+        for name, way in ways().items() if name != "learned look"
     }
-    assert set(found) >= {"blend aligned", "blend as published", "append picture", "image delta"}
+    assert all(f"`{old}`" in section for way in ways().values() for old in way.also if old not in LATER)
 
 
 def test_every_method_of_blend_and_every_way_to_combine_has_its_row():
@@ -46,27 +50,12 @@ def test_the_built_in_recipes_are_shown_with_their_numbers():
         found[name.strip("`")] = (mode, float(scale), picture, int(rank or 0), steps, told)
     assert found == {
         name: (
-            recipe.mode, recipe.scale, recipe.picture, recipe.settings.rank,
-            f"{recipe.start_percent:g} to {recipe.end_percent:g}", recipe.system_prompt,
+            recipe.settings.way, recipe.settings.strength, recipe.settings.picture, recipe.settings.rank,
+            f"{recipe.settings.start_percent:g} to {recipe.settings.end_percent:g}", recipe.settings.attend,
         )
         for name, recipe in load_recipes()[0].items()
     }  # fmt: skip
-    assert {recipe.layer for recipe in load_recipes()[0].values()} == {-2}
-
-
-def test_what_recipes_do_on_the_miniature_is_what_was_measured():
-    report = json.loads((ROOT / "miniature" / "recipes.json").read_text(encoding="utf-8"))
-    assert [entry["name"] for entry in report["recipes"]] == list(load_recipes()[0])
-    for entry, cells in zip(report["recipes"], rows("### On the miniature"), strict=True):
-        pairs = [(entry[value], entry[error]) for value, error in SHOWN]
-        measured = [f"{value:.2f} ± {error:.2f}".replace("-0.00", "0.00") for value, error in pairs]
-        value, error = pairs[-1]
-        shows = "yes" if abs(value) > 2 * error else "nothing"
-        kept = [f"{entry[name]:.2f}" for name in ("adherence", "leak")]
-        assert cells == [f"`{entry['name']}`", *measured, shows, *kept]
-    assert f"{report['asked']['pairs']}, three seeds each" in PAGE
-    assert report["asked"]["seeds"] == 3
-    assert report["measured"]["date"] in PAGE
+    assert {recipe.settings.layer for recipe in load_recipes()[0].values()} == {-2}
 
 
 def test_what_two_pictures_show_through_the_adapter_is_what_was_measured():
@@ -89,10 +78,15 @@ def test_what_two_pictures_show_through_the_adapter_is_what_was_measured():
 
 def test_every_setting_of_a_recipe_and_every_choice_is_explained():
     explained = next(row[1] for row in rows("### Your own") if row[0] == "`settings`")
-    for name, kind in get_type_hints(ModeSettings).items():
+    inside = {
+        "tokens": "changed", "curve": "curve", "curve_end": "curve_end", "normalization": "normalization",
+        "outliers": "outlier_mode", "outlier_threshold": "outlier_threshold", "rank": "rank",
+        "remove_prompt_direction": "remove_prompt_direction", "position": "append_position",
+    }  # as files of version 0.1 call them
+    for name, setting in inside.items():
         assert f"`{name}`" in explained
-        assert all(f"`{choice}`" in explained for choice in get_args(kind) if isinstance(choice, str))
-    assert all(f"`{use}`" in PAGE for use in get_args(PictureUse))
+        assert all(f"`{choice}`" in explained for choice in FIELDS[setting].choices())
+    assert all(f"`{use}`" in PAGE for use in PICTURE_USES)
 
 
 def test_the_example_of_a_recipe_is_one():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 Value = bool | int | float | str
+LARGEST = sys.float_info.max  # what is beyond it, or no number, is refused
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Field:
             if not isinstance(value, bool):
                 raise ValueError(f"{name}: expected true or false, got {value!r}.")
             return value
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
         inside = is_number and (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
         if not inside or (self.kind is int and value != int(value)):
             kind = "a whole number" if self.kind is int else "a number"

@@ -30,7 +30,7 @@ def condition(
     Args:
         text: Z-Image's states of the prompt, ``(L, D)`` or ``(B, L, D)``; ``layout`` says what its tokens are.
         seen: a reading of the same prompt with pictures, in which the way's layers were captured.
-        layer: the hidden state that is mixed, counted from the end.
+        layer: the hidden state that is mixed, Hugging Face numbering; negative counts from the end.
         mode: the way's name, such as ``"aligned blend"``; names that it has had as well.
         strength: 0 returns the text bit for bit.
         muted: the same reading with its pictures muted, for ways that need it.
@@ -48,7 +48,8 @@ def condition(
     check_strength(way, strength)
     if strength == 0:
         return text, layout, "Strength 0: words only."
-    own = replace(settings or Settings(), way=way.name, strength=strength, layer=layer)
+    from_end = layer - seen.num_layers - 1 if layer >= 0 else layer
+    own = replace(settings or Settings(), way=way.name, strength=strength, layer=from_end)
     needs = way.needs(own, Given())
     if not needs.layers:
         raise ValueError(f"mode: {way.name} needs more than a reading of the picture. Use steer().")

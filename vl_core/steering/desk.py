@@ -129,12 +129,19 @@ class Desk:
             reason = way.missing(self.given)
             if not reason and not way.low <= settings.strength <= way.high:
                 reason = f"the {way.name} takes no strength of {settings.strength:g}"
+            if not reason and not self.references and self._looks(settings, way):
+                reason = f"the {way.name} has no picture to look at"
             if not reason:
                 reason = way.doubts(self._readings(settings, way), settings, self.given)
             if not reason:
                 return way, [f"{settings.way}: {way.name}"]
             why.append(reason)
         return last, [f"{settings.way}: {last.name}, because {' and '.join(why)}"]
+
+    def _looks(self, settings: Settings, way: Way) -> bool:
+        """Whether a way reads pictures."""
+        needs = self._needs(settings, way)
+        return bool(needs.layers or needs.alone)
 
     # --- what is needed -----------------------------------------------------------------------------------------------
 

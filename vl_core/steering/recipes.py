@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .settings import Settings, rename
+from .takes import take_names
 from .way import candidates
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,8 @@ def load_recipes(*folders: Path) -> tuple[dict[str, Recipe], list[str]]:
     for path in [*_json_files(resources.files(__package__) / "recipes_data"), *_user_files(folders)]:
         try:
             recipe = read_recipe(path)
+            if recipe.name in take_names():
+                raise ValueError(f"name: {recipe.name!r} is what can be taken from every picture. Choose another.")
             if recipe.name in recipes:
                 raise ValueError(f"name: {recipe.name!r} is taken by {recipes[recipe.name].source}. Choose another.")
         except (ValueError, OSError) as error:

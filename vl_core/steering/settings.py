@@ -162,9 +162,12 @@ class Settings:
 
     @property
     def window(self) -> tuple[float, float]:
-        """When it acts, in shares of the steps; some takes end early where the picture's own states are mixed in."""
+        """When it acts, in shares of the steps.
+
+        Some takes end early where the picture's own states are mixed in, unless it starts only after that.
+        """
         until = self.taken.until if "picture" in self.row.uses else 1.0
-        return self.start_percent, max(self.start_percent, min(self.end_percent, until))
+        return self.start_percent, self.end_percent if self.start_percent >= until else min(self.end_percent, until)
 
     def at(self, strength: float) -> Settings:
         """The same at another strength."""

@@ -159,24 +159,29 @@ def by_layers(act: ActOnLayer, append_layer: int | None = None) -> Callable[...,
         assert seen is not None, "steer brings what the way needs"
         if not seen.layout.grids and readings.muted is None:  # pictures that are all pushed away have a muted side
             return Steered(text.states, text.layout, ("No picture: words only.",), text, text.words)
+        added = 0  # tokens, the same in every layer
 
         def on_part(
             part: Tensor, layout: TokenLayout | None, index: int
         ) -> tuple[Tensor, TokenLayout | None, str]:
+            nonlocal added
             layer = family.layers[index] if family.stacked else settings.read_layer
             at = layer if family.stacked or append_layer is None else append_layer
             states, found, lines = act(part, layout, seen, layer, at, readings.statistics[index], settings)
+            added = states.shape[-2] - part.shape[-2]
             head = f"{settings.way}, strength {settings.strength:g}, layer {layer}"
             return states, found, "\n".join([head, *lines])
 
         states, layout, lines = steer_layers(text.states, text.layout, family, on_part, words=text.words)
-        return Steered(states, layout, (_for_people(settings, seen), *lines), text, text.words)
+        return Steered(states, layout, (_for_people(settings, seen), *lines), text, text.words and text.words + added)
 
     return on_text
 
 
 def _for_people(settings: Settings, seen: VLStates) -> str:
     pictures = len(seen.layout.grids)
+    if not pictures:
+        return f"Pushed away from the picture by {settings.way} at strength {settings.strength:g}."
     what = "The picture" if pictures == 1 else f"{pictures} pictures"
     return f"{what} mixed in by {settings.way} at strength {settings.strength:g}."
 

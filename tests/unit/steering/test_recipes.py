@@ -6,16 +6,19 @@ import json
 import logging
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vl_core.steering import recipes as recipe_files
-from vl_core.steering.modes import MODES, ModeSettings, check_recipe
 from vl_core.steering.recipes import Recipe, load_recipes, parse_recipe, read_recipe
+from vl_core.steering.settings import Settings
+from vl_core.steering.takes import take_names
+from vl_core.steering.way import find_way, ways
+from vl_core.steering.ways.blends import needs_statistics
 
-BUILT_IN = [
-    "style hint", "colour palette", "light and mood", "composition", "variation of the picture", "push away",
+RETIRED = [
+    "style hint", "colour palette", "light and mood (0.1)", "composition (0.1)", "variation of the picture",
+    "push away",
 ]
 GOOD = {"name": "my look", "meaning": "Looks like mine.", "mode": "blend aligned"}
 
@@ -28,31 +31,44 @@ def write(folder, name: str, content) -> None:
 
 def test_the_packs_recipes_are_all_there_and_right():
     recipes, problems = load_recipes()
-    assert list(recipes) == BUILT_IN and problems == []
+    assert list(recipes) == RETIRED and problems == []
     for recipe in recipes.values():
         for strength in (0.01, 0.5, 1.0):
-            check_recipe(recipe.mode, recipe.scale * strength)
-        assert not recipe.settings.needs_reference  # nobody waits for a measurement unasked
+            assert recipe.at(strength).strength == recipe.settings.strength * strength
+        assert not needs_statistics(recipe.settings)  # nobody waits for a measurement unasked
+        assert recipe.instead and recipe.instead in recipe.describe(1.0)
+        assert recipe.instead.removeprefix("take ") in take_names() or "picture adapter" in recipe.instead
 
 
 def test_pushing_away_is_negative_and_composition_ends_early():
     recipes, _ = load_recipes()
-    assert recipes["push away"].scale < 0 and MODES[recipes["push away"].mode].low < 0
-    assert recipes["composition"].end_percent < 1 and recipes["composition"].picture == "colourless"
-    assert recipes["colour palette"].picture == "blurred"
+    away, composition = recipes["push away"].settings, recipes["composition (0.1)"].settings
+    assert away.strength < 0 and find_way(away.way).low < 0
+    assert composition.end_percent < 1 and composition.picture == "colourless"
+    assert recipes["colour palette"].settings.picture == "blurred"
 
 
 def test_a_recipe_says_its_numbers():
     line = load_recipes()[0]["push away"].describe(0.5)
-    assert "image delta at -1 × 0.5 = -0.5, layer -2, picture as it is" in line
-    assert "tokens text" in line and "curve flat" in line and "steps 0% to 100%" in line
+    assert line.startswith(
+        "Recipe push away: strength -1 × 0.5 = -0.5, way research: image delta, layer -2, picture as it is."
+    )
+    assert "choose picture adapter" in line
 
 
 def test_the_smallest_recipe_has_its_modes_layer_and_plain_settings():
     recipe = parse_recipe(GOOD, "mine.json")
-    assert recipe == Recipe("my look", "Looks like mine.", "blend aligned", layer=-6, source="mine.json")
-    assert recipe.settings == ModeSettings()
-    assert parse_recipe({**GOOD, "mode": "blend as published"}).layer == -6
+    assert recipe == Recipe(
+        "my look", "Looks like mine.", Settings("aligned blend", picture="as it is"), source="mine.json"
+    )
+    assert recipe.settings.read_layer == parse_recipe({**GOOD, "mode": "blend as published"}).settings.read_layer == -6
+
+
+def test_a_recipe_of_this_version_names_any_setting():
+    recipe = parse_recipe({"name": "mine", "meaning": "Mine.", "settings": {
+        "way": "words", "take": "style", "strength": 0.5, "longest": 60}})  # fmt: skip
+    assert recipe.settings == Settings("words", "style", 0.5, longest=60)
+    assert recipe.at(0.5).strength == 0.25
 
 
 def test_everything_a_recipe_can_say_is_taken():
@@ -64,39 +80,42 @@ def test_everything_a_recipe_can_say_is_taken():
         },
     }  # fmt: skip
     recipe = parse_recipe(content)
-    assert (recipe.scale, recipe.layer, recipe.picture, recipe.system_prompt) == (0.5, -4, "blurred", "Look.")
-    assert (recipe.start_percent, recipe.end_percent) == (0.1, 0.9)
-    assert recipe.settings == ModeSettings("prompt", "ease_in", 0.25, "per_dim", "clamp", 4.0)
+    assert recipe.settings == Settings(
+        "aligned blend", strength=0.5, layer=-4, picture="blurred", attend="Look.", start_percent=0.1, end_percent=0.9,
+        changed="prompt", curve="ease_in", curve_end=0.25, normalization="per_dim", outlier_mode="clamp",
+        outlier_threshold=4.0,
+    )
 
 
 @pytest.mark.parametrize("change, message", [
     ({"name": ""}, "name: expected 1 to 60"), ({"name": "none"}, "name: expected 1 to 60.*not 'none'"),
     ({"name": "two\nlines"}, "name: expected 1 to 60"), ({"name": 3}, "name: expected text, got a number"),
     ({"name": "x" * 61}, "name: expected 1 to 60"), ({"meaning": " "}, "meaning: expected one line"),
-    ({"mode": "telepathy"}, "mode: expected one of blend aligned"), ({"mode": None}, "mode: expected text, got null"),
-    ({"scale": 0}, "scale: expected a number other than 0"), ({"scale": -1}, "scale: expected a number from 0 to 1"),
-    ({"scale": "1"}, "scale: expected a number from 0 to 1, got text"), ({"scale": True}, "scale: expected a number"),
-    ({"layer": -2.5}, "layer: expected a whole number from -37 to -1, got -2.5"), ({"layer": 0}, "layer: expected"),
-    ({"picture": "upside down"}, "picture: expected one of as it is"), ({"system_prompt": 1}, "system_prompt: expec"),
-    ({"scale": 10**400}, "scale: expected a number from 0 to 1"), ({"scale": float("nan")}, "scale: expected a number"),
+    ({"mode": "telepathy"}, "way: expected one of automatic"), ({"mode": None}, "way: expected one of .* got None"),
+    ({"scale": 0}, "scale: expected a number other than 0"), ({"scale": -1}, "strength: expected 0"),
+    ({"scale": "1"}, "strength: expected a number from -3 to 3, got '1'"), ({"scale": True}, "strength: expected a n"),
+    ({"layer": -2.5}, "layer: expected a whole number from -37 to 0, got -2.5"), ({"layer": 1}, "layer: expected"),
+    ({"picture": "upside down"}, "picture: expected one of by the take, as it is"),
+    ({"system_prompt": 1}, "attend: expected text"),
+    ({"scale": 10**400}, "strength: expected a number"), ({"scale": float("nan")}, "strength: expected a number"),
     ({"start_percent": 0.5, "end_percent": 0.5}, "start_percent: expected less than"),
     ({"end_percent": 1.1}, "end_percent: expected a number from 0 to 1"),
     ({"strength": 1}, "expected only name, .*got 'strength'"), ({"source": "x"}, "got 'source'"),
     ({"settings": []}, "settings: expected a JSON object, got a list"),
-    ({"settings": {"rank": 2}}, "settings of blend aligned: expected only tokens, .*got 'rank'"),
+    ({"settings": {"rank": 2}}, "settings: aligned blend does not use rank. Leave them out"),
     ({"settings": {"curve": "zigzag"}}, "curve: expected one of flat"),
     ({"settings": {"curve": []}}, "curve: expected one of flat"),
     ({"settings": {"curve_end": 2}}, "curve_end: expected a number from 0 to 1"),
     ({"mode": "image delta", "settings": {"rank": 1.5}}, "rank: expected a whole number"),
     ({"mode": "image delta", "settings": {"remove_prompt_direction": 1}}, "expected true or false"),
-    ({"mode": "blend as published", "settings": {"tokens": "text"}}, "expected none, got 'tokens'"),
+    ({"mode": "blend as published", "settings": {"tokens": "prompt"}}, "as published does not use changed"),
 ])  # fmt: skip
 def test_what_is_wrong_with_a_recipe_is_said(change, message):
     with pytest.raises(ValueError, match=message):
         parse_recipe({**GOOD, **change})
 
 
-@pytest.mark.parametrize("missing", ["name", "meaning", "mode"])
+@pytest.mark.parametrize("missing", ["name", "meaning"])
 def test_what_is_missing_is_said(missing):
     with pytest.raises(ValueError, match=f"{missing} missing"):
         parse_recipe({key: value for key, value in GOOD.items() if key != missing})
@@ -109,7 +128,7 @@ NESTED = st.recursive(
 
 
 @given(content=NESTED | st.fixed_dictionaries(
-    {"name": NESTED, "meaning": NESTED, "mode": st.sampled_from([*MODES]) | NESTED},
+    {"name": NESTED, "meaning": NESTED, "mode": st.sampled_from([*ways()]) | NESTED},
     optional={key: NESTED for key in ("scale", "layer", "picture", "system_prompt", "start_percent", "settings")},
 ))
 def test_nothing_but_a_recipe_or_a_reason_comes_of_any_json(content):
@@ -134,11 +153,11 @@ def test_a_users_recipes_join_and_broken_files_are_skipped_with_their_reason(tmp
     with caplog.at_level(logging.WARNING):
         recipes, problems = load_recipes(tmp_path, tmp_path / "not there")
         load_recipes(tmp_path)
-    assert list(recipes) == [*BUILT_IN, "my look"]
+    assert list(recipes) == [*RETIRED, "my look"]
     assert [line.split(":")[0] for line in problems] == [f"Recipe {name}.json skipped" for name in "bcdfgh"]
     reasons = "\n".join(problems)
     for reason in (
-        "error in line 1", "'style hint' is taken by 1_style_hint.json", "mode: expected one of", "expected UTF-8",
+        "error in line 1", "'style hint' is taken by 1_style_hint.json", "way: expected one of", "expected UTF-8",
     ):
         assert reason in reasons
     assert [record.getMessage() for record in caplog.records] == problems  # each once, though looked at twice
@@ -149,26 +168,3 @@ def test_a_recipe_can_be_read_from_any_path(tmp_path):
     assert read_recipe(tmp_path / "mine.json").name == "my look"
     with pytest.raises(FileNotFoundError):
         read_recipe(tmp_path / "other.json")
-
-
-# --- what the encoder gets to see -------------------------------------------------------------------------------------
-
-
-def test_a_picture_as_it_is_is_left_alone():
-    picture = torch.rand(1, 8, 8, 3)
-    assert parse_recipe(GOOD).show(picture) is picture
-
-
-def test_a_colourless_picture_keeps_its_light_and_loses_its_colours():
-    picture = torch.tensor([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [90, 90, 90]]], dtype=torch.uint8)
-    shown = parse_recipe({**GOOD, "picture": "colourless"}).show(picture)
-    assert shown[..., 0].tolist() == [[76, 150, 29, 90]]  # 255 × .299, .587, .114, rounded
-    assert torch.equal(shown, shown[..., :1].expand(-1, -1, 3))
-
-
-def test_a_blurred_picture_keeps_its_mean_and_loses_its_shapes():
-    picture = (torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(3)) * 255).to(torch.uint8)
-    shown = parse_recipe({**GOOD, "picture": "blurred"}).show(picture).float()
-    assert shown.shape == picture.shape
-    assert (shown.mean((0, 1)) - picture.float().mean((0, 1))).abs().max() < 3
-    assert shown.diff(dim=0).abs().mean() < 0.05 * picture.float().diff(dim=0).abs().mean()

@@ -1,4 +1,4 @@
-"""The whole chain from one strength, against numpy transcriptions of what each mode says it does."""
+"""Ways that mix the VL's own states, from one strength, against numpy transcriptions of what each says it does."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from vl_core.stages.delta import image_delta
 from vl_core.states.layout import TokenLayout, TokenRole, insert_pictures, text_layout
 from vl_core.states.statistics import ReferenceStatistics
 from vl_core.states.vl_states import VLStates
-from vl_core.steering.modes import DEFAULT_LAYERS, MODES, ModeSettings, check_recipe, condition
+from vl_core.steering.condition import condition
+from vl_core.steering.settings import FIELDS, Settings
+from vl_core.steering.way import Given, check_strength, find_way, ways
+from vl_core.steering.ways.blends import needs_statistics
 
+MIXING = ["aligned blend", "appended tokens", "blend and append", "research: image delta", "research: as published"]
 WIDTH, GRID, LAYERS = 24, (4, 6), 8
 IDS = [151644, 872, 198, 64, 8251, 304, 151645, 198, 151644, 77091, 198]  # user header, three words, tail
 IMAGE_AT = slice(4, 4 + GRID[0] * GRID[1])
@@ -42,9 +46,9 @@ def words_of(states: torch.Tensor) -> np.ndarray:
     return np.concatenate([states.double().numpy()[:3], states.double().numpy()[IMAGE_AT.stop + 1 :]])
 
 
-@pytest.mark.parametrize("mode", DEFAULT_LAYERS)
+@pytest.mark.parametrize("mode", MIXING)
 def test_strength_zero_is_the_text_itself(text, seen, mode):
-    states, layout, report = condition(*text, seen, DEFAULT_LAYERS[mode], mode, 0.0)
+    states, layout, report = condition(*text, seen, find_way(mode).layer, mode, 0.0)
     assert states is text[0]
     assert layout is text[1]
     assert "words only" in report
@@ -53,9 +57,9 @@ def test_strength_zero_is_the_text_itself(text, seen, mode):
 @pytest.mark.parametrize("strength", [0.3, 0.5, 1.0])
 def test_blend_and_append_is_the_one_and_then_the_other(text, seen, strength):
     found, layout, report = condition(*text, seen, -6, "blend and append", strength)
-    mixed, mixed_layout, _ = condition(*text, seen, -6, "blend aligned", strength / 2)
+    mixed, mixed_layout, _ = condition(*text, seen, -6, "aligned blend", strength / 2)
     expected, _, _ = condition(
-        mixed, mixed_layout, seen, -2, "append picture", strength, settings=ModeSettings(position="before_tail")
+        mixed, mixed_layout, seen, -2, "appended tokens", strength, settings=Settings(append_position="before_tail")
     )
     assert torch.equal(found, expected)
     assert len(layout) == len(found)
@@ -63,17 +67,15 @@ def test_blend_and_append_is_the_one_and_then_the_other(text, seen, strength):
     assert "layer -6" in report and f"alpha {strength / 2:.2f}" in report
 
 
-def test_blend_and_append_says_where_its_tokens_are_read_for_models_of_one_layer_each(text, seen):
-    found, _, _ = condition(*text, seen, -6, "blend and append", 1.0, append_layer=-6)
-    mixed, layout, _ = condition(*text, seen, -6, "blend aligned", 0.5)
-    settings = ModeSettings(position="before_tail")
-    assert torch.equal(found, condition(mixed, layout, seen, -6, "append picture", 1.0, settings=settings)[0])
+def test_a_delta_without_a_picture_is_the_text(text):
+    blind = VLStates(random(2, len(IDS), WIDTH, seed=3), (3, 7), LAYERS, text[1])
+    assert torch.equal(condition(*text, blind, -2, "research: image delta", 0.7, muted=blind)[0], text[0])
 
 
-@pytest.mark.parametrize("mode", DEFAULT_LAYERS)
+@pytest.mark.parametrize("mode", [mode for mode in MIXING if mode != "research: image delta"])
 def test_without_a_picture_it_is_the_text_itself(text, mode):
     blind = VLStates(random(2, len(IDS), WIDTH, seed=3), (3, 7), LAYERS, text[1])
-    states, layout, report = condition(*text, blind, DEFAULT_LAYERS[mode], mode, 0.7)
+    states, layout, report = condition(*text, blind, find_way(mode).layer, mode, 0.7)
     assert states is text[0]
     assert layout is text[1]
     assert "No picture" in report
@@ -81,7 +83,7 @@ def test_without_a_picture_it_is_the_text_itself(text, mode):
 
 @pytest.mark.parametrize("strength", [0.3, 1.0])
 def test_blend_aligned_mixes_token_by_token_what_z_image_sees(text, seen, strength):
-    mixed, layout, _ = condition(*text, seen, -2, "blend aligned", strength)
+    mixed, layout, _ = condition(*text, seen, -2, "aligned blend", strength)
     y, x = text[0].double().numpy(), words_of(seen.states[1])
     rms_y, rms_x = (np.sqrt((side**2).mean(1, keepdims=True)) for side in (y, x))
     expected = rms_y * ((1 - strength) * y / rms_y + strength * x / rms_x)
@@ -92,7 +94,7 @@ def test_blend_aligned_mixes_token_by_token_what_z_image_sees(text, seen, streng
 @pytest.mark.parametrize(("words", "strength"), [(3, 0.3), (3, 1.0)])
 def test_blend_as_published_is_the_notes_arithmetic(text, seen, words, strength):
     """Text tokens scaled to std 61 over all elements, linear resampling (here to the same length), plain mixture."""
-    mixed, _, report = condition(*text, seen, -6, "blend as published", strength)
+    mixed, _, report = condition(*text, seen, -6, "research: as published", strength)
     x = words_of(seen.states[0])
     expected = (1 - strength) * text[0].double().numpy() + strength * x * 61.0 / x.std(ddof=1)
     np.testing.assert_allclose(mixed.numpy(), expected, rtol=1e-5, atol=1e-4)
@@ -103,7 +105,7 @@ def test_blend_as_published_resamples_to_another_length_with_half_pixel_centres(
     """torch's linear interpolation without antialias, written out."""
     length, source = 7, len(IDS)
     text = random(length, WIDTH, seed=5)
-    mixed, _, _ = condition(text, None, seen, -6, "blend as published", 0.5)
+    mixed, _, _ = condition(text, None, seen, -6, "research: as published", 0.5)
     x = words_of(seen.states[0])
     x = x * 61.0 / x.std(ddof=1)
     at = np.clip((np.arange(length) + 0.5) * source / length - 0.5, 0, source - 1)
@@ -115,7 +117,7 @@ def test_blend_as_published_resamples_to_another_length_with_half_pixel_centres(
 
 def test_blend_as_published_counts_sinks_like_any_token(text, seen):
     seen.states[0, 0] = 4000
-    mixed, _, _ = condition(*text, seen, -6, "blend as published", 0.4)
+    mixed, _, _ = condition(*text, seen, -6, "research: as published", 0.4)
     x = words_of(seen.states[0])
     expected = 0.6 * text[0].double().numpy() + 0.4 * x * 61.0 / x.std(ddof=1)
     np.testing.assert_allclose(mixed.numpy(), expected, rtol=1e-5, atol=1e-4)
@@ -123,7 +125,7 @@ def test_blend_as_published_counts_sinks_like_any_token(text, seen):
 
 @pytest.mark.parametrize(("strength", "factor"), [(1.0, 1), (0.5, 2), (0.34, 3), (0.01, 100)])
 def test_appending_keeps_the_text_bit_for_bit_and_pools_the_picture(text, seen, strength, factor):
-    mixed, layout, _ = condition(*text, seen, -2, "append picture", strength)
+    mixed, layout, _ = condition(*text, seen, -2, "appended tokens", strength)
     length = len(IDS)
     assert torch.equal(mixed[:length], text[0])
     picture = seen.states[1, IMAGE_AT].double().numpy().reshape(*GRID, WIDTH)
@@ -137,33 +139,35 @@ def test_appending_keeps_the_text_bit_for_bit_and_pools_the_picture(text, seen, 
     assert len(layout) == len(mixed)
 
 
-@pytest.mark.parametrize("mode", DEFAULT_LAYERS)
+@pytest.mark.parametrize("mode", MIXING)
 def test_a_batch_and_half_precision_keep_their_shape_and_type(text, seen, muted, mode):
     batch = text[0].bfloat16().expand(2, -1, -1)
-    mixed, _, _ = condition(batch, text[1], seen, DEFAULT_LAYERS[mode], mode, 0.5, muted=muted)
+    mixed, _, _ = condition(batch, text[1], seen, find_way(mode).layer, mode, 0.5, muted=muted)
     assert (mixed.dtype, mixed.ndim, mixed.shape[0]) == (torch.bfloat16, 3, 2)
     assert torch.equal(mixed[0], mixed[1])
 
 
 def test_inputs_stay_as_they_were(text, seen, muted):
     before = text[0].clone(), seen.states.clone(), muted.states.clone()
-    for mode in DEFAULT_LAYERS:
-        condition(*text, seen, DEFAULT_LAYERS[mode], mode, 0.5, muted=muted)
+    for mode in MIXING:
+        condition(*text, seen, find_way(mode).layer, mode, 0.5, muted=muted)
     assert torch.equal(text[0], before[0])
     assert torch.equal(seen.states, before[1])
     assert torch.equal(muted.states, before[2])
 
 
-def test_every_mode_says_what_it_does_where_it_reads_and_which_strengths_it_takes():
-    for mode in MODES.values():
-        assert mode.meaning and -37 <= mode.layer <= -1
-        assert mode.low <= 0 < mode.high
-        assert set(mode.settings) <= set(vars(ModeSettings()))
+def test_every_way_says_what_it_does_where_it_reads_and_which_strengths_it_takes():
+    for way in ways().values():
+        assert way.meaning and -37 <= way.layer <= 0
+        assert way.low <= 0 < way.high
+        assert set(way.uses) <= set(FIELDS)
+        if not way.tries and not way.missing(Given()):
+            assert bool(way.layer) == bool(way.needs(Settings(way.name), Given()).layers)
 
 
 @pytest.mark.parametrize("strength", [-3.0, -0.5, 0.4, 3.0])
 def test_image_delta_adds_what_the_picture_changed_at_each_word(text, seen, muted, strength):
-    moved, layout, report = condition(*text, seen, -2, "image delta", strength, muted=muted)
+    moved, layout, report = condition(*text, seen, -2, "research: image delta", strength, muted=muted)
     y, plus, zero = text[0].double().numpy(), words_of(seen.states[1]), words_of(muted.states[1])
     unit = [side / np.sqrt((side**2).mean(1, keepdims=True)) for side in (plus, zero)]
     expected = y + strength * np.sqrt((y**2).mean(1, keepdims=True)) * (unit[0] - unit[1])
@@ -172,12 +176,12 @@ def test_image_delta_adds_what_the_picture_changed_at_each_word(text, seen, mute
 
 
 def test_a_picture_that_is_muted_anyway_adds_exactly_nothing(text, seen):
-    assert torch.equal(condition(*text, seen, -2, "image delta", 2.0, muted=seen)[0], text[0])
+    assert torch.equal(condition(*text, seen, -2, "research: image delta", 2.0, muted=seen)[0], text[0])
 
 
 def test_image_delta_needs_the_muted_reading(text, seen):
     with pytest.raises(ValueError, match="whose pictures are muted, got none"):
-        condition(*text, seen, -2, "image delta", 1.0)
+        condition(*text, seen, -2, "research: image delta", 1.0)
 
 
 def test_pictures_that_are_all_pushed_away_have_words_to_blend_and_nothing_to_append(text, seen, muted):
@@ -185,29 +189,29 @@ def test_pictures_that_are_all_pushed_away_have_words_to_blend_and_nothing_to_ap
     pushed, zero = (
         VLStates(one.states[:, outside], one.layers, LAYERS, one.layout.select(outside)) for one in (seen, muted)
     )
-    blended = condition(*text, pushed, -2, "blend aligned", 0.5, muted=zero)
-    assert torch.equal(blended[0], condition(*text, seen, -2, "blend aligned", 0.5)[0])
+    blended = condition(*text, pushed, -2, "aligned blend", 0.5, muted=zero)
+    assert torch.equal(blended[0], condition(*text, seen, -2, "aligned blend", 0.5)[0])
     assert "image tokens" not in blended[2]
     with pytest.raises(ValueError, match="every picture is pushed away"):
-        condition(*text, pushed, -2, "append picture", 0.5, muted=zero)
+        condition(*text, pushed, -2, "appended tokens", 0.5, muted=zero)
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["blend aligned", "image delta"])
+@pytest.mark.parametrize("mode", ["aligned blend", "research: image delta"])
 def test_prompt_tokens_only_leaves_the_template_bit_for_bit(text, seen, muted, mode):
-    mixed = condition(*text, seen, -2, mode, 0.7, muted=muted, settings=ModeSettings(tokens="prompt"))[0]
+    mixed = condition(*text, seen, -2, mode, 0.7, muted=muted, settings=Settings(changed="prompt"))[0]
     whole = condition(*text, seen, -2, mode, 0.7, muted=muted)[0]
     assert torch.equal(mixed[:3], text[0][:3]) and torch.equal(mixed[6:], text[0][6:])
     assert torch.equal(mixed[3:6], whole[3:6]) and not torch.equal(whole[6:], text[0][6:])
     with pytest.raises(ValueError, match="which tokens are words"):
-        condition(text[0], None, seen, -2, mode, 0.7, muted=muted, settings=ModeSettings(tokens="prompt"))
+        condition(text[0], None, seen, -2, mode, 0.7, muted=muted, settings=Settings(changed="prompt"))
 
 
-@pytest.mark.parametrize("mode", ["blend aligned", "image delta"])
+@pytest.mark.parametrize("mode", ["aligned blend", "research: image delta"])
 def test_a_curve_goes_from_all_of_the_strength_to_its_share(text, seen, muted, mode):
-    settings = ModeSettings(curve="linear", curve_end=0.5)
+    settings = Settings(curve="linear", curve_end=0.5)
     mixed = condition(*text, seen, -2, mode, 0.8, muted=muted, settings=settings)[0]
     for place, share in enumerate(np.linspace(1, 0.5, len(IDS))):
         one = condition(*text, seen, -2, mode, 0.8 * share, muted=muted)[0]
@@ -215,8 +219,8 @@ def test_a_curve_goes_from_all_of_the_strength_to_its_share(text, seen, muted, m
 
 
 def test_rank_and_direction_are_those_of_image_delta(text, seen, muted):
-    settings = ModeSettings(rank=1, remove_prompt_direction=True)
-    moved = condition(*text, seen, -2, "image delta", 1.0, muted=muted, settings=settings)[0]
+    settings = Settings(rank=1, remove_prompt_direction=True)
+    moved = condition(*text, seen, -2, "research: image delta", 1.0, muted=muted, settings=settings)[0]
     expected = image_delta(
         text[0], seen.states[1], muted.states[1], 1.0, text_layout=text[1], vl_layout=seen.layout, rank=1,
         remove_prompt_direction=True,
@@ -226,50 +230,65 @@ def test_rank_and_direction_are_those_of_image_delta(text, seen, muted):
 
 def test_appended_tokens_can_stand_before_the_template_tail(text, seen):
     mixed, layout, _ = condition(
-        *text, seen, -2, "append picture", 1.0, settings=ModeSettings(position="before_tail")
+        *text, seen, -2, "appended tokens", 1.0, settings=Settings(append_position="before_tail")
     )
     assert torch.equal(torch.cat([mixed[:6], mixed[-5:]]), text[0])
     assert layout.token_ids[-5:].tolist() == IDS[-5:]
 
 
 @pytest.mark.parametrize(
-    "settings", [ModeSettings(normalization="rms"), ModeSettings(outliers="zero", outlier_threshold=1.5)]
+    "settings", [Settings(normalization="rms"), Settings(outlier_mode="zero", outlier_threshold=1.5)]
 )
 def test_cleaning_needs_the_text_encoders_statistics(text, seen, settings):
     reference = ReferenceStatistics.of(text[0])
-    assert settings.needs_reference and not ModeSettings().needs_reference
-    cleaned = condition(*text, seen, -2, "append picture", 1.0, settings=settings, reference=reference)
-    plain = condition(*text, seen, -2, "append picture", 1.0)
+    assert needs_statistics(settings) and not needs_statistics(Settings())
+    cleaned = condition(*text, seen, -2, "appended tokens", 1.0, settings=settings, reference=reference)
+    plain = condition(*text, seen, -2, "appended tokens", 1.0)
     assert torch.equal(cleaned[0][: len(IDS)], text[0])
     assert not torch.equal(cleaned[0], plain[0]) and len(cleaned[2]) > len(plain[2])
     with pytest.raises(ValueError, match=r"reference: normalization .* got none"):
-        condition(*text, seen, -2, "append picture", 1.0, settings=settings)
+        condition(*text, seen, -2, "appended tokens", 1.0, settings=settings)
 
 
 def test_the_report_tells_mode_strength_layer_and_picture(text, seen):
-    report = condition(*text, seen, -2, "blend aligned", 0.25)[2]
-    assert "blend aligned, strength 0.25, layer -2" in report
-    assert "24 image tokens (4×6)" in report
+    report = condition(*text, seen, -2, "aligned blend", 0.25)[2]
+    assert "aligned blend, strength 0.25, layer -2" in report
 
 
 @pytest.mark.parametrize(
     ("mode", "strength", "message"),
     [
-        ("blend", 0.5, "mode: expected one of blend aligned, blend as published, append picture, .*got 'blend'"),
-        ("image delta", -3.01, r"expected -3 \(push away\) to 3 with image delta, got -3.01"),
-        ("image delta", float("nan"), "strength: expected -3"),
-        ("blend aligned", 2, r"to 1 with blend aligned, got 2\. Image delta takes it\."),
-        ("blend aligned", 1.01, "strength: expected 0"),
-        ("append picture", -0.1, "strength: expected 0"),
-        ("blend aligned", float("nan"), "strength: expected 0"),
+        ("blend", 0.5, "way: expected one of automatic, words, picture adapter, .*got 'blend'"),
+        ("research: image delta", -3.01, r"expected -3 \(push away\) to 3 with research: image delta, got -3.01"),
+        ("research: image delta", float("nan"), "strength: expected -3"),
+        ("aligned blend", 2, r"to 1 with aligned blend, got 2\. picture adapter and research: image delta take it\."),
+        ("aligned blend", 1.01, "strength: expected 0"),
+        ("appended tokens", -0.1, "strength: expected 0"),
+        ("aligned blend", float("nan"), "strength: expected 0"),
     ],
 )
 def test_unknown_modes_and_strengths_are_refused_beforehand(mode, strength, message):
     with pytest.raises(ValueError, match=message):
-        check_recipe(mode, strength)
+        check_strength(find_way(mode), strength)
+
+
+@pytest.mark.parametrize(("old", "new"), [
+    ("blend aligned", "aligned blend"), ("append picture", "appended tokens"), ("image delta", "research: image delta"),
+    ("blend as published", "research: as published"),
+])  # fmt: skip
+def test_a_name_that_a_way_has_had_still_finds_it(text, seen, muted, old, new):
+    assert find_way(old) is find_way(new) and find_way("describe") is find_way("words")
+    assert torch.equal(condition(*text, seen, -2, old, 0.5, muted=muted)[0],
+                       condition(*text, seen, -2, new, 0.5, muted=muted)[0])
+
+
+def test_a_layer_may_be_counted_from_either_end(text, seen):
+    for first, last in ((3, -6), (7, -2)):
+        ours, theirs = (condition(*text, seen, layer, "aligned blend", 0.5)[0] for layer in (first, last))
+        assert torch.equal(ours, theirs)
 
 
 def test_another_prompt_cannot_be_aligned(text, seen):
     other = text_layout([*IDS[:4], 999, *IDS[5:]])
     with pytest.raises(ValueError, match="at position 4 the text has token 999"):
-        condition(text[0], other, seen, -2, "blend aligned", 0.5)
+        condition(text[0], other, seen, -2, "aligned blend", 0.5)
