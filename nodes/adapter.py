@@ -24,7 +24,16 @@ from ..vl_core.stages.combine import parse_weights
 from ..vl_core.stages.description import SLOTS, slot_request
 from .entries import Entry, attend_words, check_conditioning, layout_of, repack, words_of
 from .host import encoders, folders, memory, text_encoder
-from .widgets import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
+from .widgets import (
+    Adapter,
+    budget_input,
+    encoder_input,
+    known,
+    node_schema,
+    pictures_input,
+    prompt_input,
+    report,
+)
 
 CAPTIONS, DESCRIBED = "text files beside the pictures", "Qwen3-VL describes them"
 NO_FILE = "none"
@@ -74,7 +83,8 @@ class ZImageVLAdapterFit(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str = "", prompts: str = "", **_) -> str:
+    @known("")
+    def fingerprint_inputs(cls, folder: str, prompts: str = "", **_) -> str:
         """The files may have changed since the last run."""
         try:
             files = [*folders.input_folder(folder).iterdir()]
@@ -181,7 +191,9 @@ class ZImageVLAdapterApply(io.ComfyNode):
         )
 
     @classmethod
+    @known("")
     def fingerprint_inputs(cls, file: str = NO_FILE, **_) -> str:
+        """The file may have been replaced since the last run."""
         path = folders.saved_adapters().get(file)
         return f"{path} {path.stat().st_mtime_ns}" if path else ""
 
