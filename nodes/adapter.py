@@ -70,13 +70,17 @@ class ZImageVLAdapterFit(io.ComfyNode):
                 ),
                 io.String.Input(
                     "name", default="adapter",
-                    tooltip="Name of the file in models/zimage_vl_adapters; one of that name is replaced.",
+                    tooltip="Name of the file in models/zimage_vl_adapters; a number is added if there is one of that name.",
                 ),
                 budget_input(),
                 io.String.Input(
                     "prompts", default="", optional=True, advanced=True,
                     tooltip="A text file in ComfyUI's input folder with prompts such as you write, one a line: the "
                     "words of the pictures are put after them, in turn. Empty takes built-in ones, English sentences.",
+                ),
+                io.Boolean.Input(
+                    "replace", default=False, optional=True, advanced=True,
+                    tooltip="Replace an adapter of that name, in place of adding a number.",
                 ),
             ],
             outputs=[Adapter.Output(display_name="adapter")],
@@ -96,11 +100,11 @@ class ZImageVLAdapterFit(io.ComfyNode):
     @classmethod
     def execute(
         cls, clip, vision, folder: str, captions: str = CAPTIONS, name: str = "adapter", image_tokens: int = 1024,
-        prompts: str = "",
+        prompts: str = "", replace: bool = False,
     ) -> io.NodeOutput:
         family = text_encoder.check_text_clip(clip, klein=True)
         encoders.check_widths(clip, vision)
-        path, texts = folders.adapter_path(name), folders.read_prompts(prompts)
+        path, texts = folders.adapter_path(name, replace), folders.read_prompts(prompts)
         examples = find_examples(folders.input_folder(folder), captions == CAPTIONS)
         features, lines = PictureFeatures(), []
 
