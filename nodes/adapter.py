@@ -70,7 +70,8 @@ class ZImageVLAdapterFit(io.ComfyNode):
                 ),
                 io.String.Input(
                     "name", default="adapter",
-                    tooltip="Name of the file in models/zimage_vl_adapters; a number is added if there is one of that name.",
+                    tooltip="Name of the file in models/zimage_vl_adapters; a number is added if there is one of that "
+                    "name.",
                 ),
                 budget_input(),
                 io.String.Input(

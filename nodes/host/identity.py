@@ -43,7 +43,8 @@ def identity_of(encoder: Any) -> str:
         digest.update(_sample(parameter))
     _add_patches(digest, patcher.patches)
     for hook in patcher.forced_hooks.hooks if patcher.forced_hooks else ():
-        frames = [(frame.strength, frame.start_percent, frame.guarantee_steps) for frame in hook.hook_keyframe.keyframes]
+        keyframes = hook.hook_keyframe.keyframes
+        frames = [(frame.strength, frame.start_percent, frame.guarantee_steps) for frame in keyframes]
         digest.update(f"hook {type(hook).__name__} {frames} {hook.strength}".encode())
         known = patcher.hook_patches.get(hook.hook_ref)
         if known is None:

@@ -115,9 +115,9 @@ def _native_states(clip, layout: TokenLayout, tokens: dict, wanted: list[int], m
     capturing = clip.clone()
     # A list makes the host capture Hugging Face's hidden_states[k] for every k in it, in one forward.
     capturing.clip_layer(wanted)
-    with _rotary_positions(model.transformer, layout) if mute else nullcontext():
-        with stoppable(model.transformer.visual.blocks, model.transformer.model.layers):
-            states = capturing.encode_from_tokens(tokens, return_dict=True)["cond"]
+    positions = _rotary_positions(model.transformer, layout) if mute else nullcontext()
+    with positions, stoppable(model.transformer.visual.blocks, model.transformer.model.layers):
+        states = capturing.encode_from_tokens(tokens, return_dict=True)["cond"]
     if tuple(states.shape[:3]) != (1, len(wanted), len(layout)):
         raise RuntimeError(
             f"This ComfyUI gives Qwen3-VL states of shape {tuple(states.shape)} where (1, {len(wanted)}, "

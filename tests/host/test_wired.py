@@ -17,7 +17,7 @@ VALUES = {
     "column_values": "0.5, 1", "row_values": "words, blend aligned", "max_tokens": 4, "layer": -2,
 }
 CHOICES = {
-    "Sweep": {"method": "blend aligned"}, "Condition": {"mode": "blend aligned", "layer": -2},
+    "Sweep": {"method": "blend aligned", "rows": "none"}, "Condition": {"mode": "blend aligned", "layer": -2},
     "Blend": {"method": "resample"}, "Normalize": {"mode": "hybrid"}, "MaskOutliers": {"mode": "scale"},
     "LoadSaved": {"file": "wired_00001.safetensors"}, "AdapterApply": {"file": "wired.safetensors"},
 }
@@ -112,7 +112,7 @@ def test_all_widgets_wired_run_and_the_second_run_is_cached(short, server, info)
         prompt["ours"]["inputs"]["conditioning"] = ["VL", 0]
     assert wired or short == "LoadSaved"
     first = server.run(prompt)
-    assert first["status"]["status_str"] == "success", first["status"]["messages"][-1]
+    assert first["status"]["status_str"] == "success", first["status"]["messages"][-1][1].get("exception_message")
     second = server.run(prompt)
     assert second["status"]["status_str"] == "success"
     told = [told for kind, told in second["status"]["messages"] if kind == "execution_cached"]
