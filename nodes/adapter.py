@@ -24,7 +24,16 @@ from ..vl_core.stages.combine import parse_weights
 from ..vl_core.stages.description import SLOTS, slot_request
 from .entries import Entry, attend_words, check_conditioning, layout_of, repack, words_of
 from .host import encoders, folders, memory, text_encoder
-from .widgets import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
+from .widgets import (
+    Adapter,
+    budget_input,
+    encoder_input,
+    known,
+    node_schema,
+    pictures_input,
+    prompt_input,
+    report,
+)
 
 CAPTIONS, DESCRIBED = "text files beside the pictures", "Qwen3-VL describes them"
 NO_FILE = "none"
@@ -61,7 +70,8 @@ class ZImageVLAdapterFit(io.ComfyNode):
                 ),
                 io.String.Input(
                     "name", default="adapter",
-                    tooltip="Name of the file in models/zimage_vl_adapters; one of that name is replaced.",
+                    tooltip="Name of the file in models/zimage_vl_adapters; a number is added if there is one of that "
+                    "name.",
                 ),
                 budget_input(),
                 io.String.Input(
@@ -69,12 +79,17 @@ class ZImageVLAdapterFit(io.ComfyNode):
                     tooltip="A text file in ComfyUI's input folder with prompts such as you write, one a line: the "
                     "words of the pictures are put after them, in turn. Empty takes built-in ones, English sentences.",
                 ),
+                io.Boolean.Input(
+                    "replace", default=False, optional=True, advanced=True,
+                    tooltip="Replace an adapter of that name, in place of adding a number.",
+                ),
             ],
             outputs=[Adapter.Output(display_name="adapter")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str = "", prompts: str = "", **_) -> str:
+    @known("")
+    def fingerprint_inputs(cls, folder: str, prompts: str = "", **_) -> str:
         """The files may have changed since the last run."""
         try:
             files = [*folders.input_folder(folder).iterdir()]
@@ -86,11 +101,11 @@ class ZImageVLAdapterFit(io.ComfyNode):
     @classmethod
     def execute(
         cls, clip, vision, folder: str, captions: str = CAPTIONS, name: str = "adapter", image_tokens: int = 1024,
-        prompts: str = "",
+        prompts: str = "", replace: bool = False,
     ) -> io.NodeOutput:
         family = text_encoder.check_text_clip(clip, klein=True)
         encoders.check_widths(clip, vision)
-        path, texts = folders.adapter_path(name), folders.read_prompts(prompts)
+        path, texts = folders.adapter_path(name, replace), folders.read_prompts(prompts)
         examples = find_examples(folders.input_folder(folder), captions == CAPTIONS)
         features, lines = PictureFeatures(), []
 
@@ -181,7 +196,9 @@ class ZImageVLAdapterApply(io.ComfyNode):
         )
 
     @classmethod
+    @known("")
     def fingerprint_inputs(cls, file: str = NO_FILE, **_) -> str:
+        """The file may have been replaced since the last run."""
         path = folders.saved_adapters().get(file)
         return f"{path} {path.stat().st_mtime_ns}" if path else ""
 

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..vl_core import load_conditioning, save_conditioning
 from .entries import check_conditioning, layout_of
 from .host import folders
-from .widgets import node_schema, report
+from .widgets import known, node_schema, report
 
 
 class ZImageVLSave(io.ComfyNode):
@@ -59,6 +59,7 @@ class ZImageVLLoadSaved(io.ComfyNode):
         )
 
     @classmethod
+    @known(True)
     def validate_inputs(cls, file: str) -> bool | str:
         try:
             folders.find_saved(file)
@@ -67,8 +68,13 @@ class ZImageVLLoadSaved(io.ComfyNode):
         return True
 
     @classmethod
+    @known("")
     def fingerprint_inputs(cls, file: str) -> str:
-        path = folders.find_saved(file)
+        """The file may have been replaced since the last run."""
+        try:
+            path = folders.find_saved(file)
+        except ValueError as error:
+            return str(error)
         return f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}"
 
     @classmethod

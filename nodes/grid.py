@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..vl_core.pictures import split_batch
 from ..vl_core.reports.grid import draw_grid, pictures_by_id
 from ..vl_core.reports.plots import THEMES
 from ..vl_core.steering.sweep import Plan
-from .widgets import node_schema
+from .widgets import node_schema, with_pictures
+
+LONGEST_TITLE = 2000  # letters
 
 
 class ZImageVLGrid(io.ComfyNode):
@@ -47,6 +49,8 @@ class ZImageVLGrid(io.ComfyNode):
         cls, images, plan, reference=None, cell_size=(0,), title=("",), theme=("light",)
     ) -> io.NodeOutput:
         planned = Plan.from_json(plan[0])
+        if len(title[0]) > LONGEST_TITLE:
+            raise ValueError(f"title: expected at most {LONGEST_TITLE} letters, got {len(title[0])}. Shorten it.")
         drawn = draw_grid(
             planned, pictures_by_id(planned, split_batch(images)), split_batch(reference or []),
             cell_size=cell_size[0] or None, title=title[0], theme=theme[0],
@@ -54,6 +58,4 @@ class ZImageVLGrid(io.ComfyNode):
         pages = torch.from_numpy(np.stack(drawn.pages)).float() / 255
         height, width = pages.shape[1:3]
         size = f"{len(pages)} page{'s' if len(pages) > 1 else ''} of {width}×{height} pixels"
-        text = f"{planned.describe()}\n{size}"
-        shown = {**ui.PreviewImage(pages, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
-        return io.NodeOutput(pages, ui=shown)
+        return io.NodeOutput(pages, ui=with_pictures(f"{planned.describe()}\n{size}", pages, cls))

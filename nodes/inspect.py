@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..vl_core import TokenLayout
 from ..vl_core.reports.inspection import Inspection, inspect
@@ -15,7 +15,7 @@ from ..vl_core.states.families import ZIMAGE, find_family
 from ..vl_core.states.stacks import split_layers, split_padding
 from ..vl_core.states.vl_states import LAYOUT_KEY
 from .entries import Entry, check_one_layer, references_of, words_of
-from .widgets import Reference, node_schema
+from .widgets import BLANK, Reference, draw, node_schema, with_pictures
 
 
 class ZImageVLInspect(io.ComfyNode):
@@ -55,7 +55,7 @@ class ZImageVLInspect(io.ComfyNode):
     ) -> io.NodeOutput:
         if not conditioning:
             raise ValueError("conditioning: expected at least one entry, got an empty CONDITIONING.")
-        figures, lines = [], []
+        looked, lines = [], []
         for index, entry in enumerate(conditioning, 1):
             layout = entry[1].get(LAYOUT_KEY)
             if layout is not None and len(layout) != entry[0].shape[1]:
@@ -63,12 +63,14 @@ class ZImageVLInspect(io.ComfyNode):
                 layout = None
             for layer, found in _inspected(entry, layout, reference, threshold):
                 title = ", ".join(filter(None, [f"entry {index}" if len(conditioning) > 1 else "", layer]))
-                figures.append(inspection_figure(found, title, plots=plots, theme=theme))
+                looked.append((found, title))
                 lines.append(f"{layer}: {found.describe()}" if layer else found.describe())
-        pictures = torch.from_numpy(stack_figures(figures)).float() / 255
+        pictures, missing = draw(
+            lambda: stack_figures([inspection_figure(*one, plots=plots, theme=theme) for one in looked])
+        )
         text = "\n\n".join(lines)
-        shown = {**ui.PreviewImage(pictures, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
-        return io.NodeOutput(pictures, text, ui=shown)
+        shown = with_pictures("\n\n".join(filter(None, [text, missing])), pictures, cls)
+        return io.NodeOutput(torch.ones(BLANK) if pictures is None else pictures, text, ui=shown)
 
 
 def _inspected(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..vl_core import TokenLayout
@@ -14,7 +14,17 @@ from ..vl_core.states.layers import parse_layers
 from ..vl_core.states.stacks import split_layers, split_padding
 from .entries import check_conditioning, layout_of, references_of, words_of
 from .host import encoders, loaded, memory, native
-from .widgets import Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input
+from .widgets import (
+    BLANK,
+    Reference,
+    budget_input,
+    draw,
+    encoder_input,
+    node_schema,
+    pictures_input,
+    prompt_input,
+    with_pictures,
+)
 
 
 class ZImageVLLayerReport(io.ComfyNode):
@@ -70,13 +80,12 @@ class ZImageVLLayerReport(io.ComfyNode):
         for layer, statistics, target in zip(family.layers, measured, targets, strict=True):
             title = f"{family.name}'s layer {layer} ({layer - blocks - 1})" if family.stacked else ""
             found[title] = layer_report(seen, statistics, target, layout, progress=bar)
-        plots = stack_figures([layer_figure(one, title) for title, one in found.items()])
-        plots = torch.from_numpy(plots).float() / 255
-        summary = "\n".join([*notes, join_reports({title: one.summary() for title, one in found.items()})])
-        shown = {**ui.PreviewImage(plots, cls=cls).as_dict(), **ui.PreviewText(summary).as_dict()}
+        plots, missing = draw(lambda: stack_figures([layer_figure(one, title) for title, one in found.items()]))
+        summary = join_reports({title: one.summary() for title, one in found.items()})
+        shown = with_pictures("\n".join(filter(None, [*notes, summary, missing])), plots, cls)
         table = join_reports({title: one.table() for title, one in found.items()})
         rows = join_csv({layer: one.csv() for layer, one in zip(family.layers, found.values(), strict=True)})
-        return io.NodeOutput(plots, table, rows, ui=shown)
+        return io.NodeOutput(torch.ones(BLANK) if plots is None else plots, table, rows, ui=shown)
 
 
 def _family(encoder, reference, words: Tensor | None, layout: TokenLayout | None) -> Family:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .host import folders, loaded
-from .widgets import Qwen3VL, node_schema, report
+from .widgets import Qwen3VL, known, node_schema, report
 
 
 class ZImageVLLoader(io.ComfyNode):
@@ -48,11 +48,11 @@ class ZImageVLLoader(io.ComfyNode):
         )
 
     @classmethod
+    @known(True)
     def validate_inputs(cls, folder: str) -> bool | str:
         if folder in folders.encoder_folders():
             return True
-        looked = ", ".join(str(root) for root in folders.encoder_roots())
-        return f"folder: found no Qwen3-VL folder {folder!r}. Looked in {looked}."
+        return loaded.no_folder(folder)
 
     @classmethod
     def execute(

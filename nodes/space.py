@@ -13,10 +13,12 @@ from ..vl_core.states.families import Family
 from ..vl_core.states.stacks import by_layer, split_layers
 from ..vl_core.states.statistics import ENCODER_LAYER
 from .entries import Entry, check_conditioning, describe_layers, entry_family, layout_of, repack, require_layout
-from .host import calibration, encoders, folders, memory, text_encoder
-from .widgets import Space, encoder_input, node_schema, report
+from .host import encoders, folders, memory, text_encoder
+from .host.identity import identity_of
+from .widgets import Space, encoder_input, known, node_schema, report
 
 LEAST = 10  # prompts
+MOST_KEPT = 4  # fits of an encoder; one of width 2560 takes 25 MiB a layer
 
 _fitted: weakref.WeakKeyDictionary[Any, dict[tuple, tuple[SpaceAdapter, ...]]] = weakref.WeakKeyDictionary()
 
@@ -55,6 +57,7 @@ class ZImageVLMatchSpace(io.ComfyNode):
         )
 
     @classmethod
+    @known("")
     def fingerprint_inputs(cls, prompts: str = "", **_) -> str:
         """The file may have changed since the last run."""
         try:
@@ -110,9 +113,10 @@ def _fit(
     encoder: Any, clip: Any, family: Family, layers: tuple[int, ...], method: str, texts: tuple[str, ...]
 ) -> tuple[tuple[SpaceAdapter, ...], str]:
     """The adapters of these two encoders, one a layer; fitted once for as long as the encoder is loaded."""
-    key = calibration.clip_identity(clip), family.group, layers, method, texts
+    key = identity_of(encoder), identity_of(clip), family.group, layers, method, texts
     kept = _fitted.setdefault(encoder, {})
     if key in kept:
+        kept[key] = kept.pop(key)  # the last used is the last to go
         return kept[key], "fitted before"
     template = encoders.pick_family(family.group, encoder)
 
@@ -127,4 +131,6 @@ def _fit(
         list(texts), source, target, method, progress=memory.progress_bar(len(texts)),
         layers=[(layer, layer if family.stacked else ENCODER_LAYER) for layer in layers],
     )
+    while len(kept) > MOST_KEPT:
+        kept.pop(next(iter(kept)))
     return kept[key], f"fitted on {len(texts)} prompts"

@@ -20,9 +20,9 @@ from ..vl_core.steering.takes import Take
 from ..vl_core.steering.way import Steered, Text
 from .entries import Entry, attend_words, repack, timed, words_of
 from .host import memory
-from .host.calibration import clip_identity, measure_layers
+from .host.calibration import measure_layers
 from .host.encoders import check_widths, encode_vision, pick_family, write_words
-from .host.loaded import LoadedEncoder
+from .host.identity import identity_of
 from .host.text_encoder import check_text_clip, encode_text
 
 _stores: weakref.WeakKeyDictionary[Any, Store] = weakref.WeakKeyDictionary()
@@ -44,9 +44,7 @@ class ComfyHost:
         self.store = store_of(vision)
 
     def identity(self) -> str:
-        if isinstance(self.vision, LoadedEncoder):
-            return self.vision.encoder.name
-        return clip_identity(self.vision)
+        return identity_of(self.vision)
 
     def check(self) -> None:
         check_widths(self.clip, self.vision)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..vl_core.stages.combine import COMBINATIONS
 from ..vl_core.steering.settings import CROP, JOINED, MASK_USES
@@ -79,12 +87,77 @@ def sinks_input() -> io.Combo.Input:
     )
 
 
+def with_pictures(text: str, pictures: Tensor | None, cls: type[io.ComfyNode]) -> dict:
+    """What a node shows: words, and pictures if there are any."""
+    shown = ui.PreviewImage(pictures, cls=cls).as_dict() if pictures is not None else {}
+    return {**shown, **ui.PreviewText(text).as_dict()}
+
+
 def report(*parts: str | Iterable[str]) -> ui.PreviewText:
     """Lines shown on the node after it ran."""
     lines = [part if isinstance(part, str) else "\n".join(part) for part in parts]
     return ui.PreviewText("\n".join(line for line in lines if line))
 
 
+BLANK = (1, 64, 64, 3)  # what a node without its plots hands on
+
+
+def draw(figures: Callable[[], np.ndarray]) -> tuple[Tensor | None, str]:
+    """Plots as an IMAGE ``(N, H, W, 3)`` in [0, 1]; where nothing can be drawn, None and how to mend that.
+
+    Args:
+        figures: draws them, uint8 ``(N, H, W, 3)``.
+    """
+    try:
+        return torch.from_numpy(figures()).float() / 255, ""
+    except ImportError as error:  # only what is needed to draw is imported that late
+        python = Path(sys.executable)
+        portable = any("python_embed" in folder for folder in python.parts)
+        shown = r".\python_embeded\python.exe" if portable else f'"{python}"'
+        where = "in the folder of ComfyUI portable" if portable else "in a terminal"
+        return None, (
+            f"Plots are left out: {error}. To have them, run {shown} -m pip install matplotlib {where}, then start "
+            "ComfyUI again."
+        )
+
+
+def known(otherwise: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """For ``validate_inputs`` and ``fingerprint_inputs``, under ``@classmethod``: what is not known yet is not judged.
+
+    ComfyUI hands over None for a widget that is wired to another node, nothing for one that is missing, and growing
+    sockets whether asked for or not. A parameter with a default falls back to it; where one without is not known, the
+    answer is ``otherwise``.
+
+    Args:
+        otherwise: True for ``validate_inputs``, any constant for ``fingerprint_inputs``.
+
+    Raises:
+        ValueError: from ``validate_inputs``, if a parameter without a default is missing and the function has something
+            to say about an empty one: ComfyUI shows what a validation returns beside inputs that are there only.
+    """
+
+    def decorate(judge: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(judge)
+        named = [one for one in list(signature.parameters.values())[1:] if one.kind is not one.VAR_KEYWORD]
+        required = [one.name for one in named if one.default is one.empty]
+
+        @functools.wraps(judge)
+        def judged(cls: type, *values: Any, **inputs: Any) -> Any:
+            inputs = dict(zip([one.name for one in named], values, strict=False)) | inputs
+            given = {one.name: inputs[one.name] for one in named if inputs.get(one.name) is not None}
+            missing = [name for name in required if name not in inputs]
+            if missing and otherwise is True:
+                answer = judge(cls, **{name: "" for name in required} | given)
+                if isinstance(answer, str):
+                    raise ValueError(answer)
+            return judge(cls, **given) if set(required) <= set(given) else otherwise
+
+        # ComfyUI reads here which inputs to hand over, and checks ranges and lists of all others itself.
+        optional = [one.replace(default=None) if one.default is one.empty else one for one in named]
+        judged.__signature__ = signature.replace(parameters=[*list(signature.parameters.values())[:1], *optional])  # type: ignore[attr-defined]
+        return judged
+
+    return decorate
 
 
 def weights_input() -> io.String.Input:

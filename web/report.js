@@ -1,9 +1,15 @@
-// A read-only box on every node of this pack that shows what the node reports ("text" of its ui output).
+// A read-only box on every node of this pack that shows what the node reports ("text" of its ui output), and why it
+// could not run: the frontend's own toast names no cause.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
 const REPORT = "report";
 const MIN_HEIGHT = 88; // five lines; longer reports scroll, or make the node larger
 const MAX_HEIGHT_BESIDE_PICTURES = 110; // what a node has left over goes to its pictures
+
+const isOurs = (type) => type?.startsWith("ZImageVL");
+const boxOf = (node) => (isOurs(node?.type) ? node.widgets?.find((w) => w.name === REPORT) : undefined);
+const root = () => app.rootGraph ?? app.graph;
 
 function addBox(node) {
   const { widget } = app.widgets.STRING(node, REPORT, ["STRING", { multiline: true, placeholder: "What it did, after a run" }], app);
@@ -15,7 +21,7 @@ function addBox(node) {
 }
 
 function show(node, output) {
-  const widget = node?.widgets?.find((w) => w.name === REPORT);
+  const widget = boxOf(node);
   if (widget && output?.text?.length) widget.value = output.text.join("\n");
   if (widget && output?.images?.length) leaveRoom(node);
 }
@@ -25,7 +31,83 @@ function leaveRoom(node) {
     if (widget.element?.tagName === "TEXTAREA") widget.options.getMaxHeight = () => MAX_HEIGHT_BESIDE_PICTURES;
 }
 
-const isOurs = (type) => type?.startsWith("ZImageVL");
+// A node by its id in a prompt: "7", or "12:7" for one inside of subgraph node 12.
+function nodeOf(id) {
+  let graph = root(), node;
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById(Number(part));
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+function* allNodes(graph, above = "") {
+  for (const node of graph?.nodes ?? []) {
+    yield [above + node.id, node];
+    if (node.subgraph) yield* allNodes(node.subgraph, `${above}${node.id}:`);
+  }
+}
+
+// What was in the boxes before the run that goes on: nodes that do not run anew keep theirs. Errors are not kept.
+const before = new Map(), failed = new Set();
+
+function say(id, text) {
+  const widget = boxOf(nodeOf(id));
+  if (!widget) return;
+  widget.value = text;
+  failed.add(String(id));
+  if (app.nodeOutputs) delete app.nodeOutputs[id]; // else a visit to another tab brings the last run's report back
+}
+
+function emptyBoxes() {
+  before.clear();
+  for (const [id, node] of allNodes(root())) {
+    const widget = boxOf(node);
+    if (!widget) continue;
+    if (!failed.has(id)) before.set(id, widget.value);
+    widget.value = "";
+  }
+  failed.clear();
+}
+
+function keepBoxes(ids) {
+  for (const id of ids ?? []) {
+    const widget = boxOf(nodeOf(id));
+    if (widget && !widget.value && before.has(String(id))) widget.value = before.get(String(id));
+  }
+}
+
+// "input - message" of a validation is the message; the frontend's other refusals say what of which input.
+function wordsOf(error) {
+  const { type, message, details = "" } = error;
+  const name = error.extra_info?.input_name;
+  if (type === "custom_validation_failed" && details.startsWith(`${name} - `)) return details.slice(name.length + 3);
+  if (type.startsWith("exception_during")) return details;
+  return details ? `${message}: ${details}` : message;
+}
+
+function showRefusals(refused) {
+  for (const [id, { errors }] of Object.entries(refused ?? {}))
+    say(id, ["Not run.", ...new Set((errors ?? []).map(wordsOf))].join("\n"));
+}
+
+api.addEventListener("execution_start", emptyBoxes);
+api.addEventListener("execution_cached", ({ detail }) => keepBoxes(detail?.nodes));
+api.addEventListener("execution_error", ({ detail }) => say(detail.node_id, `Error: ${detail.exception_message?.trim()}`));
+api.addEventListener("execution_interrupted", ({ detail }) => say(detail.node_id, "Stopped."));
+
+// Refusals come back as the answer to the request and as no event.
+const queuePrompt = api.queuePrompt;
+api.queuePrompt = async function () {
+  try {
+    const answer = await queuePrompt.apply(this, arguments);
+    showRefusals(answer?.node_errors);
+    return answer;
+  } catch (error) {
+    showRefusals(error?.response?.node_errors);
+    throw error;
+  }
+};
 
 app.registerExtension({
   name: "zimage-vl.report",
@@ -43,9 +125,6 @@ app.registerExtension({
   },
   // Coming back to a workflow's tab builds its nodes anew: give them their reports back.
   onNodeOutputsUpdated(outputs) {
-    for (const [id, output] of Object.entries(outputs)) {
-      const node = app.graph.getNodeById(id);
-      if (isOurs(node?.type)) show(node, output);
-    }
+    for (const [id, output] of Object.entries(outputs)) show(app.graph.getNodeById(id), output);
   },
 });

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-import torch
 
 from ...vl_core import ReferenceStatistics, calibrate, calibration_prompts
 from ...vl_core.states.stacks import split_layers
 from ...vl_core.states.statistics import ENCODER_LAYER
+from .identity import identity_of
 from .memory import fast_allowed, progress_bar
 from .text_encoder import check_text_clip, encode_many
 
 log = logging.getLogger(__name__)
+
+MOST_KEPT = 64  # files of statistics, of one encoder and layer each
 
 
 def measure_reference(clip: Any) -> tuple[ReferenceStatistics, str]:
@@ -27,7 +29,7 @@ def measure_reference(clip: Any) -> tuple[ReferenceStatistics, str]:
     """
     check_text_clip(clip, "source")
     layer = ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx
-    identity = clip_identity(clip)
+    identity = _measured_by(clip)
     cached = _reference_file(identity, layer)
     if reference := _read_reference(cached, identity, layer):
         return reference, f"from the cache: {cached.name}"
@@ -39,6 +41,7 @@ def measure_reference(clip: Any) -> tuple[ReferenceStatistics, str]:
     )
     try:
         reference.save(cached)
+        _make_room(cached)
     except OSError as error:
         return reference, f"measured now, not kept for the next time: {error}"
     return reference, f"measured now, kept as {cached.name}"
@@ -55,7 +58,7 @@ def measure_layers(clip: Any) -> tuple[list[ReferenceStatistics], str]:
     if not family.stacked:
         reference, origin = measure_reference(clip)
         return [reference], origin
-    identity = clip_identity(clip)
+    identity = _measured_by(clip)
     files = [_reference_file(identity, layer) for layer in family.layers]
     names = ", ".join(file.name for file in files)
     found = [_read_reference(file, identity, layer) for file, layer in zip(files, family.layers, strict=True)]
@@ -70,9 +73,22 @@ def measure_layers(clip: Any) -> tuple[list[ReferenceStatistics], str]:
     try:
         for reference, file in zip(measured, files, strict=True):
             reference.save(file)
+        _make_room(files[0])
     except OSError as error:
         return measured, f"measured now, not kept for the next time: {error}"
     return measured, f"measured now, kept as {names}"
+
+
+def _measured_by(clip: Any) -> str:
+    """What statistics depend on: the encoder, and the built-in prompts."""
+    return hashlib.sha256("\n".join([identity_of(clip), *calibration_prompts()]).encode()).hexdigest()
+
+
+def _make_room(kept: Path) -> None:
+    """Delete the statistics that were written first, so that experiments with weights do not fill the disk."""
+    files = sorted(kept.parent.glob("reference_*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+    for old in files[:-MOST_KEPT]:
+        old.unlink(missing_ok=True)
 
 
 def _reference_file(identity: str, layer: int) -> Path:
@@ -90,31 +106,3 @@ def _read_reference(file: Path, identity: str, layer: int) -> ReferenceStatistic
         log.warning("Measuring again, because the cached reference cannot be read: %s", error)
         return None
     return reference if reference.encoder == identity and reference.layer == layer else None
-
-
-def clip_identity(clip: Any) -> str:
-    """A fingerprint of an encoder's weights and patches, and of the built-in prompts, that survives a restart.
-
-    Names, shapes, types and 64 spread-out values of every parameter, so a fine-tune, another quantisation or a LoRA is
-    another encoder; cheap enough to take each time.
-    """
-    digest = hashlib.sha256("\n".join(calibration_prompts()).encode())
-    # A LoRA, of this CLIP or of another one that shares its weights, is written into them while it is loaded.
-    unpatched = {key: kept.weight for key, kept in clip.patcher.backup.items()}
-    for name, parameter in sorted(clip.cond_stage_model.named_parameters()):
-        parameter = unpatched.get(name, parameter)
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(_sample(parameter))
-    for key in sorted(clip.patcher.patches, key=str):
-        for strength, patch, strength_model, *_ in clip.patcher.patches[key]:
-            digest.update(f"{key} {strength} {strength_model}".encode())
-            weights = getattr(patch, "weights", patch)
-            for part in weights if isinstance(weights, (tuple, list)) else (weights,):
-                digest.update(_sample(part) if isinstance(part, torch.Tensor) else repr(part).encode())
-    return digest.hexdigest()
-
-
-def _sample(tensor: torch.Tensor) -> bytes:
-    # A quantised weight as it is stored: turning one into floats to look at 64 of them takes long.
-    values = getattr(tensor.detach(), "_qdata", tensor.detach()).reshape(-1)
-    return values[:: max(1, values.numel() // 64)].to("cpu", torch.float32).numpy().tobytes()

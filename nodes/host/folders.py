@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import folder_paths
@@ -12,27 +13,60 @@ from ...vl_core import calibration_prompts
 
 EMBEDDINGS = "vl_embeddings"  # folder of saved conditioning, below output/ and models/
 ENCODER_SUBFOLDERS = ("LLM", "VLM", "Qwen")  # where other packs keep Hugging Face folders, below models/
+ADAPTERS = "zimage_vl_adapters"  # folder of picture adapters, below models/
+DEEPEST = 6  # folders below one another that are searched for models
+MOST_FOLDERS = 5000
 UNFIT_FOR_FILES = set('<>:"|?*\0')  # no file name on Windows may hold them
 
 
 def encoder_folders() -> dict[str, Path]:
-    """Qwen3-VL folders by the name shown in the loader."""
+    """Qwen3-VL folders by the name shown in the loader, nested ones and links among them."""
     found: dict[str, Path] = {}
     for root in encoder_roots():
-        for config in sorted([*root.glob("*/config.json"), *root.glob("*/*/config.json")]):
+        for folder, files in _walk(root):
+            if "config.json" not in files:
+                continue
             try:
-                model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-            except (OSError, ValueError, AttributeError):
+                model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+            except (OSError, ValueError, AttributeError, RecursionError):
                 continue  # somebody else's broken folder is not ours to report
             if model_type == "qwen3_vl":
-                found.setdefault(config.parent.relative_to(root).as_posix(), config.parent)
+                name = root.name if folder == root else folder.relative_to(root).as_posix()
+                found.setdefault(name, folder)
     return found
 
 
 def encoder_roots() -> list[Path]:
-    """Folders that are searched for Qwen3-VL."""
-    below_models = [str(Path(folder_paths.models_dir) / name) for name in ENCODER_SUBFOLDERS]
-    return [Path(root) for root in dict.fromkeys([*folder_paths.get_folder_paths("text_encoders"), *below_models])]
+    """Folders that are searched for Qwen3-VL, those of ``extra_model_paths.yaml`` among them."""
+    own = [str(Path(folder_paths.models_dir) / name) for name in ENCODER_SUBFOLDERS]
+    named = [root for name in ENCODER_SUBFOLDERS for root in _extra_folders(name)]
+    return [Path(root) for root in dict.fromkeys([*folder_paths.get_folder_paths("text_encoders"), *own, *named])]
+
+
+def _extra_folders(kind: str) -> list[str]:
+    """Folders that ``extra_model_paths.yaml`` or another pack names for a kind of model, however it is capitalised."""
+    return [
+        root for name, (roots, _) in folder_paths.folder_names_and_paths.items() if name.lower() == kind.lower()
+        for root in roots
+    ]
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, set[str]]]:
+    """Folders below a root, itself first, with the names of their files; links are followed, each place once.
+
+    Ends after ``MOST_FOLDERS``, and looks no deeper than ``DEEPEST``: a link may lead to the whole disk.
+    """
+    seen: set[str] = set()
+    for at, below, files in os.walk(root, followlinks=True):
+        folder, real = Path(at), os.path.realpath(at)
+        below.sort()
+        if real in seen or len(seen) >= MOST_FOLDERS:
+            below.clear()
+            continue
+        seen.add(real)
+        if len(folder.relative_to(root).parts) >= DEEPEST:
+            below.clear()
+        yield folder, set(files)
 
 
 def recipe_folder() -> Path:
@@ -72,16 +106,25 @@ def read_prompts(name: str, least: int = 1) -> tuple[str, ...]:
 
 def adapters_folder() -> Path:
     """Where picture adapters are kept."""
-    return Path(folder_paths.models_dir) / "zimage_vl_adapters"
+    return Path(folder_paths.models_dir) / ADAPTERS
 
 
 def saved_adapters() -> dict[str, Path]:
     """Picture adapters by the name shown in the list."""
-    return {path.name: path for path in sorted(adapters_folder().glob("*.safetensors"))}
+    found: dict[str, Path] = {}
+    for root in (adapters_folder(), *map(Path, _extra_folders(ADAPTERS))):
+        for folder, files in _walk(root):
+            for name in sorted(files):
+                if name.endswith(".safetensors"):
+                    found.setdefault((folder / name).relative_to(root).as_posix(), folder / name)
+    return found
 
 
-def adapter_path(name: str) -> Path:
-    """The file of an adapter of that name; its folder is there afterwards.
+def adapter_path(name: str, replace: bool = False) -> Path:
+    """The file for an adapter of that name; its folder is there afterwards.
+
+    Args:
+        replace: take the name although there is an adapter of it; else a number is added: ``adapter_2``.
 
     Raises:
         ValueError: if it is no name for a file.
@@ -89,7 +132,12 @@ def adapter_path(name: str) -> Path:
     if not name.strip() or set("/" + os.sep) & set(name) or UNFIT_FOR_FILES.intersection(name):
         raise ValueError(f"name: expected a plain file name, got {name!r}.")
     adapters_folder().mkdir(parents=True, exist_ok=True)
-    return adapters_folder() / f"{name.removesuffix('.safetensors')}.safetensors"
+    stem, number = name.removesuffix(".safetensors"), 1
+    path = adapters_folder() / f"{stem}.safetensors"
+    while path.exists() and not replace:
+        number += 1
+        path = adapters_folder() / f"{stem}_{number}.safetensors"
+    return path
 
 
 def embeddings_folder() -> Path:
@@ -100,10 +148,18 @@ def embeddings_folder() -> Path:
 def saved_embeddings() -> dict[str, Path]:
     """Saved files by the name shown in the loader."""
     found: dict[str, Path] = {}
-    for root in (embeddings_folder(), Path(folder_paths.models_dir) / EMBEDDINGS):
-        for path in sorted(root.rglob("*.safetensors")):
+    for root in embeddings_roots():
+        names = [folder / name for folder, files in _walk(root) for name in files if name.endswith(".safetensors")]
+        for path in sorted(names):
             found.setdefault(path.relative_to(root).as_posix(), path)
     return found
+
+
+def embeddings_roots() -> list[Path]:
+    """Folders that are searched for saved conditioning, those of ``extra_model_paths.yaml`` among them."""
+    return [
+        embeddings_folder(), Path(folder_paths.models_dir) / EMBEDDINGS, *map(Path, _extra_folders(EMBEDDINGS)),
+    ]
 
 
 def find_saved(name: str) -> Path:
@@ -114,7 +170,7 @@ def find_saved(name: str) -> Path:
     """
     found = saved_embeddings()
     if name not in found:
-        looked = f"{embeddings_folder()} and {Path(folder_paths.models_dir) / EMBEDDINGS}"
+        looked = " and ".join(map(str, embeddings_roots()))
         raise ValueError(
             f"file: found no saved embeddings {name!r} in {looked}. Save some with Save VL Embeddings, then press R."
         )

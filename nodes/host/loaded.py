@@ -93,11 +93,7 @@ def load_encoder(
         raise ValueError(f"cache: expected one of {', '.join(CACHES)}, got {cache!r}.")
     folders = encoder_folders()
     if folder not in folders:
-        looked = "\n".join(f"  {root}" for root in encoder_roots())
-        raise ValueError(
-            f"folder: found no Qwen3-VL folder {folder!r}. Put the Hugging Face folder of Qwen3-VL-4B (config.json, "
-            f"tokenizer and safetensors files) in one of:\n{looked}\nthen press R to refresh the list."
-        )
+        raise ValueError(no_folder(folder))
     bar = comfy.utils.ProgressBar(1)
 
     def progress(done: int, total: int) -> None:
@@ -110,6 +106,16 @@ def load_encoder(
         every_layer=cache == "every layer", compile=compile, fast=fast_allowed(),
     )
     return LoadedEncoder(encoder)
+
+
+def no_folder(folder: str) -> str:
+    """What to say where there is no Qwen3-VL folder of that name."""
+    looked = "\n".join(f"  {root}" for root in encoder_roots())
+    named = f"Qwen3-VL folder {folder!r}" if folder else "Qwen3-VL folder"
+    return (
+        f"folder: found no {named}. Put the Hugging Face folder of Qwen3-VL-4B (config.json, tokenizer and safetensors "
+        f"files) in one of:\n{looked}\nthen press R to refresh the list."
+    )
 
 
 def _pick_dtype(name: str) -> torch.dtype:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.utils
@@ -53,6 +54,19 @@ def activation_bytes(width: int, tokens: int) -> int:
 def check_interrupted() -> None:
     """Raise if the user pressed Stop."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+@contextmanager
+def stoppable(*blocks: torch.nn.ModuleList) -> Iterator[None]:
+    """Have Stop end a forward of the host's before its next block while this lasts; by itself it never asks."""
+    hooks = [
+        block.register_forward_pre_hook(lambda *_: check_interrupted()) for part in blocks for block in part
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def progress_bar(total: int) -> Callable[[], None]:

@@ -31,7 +31,7 @@ from ...vl_core.states.layout import (
     text_layout,
 )
 from ...vl_core.states.vl_states import resolve_layer
-from .memory import activation_bytes, check_interrupted, fast_allowed, forget_when_unloaded
+from .memory import activation_bytes, check_interrupted, fast_allowed, forget_when_unloaded, stoppable
 from .text_encoder import NATIVE_NAME, SIBLINGS, as_host_reads
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,8 @@ def _native_states(clip, layout: TokenLayout, tokens: dict, wanted: list[int], m
     capturing = clip.clone()
     # A list makes the host capture Hugging Face's hidden_states[k] for every k in it, in one forward.
     capturing.clip_layer(wanted)
-    with _rotary_positions(model.transformer, layout) if mute else nullcontext():
+    positions = _rotary_positions(model.transformer, layout) if mute else nullcontext()
+    with positions, stoppable(model.transformer.visual.blocks, model.transformer.model.layers):
         states = capturing.encode_from_tokens(tokens, return_dict=True)["cond"]
     if tuple(states.shape[:3]) != (1, len(wanted), len(layout)):
         raise RuntimeError(

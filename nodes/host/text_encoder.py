@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from comfy.text_encoders import flux, qwen3vl, z_image
+from comfy.text_encoders import qwen3vl, z_image
 
 from ...vl_core import TokenLayout
 from ...vl_core.states.families import ZIMAGE, Family, detect_text_family, family_of
@@ -34,7 +34,11 @@ LOAD_KLEIN = "For FLUX.2 klein the type is flux2."
 
 def _is_klein(model: Any) -> bool:
     """Whether a text encoder is FLUX.2 klein's; FLUX.2 dev's Mistral is of the same class."""
-    return isinstance(model, flux.Flux2TEModel) and model.clip_name in SIBLINGS
+    if getattr(model, "clip_name", None) not in SIBLINGS:
+        return False
+    from comfy.text_encoders import flux  # only here: Z-Image works without it
+
+    return isinstance(model, flux.Flux2TEModel)
 
 
 def check_text_clip(clip: Any, name: str = "clip", klein: bool = False) -> Family:

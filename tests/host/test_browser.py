@@ -367,5 +367,49 @@ def test_a_sweep_shows_its_grid_on_the_node(frontend, server, tmp_path):
     assert likeness > 0.8 and of_mirrored < 0.5
 
 
+BOX = """([type, modern]) => {
+  const node = app.graph.nodes.find((n) => n.type === type);
+  const element = modern
+    ? [...document.querySelectorAll(`[data-node-id="${node.id}"] textarea[readonly]`)].at(-1)
+    : node.widgets.find((w) => w.name === "report").element;
+  return element?.value;
+}"""
+
+
+def wait_for_box(frontend, node_type: str, expected: str) -> str:
+    """What a node's box says, once that has the words."""
+    until = time.monotonic() + 30
+    while expected not in (found := frontend.page.evaluate(BOX, [node_type, frontend.modern]) or ""):
+        assert time.monotonic() < until, found
+        time.sleep(0.1)
+    return found
+
+
+def test_an_error_is_said_in_the_nodes_own_box_and_goes_with_the_next_run(frontend):
+    frontend.open(SIMPLE)
+    frontend.page.evaluate(MAKE_QUICK)
+    frontend.reports(frontend.run())
+    before = frontend.page.evaluate(BOX, ["ZImageVLCondition", frontend.modern])
+    frontend.set("ZImageVLCondition", "weights", "1, 2, nonsense")
+    assert frontend.run()["status"]["status_str"] == "error"
+    found = wait_for_box(frontend, "ZImageVLCondition", "Error: weights: expected numbers with commas")
+    assert before not in found
+    frontend.set("ZImageVLCondition", "weights", "")
+    history = frontend.run()
+    assert history["status"]["status_str"] == "success"
+    assert all("Error" not in box["shown"] for box in frontend.reports(history).values())
+    frontend.errors.clear()  # the frontend itself writes a failed run to the console
+
+
+def test_a_refusal_is_said_in_the_nodes_own_box_and_marks_one_input(frontend):
+    frontend.open(SIMPLE)
+    frontend.page.evaluate(MAKE_QUICK)
+    frontend.set("ZImageVLCondition", "image_tokens", 99999)
+    frontend.page.evaluate("app.queuePrompt(0)")
+    found = wait_for_box(frontend, "ZImageVLCondition", "bigger than max of 16384")
+    assert found.splitlines()[0] == "Not run." and len(found.splitlines()) == 2
+    frontend.errors.clear()
+
+
 def test_the_server_logged_no_exception(server):
     assert server.complaints() == []

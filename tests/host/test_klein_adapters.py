@@ -262,7 +262,7 @@ def test_a_planted_map_of_each_layer_comes_back(run, native, klein, part, monkey
         return torch.cat([seen.at(layer)[0].float() @ one for layer, one in zip(LAYERS, maps, strict=True)], -1)
 
     monkeypatch.setattr(part("nodes.host.text_encoder"), "encode_words", mapped)
-    monkeypatch.setattr(part("nodes.host.calibration"), "clip_identity", lambda clip: "planted klein")
+    monkeypatch.setattr(part("nodes.space"), "identity_of", lambda encoder: "planted klein")
     embeddings = run("Encode", native, PROMPT, family="FLUX.2 klein")[0]
     found = run("MatchSpace", embeddings, native, klein, "procrustes")[0][0][0]
     for before, after, one in zip(parts(embeddings[0][0]), parts(found), maps, strict=True):

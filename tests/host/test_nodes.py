@@ -594,20 +594,20 @@ def test_the_cached_reference_is_the_measured_one(run, text_clip, reference):
 
 
 def test_a_changed_weight_is_another_encoder(part, tiny, text_clip):
-    identity = part("nodes.host.calibration").clip_identity
+    identity = part("nodes.host.identity").identity_of
     assert identity(tiny.text_clip(seed=2)) == identity(text_clip)
     assert identity(tiny.text_clip(seed=9)) != identity(text_clip)
 
 
 def test_a_lora_is_another_encoder_and_so_is_its_strength(part, text_clip):
-    identity = part("nodes.host.calibration").clip_identity
+    identity = part("nodes.host.identity").identity_of
     found = {identity(clip) for clip in (text_clip, lora(text_clip), lora(text_clip, 0.5))}
     assert len(found) == 3
     assert identity(lora(text_clip)) == identity(lora(text_clip))
 
 
 def test_an_encoders_identity_does_not_depend_on_what_is_loaded(part, text_clip, core_text):
-    identity = part("nodes.host.calibration").clip_identity
+    identity = part("nodes.host.identity").identity_of
     patched = lora(text_clip)
     before = identity(text_clip), identity(patched)
     core_text(PROMPT, patched)  # now the shared weights are the patched ones
@@ -619,7 +619,7 @@ def test_an_encoders_identity_does_not_depend_on_what_is_loaded(part, text_clip,
 def test_a_quantised_encoder_has_an_identity_of_its_own(part, tiny, text_clip):
     from comfy.quant_ops import QuantizedTensor
 
-    identity, quantised = part("nodes.host.calibration").clip_identity, tiny.text_clip()
+    identity, quantised = part("nodes.host.identity").identity_of, tiny.text_clip()
     projection = quantised.cond_stage_model.qwen3_4b.transformer.model.layers[0].mlp.up_proj
     stored = QuantizedTensor.from_float(projection.weight.detach(), "TensorCoreFP8Layout", scale="recalculate")
     projection.weight = torch.nn.Parameter(stored, requires_grad=False)

@@ -44,7 +44,7 @@ def test_a_planted_map_comes_back(run, native, text_clip, part, monkeypatch):
         return [[(states.float() @ planted)[None], {}]]
 
     monkeypatch.setattr(part("nodes.host.text_encoder"), "encode_text", mapped)
-    monkeypatch.setattr(part("nodes.host.calibration"), "clip_identity", lambda clip: "planted")
+    monkeypatch.setattr(part("nodes.space"), "identity_of", lambda encoder: "planted")
     embeddings = run("Encode", native, PROMPT, -2)[0]
     found = run("MatchSpace", embeddings, native, text_clip, "ridge")[0][0][0]
     assert spread(found[:, 3:], (embeddings[0][0] @ planted)[:, 3:]) < 1e-2

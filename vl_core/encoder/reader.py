@@ -237,7 +237,7 @@ class Reader:
             per_pass = max(1, PATCHES_PER_PASS // (grid[0] * grid[1] * MERGE**2))
             for at in range(0, len(members), per_pass):
                 chosen = members[at : at + per_pass]
-                outputs = self._vision([pictures[index] for index in chosen], dtype, device)
+                outputs = self._vision([pictures[index] for index in chosen], dtype, device, check)
                 for place, index in enumerate(chosen):
                     found[index] = [output[place] for output in outputs]
                     if names[index] and self.cache.limit:
@@ -250,14 +250,16 @@ class Reader:
             embeddings, *deepstack = (torch.cat(parts) for parts in zip(*found, strict=True))
         return embeddings, deepstack
 
-    def _vision(self, pictures: list[Picture], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    def _vision(
+        self, pictures: list[Picture], dtype: torch.dtype, device: torch.device, check: Callable[[], None]
+    ) -> list[Tensor]:
         """Embeddings and deepstack features ``(B, n, D)`` of pictures of one grid."""
         grid = pictures[0].grid
         # 8-bit pixels travel to the device, not the patches, which take eight times as much.
         patches = torch.stack([patchify(Picture(one.pixels.to(device)))[0].to(dtype) for one in pictures])
         if self._graphs is None:
             embeddings, deepstack = run_vision(
-                self._visual, patches, self._tables(grid, device), self._plain_kernels(patches)
+                self._visual, patches, self._tables(grid, device), self._plain_kernels(patches), check
             )
             return [embeddings, *deepstack]
         kernels = self._kernels(patches)

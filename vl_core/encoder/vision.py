@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -67,13 +68,15 @@ def _taps(place: Tensor, places: int, side: int) -> tuple[Tensor, Tensor]:
 
 
 def run_vision(
-    visual: nn.Module, patches: Tensor, tables: VisionTables, kernels: Kernels = MERGED
+    visual: nn.Module, patches: Tensor, tables: VisionTables, kernels: Kernels = MERGED,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Pictures of one grid through the vision tower.
 
     Args:
         patches: ``(B, N, 1536)`` in the dtype to compute in, on its device.
         tables: of their grid.
+        check: called before each block; may raise, to stop.
 
     Returns:
         embeddings ``(B, N / 4, D)`` and deepstack features of the same shape, one per level.
@@ -85,6 +88,7 @@ def run_vision(
     hidden = (embedded.view(count, length, -1) + places).flatten(0, 1)
     deepstack = []
     for index, block in enumerate(visual.blocks):
+        check()
         attention, mlp = block.attn, block.mlp
         x = layer_norm(block.norm1, hidden)
         mixed = linear(attention.qkv, x).view(count, length, 3, attention.num_heads, -1)

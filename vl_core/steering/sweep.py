@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -201,26 +202,28 @@ class Plan:
         return json.dumps(self.as_dict(), ensure_ascii=False)
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
+    def from_json(cls, text: str, limit: int = MAX_CELLS) -> Plan:
         """What :meth:`to_json` gave.
+
+        Args:
+            limit: most cells; counted before anything is built, for a plan may come from anybody's workflow.
 
         Raises:
             ValueError: for anything else, and see :func:`make_plan`.
         """
         try:
             content = json.loads(text)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"plan: expected the plan of a sweep as JSON, got {str(text)[:40]!r}.") from error
         if not isinstance(content, dict) or content.get("version") != VERSION:
             raise ValueError(f"plan: expected the plan of a sweep, version {VERSION}, got {str(text)[:40]!r}.")
         try:
+            count = math.prod(len(axis["values"]) for axis in content["axes"])
+            if count > limit:
+                raise ValueError(f"plan: expected at most {limit} cells, got {count}. Shorten an axis.")
             axes = [Axis(axis["name"], tuple(axis["values"])) for axis in content["axes"]]
-            count = 1
-            for axis in axes:
-                count *= len(axis.values)
             return make_plan(
-                axes, content["base"], content[SEED], extra=content["extra"],
-                baseline=content["baseline"], limit=count,
+                axes, content["base"], content[SEED], extra=content["extra"], baseline=content["baseline"], limit=limit
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"plan: lacks or garbles {error}.") from error
