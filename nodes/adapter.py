@@ -168,7 +168,7 @@ class ZImageVLAdapterApply(io.ComfyNode):
                 io.Float.Input(
                     "strength", default=1.0, min=-MAX_STRENGTH, max=MAX_STRENGTH, step=0.05,
                     tooltip="How far the added tokens go from neutral to the picture's own description. 0 is the text "
-                    "alone, 1 the picture, more exaggerates it; negative pushes away from it.",
+                    "alone, 1 the picture, more exaggerates it.",
                 ),
                 io.Combo.Input(
                     "file", options=[NO_FILE, *folders.saved_adapters()], default=NO_FILE,

@@ -184,9 +184,8 @@ def within(settings: Settings, strength: float) -> tuple[Settings, list[str]]:
     kept = min(max(strength, way.low), way.high)
     if kept == strength:
         return settings.at(strength), []
-    hint = " To push away from the picture choose the way picture adapter." if strength < 0 else ""
     taken = f"{way.low:g} to {way.high:g}, which {way.name} takes"
-    return settings.at(kept), [f"Strength {strength:g} is outside {taken}: {kept:g} was used.{hint}"]
+    return settings.at(kept), [f"Strength {strength:g} is outside {taken}: {kept:g} was used."]
 
 
 def find_recipe(name: str) -> tuple[Recipe | None, list[str]]:

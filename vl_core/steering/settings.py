@@ -15,6 +15,7 @@ from ..stages.blend import BlendMethod, BlendSpace
 from ..stages.combine import COMBINATIONS
 from ..stages.normalize import NormalizeMode
 from ..stages.outliers import Direction, MaskMode
+from ..stages.published.settings import METHODS
 from ..stages.select import SELECTIONS
 from ..states.fields import Field, Value, choice, number, switch, text, whole
 from ..states.sinks import Sinks
@@ -29,6 +30,8 @@ BY_TAKE = "by the take"
 WORDS_ONLY = "words only"
 DEFAULT_LAYER = -2  # what Z-Image was trained on; a way may choose another
 WHOLE_SENTENCES = ("all", "text")  # selections that keep every token of the text
+# A style delta needs a second reading, of a grey picture: it is reached from Python (stages/published).
+NOTE_METHODS = tuple(method for method in METHODS if method != "style_delta")
 BLENDS: tuple[str, ...] = get_args(BlendMethod)
 Curve = Literal["flat", "linear", "ease_in", "ease_out"]
 ChangedTokens = Literal["text", "prompt"]
@@ -116,6 +119,7 @@ class Settings:
     append_position: str = choice(
         "end", get_args(AppendPosition), "Where appended tokens go.", acts=_by_method("append"), also=("position",)
     )
+    published_method: str = choice("interpolate", NOTE_METHODS, "Which of the research note's methods.")
     remove_prompt_direction: bool = switch(False, "Take out of the delta what points along the prompt.")
     rank: int = whole(0, 0, 256, "Keep that many directions of the delta; 0 keeps all.")
     sinks: str = choice("exclude", get_args(Sinks), "Whether attention sinks are left out.")

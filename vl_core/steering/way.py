@@ -212,7 +212,7 @@ def check_strength(way: Way, strength: float) -> None:
         return
     others = [other.name for other in _registry().values() if other.low <= strength <= other.high]
     hint = f" {' and '.join(others)} {'takes' if len(others) == 1 else 'take'} it." if others else ""
-    least = "0 (words only)" if way.low == 0 else f"{way.low:g} (push away)"
+    least = "0 (words only)" if way.low == 0 else f"{way.low:g}"
     raise ValueError(f"strength: expected {least} to {way.high:g} with {way.name}, got {strength:g}.{hint}")
 
 

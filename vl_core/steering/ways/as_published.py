@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ...stages.blend import blend
 from ...stages.normalize import normalize
+from ...stages.published import PublishedSettings, published
 from ...stages.select import select_tokens
 from ...states.layout import TokenLayout
 from ...states.statistics import PUBLISHED_TARGET_STD, ReferenceStatistics
@@ -23,7 +24,11 @@ def mix(
     text: Tensor, layout: TokenLayout | None, seen: VLStates, layer: int, append_layer: int,
     statistics: ReferenceStatistics | None, settings: Settings,
 ) -> Part:
-    """Std 61, stretched over the text, mixed as it is."""
+    """Std 61, stretched over the text, mixed as it is; or another of the note's methods by its own arithmetic."""
+    if settings.published_method != "interpolate":
+        own = PublishedSettings(method=settings.published_method, alpha=settings.strength)
+        states, vl_layout = seen.at(layer)
+        return published(text, layout, states, vl_layout, own, statistics)
     vl, vl_layout = select_tokens(*seen.at(layer), "text")
     vl, scaled = normalize(vl.float(), "global", target_std=PUBLISHED_TARGET_STD, sinks="include")
     mixed, info = blend(
@@ -35,7 +40,7 @@ def mix(
 
 WAYS = (
     Way(
-        PUBLISHED, "the research note's arithmetic, for comparison", by_layers(mix), needs_reading, uses=READ,
+        PUBLISHED, "the research note's arithmetic, for comparison", by_layers(mix), needs_reading, uses=(*READ, "published_method"),
         layer=-6, missing=missing, stacked=False, rank=91, also=("blend as published", "as published"),
     ),
 )
