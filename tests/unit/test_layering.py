@@ -23,7 +23,8 @@ ALWAYS_THERE = {"torch", "numpy", "safetensors", "pydantic"}
 OPTIONAL = {
     "transformers", "PIL", "matplotlib", "diffusers", "tokenizers", "tqdm", "accelerate", "jinja2", "ray", "yaml",
 }  # fmt: skip
-EMBEDDED = "headless/embedded.py"  # the one file that names the miniature, and imports it when asked to
+# Files that import by a name that they put together: the one that names the miniature, and the one that finds the ways.
+BY_NAME = {"headless/embedded.py", "steering/way.py"}
 HEAVY = OPTIONAL - {"tqdm"}  # torch itself imports tqdm
 HOST = {
     "comfy", "comfy_api", "comfy_api_nodes", "comfy_config", "comfy_execution", "comfy_extras", "comfyui_version",
@@ -81,7 +82,7 @@ def core_faults(source: str, room: str, depth: int = 1, file: str = "") -> list[
         if found.level == 0:
             if found.package in sys.stdlib_module_names | ALWAYS_THERE:
                 continue
-            if found.package == "?" and file == EMBEDDED:
+            if found.package in ("?", "") and file in BY_NAME:
                 continue
             if found.package not in OPTIONAL:
                 faults.append(where + f"imports {found.module}")

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
-from vl_core.steering.fields import Field
 
+from vl_core.states.fields import Field
 from vl_core.states.layout import insert_pictures, text_layout
 from vl_core.states.statistics import ReferenceStatistics
 from vl_core.states.vl_states import VLStates

@@ -40,7 +40,8 @@ def mix(
 
 WAYS = (
     Way(
-        PUBLISHED, "the research note's arithmetic, for comparison", by_layers(mix), needs_reading, uses=(*READ, "published_method"),
-        layer=-6, missing=missing, stacked=False, rank=91, also=("blend as published", "as published"),
+        PUBLISHED, "the research note's arithmetic, for comparison", by_layers(mix), needs_reading,
+        uses=(*READ, "published_method"), layer=-6, missing=missing, stacked=False, rank=91,
+        also=("blend as published", "as published"),
     ),
 )
