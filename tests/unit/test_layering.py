@@ -216,11 +216,9 @@ def test_nodes_import_the_pack_relatively_and_the_host_only_in_its_folder(file):
     assert node_faults(file.read_text(encoding="utf-8"), parts[0], modules, len(parts)) == []
 
 
-def test_the_root_defines_the_entry_point_and_the_web_directory_and_nothing_else():
-    init = ROOT / "__init__.py"
-    if not init.exists():
-        pytest.skip("the pack's root __init__.py is not written yet")
-    assert defined_names(init.read_text(encoding="utf-8")) - {"__all__"} == {"comfy_entrypoint", "WEB_DIRECTORY"}
+def test_the_root_defines_the_entry_point_the_web_directory_and_what_a_host_is_told_and_nothing_else():
+    names = defined_names((ROOT / "__init__.py").read_text(encoding="utf-8")) - {"__all__"}
+    assert names == {"comfy_entrypoint", "WEB_DIRECTORY", "OLDEST_HOST", "check_host", "check_folder"}
 
 
 def in_a_fresh_python(code: str, folder: Path) -> subprocess.CompletedProcess:

@@ -259,7 +259,7 @@ def test_the_report_tells_mode_strength_layer_and_picture(text, seen):
     ("mode", "strength", "message"),
     [
         ("blend", 0.5, "way: expected one of automatic, words, picture adapter, .*got 'blend'"),
-        ("research: image delta", -3.01, r"expected -3 \(push away\) to 3 with research: image delta, got -3.01"),
+        ("research: image delta", -3.01, r"expected -3 to 3 with research: image delta, got -3.01"),
         ("research: image delta", float("nan"), "strength: expected -3"),
         ("aligned blend", 2, r"to 1 with aligned blend, got 2\. picture adapter and research: image delta take it\."),
         ("aligned blend", 1.01, "strength: expected 0"),
