@@ -122,11 +122,10 @@ class Decoder:
         """Buffers that hold the openings."""
         longest = max(len(opening.token_ids) for opening in openings) + max_tokens
         room = len(openings[0].rotary[0])
-        like, desk = openings[0].state, self._desk
-        if desk is None or desk.rows != len(openings) or not longest <= desk.length <= 2 * longest or desk.room < room:
+        like, desk, length = openings[0].state, self._desk, -(-longest // LENGTHS) * LENGTHS
+        if desk is None or desk.rows != len(openings) or not length <= desk.length <= 2 * length or desk.room < room:
             self._graphs.clear()
             desk = self._desk = None  # before the new ones are taken
-            length = -(-longest // LENGTHS) * LENGTHS
             desk = self._desk = set_desk(plan, len(openings), length, room, like.dtype, like.device)
         for row, opening in enumerate(openings):
             at = 0
