@@ -57,14 +57,14 @@ def head_of(encoder):
 
 def theirs(encoder, pictures, sampling=None, seed=0, max_tokens=24, system_prompt=""):
     """The tokens that transformers' generate writes."""
-    asked = writing._ask(encoder, pictures, REQUEST, system_prompt, 1024, max_tokens)
+    asked = writing.ask(encoder, pictures, REQUEST, system_prompt, 1024, max_tokens)
     ends = encoder.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     return generate(encoder, asked.layout, asked.pictures, sampling or Sampling(), seed, max_tokens, ends)
 
 
 def ours(encoder, pictures, sampling=None, seed=0, max_tokens=24, system_prompt=""):
     """The tokens that describe writes, which it hands out as text alone."""
-    asked = writing._ask(encoder, pictures, REQUEST, system_prompt, 1024, max_tokens)
+    asked = writing.ask(encoder, pictures, REQUEST, system_prompt, 1024, max_tokens)
     ends = encoder.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     answers, note = writing.write_answers(
         encoder.reader, [(asked.layout, asked.pictures)], sampling or Sampling(), seed, max_tokens, ends,
@@ -131,7 +131,7 @@ def test_an_answer_that_ends_does_not_end_the_others(plain):
     pictures = [noise(seed, *SIZES[seed % 3]) for seed in range(4)]
     whole = [ours(plain, [picture], max_tokens=12) for picture in pictures]
     end = whole[0][3]  # as if the model ended there
-    asked = [writing._ask(plain, [picture], REQUEST, "", 1024, 12) for picture in pictures]
+    asked = [writing.ask(plain, [picture], REQUEST, "", 1024, 12) for picture in pictures]
     answers, _ = writing.write_answers(
         plain.reader, [(one.layout, one.pictures) for one in asked], Sampling(), 0, 12, [end],
         lambda _row, _token: False, head=head_of(plain), dtype=plain.dtype, device=plain.device,
@@ -263,18 +263,58 @@ def test_a_norm_that_is_more_than_its_weight_has_no_plan(plain):
 # --- the graph's bookkeeping, with a recorder that runs --------------------------------------------------------------
 
 
-def test_a_step_on_whole_buffers_writes_what_one_on_the_filled_part_writes(plain, monkeypatch):
-    """What is captured on a GPU: no length from Python, masked buffers, state restored after the capture's run."""
-    expected = ours(plain, [noise()], Sampling(1.0, 0), seed=4)
-    captured = []
+@pytest.fixture
+def recorder(monkeypatch):
+    """Stands in for a GPU's: runs the work once, as the warm-up before a capture does, and replays it by running it."""
+    works = []
 
-    def graph(self, desk, plan, sampling):
-        captured.append(desk)
-        return lambda: decoder_module.step(desk, plan, sampling)
+    def capture(work, generators=()):
+        works.append(work)
+        work()
+        return work
 
-    monkeypatch.setattr(decoder_module.Decoder, "_graph", graph)
-    assert ours(plain, [noise()], Sampling(1.0, 0), seed=4) == expected
-    assert captured[0].length > int(captured[0].filled.max())
+    monkeypatch.setattr(decoder_module, "can_capture", lambda _device: True)
+    monkeypatch.setattr(decoder_module, "capture", capture)
+    return works
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, 0, 0.9, 0.0, 1.3)], ids=["greedy", "drawn"])
+def test_a_captured_step_writes_what_steps_one_by_one_write(sampling, plain, recorder):
+    """It reads whole buffers, knows no length from Python, and its warm-up leaves no trace."""
+    for seed in (4, 5):
+        assert ours(plain, [noise(seed)], sampling, seed) == theirs(plain, [noise(seed)], sampling, seed)
+    assert len(recorder) == 1  # the second answer replays
+
+
+def test_captured_steps_write_several_answers_at_once(plain, recorder):
+    pictures = [noise(seed, *SIZES[seed % 3]) for seed in range(3)]
+    options = {"max_tokens": 16, "temperature": 1.0, "top_k": 0, "seed": 3}
+    together = describe_each(plain, pictures, REQUEST, **options)
+    assert len(recorder) == 1
+    assert together == [describe(plain, [picture], REQUEST, **options) for picture in pictures]
+
+
+def test_longer_prompts_and_other_ways_of_choosing_are_captured_anew_and_few_are_kept(plain, recorder):
+    decoder = plain.reader.decoder
+    for top_k in range(1, 9):
+        ours(plain, [noise()], Sampling(1.0, top_k))
+    assert len(recorder) == 8 and len(decoder._graphs) == decoder_module.MOST_GRAPHS
+    assert ours(plain, [noise()], max_tokens=300) == theirs(plain, [noise()], max_tokens=300)
+    assert len(decoder._graphs) == 1  # those on the smaller buffers are gone
+
+
+def test_where_nothing_can_be_captured_steps_are_run_one_by_one_and_a_note_says_so(plain, recorder, monkeypatch):
+    def refuse(work, generators=()):
+        work()
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    expected = describe(plain, [noise()], REQUEST, max_tokens=12)
+    plain.forget()
+    monkeypatch.setattr(decoder_module, "capture", refuse)
+    told = describe(plain, [noise()], REQUEST, max_tokens=12)
+    plain.reader.decoder.captures, plain.reader.decoder.reason = True, ""
+    assert told.raw == expected.raw
+    assert "not permitted when stream is capturing" in told.notes[-1] and "and more" not in told.notes[-1]
 
 
 def test_buffers_are_used_again_and_given_back(plain):

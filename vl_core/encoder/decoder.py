@@ -10,6 +10,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY = 4  # steps between two looks at what a GPU has written: 20 ms of the 4B on an H100
 LENGTHS = 128  # buffers are of a length in multiples of this, so that prompts of like lengths share a graph
 MOST_GRAPHS = 4
+PLAIN = before_attention, after_attention
 
 # (answer, token) -> whether to stop: called for every token, in the order in which they were written
 Hear = Callable[[int, int], bool]
@@ -58,6 +60,10 @@ class Opening:
     segments: tuple[KeyValues, ...]
     rotary: tuple[Tensor, Tensor]
     token_ids: Tensor
+
+
+def can_capture(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 class Decoder:
@@ -108,7 +114,8 @@ class Decoder:
             seeds: one an opening. Its tokens are those it would draw alone.
             ends: tokens that end an answer.
         """
-        with self._lock, torch.inference_mode():
+        device = openings[0].state.device
+        with self._lock, torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             desk = self._set(openings, plan, seeds, max_tokens)
             if desk.said.numel() and sampling.penalises:
                 desk.said.zero_()
@@ -169,22 +176,23 @@ class Decoder:
                 written += 1
 
     def _halves_for(self, plan: Plan, desk: Desk) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-        plain = before_attention, after_attention
+        """The two halves of a block, compiled where that is asked for and possible."""
         if not self._compile or desk.token.device.type != "cuda":
-            return plain
+            return PLAIN
         if any(isinstance(part, nn.Module) for parts in plan.blocks for part in parts):
-            return plain
+            return PLAIN
         if self._halves is None:
-            options = {"coordinate_descent_tuning": True, "compile_threads": 1}
-            self._halves = plain
+            self._halves = PLAIN
             if compiles(desk.token.device):
-                before, after = (torch.compile(half, dynamic=False, options=options) for half in plain)
+                # Tuned, a product with one row is a kernel of its own that also does what stands around it.
+                options = {"coordinate_descent_tuning": True, "compile_threads": 1}
+                before, after = (torch.compile(half, dynamic=False, options=options) for half in PLAIN)
                 self._halves = before, after
         return self._halves
 
     def _graph(self, desk: Desk, plan: Plan, sampling: Sampling) -> Callable[[], None] | None:
         """What replays a step on this desk, None where none can be captured."""
-        if not self.captures or desk.token.device.type != "cuda":
+        if not self.captures or not can_capture(desk.token.device):
             return None
         if not plan.resident:
             self.reason = "its weights come and go from step to step"
@@ -192,23 +200,36 @@ class Decoder:
         self.reason = ""
         if sampling not in self._graphs:
             knows_filled(desk.cos.device, desk.cos.dtype, plan.heads, plan.groups, plan.size)  # not while capturing
-            before = [part.clone() for part in (desk.tokens, desk.token, desk.turn, desk.filled, desk.said)]
-            states = [generator.get_state() for generator in desk.generators]
-            halves = self._halves_for(plan, desk)
-            try:
-                replay = capture(lambda: step(desk, plan, sampling, None, *halves), desk.generators)
-            except (RuntimeError, AttributeError) as error:  # a capture can trip over anything
-                self.captures, self.reason = False, str(error).strip().partition("\n")[0]
-                log.warning("Words are written without a captured step: %s.", self.reason)
-                replay = None
-            for part, value in zip((desk.tokens, desk.token, desk.turn, desk.filled, desk.said), before, strict=True):
-                part.copy_(value)
-            for generator, state in zip(desk.generators, states, strict=True):
-                generator.set_state(state)
+            replay = self._capture(desk, plan, sampling, self._halves_for(plan, desk))
+            if replay is None and self._halves is not None:
+                self._halves = PLAIN
+                replay = self._capture(desk, plan, sampling, PLAIN)
             if replay is None:
+                self.captures = False
+                log.warning("Words are written without a captured step: %s.", self.reason)
                 return None
+            self.reason = ""
             self._graphs[sampling] = replay
             while len(self._graphs) > MOST_GRAPHS:
                 self._graphs.popitem(last=False)
         self._graphs.move_to_end(sampling)
         return self._graphs[sampling]
+
+    def _capture(
+        self, desk: Desk, plan: Plan, sampling: Sampling, halves: tuple[Callable[..., Tensor], Callable[..., Tensor]]
+    ) -> Callable[[], None] | None:
+        """What replays a step; leaves the desk as it was, but for places that the next step writes first."""
+        changed = desk.tokens, desk.token, desk.turn, desk.filled, desk.said
+        before = [part.clone() for part in changed]
+        generators = desk.generators if sampling.draws else ()
+        states = [generator.get_state() for generator in generators]
+        replay = None
+        try:
+            replay = capture(lambda: step(desk, plan, sampling, None, *halves), generators)
+        except (RuntimeError, AttributeError) as error:  # a capture, or a compiler, can trip over anything
+            self.reason = str(error).strip().partition("\n")[0]
+        for part, value in zip(changed, before, strict=True):
+            part.copy_(value)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        return replay

@@ -127,7 +127,7 @@ def describe(
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     check_request(instruction, max_tokens)
-    asked = _ask(encoder, images, instruction, system_prompt, budget, max_tokens)
+    asked = ask(encoder, images, instruction, system_prompt, budget, max_tokens)
     return _answer(encoder, [asked], sampling, seed, max_tokens, on_text, should_stop)[0]
 
 
@@ -166,7 +166,7 @@ def describe_each(
     pictures, told = split_batch(images), []
     for at in range(0, len(pictures), together):
         asked = [
-            _ask(encoder, [one], instruction, system_prompt, budget, max_tokens, number)
+            ask(encoder, [one], instruction, system_prompt, budget, max_tokens, number)
             for number, one in enumerate(pictures[at : at + together], at + 1)
         ]
         told += _answer(encoder, asked, sampling, seed, max_tokens, None, should_stop)
@@ -189,7 +189,7 @@ def check_request(instruction: str, max_tokens: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Asked:
+class Asked:
     """One sequence to be answered, and what was changed in its pictures."""
 
     layout: TokenLayout
@@ -197,11 +197,18 @@ class _Asked:
     notes: list[str]
 
 
-def _ask(
-    encoder: Qwen3VLEncoder, images: Tensor | Sequence[Tensor], instruction: str, system_prompt: str, budget: int,
-    max_tokens: int, first: int = 1,
-) -> _Asked:
-    """Pictures, then the instruction, up to where the answer begins; ``first``: the number of the first picture."""
+def ask(
+    encoder: Qwen3VLEncoder, images: Tensor | Sequence[Tensor], instruction: str, system_prompt: str = "",
+    budget: int = DEFAULT_BUDGET, max_tokens: int = MAX_TOKENS, first: int = 1,
+) -> Asked:
+    """Pictures, then the instruction, up to where the answer begins.
+
+    Args:
+        first: the number of the first picture in errors and notes; everything else as :func:`describe` takes it.
+
+    Raises:
+        TypeError, ValueError: see there.
+    """
     if encoder.loaded_layers < encoder.num_layers:
         raise ValueError(
             f"encoder: describing needs all {encoder.num_layers} blocks of {encoder.name}, {encoder.loaded_layers} are "
@@ -224,7 +231,7 @@ def _ask(
             f"max_tokens: expected at most {limit - len(layout)} after {len(layout)} tokens of pictures and "
             f"instruction, got {max_tokens}. Use fewer pictures, a smaller token budget or fewer max_tokens."
         )
-    return _Asked(layout, pictures, notes)
+    return Asked(layout, pictures, notes)
 
 
 def lengthen(layout: TokenLayout, ids: Sequence[int]) -> TokenLayout:
@@ -234,7 +241,7 @@ def lengthen(layout: TokenLayout, ids: Sequence[int]) -> TokenLayout:
 
 
 def _answer(
-    encoder: Qwen3VLEncoder, asked: Sequence[_Asked], sampling: Sampling, seed: int, max_tokens: int,
+    encoder: Qwen3VLEncoder, asked: Sequence[Asked], sampling: Sampling, seed: int, max_tokens: int,
     on_text: Callable[[str], None] | None, should_stop: Callable[[], bool] | None,
 ) -> list[Description]:
     """The answers, by our own step or by transformers."""
