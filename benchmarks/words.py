@@ -74,7 +74,7 @@ class Words:
         self.end = self.model.config.text_config.vocab_size - 1  # an end that is hardly ever written
         self.plain_ms: float | None = None
 
-    def _load(self, dtype: torch.dtype) -> tuple[torch.nn.Module, Any]:
+    def _load(self, dtype: torch.dtype) -> tuple[Any, Any]:
         """transformers' model without its head, and its tokenizer."""
         if self.size == "miniature":
             encoder = Qwen3VLEncoder.from_pretrained(MINIATURE, self.device, dtype)
@@ -131,7 +131,7 @@ class Words:
 
     def descriptions(self) -> None:
         encoder, numbers = self.encoder(), iter(range(10000))
-        on_gpu = self.device.type == "cuda"
+        on_gpu, before = self.device.type == "cuda", 0
         if on_gpu:
             torch.cuda.empty_cache()
             before = torch.cuda.memory_allocated(self.device)

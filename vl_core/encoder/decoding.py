@@ -14,7 +14,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +75,7 @@ class Plan:
         return len(self.norm)
 
 
-def plan_of(language: nn.Module, head: Projection | None, dtype: torch.dtype, device: torch.device) -> Plan | None:
+def plan_of(language: Any, head: Projection | None, dtype: torch.dtype, device: torch.device) -> Plan | None:
     """How to run a step on these modules; None if a norm of theirs is more than its weight, or no head is to be had.
 
     Args:
@@ -85,16 +85,16 @@ def plan_of(language: nn.Module, head: Projection | None, dtype: torch.dtype, de
     like = torch.empty(1, 0, dtype=dtype, device=device)
     blocks, turns, epsilons = [], [], set()
 
-    def weight(norm: nn.Module) -> Tensor:
+    def weight(norm: Any) -> Tensor:
         epsilons.add(_epsilon(norm))
         return norm.weight.detach().to(device, dtype)
 
     for layer in language.layers:
         attention, mlp, before, later = BLOCK(layer._modules)
-        *projections, query_norm, key_norm = ATTENTION(attention._modules)
-        projections = [_projection(module, like) for module in projections]
+        *modules, query_norm, key_norm = ATTENTION(attention._modules)
+        query, keys, values, output = (_projection(module, like) for module in modules)
         gate, up, down = (_projection(module, like) for module in MLP(mlp._modules))
-        blocks.append(Parts(weight(before), *projections, weight(later), gate, up, down))
+        blocks.append(Parts(weight(before), query, keys, values, output, weight(later), gate, up, down))
         turns.append((weight(query_norm), weight(key_norm)))
     last, embeddings = weight(language.norm), _projection(language.embed_tokens, like)
     if head is None:
@@ -105,8 +105,9 @@ def plan_of(language: nn.Module, head: Projection | None, dtype: torch.dtype, de
         head = _projection(head, like)
     if head is None or None in epsilons or len(epsilons) > 1:
         return None
-    size = attention.head_dim
-    heads, groups = (module.weight.shape[0] // size for module in (attention.q_proj, attention.k_proj))
+    first = language.layers[0].self_attn
+    size = first.head_dim
+    heads, groups = (module.weight.shape[0] // size for module in (first.q_proj, first.k_proj))
     weights = torch.stack([torch.cat([query.expand(heads, -1), keys.expand(groups, -1)]) for query, keys in turns])
     modules = [part for block in blocks for part in block if isinstance(part, nn.Module)]
     modules += [part for part in (embeddings, head) if isinstance(part, nn.Module)]
@@ -150,7 +151,8 @@ def embed(embeddings: Projection, tokens: Tensor, like: Tensor) -> Tensor:
     """``(B, D)`` in the dtype and on the device of ``like``."""
     if isinstance(embeddings, Tensor):
         return functional.embedding(tokens, embeddings)
-    return embeddings(tokens.to(embeddings.weight.device)).to(like)
+    device = next(embeddings.parameters()).device
+    return embeddings(tokens.to(device)).to(like)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
@@ -161,17 +163,16 @@ def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
 
 
 def before_attention(
-    hidden: Tensor, parts: Sequence[Projection], turn: tuple[Tensor, Tensor], kept: tuple[Tensor, Tensor],
-    rows: Tensor, groups: int, epsilon: float,
+    hidden: Tensor, norm: Tensor, projections: Sequence[Projection], turn: tuple[Tensor, Tensor],
+    kept: tuple[Tensor, Tensor], rows: Tensor, groups: int, epsilon: float,
 ) -> Tensor:
     """Queries ``(B, H, d)``; keys and values go to their places.
 
     Args:
-        parts: norm, query, keys and values of :class:`Parts`.
+        norm, projections: of :class:`Parts`; the latter query, keys and values.
         turn: rotary tables times the norms' weights, cosines and signed sines ``(B, H + G, d)``.
         kept: keys and values ``(B T, G, d)``; ``rows`` int64 ``(B,)`` of them are written.
     """
-    norm, *projections = parts
     x = rms_norm(hidden, norm, epsilon)
     cos, sin = turn
     size, heads = cos.shape[-1], cos.shape[-2] - groups
@@ -183,9 +184,11 @@ def before_attention(
     return turned[:, :heads]
 
 
-def after_attention(hidden: Tensor, parts: Sequence[Projection], seen: Tensor, epsilon: float) -> Tensor:
-    """States ``(B, D)`` after the block; ``parts``: output, norm, gate, up and down of :class:`Parts`."""
-    output, norm, gate, up, down = parts
+def after_attention(
+    hidden: Tensor, norm: Tensor, projections: Sequence[Projection], seen: Tensor, epsilon: float
+) -> Tensor:
+    """States ``(B, D)`` after the block; ``projections``: output, gate, up and down of :class:`Parts`."""
+    output, gate, up, down = projections
     hidden = add_projected(hidden, output, seen)
     x = rms_norm(hidden, norm, epsilon)
     return add_projected(hidden, down, functional.silu(project(gate, x)) * project(up, x))
@@ -329,11 +332,12 @@ def step(
     for index, parts in enumerate(plan.blocks):
         keys, values = desk.keys[index], desk.values[index]
         query = before(
-            hidden, parts[:4], (cos[index], sin[index]), (keys.flatten(0, 1), values.flatten(0, 1)), rows, plan.groups,
-            plan.epsilon,
+            hidden, parts.norm, (parts.query, parts.keys, parts.values), (cos[index], sin[index]),
+            (keys.flatten(0, 1), values.flatten(0, 1)), rows, plan.groups, plan.epsilon,
         )
         seen = attend(query, keys[:, :length], values[:, :length])
-        hidden = after(hidden, parts[4:], seen, plan.epsilon)
+        projections = parts.output, parts.gate, parts.up, parts.down
+        hidden = after(hidden, parts.later_norm, projections, seen, plan.epsilon)
     pick(desk, rms_norm(hidden, plan.norm, plan.epsilon), plan, sampling)
 
 

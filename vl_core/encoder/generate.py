@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from .qwen3vl import Qwen3VLEncoder
 
 
-def speaker_of(encoder: Qwen3VLEncoder) -> nn.Module:
+def speaker_of(encoder: Qwen3VLEncoder) -> Any:
     """transformers' model that writes, around the encoder's own modules."""
     from transformers import Qwen3VLForConditionalGeneration
 
     head = encoder.head().to(encoder.device)
+    model: Any = encoder.model
     with torch.device("meta"):
-        speaker = Qwen3VLForConditionalGeneration(encoder.model.config)
-    speaker.model = encoder.model
+        speaker: Any = Qwen3VLForConditionalGeneration(model.config)
+    speaker.model = model
     speaker.lm_head.weight = nn.Parameter(head, requires_grad=False)
     return speaker.eval()
 

@@ -84,6 +84,7 @@ def choose(
     """
     scores = scores.float()
     if sampling.penalises:
+        assert said is not None, "said: the penalty is on the tokens that were said"
         penalty = sampling.repetition_penalty
         scores = torch.where(said, torch.where(scores < 0, scores * penalty, scores / penalty), scores)
     if not sampling.draws:

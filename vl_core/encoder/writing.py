@@ -225,7 +225,8 @@ def ask(
     layout = insert_pictures(text, [one.grid for one in pictures], encoder.special)
     if encoder.variant == "Thinking":
         layout = lengthen(layout, _ids(encoder, THINK_BLOCK))
-    limit = encoder.model.config.text_config.max_position_embeddings
+    config: Any = encoder.model.config
+    limit = config.text_config.max_position_embeddings
     if len(layout) + max_tokens > limit:
         raise ValueError(
             f"max_tokens: expected at most {limit - len(layout)} after {len(layout)} tokens of pictures and "
@@ -258,7 +259,8 @@ def _answer(
         streams[row].add([token])
         return stop()
 
-    head = None if encoder.model.config.tie_word_embeddings else encoder.head()
+    config: Any = encoder.model.config
+    head = None if config.tie_word_embeddings else encoder.head()
     answers, note = None, "the merged forward pass is turned off"
     if encoder.fast:
         answers, note = write_answers(
@@ -315,8 +317,7 @@ def write_answers(
         answers = write()
     if answers is None:
         return None, "a norm or the head is of a kind that the step does not know"
-    reason = reader.decoder.reason
-    return answers, f"written step by step, not by a captured graph: {reason}" if reason else ""
+    return answers, f"written step by step, not by a captured graph: {why}" if (why := reader.decoder.reason) else ""
 
 
 def finish(raw: str, tokens: int, truncated: bool, stopped: bool = False) -> tuple[str, list[str]]:
