@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 import types
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ def run(arguments) -> None:
     report = Report("native" if on_gpu else "native_cpu", device, arguments.out, size=arguments.size)
     clip = _random_clip(arguments.size, device)
     report.section("encode", lambda: _measure(report, host, clip, arguments, device))
+    report.section("words", lambda: _measure_words(report, host, clip, arguments, device))
     report.write()
 
 
@@ -113,7 +115,7 @@ def _measure(report: Report, host, clip, arguments, device: torch.device) -> Non
         report.add(f"{SIDE[arguments.size] ** 2} image tokens, encode_from_tokens", ms=plain, peak_MiB=peak)
         os.environ["ZIMAGE_VL_FAST"] = "1"
         states = encode()
-        native = host._native_readers[clip.cond_stage_model]
+        native = sys.modules[f"{host.__package__}.native"]._native_readers[clip.cond_stage_model]
         report.add(
             "self-check passed", value=str(native.trusted), dtype=str(native.dtype),
             error=relative_error(states, expected), worst_token=worst_token_error(states, expected),
@@ -132,3 +134,25 @@ def _measure(report: Report, host, clip, arguments, device: torch.device) -> Non
             return encode()
 
         report.add("ours, with what is kept", peak_MiB=peak_mib(unkept, device))
+
+
+def _measure_words(report: Report, host, clip, arguments, device: torch.device) -> None:
+    """A token's time is the slope between a short and a long answer."""
+    image, lengths = {"image0": picture(arguments.size)}, (16, 112)
+    per_token: dict[str, float] = {}
+    for way, fast in (("ComfyUI's generate", "0"), ("our step", "1")):
+        os.environ["ZIMAGE_VL_FAST"] = fast
+        times, written, notes = [], [], ()
+        for length in lengths:
+            with torch.inference_mode():
+                tell = partial(host.write_words, clip, image, PROMPT, max_tokens=length)
+                found = tell()
+                times.append(milliseconds(tell, device, arguments.runs, 1))
+            written.append(found.tokens)
+            notes = [note for note in found.notes if "written" in note]
+        per_token[way] = (times[1] - times[0]) / max(written[1] - written[0], 1)
+        ratio = per_token["ComfyUI's generate"] / per_token[way]
+        report.add(
+            f"a token, {way}", ms=per_token[way], **{"× faster than generate": ratio}, value="; ".join(notes) or None
+        )
+        report.add(f"{written[1]} tokens, {way}", ms=times[1])

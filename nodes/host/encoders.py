@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
 from ...vl_core import Description, VLStates
-from ...vl_core.encoder.writing import TOP_K, check_request
+from ...vl_core.encoder.sampling import TOP_K, Sampling
+from ...vl_core.encoder.writing import check_request
 from ...vl_core.pictures import DEFAULT_BUDGET, split_batch
 from ...vl_core.states.families import FAMILIES, ZIMAGE, Family, check_encoders, family_of
 from .loaded import LoadedEncoder
@@ -74,6 +76,9 @@ def write_words(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = TOP_K,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    system_prompt: str = "",
     budget: int = DEFAULT_BUDGET,
     name: str = "encoder",
 ) -> Description:
@@ -86,7 +91,8 @@ def write_words(
     Raises:
         ValueError: see there and :func:`check_vision_clip`; without a picture.
     """
-    check_request(instruction, max_tokens, temperature, top_p, top_k)
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    check_request(instruction, max_tokens)
     if EMBEDDING_FILE.search(instruction):
         raise ValueError("instruction: contains an embedding: file; Qwen3-VL has none. Remove it from the words.")
     pictures = single_pictures(images)
@@ -94,13 +100,13 @@ def write_words(
         raise ValueError("images: expected at least one picture to describe, got none. Connect an image.")
     if isinstance(encoder, LoadedEncoder):
         return encoder.write(
-            pictures, as_host_reads(instruction), max_tokens, budget, seed=seed, temperature=temperature, top_p=top_p,
-            top_k=top_k,
+            pictures, as_host_reads(instruction), max_tokens, budget, seed=seed,
+            system_prompt=as_host_reads(system_prompt), **asdict(sampling),
         )
     clip_name = getattr(getattr(encoder, "cond_stage_model", None), "clip_name", None)
     families = [family for family in FAMILIES if family.vision_encoder == SIBLINGS.get(clip_name)]
     check_vision_clip(encoder, name, families[0] if families else ZIMAGE)
-    return write_native(encoder, pictures, instruction, max_tokens, budget, seed, temperature, top_p, top_k)
+    return write_native(encoder, pictures, instruction, system_prompt, max_tokens, budget, seed, sampling)
 
 
 def width_note(states: torch.Tensor, group: str = ZIMAGE.group) -> str:

@@ -14,6 +14,7 @@ from .folders import encoder_folders, encoder_roots
 from .memory import (
     EncoderPatcher,
     activation_bytes,
+    buffer_bytes,
     check_interrupted,
     fast_allowed,
     forget_when_unloaded,
@@ -50,7 +51,9 @@ class LoadedEncoder:
         """Words about pictures; see :func:`describe` for ``options``."""
         step, encoder = progress_bar(max_tokens), self.encoder
         own_head = 0 if encoder.model.config.tie_word_embeddings else encoder.head().nbytes
-        self._load(images, len(encoder.tokenize(instruction)) + max_tokens, budget, own_head)
+        tokens = len(encoder.tokenize(instruction, options.get("system_prompt"))) + max_tokens
+        buffers = buffer_bytes(encoder.model.config.text_config, tokens + budget * len(images))
+        self._load(images, tokens, budget, own_head + buffers)
         return describe(
             encoder, images, instruction, max_tokens=max_tokens, budget=budget, on_text=lambda _: step(), **options
         )

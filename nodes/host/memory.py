@@ -51,6 +51,12 @@ def activation_bytes(width: int, tokens: int) -> int:
     return 256 * width * tokens
 
 
+def buffer_bytes(config: Any, tokens: int) -> int:
+    """Room for keys and values of ``tokens`` positions in two bytes a number, twice: as read, and as written on."""
+    per_token = config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return 2 * 2 * 2 * per_token * tokens
+
+
 def check_interrupted() -> None:
     """Raise if the user pressed Stop."""
     comfy.model_management.throw_exception_if_processing_interrupted()

@@ -15,10 +15,11 @@ from comfy.text_encoders import qwen3vl, z_image
 
 from ...vl_core import Description, TokenLayout, VLStates
 from ...vl_core.encoder.cache import ByteCache, default_limit
-from ...vl_core.encoder.forward import fits, mrope_rotary
+from ...vl_core.encoder.forward import bare, fits, mrope_rotary
 from ...vl_core.encoder.reader import Reader
 from ...vl_core.encoder.room import is_out_of_memory
-from ...vl_core.encoder.writing import finish, sampling
+from ...vl_core.encoder.sampling import Sampling
+from ...vl_core.encoder.writing import finish, write_answers
 from ...vl_core.pictures import FACTOR, Picture, prepare_picture, to_float
 from ...vl_core.states.families import ZIMAGE, Family, published
 from ...vl_core.states.layout import (
@@ -31,7 +32,15 @@ from ...vl_core.states.layout import (
     text_layout,
 )
 from ...vl_core.states.vl_states import resolve_layer
-from .memory import activation_bytes, check_interrupted, fast_allowed, forget_when_unloaded, stoppable
+from .memory import (
+    activation_bytes,
+    buffer_bytes,
+    check_interrupted,
+    fast_allowed,
+    forget_when_unloaded,
+    progress_bar,
+    stoppable,
+)
 from .text_encoder import NATIVE_NAME, SIBLINGS, as_host_reads
 
 log = logging.getLogger(__name__)
@@ -151,20 +160,30 @@ class _NativeReader:
 
     def read(self, clip, layout: TokenLayout, pictures: list[Picture], wanted: list[int], mute: bool) -> torch.Tensor:
         """States ``(K, L, D)``, float32 on the intermediate device, as the host gives them."""
-        width = native_model(clip).transformer.model.config.hidden_size
-        comfy.model_management.load_models_gpu([clip.patcher], memory_required=activation_bytes(width, len(layout)))
+        options = self.load(clip, len(layout))
+        with comfy.model_management.cuda_device_context(self.device):
+            states = self.reader.read(layout, pictures, wanted, mute=mute, **options)
+        return torch.stack(states).to(comfy.model_management.intermediate_device(), torch.float32)
+
+    def load(self, clip, tokens: int, more: int = 0) -> dict[str, Any]:
+        """Have the CLIP on its device, with room for so many tokens and as many ``more`` to write.
+
+        Returns:
+            what the reader needs to know of it.
+        """
+        config = native_model(clip).transformer.model.config
+        room = activation_bytes(config.hidden_size, tokens) + (buffer_bytes(config, tokens + more) if more else 0)
+        comfy.model_management.load_models_gpu([clip.patcher], memory_required=room)
         forget_when_unloaded(clip.patcher, self.reader)
         self.device = torch.device(clip.patcher.load_device)
         on_cpu = comfy.model_management.is_device_cpu(self.device)
         self.dtype = (
             torch.bfloat16 if not on_cpu and comfy.model_management.should_use_bf16(self.device) else torch.float32
         )
-        with comfy.model_management.cuda_device_context(self.device):
-            states = self.reader.read(
-                layout, pictures, wanted, dtype=self.dtype, device=self.device, mute=mute,
-                identity=clip.patcher.patches_uuid, weights=_source_weights(clip), check=check_interrupted,
-            )
-        return torch.stack(states).to(comfy.model_management.intermediate_device(), torch.float32)
+        return {
+            "dtype": self.dtype, "device": self.device, "identity": clip.patcher.patches_uuid,
+            "weights": _source_weights(clip), "check": check_interrupted,
+        }
 
 
 def _source_weights(clip: Any) -> list[torch.Tensor]:
@@ -183,6 +202,12 @@ SELF_CHECK_TOLERANCE = {torch.bfloat16: 0.1, torch.float32: 1e-3}
 
 def _read_native(clip, layout, pictures, wanted, mute) -> torch.Tensor | None:
     """States ``(K, L, D)`` by our own forward on ComfyUI's modules; None where that cannot be relied on."""
+    native = _trusted_reader(clip, layout)
+    return None if native is None else native.read(clip, layout, pictures, wanted, mute)
+
+
+def _trusted_reader(clip, layout: TokenLayout) -> _NativeReader | None:
+    """What runs ComfyUI's modules by our own forward; None where that cannot be relied on."""
     transformer = native_model(clip).transformer
     if clip.patcher.forced_hooks is not None or clip.patcher.weight_wrapper_patches:
         return None
@@ -195,9 +220,7 @@ def _read_native(clip, layout, pictures, wanted, mute) -> torch.Tensor | None:
     native = _native_readers[clip.cond_stage_model]
     if native.trusted is None:
         native.trusted = _agrees_with_host(native, clip)
-    if not native.trusted:
-        return None
-    return native.read(clip, layout, pictures, wanted, mute)
+    return native if native.trusted else None
 
 
 def _agrees_with_host(native: _NativeReader, clip) -> bool | None:
@@ -223,21 +246,63 @@ def _agrees_with_host(native: _NativeReader, clip) -> bool | None:
     return True
 
 
-def write_native(clip, pictures, instruction, max_tokens, budget, seed, temperature, top_p, top_k) -> Description:
-    """Words by ``clip.generate``, whose own progress bar asks for Stop after each token."""
+def write_native(
+    clip, pictures, instruction, system_prompt, max_tokens, budget, seed, sampling: Sampling
+) -> Description:
+    """Words by the pack's own step on the CLIP's modules, or by ``clip.generate``; Stop ends either between tokens."""
     check_interrupted()
     notes: list[str] = []
-    _, grids, images = _native_pictures(pictures, budget, notes)
-    _, tokens = _native_tokens(clip, instruction, "", images, grids, ZIMAGE)
-    # The host's own defaults would penalise repetitions and cut unlikely tokens, which transformers does not.
-    written = clip.generate(
-        tokens, max_length=max_tokens, seed=seed, min_p=0.0, repetition_penalty=1.0,
-        **sampling(temperature, top_p, top_k),
-    )
+    prepared, grids, images = _native_pictures(pictures, budget, notes)
+    layout, tokens = _native_tokens(clip, instruction, system_prompt, images, grids, ZIMAGE)
+    written, note = None, "the merged forward pass is turned off, or a picture is enlarged"
+    if fast_allowed() and [picture.grid for picture in prepared] == grids:
+        written, note = _write_ours(clip, layout, prepared, max_tokens, seed, sampling)
+    if written is None:
+        note = f"written by ComfyUI's own generate, which is slower: {note}"
+        log.info("Qwen3-VL: %s.", note)
+        # The host's own defaults would penalise repetitions and cut unlikely tokens, which transformers does not.
+        options = {"min_p": 0.0, "repetition_penalty": 1.0, **sampling.options()}
+        written = clip.generate(tokens, max_length=max_tokens, seed=seed, **options)
     truncated = not written or written[-1] not in native_model(clip).transformer.model.config.stop_tokens
     raw = clip.decode(written)
     words, remarks = finish(raw, len(written), truncated)
-    return Description(words, raw, len(written), truncated, (*notes, *remarks))
+    return Description(words, raw, len(written), truncated, (*notes, *remarks, *([note] if note else [])))
+
+
+def _write_ours(
+    clip, layout: TokenLayout, pictures: list[Picture], max_tokens: int, seed: int, sampling: Sampling
+) -> tuple[list[int] | None, str]:
+    """The tokens, None where our step cannot be relied on; and why not, or why it is slow."""
+    native, language = _trusted_reader(clip, layout), native_model(clip).transformer.model
+    if native is None:
+        return None, "its modules are hooked, patched or not those that the pack knows"
+    bar = progress_bar(max_tokens)
+
+    def hear(_row: int, _token: int) -> bool:
+        bar()
+        return False
+
+    options = native.load(clip, len(layout), max_tokens)
+    tied = not language.config.lm_head
+    bare_head = bare(language.embed_tokens, torch.empty(0, dtype=native.dtype, device=native.device)) is not None
+    head = language.lm_head if not tied else None if bare_head else _Head(native_model(clip).transformer)
+    with comfy.model_management.cuda_device_context(native.device):
+        answers, note = write_answers(
+            native.reader, [(layout, pictures)], sampling, seed, max_tokens, language.config.stop_tokens, hear,
+            head=head, **options,
+        )
+    return answers and answers[0], note
+
+
+class _Head(torch.nn.Module):
+    """The host's own scores of tokens, for embeddings that are quantised or in another dtype."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        super().__init__()
+        self._score = transformer.logits  # a method: the transformer is no part of this module
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return self._score(states[:, None])[:, 0]
 
 
 def _native_grid(picture: Picture) -> tuple[int, int]:

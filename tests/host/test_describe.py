@@ -71,6 +71,39 @@ def test_a_seed_draws_the_same_words_again_and_another_seed_others(writer, write
     assert len({drawn(seed) for seed in range(5)}) > 3
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.9, "top_k": 0, "min_p": 0.02, "seed": 4}, {"repetition_penalty": 0.05},
+        {"temperature": 1.1, "top_k": 30, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 2**64 - 1},
+        {"system_prompt": "Answer with (colours) \\(only\\)."},
+    ],
+    ids=str,
+)
+def test_both_encoders_choose_the_same_words(options, writers, write):
+    ours, theirs = (write(writers[name], [noise(1)], **options) for name in ("native", "transformers"))
+    assert ours == theirs and ours.raw != write(writers["native"], [noise(1)]).raw
+
+
+def test_a_hooked_clip_writes_through_the_hosts_generate_and_says_so(writers, write):
+    clip = writers["native"]
+    told, seen = write(clip, [noise(1)]), []
+    block = clip.cond_stage_model.qwen3vl_4b.transformer.model.layers[2]
+    hook = block.mlp.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        hooked = write(clip, [noise(1)])
+    finally:
+        hook.remove()
+    assert seen and hooked.raw == told.raw and not any("generate" in note for note in told.notes)
+    assert "ComfyUI's own generate" in hooked.notes[-1] and "hooked" in hooked.notes[-1]
+
+
+def test_both_encoders_write_as_the_hosts_own_generate(writers, write, monkeypatch):
+    ours = write(writers["native"], [noise(1), noise(2)])
+    monkeypatch.setenv("ZIMAGE_VL_FAST", "0")
+    assert write(writers["native"], [noise(1), noise(2)]).raw == ours.raw
+
+
 def test_drawing_from_one_token_is_taking_the_likeliest(writer, write):
     assert write(writer, [noise(1)], temperature=1.0, top_k=1, seed=3).raw == write(writer, [noise(1)]).raw
 

@@ -24,7 +24,8 @@ def bench(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
 
 def rows_of(folder: Path, name: str) -> dict[str, dict]:
     result = json.loads((folder / f"{name}.json").read_text())
-    assert result["failures"] == {} and result["command"].startswith(f"python -m benchmarks {name}")
+    assert result["failures"] == {}
+    assert result["command"].startswith(f"python -m benchmarks {name.removesuffix('_cpu')}")
     assert str(folder) not in result["command"], "a folder of this machine means nothing to a reader"
     assert result["date"] and result["machine"]["device"] and result["machine"]["torch"]
     return {row["what"]: row for row in result["rows"]}
@@ -53,6 +54,14 @@ def test_every_section_of_the_gpu_benchmark_runs_on_a_cpu_too(tmp_path):
 def test_the_cpu_benchmark_runs(tmp_path):
     bench("cpu", "--size", "tiny", "--runs", "1", "--out", str(tmp_path))
     assert rows_of(tmp_path, "cpu")["new prompt on a kept picture against the modules' own forward"]["error"] <= 1e-5
+
+
+def test_the_benchmark_of_words_runs_and_float32_writes_transformers_tokens(tmp_path):
+    options = ["--size", "tiny", "--device", "cpu", "--runs", "1", "--tokens", "24", "--pictures", "2"]
+    bench("words", *options, "--out", str(tmp_path))
+    rows = rows_of(tmp_path, "words_cpu")
+    same = rows["float32: 2 answers, greedy"]
+    assert same["tokens"] == 48 and same["other than transformers'"] == same["answers that differ"] == 0
 
 
 def test_the_pages_tables_are_those_of_the_results():

@@ -132,10 +132,10 @@ def test_the_encoder_reads_the_same_states_after_it_has_written(folder):
 
 
 def test_nothing_is_copied_to_write(encoder):
-    from vl_core.encoder.writing import _speaker
+    from vl_core.encoder.generate import speaker_of
 
     own = {one.data_ptr() for one in encoder.model.parameters()}
-    assert {one.data_ptr() for one in _speaker(encoder).parameters()} == own
+    assert {one.data_ptr() for one in speaker_of(encoder).parameters()} == own
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------

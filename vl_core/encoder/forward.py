@@ -237,24 +237,24 @@ def run_blocks(
         spans: per picture where its positions start and stop; ``deepstack``: ``(n, D)`` per level for all of them.
         capture_before: take states 1 … 3 before a level is added (transformers 5) or after it (ComfyUI).
         past: keys and values of earlier positions, per block.
-        keep: return keys and values.
+        keep: return keys and values, those of ``past`` left out.
 
     Returns:
         states ``(L, D)`` by index, and keys and values per block if they are to be kept.
     """
     captured, kept = {}, []
-    mask = None
+    mask, before = None, len(past[0][0]) if past else 0
     if past is not None and past:
         first = language.layers[0].self_attn
         per_group = first.q_proj.weight.shape[0] // first.k_proj.weight.shape[0]
-        mask = later_mask(len(past[0][0]), len(hidden), per_group, hidden.device)
+        mask = later_mask(before, len(hidden), per_group, hidden.device)
     if 0 in wanted:
         captured[0] = hidden.clone()
     for index in range(wanted[-1]):
         check()
         pair = run_block(language.layers[index], hidden, rotary, past[index] if past else None, mask, kernels)
         if keep:
-            kept.append(tuple(part.contiguous() for part in pair))  # not part of something larger
+            kept.append(tuple(part[before:].clone() if before else part.contiguous() for part in pair))
         number, adds = index + 1, index < len(deepstack) and bool(spans)
         if number in wanted and (capture_before or not adds):
             captured[number] = _capture(language, hidden, number, num_layers, wanted[-1], kernels)

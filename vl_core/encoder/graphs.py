@@ -87,6 +87,30 @@ class GraphPool:
         log.warning("compile: running without captured graphs: %s.", reason)
 
 
+def capture(work: Callable[[], None], generators: Sequence[torch.Generator] = ()) -> Callable[[], None]:
+    """What replays ``work``, which reads and changes tensors in place, on the current CUDA device.
+
+    Args:
+        work: without anything that waits for the device; run once here before it is captured.
+        generators: those it draws from; each replay goes on from where they are.
+
+    Raises:
+        RuntimeError: if something in it cannot be captured.
+    """
+    current = torch.cuda.current_stream()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        work()
+    current.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
 class _CudaRecorder:
     """Captures on a side stream after one plain run there, which lets libraries set themselves up."""
 

@@ -108,12 +108,19 @@ EXACT = Kernels(
 MERGED = Kernels(rms_norm, norm_and_rotate, rotate_patches, gate, merges=True)
 
 
-def compiled_kernels(device: torch.device) -> Kernels:
-    """:data:`MERGED` compiled for whatever sizes they meet; where nothing compiles :data:`MERGED`, and a log line."""
+def compiles(device: torch.device) -> bool:
+    """Whether ``torch.compile`` works here; where it does not a line in the log says why."""
     try:
         _compiled(_trial)(torch.ones(8, device=device))  # not one of ours: what its sizes were would stick
     except Exception as error:  # no compiler, no Triton, an unknown GPU: whatever it is, the model runs without
         log.warning("compile: running without compiled kernels: %s.", str(error).strip().partition("\n")[0])
+        return False
+    return True
+
+
+def compiled_kernels(device: torch.device) -> Kernels:
+    """:data:`MERGED` compiled for whatever sizes they meet, or as they are where nothing compiles."""
+    if not compiles(device):
         return MERGED
     return Kernels(rms_norm, *map(_compiled, (norm_and_rotate, rotate_patches, gate)), merges=True)
 

@@ -13,7 +13,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.nn import functional
 from ..pictures import MERGE, Picture, patchify
 from ..states.layout import TokenLayout
 from .cache import ByteCache, digest
+from .decoder import Decoder, Opening
 from .forward import KeyValues, picture_spans, prefix_length, run_blocks
 from .graphs import GraphPool
 from .identity import WeightsIdentity, modules_of, weights_of
@@ -30,6 +31,8 @@ from .room import with_room
 from .vision import PATCHES_PER_PASS, VisionTables, run_vision, vision_tables
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 # (layout, first position) -> cosines and signed sines (L, 1, d) from there on
 Rotary = Callable[[TokenLayout, int], "tuple[Tensor, Tensor]"]
@@ -68,6 +71,7 @@ class Reader:
         cache: where it is kept; a limit of 0 turns that off.
         every_layer: capture all states on the way, so that asking for another layer runs nothing; takes as much memory
             per layer and picture as one layer's states.
+        visual, language: the modules it runs; ``decoder`` writes on from what was read with them.
     """
 
     def __init__(
@@ -85,19 +89,21 @@ class Reader:
     ) -> None:
         """``capture_before``: see :func:`run_blocks`; ``graphs``: replay whole passes from there; ``exact``:
         :data:`EXACT` on a GPU where no graph is replayed; its further launches cost a fifth of an encode."""
-        self._visual, self._language, self._num_layers, self._rotary = visual, language, num_layers, rotary
+        self.visual, self.language, self._num_layers, self._rotary = visual, language, num_layers, rotary
         self._capture_before, self._graphs, self._exact = capture_before, graphs, exact
         self._compiled: Kernels | None = None
         self._weights_identity = WeightsIdentity()
         self._last_weights = -1
         self.cache, self.every_layer = cache, every_layer
+        self.decoder = Decoder(language, compile=graphs is not None)
 
     def forget(self) -> None:
-        """Give back everything that is kept, captured graphs included.
+        """Give back everything that is kept, captured graphs and the decoder's buffers included.
 
         To be called by whoever changes weights in a way that :mod:`.identity` cannot see.
         """
         self.cache.clear()
+        self.decoder.forget()
         if self._graphs is not None:
             self._graphs.clear()
 
@@ -123,15 +129,41 @@ class Reader:
             weights: the tensors to tell the model by, its parameters unless given: for a host that makes copies of
                 them at each load.
         """
+        key = (*self._identify(identity, weights), dtype, device, mute)
+        return self._with_room(lambda: self._read(layout, pictures, wanted, key, dtype, device, mute, check))
+
+    def open(
+        self,
+        layout: TokenLayout,
+        pictures: Sequence[Picture],
+        room: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        identity: Any = None,
+        weights: Iterable[Tensor] | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Opening:
+        """Read a sequence to its end, for :attr:`decoder` to write on; what reading shares with it is run once.
+
+        Args:
+            room: positions to come that rotary tables are made for.
+            dtype … check: as :meth:`read` takes them.
+        """
+        key = (*self._identify(identity, weights), dtype, device, False)
+        return self._with_room(lambda: self._open(layout, pictures, room, key, dtype, device, check))
+
+    def _identify(self, identity: Any, weights: Iterable[Tensor] | None) -> tuple:
         if weights is None:
-            weights = weights_of(self._visual) + weights_of(self._language)
-        number = self._weights_identity(weights, modules_of(self._visual, self._language))
+            weights = weights_of(self.visual) + weights_of(self.language)
+        number = self._weights_identity(weights, modules_of(self.visual, self.language))
         if number != self._last_weights:  # nothing kept will be found again, and graphs hold the old addresses
             self.forget()
             self._last_weights = number
-        key = (number, identity, dtype, device, mute)
-        arguments = (layout, pictures, wanted, key, dtype, device, mute, check)
-        return with_room(lambda: self._read(*arguments), self.forget, lambda: bool(self.cache.bytes))
+        return number, identity
+
+    def _with_room(self, act: Callable[[], Result]) -> Result:
+        return with_room(act, self.forget, lambda: bool(self.cache.bytes))
 
     def _read(
         self, layout: TokenLayout, pictures: Sequence[Picture], wanted: Sequence[int], key: tuple, dtype: torch.dtype,
@@ -152,17 +184,76 @@ class Reader:
         dtype: torch.dtype, device: torch.device, mute: bool, check: Callable[[], None],
     ) -> dict[int, Tensor]:
         """States ``(L, D)`` by index, with what is kept of the part up to the last picture."""
-        length = prefix_length(layout)
-        name = ("prefix", *key, digest(layout.token_ids[:length]), seen, layout.grids)
-        prefix = self.cache.get(name) if length and self.cache.limit else None
+        length, name, prefix = self._prefix(layout, key, seen)
         if prefix is not None and prefix.serves(wanted):
-            rotary = self._rotary(layout, length)
-            hidden = self._embed(layout.token_ids[length:], dtype, device)
-            later, _ = run_blocks(
-                self._language, hidden, rotary, wanted, self._num_layers, past=prefix.pairs,
+            later, _ = self._later(layout, length, prefix, wanted, dtype, device, check)
+            return {layer: torch.cat([prefix.states[layer], later[layer]]) for layer in wanted}
+        hidden, spans, deepstack = self._inputs(layout, pictures, key, seen, dtype, device, mute, check)
+        keep = bool(length and self.cache.limit)
+        captured, pairs = self._all_blocks(hidden, layout, wanted, spans, deepstack, keep, check)
+        if keep:
+            self._keep_prefix(name, length, pairs, captured, prefix)
+        return captured
+
+    def _open(
+        self, layout: TokenLayout, pictures: Sequence[Picture], room: int, key: tuple, dtype: torch.dtype,
+        device: torch.device, check: Callable[[], None],
+    ) -> Opening:
+        seen = tuple(digest(picture.pixels) for picture in pictures) if self.cache.limit else ()
+        length, name, prefix = self._prefix(layout, key, seen)
+        last = (self._num_layers,)
+        if prefix is not None and len(prefix.pairs) == self._num_layers:
+            states, pairs = self._later(layout, length, prefix, last, dtype, device, check, keep=True)
+            segments = prefix.pairs, pairs
+        else:
+            hidden, spans, deepstack = self._inputs(layout, pictures, key, seen, dtype, device, False, check)
+            # Not by a graph: it would hold the keys and values of every position a second time.
+            states, pairs = run_blocks(
+                self.language, hidden, self._rotary(layout, 0), last, self._num_layers, spans=spans,
+                deepstack=deepstack, capture_before=self._capture_before, keep=True,
                 kernels=self._plain_kernels(hidden), check=check,
             )
-            return {layer: torch.cat([prefix.states[layer], later[layer]]) for layer in wanted}
+            segments = (pairs,)
+            if length and self.cache.limit:
+                self._keep_prefix(name, length, pairs, {}, prefix)
+        rotary = self._rotary(_lengthened(layout, room), len(layout))
+        return Opening(states[self._num_layers][-1].clone(), segments, rotary, layout.token_ids)
+
+    def _prefix(self, layout: TokenLayout, key: tuple, seen: tuple) -> tuple[int, tuple, Prefix | None]:
+        """Positions up to the last picture, their name in the cache, and what is kept of them."""
+        length = prefix_length(layout)
+        name = ("prefix", *key, digest(layout.token_ids[:length]), seen, layout.grids)
+        return length, name, self.cache.get(name) if length and self.cache.limit else None
+
+    def _keep_prefix(
+        self, name: tuple, length: int, pairs: KeyValues, captured: dict[int, Tensor], before: Prefix | None
+    ) -> None:
+        """Keep what was computed of a prefix beside what was kept of it."""
+        pairs = [(keys[:length], values[:length]) for keys, values in pairs]
+        states = {layer: states[:length] for layer, states in captured.items()}
+        if before is not None:
+            pairs = max(before.pairs, pairs, key=len)
+            states = {**before.states, **states}
+        prefix = Prefix(pairs, states)
+        self.cache.put(name, prefix, prefix.tensors())
+
+    def _later(
+        self, layout: TokenLayout, length: int, prefix: Prefix, wanted: tuple[int, ...], dtype: torch.dtype,
+        device: torch.device, check: Callable[[], None], keep: bool = False,
+    ) -> tuple[dict[int, Tensor], KeyValues]:
+        """The positions after a prefix: states by index, and their own keys and values."""
+        rotary = self._rotary(layout, length)
+        hidden = self._embed(layout.token_ids[length:], dtype, device)
+        return run_blocks(
+            self.language, hidden, rotary, wanted, self._num_layers, past=prefix.pairs, keep=keep,
+            kernels=self._plain_kernels(hidden), check=check,
+        )
+
+    def _inputs(
+        self, layout: TokenLayout, pictures: Sequence[Picture], key: tuple, seen: tuple, dtype: torch.dtype,
+        device: torch.device, mute: bool, check: Callable[[], None],
+    ) -> tuple[Tensor, list[tuple[int, int]], list[Tensor]]:
+        """Embeddings ``(L, D)`` with the pictures in place, where those are, and deepstack features per level."""
         hidden = self._embed(layout.token_ids, dtype, device)  # before the pictures: it waits for the device
         embeddings, deepstack = self._see(pictures, key, seen, dtype, device, mute, check)
         spans = picture_spans(layout)
@@ -174,19 +265,10 @@ class Reader:
             for start, stop in spans:
                 hidden[start:stop] = embeddings[done : done + stop - start]
                 done += stop - start
-        del embeddings
-        keep = bool(length and self.cache.limit)
-        captured, pairs = self._all_blocks(hidden, layout, wanted, spans, deepstack, keep, check)
-        if keep:
-            prefix = Prefix(
-                [(keys[:length], values[:length]) for keys, values in pairs],
-                {layer: states[:length] for layer, states in captured.items()},
-            )
-            self.cache.put(name, prefix, prefix.tensors())
-        return captured
+        return hidden, spans, deepstack
 
     def _embed(self, ids: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-        table = self._language.embed_tokens
+        table = self.language.embed_tokens
         return table(ids.to(table.weight.device)).to(device, dtype)
 
     def _all_blocks(
@@ -196,7 +278,7 @@ class Reader:
         options = {"spans": spans, "capture_before": self._capture_before, "keep": keep}
         if self._graphs is None:
             return run_blocks(
-                self._language, hidden, self._rotary(layout, 0), wanted, self._num_layers, deepstack=deepstack,
+                self.language, hidden, self._rotary(layout, 0), wanted, self._num_layers, deepstack=deepstack,
                 kernels=self._plain_kernels(hidden), check=check, **options,
             )
         check()
@@ -208,7 +290,7 @@ class Reader:
 
         def run(hidden: Tensor, *deepstack: Tensor) -> list[Tensor]:
             captured, pairs = run_blocks(
-                self._language, hidden, rotary(), wanted, self._num_layers, deepstack=deepstack, kernels=kernels,
+                self.language, hidden, rotary(), wanted, self._num_layers, deepstack=deepstack, kernels=kernels,
                 **options,
             )
             return [*captured.values(), *itertools.chain.from_iterable(pairs)]
@@ -259,14 +341,14 @@ class Reader:
         patches = torch.stack([patchify(Picture(one.pixels.to(device)))[0].to(dtype) for one in pictures])
         if self._graphs is None:
             embeddings, deepstack = run_vision(
-                self._visual, patches, self._tables(grid, device), self._plain_kernels(patches), check
+                self.visual, patches, self._tables(grid, device), self._plain_kernels(patches), check
             )
             return [embeddings, *deepstack]
         kernels = self._kernels(patches)
         tables = functools.cache(lambda: self._tables(grid, device))  # a graph keeps its own, a replay needs none
 
         def run(patches: Tensor) -> list[Tensor]:
-            embeddings, deepstack = run_vision(self._visual, patches, tables(), kernels)
+            embeddings, deepstack = run_vision(self.visual, patches, tables(), kernels)
             return [embeddings, *deepstack]
 
         return self._graphs.run(("vision", grid, len(patches)), run, [patches])
@@ -287,7 +369,7 @@ class Reader:
         name = ("tables", grid, device)
         tables = self.cache.get(name) if self.cache.limit else None
         if tables is None:
-            side = round(self._visual.pos_embed.weight.shape[0] ** 0.5)
-            tables = vision_tables(grid, side, self._visual.rotary_pos_emb.inv_freq, device)
+            side = round(self.visual.pos_embed.weight.shape[0] ** 0.5)
+            tables = vision_tables(grid, side, self.visual.rotary_pos_emb.inv_freq, device)
             self.cache.put(name, tables, tables.tensors())
         return tables

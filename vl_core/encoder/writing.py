@@ -1,30 +1,40 @@
-"""A picture in words: Qwen3-VL answers an instruction about it, through transformers' own ``generate``.
+"""A picture in words: Qwen3-VL answers an instruction about it.
 
-The model that writes is put together from the encoder's modules, so nothing is loaded twice; only a head that is not
-the embeddings (:meth:`Qwen3VLEncoder.head`) is read for it.
+The encoder's own modules write, so nothing is loaded twice; only a head that is not the embeddings
+(:meth:`Qwen3VLEncoder.head`) is read for it. What was read of a picture for an encode or for other words is not read
+again. Where our own step (:mod:`.decoding`) cannot be used, transformers' ``generate`` writes and a note says so.
 """
 
 from __future__ import annotations
 
-import inspect
+import logging
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from ..pictures import DEFAULT_BUDGET, patchify, prepare_picture, split_batch
+from ..pictures import DEFAULT_BUDGET, Picture, prepare_picture, split_batch
 from ..stages.description import ENDS, SEPARATOR, slot_request
 from ..states.families import THINK_BLOCK
-from ..states.layout import insert_pictures
+from ..states.layout import TokenLayout, insert_pictures
+from .decoder import Hear
+from .forward import fits
+from .generate import generate
+from .reader import Reader
+from .sampling import TOP_K, Sampling
 
 if TYPE_CHECKING:
     from .qwen3vl import Qwen3VLEncoder
 
+log = logging.getLogger(__name__)
+
 MAX_TOKENS = 96
-TOP_K = 20  # of the generation_config.json of Qwen3-VL-4B-Instruct
+ROOM = 64  # rotary tables are made for answers of a length in multiples of this
+TOGETHER = 8  # pictures whose words are written at the same time: each takes 170 MiB of the 4B at 1024²
 END_OF_TEXT = "<|endoftext|>"
 THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|\Z)|[。！？]+[”’」』）]*")
@@ -80,6 +90,9 @@ def describe(
     temperature: float = 0.0,
     top_p: float = 1.0,
     top_k: int = TOP_K,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    system_prompt: str = "",
     budget: int = DEFAULT_BUDGET,
     on_text: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
@@ -93,14 +106,15 @@ def describe(
         images: as :meth:`Qwen3VLEncoder.encode` takes them, at least one.
         instruction: what to write, such as one of ``INSTRUCTIONS``.
         max_tokens: most tokens of the answer, thoughts included.
-        seed: of the sampling; the same one gives the same words on the same device. torch's own generators, the
-            CPU's and CUDA's, are left as they were.
-        temperature: 0 takes the likeliest token each time, and ``seed``, ``top_p`` and ``top_k`` do nothing. Above,
-            tokens are drawn from the softmax of their scores divided by it.
-        top_p: draw from the likeliest tokens that together have this probability.
-        top_k: draw from that many of the likeliest tokens, 0 for all.
+        seed: of the sampling; the same one gives the same words on the same device, those that transformers writes
+            after ``torch.manual_seed(seed)``. torch's own generators, the CPU's and CUDA's, are left as they were.
+        temperature: 0 takes the likeliest token each time, and ``seed``, ``top_p``, ``top_k`` and ``min_p`` do
+            nothing. Above, tokens are drawn from the softmax of their scores divided by it.
+        top_p … repetition_penalty: see :class:`~.sampling.Sampling`.
+        system_prompt: put into a system turn before; "" means no such turn.
         budget: most image tokens per picture.
         on_text: called after each token with the text it added, which may be empty; what it raises ends the writing.
+            On a GPU the tokens of a few steps arrive together.
         should_stop: asked after each token; True ends the writing with what there is.
 
     Returns:
@@ -111,49 +125,55 @@ def describe(
         ValueError: without a picture or an instruction, for settings out of range, an encoder that lacks blocks or a
             head, a picture that cannot be read, more tokens than the model's context, or an answer without words.
     """
-    check_request(instruction, max_tokens, temperature, top_p, top_k)
-    if encoder.loaded_layers < encoder.num_layers:
-        raise ValueError(
-            f"encoder: describing needs all {encoder.num_layers} blocks of {encoder.name}, {encoder.loaded_layers} are "
-            "loaded. Load it again with `deepest layer` -1."
-        )
-    pictures, notes = [], []
-    for number, image in enumerate(split_batch(images), 1):
-        picture, changes = prepare_picture(image, budget, f"image {number}")
-        pictures.append(picture)
-        notes += changes
-    if not pictures:
-        raise ValueError("images: expected at least one picture to describe, got none. Connect an image.")
-    layout = insert_pictures(encoder.tokenize(instruction), [one.grid for one in pictures], encoder.special)
-    ids = layout.token_ids
-    if encoder.variant == "Thinking":
-        ids = torch.cat([ids, torch.tensor(_ids(encoder, THINK_BLOCK))])
-    limit = encoder.model.config.text_config.max_position_embeddings
-    if len(ids) + max_tokens > limit:
-        raise ValueError(
-            f"max_tokens: expected at most {limit - len(ids)} after {len(ids)} tokens of pictures and instruction, got "
-            f"{max_tokens}. Use fewer pictures, a smaller token budget or fewer max_tokens."
-        )
-    stopped = False
-
-    def stop(tokens: Tensor, _scores: Any, **_: Any) -> Tensor:
-        nonlocal stopped
-        stopped = stopped or (should_stop is not None and should_stop())
-        return torch.full((len(tokens),), stopped, device=tokens.device)
-
-    pixels, grids = zip(*(patchify(one) for one in pictures), strict=True)
-    ends = [encoder.special.im_end, *_ids(encoder, END_OF_TEXT)[:1]]
-    written = _generate(
-        encoder, ids, torch.cat(pixels), torch.cat(grids), ends, _Stream(encoder.tokenizer, ends, on_text), stop, seed,
-        max_new_tokens=max_tokens, **sampling(temperature, top_p, top_k),
-    )
-    truncated = not written or written[-1] not in ends
-    raw = encoder.tokenizer.decode(written if truncated else written[:-1], skip_special_tokens=True)
-    words, remarks = finish(raw, len(written), truncated, stopped)
-    return Description(words, raw, len(written), truncated, (*notes, *remarks))
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    check_request(instruction, max_tokens)
+    asked = ask(encoder, images, instruction, system_prompt, budget, max_tokens)
+    return _answer(encoder, [asked], sampling, seed, max_tokens, on_text, should_stop)[0]
 
 
-def check_request(instruction: str, max_tokens: int, temperature: float, top_p: float, top_k: int) -> None:
+def describe_each(
+    encoder: Qwen3VLEncoder,
+    images: Tensor | Sequence[Tensor],
+    instruction: str = INSTRUCTIONS["everything"],
+    *,
+    max_tokens: int = MAX_TOKENS,
+    seed: int = 0,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = TOP_K,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    system_prompt: str = "",
+    budget: int = DEFAULT_BUDGET,
+    together: int = TOGETHER,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Description]:
+    """:func:`describe` of each picture by itself, several written at a time: the same words up to rounding.
+
+    A step reads the weights once for all of them, so on a GPU eight take little longer than one.
+
+    Args:
+        together: most pictures at a time.
+        instruction … should_stop: as :func:`describe` takes them; each picture draws from ``seed`` anew.
+
+    Raises:
+        TypeError, ValueError: as :func:`describe` does; for a picture whose answer has no words too.
+    """
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    check_request(instruction, max_tokens)
+    if together < 1:
+        raise ValueError(f"together: expected at least 1, got {together}.")
+    pictures, told = split_batch(images), []
+    for at in range(0, len(pictures), together):
+        asked = [
+            ask(encoder, [one], instruction, system_prompt, budget, max_tokens, number)
+            for number, one in enumerate(pictures[at : at + together], at + 1)
+        ]
+        told += _answer(encoder, asked, sampling, seed, max_tokens, None, should_stop)
+    return told
+
+
+def check_request(instruction: str, max_tokens: int) -> None:
     """Refuse what nothing can be written from.
 
     Raises:
@@ -166,19 +186,138 @@ def check_request(instruction: str, max_tokens: int, temperature: float, top_p: 
         raise ValueError("instruction: expected words that say what to describe, got none.")
     if max_tokens < 1:
         raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}.")
-    if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature: expected 0 or more, got {temperature}.")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p: expected more than 0 and at most 1, got {top_p}.")
-    if top_k < 0:
-        raise ValueError(f"top_k: expected 0 (all tokens) or more, got {top_k}.")
 
 
-def sampling(temperature: float, top_p: float, top_k: int) -> dict[str, Any]:
-    """The settings by the names that transformers and ComfyUI have for them; greedy for temperature 0."""
-    if temperature == 0:
-        return {"do_sample": False}
-    return {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One sequence to be answered, and what was changed in its pictures."""
+
+    layout: TokenLayout
+    pictures: list[Picture]
+    notes: list[str]
+
+
+def ask(
+    encoder: Qwen3VLEncoder, images: Tensor | Sequence[Tensor], instruction: str, system_prompt: str = "",
+    budget: int = DEFAULT_BUDGET, max_tokens: int = MAX_TOKENS, first: int = 1,
+) -> Asked:
+    """Pictures, then the instruction, up to where the answer begins.
+
+    Args:
+        first: the number of the first picture in errors and notes; everything else as :func:`describe` takes it.
+
+    Raises:
+        TypeError, ValueError: see there.
+    """
+    if encoder.loaded_layers < encoder.num_layers:
+        raise ValueError(
+            f"encoder: describing needs all {encoder.num_layers} blocks of {encoder.name}, {encoder.loaded_layers} are "
+            "loaded. Load it again with `deepest layer` -1."
+        )
+    pictures, notes = [], []
+    for number, image in enumerate(split_batch(images), first):
+        picture, changes = prepare_picture(image, budget, f"image {number}")
+        pictures.append(picture)
+        notes += changes
+    if not pictures:
+        raise ValueError("images: expected at least one picture to describe, got none. Connect an image.")
+    text = encoder.tokenize(instruction, system_prompt)
+    layout = insert_pictures(text, [one.grid for one in pictures], encoder.special)
+    if encoder.variant == "Thinking":
+        layout = lengthen(layout, _ids(encoder, THINK_BLOCK))
+    config: Any = encoder.model.config
+    limit = config.text_config.max_position_embeddings
+    if len(layout) + max_tokens > limit:
+        raise ValueError(
+            f"max_tokens: expected at most {limit - len(layout)} after {len(layout)} tokens of pictures and "
+            f"instruction, got {max_tokens}. Use fewer pictures, a smaller token budget or fewer max_tokens."
+        )
+    return Asked(layout, pictures, notes)
+
+
+def lengthen(layout: TokenLayout, ids: Sequence[int]) -> TokenLayout:
+    """The layout with more tokens of the template after it."""
+    roles = functional.pad(layout.roles, (0, len(ids)))
+    return replace(layout, roles=roles, token_ids=torch.cat([layout.token_ids, torch.tensor(ids)]))
+
+
+def _answer(
+    encoder: Qwen3VLEncoder, asked: Sequence[Asked], sampling: Sampling, seed: int, max_tokens: int,
+    on_text: Callable[[str], None] | None, should_stop: Callable[[], bool] | None,
+) -> list[Description]:
+    """The answers, by our own step or by transformers."""
+    ends = [encoder.special.im_end, *_ids(encoder, END_OF_TEXT)[:1]]
+    streams = [_Stream(encoder.tokenizer, ends, on_text) for _ in asked]
+    stopped = False
+
+    def stop() -> bool:
+        nonlocal stopped
+        stopped = stopped or (should_stop is not None and should_stop())
+        return stopped
+
+    def hear(row: int, token: int) -> bool:
+        streams[row].add([token])
+        return stop()
+
+    config: Any = encoder.model.config
+    head = None if config.tie_word_embeddings else encoder.head()
+    answers, note = None, "the merged forward pass is turned off"
+    if encoder.fast:
+        answers, note = write_answers(
+            encoder.reader, [(one.layout, one.pictures) for one in asked], sampling, seed, max_tokens, ends, hear,
+            head=head, dtype=encoder.dtype, device=encoder.device,
+        )
+    if answers is None:
+        note = f"written by transformers' generate, which is slower: {note}"
+        log.info("%s: %s.", encoder.name, note)
+        answers = [
+            generate(encoder, one.layout, one.pictures, sampling, seed, max_tokens, ends, stream, stop)
+            for one, stream in zip(asked, streams, strict=True)
+        ]
+    told = []
+    for one, written in zip(asked, answers, strict=True):
+        truncated = not written or written[-1] not in ends
+        raw = encoder.tokenizer.decode(written if truncated else written[:-1], skip_special_tokens=True)
+        words, remarks = finish(raw, len(written), truncated, stopped)
+        told.append(Description(words, raw, len(written), truncated, (*one.notes, *remarks, *([note] if note else []))))
+    return told
+
+
+def write_answers(
+    reader: Reader, asked: Sequence[tuple[TokenLayout, Sequence[Picture]]], sampling: Sampling, seed: int,
+    max_tokens: int, ends: Sequence[int], hear: Hear, *, head: Tensor | nn.Module | None, dtype: torch.dtype,
+    device: torch.device, **options: Any,
+) -> tuple[list[list[int]] | None, str]:
+    """The tokens written after each sequence, by the pack's own step on the modules of ``reader``.
+
+    Args:
+        asked: layouts that end where the answer begins, and their pictures; all are written at the same time.
+        seed … hear: see :meth:`Decoder.write`; every answer draws from ``seed``.
+        head: what turns states into scores, None for the embeddings.
+        dtype, device, options: as :meth:`Reader.open` takes them.
+
+    Returns:
+        the tokens, None where the modules are not those the step knows; and a line for people if something is not as
+        fast as it could be, else "".
+    """
+    if not fits(reader.visual, reader.language):
+        return None, "a module is hooked, or is not plain Qwen3-VL"
+    room = -(-max_tokens // ROOM) * ROOM
+
+    def write() -> list[list[int]] | None:
+        openings = [
+            reader.open(layout, pictures, room, dtype=dtype, device=device, **options) for layout, pictures in asked
+        ]
+        plan = reader.decoder.plan(head, dtype, device)
+        if plan is None:
+            return None
+        return reader.decoder.write(openings, plan, sampling, [seed] * len(asked), max_tokens, ends, hear)
+
+    with torch.inference_mode():
+        answers = write()
+    if answers is None:
+        return None, "a norm or the head is of a kind that the step does not know"
+    return answers, f"written step by step, not by a captured graph: {why}" if (why := reader.decoder.reason) else ""
 
 
 def finish(raw: str, tokens: int, truncated: bool, stopped: bool = False) -> tuple[str, list[str]]:
@@ -234,20 +373,23 @@ def _ids(encoder: Qwen3VLEncoder, text: str) -> list[int]:
 
 
 class _Stream:
-    """What ``generate`` hands its tokens to: passes on the text that each one adds."""
+    """Passes on the text that each token adds; ``put`` and ``end`` are what transformers' ``generate`` calls."""
 
     def __init__(self, tokenizer: Any, ends: Sequence[int], on_text: Callable[[str], None] | None) -> None:
         self.tokenizer, self.ends, self.on_text = tokenizer, ends, on_text
-        self.tokens: list[int] | None = None  # the first to arrive is the prompt
+        self.tokens: list[int] = []
+        self.prompted = False  # the first that generate hands over is the prompt
         self.told = ""
 
     def put(self, tokens: Tensor) -> None:
+        if self.prompted:
+            self.add(tokens.flatten().tolist())
+        self.prompted = True
+
+    def add(self, tokens: Sequence[int]) -> None:
         if self.on_text is None:
             return
-        if self.tokens is None:
-            self.tokens = []
-            return
-        self.tokens += [token for token in tokens.flatten().tolist() if token not in self.ends]
+        self.tokens += [token for token in tokens if token not in self.ends]
         text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
         if text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character: the next token has the rest
             text = self.told
@@ -256,38 +398,3 @@ class _Stream:
 
     def end(self) -> None:
         pass
-
-
-def _speaker(encoder: Qwen3VLEncoder) -> nn.Module:
-    """transformers' model that writes, around the encoder's own modules."""
-    from transformers import Qwen3VLForConditionalGeneration
-
-    head = encoder.head().to(encoder.device)
-    with torch.device("meta"):
-        speaker = Qwen3VLForConditionalGeneration(encoder.model.config)
-    speaker.model = encoder.model
-    speaker.lm_head.weight = nn.Parameter(head, requires_grad=False)
-    return speaker.eval()
-
-
-def _generate(
-    encoder: Qwen3VLEncoder, ids: Tensor, pixels: Tensor, grids: Tensor, ends: list[int], stream: _Stream,
-    stop: Callable[..., Tensor], seed: int, **options: Any,
-) -> list[int]:
-    """The tokens written after ``ids`` ``(L,)``, the one that ended it included."""
-    from transformers import GenerationConfig
-
-    speaker, device = _speaker(encoder), encoder.device
-    ids = ids[None].to(device)
-    inputs = {
-        "input_ids": ids, "attention_mask": torch.ones_like(ids), "image_grid_thw": grids.to(device),
-        "pixel_values": pixels.to(device, encoder.dtype),
-    }
-    if "mm_token_type_ids" in inspect.signature(speaker.forward).parameters:  # transformers 5
-        inputs["mm_token_type_ids"] = (ids == encoder.special.image_pad).int()
-    config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[0], use_cache=True, **options)
-    # generate draws from torch's global generators.
-    with torch.inference_mode(), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        written = speaker.generate(**inputs, generation_config=config, streamer=stream, stopping_criteria=[stop])
-    return written[0, ids.shape[1] :].tolist()

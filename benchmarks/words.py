@@ -1,0 +1,295 @@
+"""What words from a picture cost: our step beside transformers' ``generate``, and how often their tokens differ.
+
+On a GPU at the size of Qwen3-VL-4B with random weights, on a CPU with the trained miniature. A token's time is the
+slope between a short and a long answer, so reading the picture is no part of it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from vl_core.encoder import decoding
+from vl_core.encoder.decoder import Decoder
+from vl_core.encoder.generate import generate, speaker_of
+from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.encoder.sampling import Sampling
+from vl_core.encoder.writing import ask, lengthen, write_answers
+
+from .common import Report, add_output_argument, in_turns, milliseconds, synchronize
+from .models import OTHER_PROMPT, PROMPT, build_model, picture
+
+MINIATURE = Path(__file__).parents[1] / "miniature" / "models" / "qwen3-vl-mini"
+GIBIBYTE = 1 << 30
+SHORT = 16
+DRAWN = Sampling(0.7, 20, 0.8, 0.05, 1.05)  # every operation there is
+TOGETHER = 8
+
+
+def add_arguments(parser) -> None:
+    add_output_argument(parser)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", choices=["miniature", "tiny", "medium", "full"], help="full on a GPU, else miniature")
+    parser.add_argument("--runs", type=int, default=3, help="timed calls per figure")
+    parser.add_argument("--tokens", type=int, default=120, help="length of an answer")
+    parser.add_argument("--pictures", type=int, default=8, help="pictures whose tokens are compared")
+    parser.add_argument("--no-compile", action="store_true", help="leave out the compiled step")
+
+
+def run(arguments) -> None:
+    bench = Words(arguments)
+    parts = [
+        ("a description", bench.descriptions), ("a token", bench.tokens), ("together", bench.together),
+        ("the same tokens", bench.same_tokens),
+    ]
+    if bench.device.type == "cuda" and not arguments.no_compile:
+        parts.append(("compiled", bench.compiled))
+    for title, part in parts:
+        bench.report.section(title, part)
+    bench.report.write()
+
+
+class Words:
+    """One set of weights, encoders around it, and one method per section."""
+
+    def __init__(self, arguments) -> None:
+        self.device, self.runs, self.length = torch.device(arguments.device), arguments.runs, arguments.tokens
+        self.pictures = arguments.pictures
+        on_gpu = self.device.type == "cuda"
+        self.size = arguments.size or ("full" if on_gpu else "miniature")
+        self.dtype = torch.bfloat16 if on_gpu else torch.float32
+        name = "words" if on_gpu else "words_cpu"
+        self.report = Report(
+            name, self.device, arguments.out, size=self.size, dtype=str(self.dtype), tokens=self.length
+        )
+        self.model, self.tokenizer = self._load(self.dtype)
+        self.end = self.model.config.text_config.vocab_size - 1  # an end that is hardly ever written
+        self.plain_ms: float | None = None
+
+    def _load(self, dtype: torch.dtype) -> tuple[Any, Any]:
+        """transformers' model without its head, and its tokenizer."""
+        if self.size == "miniature":
+            encoder = Qwen3VLEncoder.from_pretrained(MINIATURE, self.device, dtype)
+            return encoder.model, encoder.tokenizer
+        model, tokenizer = build_model(self.size, self.device, dtype)
+        return model.model, tokenizer
+
+    # Helpers --------------------------------------------------------------------------------------------------------
+
+    def encoder(self, **options: Any) -> Qwen3VLEncoder:
+        blocks = self.model.config.text_config.num_hidden_layers
+        return Qwen3VLEncoder(self.model, self.tokenizer, blocks, **{"cache_bytes": GIBIBYTE, **options})
+
+    def image(self, seed: int) -> torch.Tensor:
+        return picture("tiny" if self.size == "miniature" else self.size, seed)
+
+    def ours(
+        self, encoder: Qwen3VLEncoder, images: list[torch.Tensor], tokens: int, request: str = PROMPT,
+        sampling: Sampling | None = None, start: list[int] | None = None,
+    ) -> list[list[int]]:
+        """Tokens of each picture's words from an IMAGE on the CPU, all that is done for them included."""
+        asked = [ask(encoder, [image], request, max_tokens=tokens) for image in images]
+        sequences = [(lengthen(one.layout, start) if start else one.layout, one.pictures) for one in asked]
+        answers, note = write_answers(
+            encoder.reader, sequences, sampling or Sampling(), 0, tokens, [self.end], lambda _row, _token: False,
+            head=None, dtype=encoder.dtype, device=encoder.device,
+        )
+        if answers is None:
+            raise RuntimeError(note)
+        return answers
+
+    def theirs(
+        self, encoder: Qwen3VLEncoder, image: torch.Tensor, tokens: int, request: str = PROMPT,
+        sampling: Sampling | None = None,
+    ) -> list[int]:
+        asked = ask(encoder, [image], request, max_tokens=tokens)
+        return generate(encoder, asked.layout, asked.pictures, sampling or Sampling(), 0, tokens, [self.end])
+
+    def per_token(self, work: Callable[[int], Any]) -> float:
+        """Milliseconds a token of ``work(tokens)``, without what comes before the first."""
+        work(SHORT)
+        works = {"short": partial(work, SHORT), "long": partial(work, self.length)}
+        times = in_turns(works, self.device, self.runs, 1)
+        return (times["long"] - times["short"]) / (self.length - SHORT)
+
+    def once(self, work: Callable[[], Any]) -> float:
+        return milliseconds(work, self.device, 1, 0)
+
+    def add_token(self, what: str, ms: float) -> None:
+        self.plain_ms = self.plain_ms or ms
+        self.report.add(f"a token, {what}", ms=ms, **{"× faster than generate": self.plain_ms / ms})
+
+    # Sections -------------------------------------------------------------------------------------------------------
+
+    def descriptions(self) -> None:
+        encoder, numbers = self.encoder(), iter(range(10000))
+        on_gpu, before = self.device.type == "cuda", 0
+        if on_gpu:
+            torch.cuda.empty_cache()
+            before = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        first = self.once(lambda: self.ours(encoder, [self.image(0)], self.length))
+        memory = {"peak_MiB": (torch.cuda.max_memory_allocated(self.device) - before) / 2**20} if on_gpu else {}
+        self.report.add(f"{self.length} tokens, the first after loading", ms=first, **memory)
+        self.report.add(f"{self.length} tokens, kept for later", MiB=encoder.reader.cache.bytes / 2**20)
+        images = {number: self.image(number) for number in range(1, 2 + 4 * self.runs)}
+        pictures = iter(images.values())
+
+        def new() -> list[list[int]]:
+            return self.ours(encoder, [next(pictures)], self.length)
+
+        warm = milliseconds(new, self.device, self.runs, 1)
+        another = milliseconds(
+            lambda: self.ours(encoder, [images[1]], self.length, f"{OTHER_PROMPT}{next(numbers)}"), self.device,
+            self.runs, 1,
+        )
+        encoded = []
+        for _ in range(self.runs):
+            image = next(pictures)
+            encoder.encode([image], PROMPT, -6 if self.size != "tiny" else -2)
+            encoded.append(self.once(lambda image=image: self.ours(encoder, [image], self.length)))
+        plain = self.encoder(fast=False)
+        stock = milliseconds(lambda: self.theirs(plain, next(pictures), self.length), self.device, self.runs, 1)
+        for what, ms in (
+            ("transformers' generate", stock), ("a new picture", warm),
+            ("a picture read for an encode", sorted(encoded)[len(encoded) // 2]),
+            ("a picture described for another take", another),
+        ):
+            self.report.add(f"{self.length} tokens, {what}", ms=ms, **{"× faster than generate": stock / ms})
+        encoder.forget()
+
+    def tokens(self) -> None:
+        image, plain, ours = self.image(0), self.encoder(), self.encoder()
+        self.add_token("transformers' generate", self.per_token(lambda count: self.theirs(plain, image, count)))
+        work = lambda count, **options: self.ours(ours, [image], count, **options)  # noqa: E731
+        if self.device.type != "cuda":
+            self.add_token("our step", self.per_token(work))
+            self.add_token("our step, drawn", self.per_token(lambda count: work(count, sampling=DRAWN)))
+            return
+        with uncaptured():
+            self.add_token("our step, not captured", self.per_token(work))
+        ours.forget()
+        with masked():
+            self.add_token("our step, captured, masked attention", self.per_token(work))
+        ours.forget()
+        self.add_token("our step, captured", self.per_token(work))
+        self.report.add("attention reads the filled keys only", value=str(self._knows_filled()))
+        self.report.add("not captured because", value=ours.reader.decoder.reason or "it is")
+        self.add_token("our step, captured, drawn", self.per_token(lambda count: work(count, sampling=DRAWN)))
+        ours.forget()
+        self._floor()
+
+    def _knows_filled(self) -> bool:
+        config = self.model.config.text_config
+        heads, groups = config.num_attention_heads, config.num_key_value_heads
+        return decoding.knows_filled(self.device, self.dtype, heads, groups, config.head_dim)
+
+    def _floor(self) -> None:
+        language = self.model.language_model
+        read = sum(weight.nbytes for weight in language.parameters())
+        buffer = torch.empty(1 << 31, dtype=torch.uint8, device=self.device)
+        # A sum only reads, as a product with one row does.
+        seconds = milliseconds(lambda: buffer.view(torch.int64).sum(), self.device, 5) / 1000
+        self.report.add("floor: the weights read once at the rate of a large sum", ms=1000 * read * seconds / (1 << 31))
+
+    def together(self) -> None:
+        encoder = self.encoder(cache_bytes=0)
+        images = [self.image(100 + number) for number in range(TOGETHER)]
+        self.ours(encoder, images[:1], SHORT)
+        apart = milliseconds(
+            lambda: [self.ours(encoder, [one], self.length) for one in images], self.device, 1, 1
+        )
+        encoder.forget()
+        self.ours(encoder, images, SHORT)
+        ms = milliseconds(lambda: self.ours(encoder, images, self.length), self.device, self.runs, 1)
+        self.report.add(f"{TOGETHER} pictures one by one", ms=apart)
+        self.report.add(f"{TOGETHER} pictures together", ms=ms, **{"× faster than one by one": apart / ms})
+        encoder.forget()
+
+    def same_tokens(self) -> None:
+        """Greedy tokens beside transformers' in bf16, and in float32 where that is cheap."""
+        for dtype in [torch.bfloat16] if self.device.type == "cuda" else [torch.bfloat16, torch.float32]:
+            if dtype != self.dtype or self.model.dtype != dtype:
+                self.model, self.tokenizer = self._load(dtype)
+            self._count(self.encoder(), str(dtype).removeprefix("torch."))
+
+    def _count(self, encoder: Qwen3VLEncoder, dtype: str) -> None:
+        compared = differ = answers = null = 0
+        closeness = [0.0]
+        for number in range(self.pictures):
+            image, done = self.image(200 + number), 0
+            expected = self.theirs(encoder, image, self.length)
+            scores = self._scores(encoder, image, expected)
+            null += sum(one != two for one, two in zip(scores.argmax(-1).tolist(), expected, strict=True))
+            answers += expected != self.ours(encoder, [image], self.length)[0]
+            compared += len(expected)
+            # After a difference we go on from their token, so that one does not count for all that follow.
+            while done < len(expected):
+                found = self.ours(encoder, [image], len(expected) - done, start=expected[:done])[0]
+                pairs = zip(found, expected[done:], strict=False)
+                same = next((at for at, (one, two) in enumerate(pairs) if one != two), None)
+                if same is None:
+                    break
+                done += same + 1
+                differ += 1
+                closeness.append(_roundings_apart(scores[done - 1], found[same], expected[done - 1]))
+        self.report.add(
+            f"{dtype}: {self.pictures} answers, greedy", tokens=compared, **{
+                "other than transformers'": differ, "answers that differ": answers,
+                "largest gap of the two scores, in roundings": max(closeness),
+                "null: transformers' own in one pass, other than its own": null,
+            },
+        )
+
+    def _scores(self, encoder: Qwen3VLEncoder, image: torch.Tensor, written: list[int]) -> torch.Tensor:
+        """transformers' scores ``(n, vocabulary)`` of the tokens it wrote, all in one pass."""
+        asked = ask(encoder, [image], PROMPT)
+        states: list[torch.Tensor] = []
+        hook = encoder.model.register_forward_hook(lambda _module, _inputs, output: states.append(output[0][0]))
+        try:
+            generate(
+                encoder, lengthen(asked.layout, written[:-1]), asked.pictures, Sampling(), 0, 1, [self.end]
+            )
+        finally:
+            hook.remove()
+        with torch.inference_mode():
+            return speaker_of(encoder).lm_head(states[0][-len(written) :]).float()
+
+    def compiled(self) -> None:
+        encoder, image = self.encoder(compile=True), self.image(0)
+        start = time.perf_counter()
+        self.ours(encoder, [image], SHORT)
+        synchronize(self.device)
+        self.report.add("compiling, the first description", ms=1000 * (time.perf_counter() - start))
+        self.add_token("our step, compiled and captured", self.per_token(lambda n: self.ours(encoder, [image], n)))
+        encoder.forget()
+
+
+def _roundings_apart(scores: torch.Tensor, one: int, other: int) -> float:
+    """How far two tokens' scores lie apart, in steps of bf16 at their size."""
+    first, second = float(scores[one]), float(scores[other])
+    return abs(first - second) / 2.0 ** (math.floor(math.log2(max(abs(first), abs(second), 1e-30))) - 7)
+
+
+@contextmanager
+def uncaptured() -> Iterator[None]:
+    """No step is captured while this lasts."""
+    with mock.patch.object(Decoder, "_graph", lambda *_: None):
+        yield
+
+
+@contextmanager
+def masked() -> Iterator[None]:
+    """Attention reads whole buffers, under a mask, while this lasts."""
+    with mock.patch.object(decoding, "knows_filled", lambda *_: False), mock.patch(
+        "vl_core.encoder.decoder.knows_filled", lambda *_: False
+    ):
+        yield

@@ -1,0 +1,370 @@
+"""Our own step against transformers' generate on the same weights: the same tokens, one picture or several."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
+
+from torch.nn import functional
+
+from vl_core import Qwen3VLEncoder
+from vl_core.encoder import decoder as decoder_module
+from vl_core.encoder import writing
+from vl_core.encoder.decoding import attend_masked, plan_of
+from vl_core.encoder.generate import generate
+from vl_core.encoder.sampling import Sampling, choose
+from vl_core.encoder.writing import describe, describe_each
+
+REQUEST = "describe the light of the sea"
+SIZES = [(64, 96), (96, 64), (33, 127)]
+
+
+def lively(encoder: Qwen3VLEncoder) -> Qwen3VLEncoder:
+    """A head that is not the embeddings: by those of random weights a token is mostly followed by itself."""
+    encoder.model.config.tie_word_embeddings = False
+    encoder._head = torch.randn(512, encoder.width, generator=torch.Generator().manual_seed(9))
+    return encoder
+
+
+@pytest.fixture(scope="module", params=["Instruct", "Thinking"])
+def encoder(request, tiny_models, tmp_path_factory) -> Qwen3VLEncoder:
+    path = tmp_path_factory.mktemp("writing") / request.param
+    template = tiny_models.THINKING_TEMPLATE if request.param == "Thinking" else tiny_models.CHAT_TEMPLATE
+    tiny_models.write_folder(path, template=template)
+    found = Qwen3VLEncoder.from_pretrained(path, dtype=torch.float32)
+    assert found.variant == request.param
+    return lively(found)
+
+
+@pytest.fixture
+def plain(encoder) -> Qwen3VLEncoder:
+    """The encoder, nothing kept from the test before."""
+    encoder.forget()
+    return encoder
+
+
+def noise(seed: int = 1, height: int = 64, width: int = 96) -> torch.Tensor:
+    return torch.rand(height, width, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def head_of(encoder):
+    return None if encoder.model.config.tie_word_embeddings else encoder.head()
+
+
+def theirs(encoder, pictures, sampling=None, seed=0, max_tokens=24, system_prompt=""):
+    """The tokens that transformers' generate writes."""
+    asked = writing.ask(encoder, pictures, REQUEST, system_prompt, 1024, max_tokens)
+    ends = encoder.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    return generate(encoder, asked.layout, asked.pictures, sampling or Sampling(), seed, max_tokens, ends)
+
+
+def ours(encoder, pictures, sampling=None, seed=0, max_tokens=24, system_prompt=""):
+    """The tokens that describe writes, which it hands out as text alone."""
+    asked = writing.ask(encoder, pictures, REQUEST, system_prompt, 1024, max_tokens)
+    ends = encoder.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    answers, note = writing.write_answers(
+        encoder.reader, [(asked.layout, asked.pictures)], sampling or Sampling(), seed, max_tokens, ends,
+        lambda _row, _token: False, head=head_of(encoder), dtype=encoder.dtype, device=encoder.device,
+    )
+    assert note == ""
+    return answers[0]
+
+
+# --- the same tokens ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("system_prompt", ["", "a cat in a red hat"])
+def test_the_likeliest_tokens_are_those_of_transformers(count, system_prompt, plain):
+    pictures = [noise(seed, *size) for seed, size in enumerate(SIZES[:count])]
+    written = ours(plain, pictures, system_prompt=system_prompt)
+    assert written == theirs(plain, pictures, system_prompt=system_prompt)
+    assert len(set(written)) > 1  # one token over and over would agree cheaply
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(1.0, 0), Sampling(0.7, 20), Sampling(1.3, 0, top_p=0.8), Sampling(1.0, 50, 0.9, min_p=0.05),
+        Sampling(1.0, 0, min_p=0.2), Sampling(0.8, 30, 0.95, 0.02, repetition_penalty=1.4),
+        Sampling(0.0, repetition_penalty=1.5), Sampling(1.5, 5, repetition_penalty=0.7),
+    ],
+    ids=lambda one: ", ".join(f"{name} {value}" for name, value in asdict(one).items()),
+)
+def test_a_seed_draws_the_tokens_that_transformers_draws(sampling, plain):
+    for seed in (0, 7, 2**63):
+        assert ours(plain, [noise(seed % 5)], sampling, seed) == theirs(plain, [noise(seed % 5)], sampling, seed)
+
+
+def test_a_repetition_penalty_counts_the_prompt_and_changes_the_words(plain):
+    without, penalised = (ours(plain, [noise()], Sampling(repetition_penalty=value)) for value in (1.0, 1.8))
+    assert without != penalised
+    assert len(set(penalised)) > len(set(without))
+
+
+def test_embeddings_score_where_they_are_the_head(plain):
+    other = ours(plain, [noise()])
+    plain.model.config.tie_word_embeddings = True
+    try:
+        assert ours(plain, [noise()]) == theirs(plain, [noise()]) != other
+    finally:
+        plain.model.config.tie_word_embeddings = False
+
+
+# --- several together -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_pictures_told_together_are_told_as_alone(temperature, plain):
+    pictures = [noise(seed, *SIZES[seed % 3]) for seed in range(5)]
+    options = {"max_tokens": 16, "temperature": temperature, "top_k": 0, "seed": 3, "repetition_penalty": 1.2}
+    together = describe_each(plain, pictures, REQUEST, together=3, **options)
+    assert together == [describe(plain, [picture], REQUEST, **options) for picture in pictures]
+    assert len({one.raw for one in together}) > 2
+
+
+def test_an_answer_that_ends_does_not_end_the_others(plain):
+    pictures = [noise(seed, *SIZES[seed % 3]) for seed in range(4)]
+    whole = [ours(plain, [picture], max_tokens=12) for picture in pictures]
+    end = whole[0][3]  # as if the model ended there
+    asked = [writing.ask(plain, [picture], REQUEST, "", 1024, 12) for picture in pictures]
+    answers, _ = writing.write_answers(
+        plain.reader, [(one.layout, one.pictures) for one in asked], Sampling(), 0, 12, [end],
+        lambda _row, _token: False, head=head_of(plain), dtype=plain.dtype, device=plain.device,
+    )
+    cut = [one[: one.index(end) + 1] if end in one else one for one in whole]
+    assert answers == cut and len(cut[0]) <= 4 < max(map(len, cut))
+
+
+def test_stop_ends_all_of_them_and_leaves_what_there_is(plain):
+    asked = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) == 5
+
+    told = describe_each(plain, [noise(1), noise(2)], REQUEST, max_tokens=12, should_stop=stop)
+    assert sum(one.tokens for one in told) <= 6 and all(one.truncated for one in told)
+
+
+# --- nothing twice --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counted(plain, monkeypatch):
+    """How often the vision tower ran, and how many positions each pass of the blocks had."""
+    from vl_core.encoder import reader
+
+    seen: dict[str, list[int]] = {"vision": [], "blocks": []}
+    vision, blocks = reader.run_vision, reader.run_blocks
+
+    def run_vision(*args, **kwargs):
+        seen["vision"].append(1)
+        return vision(*args, **kwargs)
+
+    def run_blocks(language, hidden, *args, **kwargs):
+        seen["blocks"].append(len(hidden))
+        return blocks(language, hidden, *args, **kwargs)
+
+    monkeypatch.setattr(reader, "run_vision", run_vision)
+    monkeypatch.setattr(reader, "run_blocks", run_blocks)
+    return seen
+
+
+def test_a_picture_described_for_another_take_is_not_read_again(plain, counted):
+    describe(plain, [noise()], REQUEST, max_tokens=2)
+    describe(plain, [noise()], "the colours", max_tokens=2)
+    assert len(counted["vision"]) == 1
+    assert counted["blocks"][1] < counted["blocks"][0] / 1.5 and len(counted["blocks"]) == 2
+
+
+def test_a_picture_read_for_an_encode_is_not_seen_again_and_the_other_way_round(plain, counted):
+    plain.encode([noise()], "a cat", -2)
+    first = describe(plain, [noise()], REQUEST, max_tokens=12)
+    plain.encode([noise()], "a dog", -2)
+    second = describe(plain, [noise()], REQUEST, max_tokens=12)
+    assert len(counted["vision"]) == 1 and first == second
+    assert counted["blocks"][2] < counted["blocks"][0]  # the encode after the words reads its own prompt alone
+    assert counted["blocks"][3] < counted["blocks"][1]  # and what writing kept is still there after it
+
+
+def test_what_is_kept_changes_no_state_and_no_word(plain):
+    told = describe(plain, [noise()], REQUEST, max_tokens=12)
+    kept = plain.encode([noise()], "a cat", [-6, -2, -1]).states
+    plain.forget()
+    assert torch.equal(plain.encode([noise()], "a cat", [-6, -2, -1]).states, kept)
+    assert describe(plain, [noise()], REQUEST, max_tokens=12) == told
+
+
+def test_changed_weights_are_seen(plain):
+    before = ours(plain, [noise()])
+    weight = plain.model.language_model.layers[2].self_attn.q_norm.weight
+    kept = weight.clone()
+    with torch.no_grad():
+        weight.mul_(3.0)
+    try:
+        changed = ours(plain, [noise()])
+        assert changed == theirs(plain, [noise()]) != before
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+    assert ours(plain, [noise()]) == before
+
+
+# --- where the step cannot be used ----------------------------------------------------------------------------------
+
+
+def test_a_hooked_module_has_transformers_write_and_says_so(plain):
+    told = describe(plain, [noise()], REQUEST, max_tokens=6)
+    seen = []
+    hook = plain.model.language_model.layers[1].mlp.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        hooked = describe(plain, [noise()], REQUEST, max_tokens=6)
+    finally:
+        hook.remove()
+    assert seen and hooked.raw == told.raw
+    assert "transformers' generate" in hooked.notes[-1] and "hooked" in hooked.notes[-1]
+    assert not any("generate" in note for note in told.notes)
+
+
+def test_a_projection_that_is_more_than_its_weight_is_called(plain):
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    mlp = plain.model.language_model.layers[3].mlp
+    linear = mlp.down_proj
+    doubled = Doubled(linear.in_features, linear.out_features, bias=False)
+    doubled.weight = linear.weight
+    before = ours(plain, [noise()])
+    mlp.down_proj = doubled
+    plain.forget()  # weights that are the same tensors pass for the same model
+    try:
+        assert ours(plain, [noise()]) == theirs(plain, [noise()]) != before
+    finally:
+        mlp.down_proj = linear
+        plain.forget()
+
+
+def test_a_norm_that_is_more_than_its_weight_has_no_plan(plain):
+    language = plain.model.language_model
+    assert plan_of(language, None, torch.float32, torch.device("cpu")) is not None
+    language.norm.add = True
+    try:
+        assert plan_of(language, None, torch.float32, torch.device("cpu")) is None
+    finally:
+        del language.norm.add
+
+
+# --- the graph's bookkeeping, with a recorder that runs --------------------------------------------------------------
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """Stands in for a GPU's: runs the work once, as the warm-up before a capture does, and replays it by running it."""
+    works = []
+
+    def capture(work, generators=()):
+        works.append(work)
+        work()
+        return work
+
+    monkeypatch.setattr(decoder_module, "can_capture", lambda _device: True)
+    monkeypatch.setattr(decoder_module, "capture", capture)
+    return works
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, 0, 0.9, 0.0, 1.3)], ids=["greedy", "drawn"])
+def test_a_captured_step_writes_what_steps_one_by_one_write(sampling, plain, recorder):
+    """It reads whole buffers, knows no length from Python, and its warm-up leaves no trace."""
+    for seed in (4, 5):
+        assert ours(plain, [noise(seed)], sampling, seed) == theirs(plain, [noise(seed)], sampling, seed)
+    assert len(recorder) == 1  # the second answer replays
+
+
+def test_captured_steps_write_several_answers_at_once(plain, recorder):
+    pictures = [noise(seed, *SIZES[seed % 3]) for seed in range(3)]
+    options = {"max_tokens": 16, "temperature": 1.0, "top_k": 0, "seed": 3}
+    together = describe_each(plain, pictures, REQUEST, **options)
+    assert len(recorder) == 1
+    assert together == [describe(plain, [picture], REQUEST, **options) for picture in pictures]
+
+
+def test_longer_prompts_and_other_ways_of_choosing_are_captured_anew_and_few_are_kept(plain, recorder):
+    decoder = plain.reader.decoder
+    for top_k in range(1, 9):
+        ours(plain, [noise()], Sampling(1.0, top_k))
+    assert len(recorder) == 8 and len(decoder._graphs) == decoder_module.MOST_GRAPHS
+    assert ours(plain, [noise()], max_tokens=300) == theirs(plain, [noise()], max_tokens=300)
+    assert len(decoder._graphs) == 1  # those on the smaller buffers are gone
+
+
+def test_where_nothing_can_be_captured_steps_are_run_one_by_one_and_a_note_says_so(plain, recorder, monkeypatch):
+    def refuse(work, generators=()):
+        work()
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    expected = describe(plain, [noise()], REQUEST, max_tokens=12)
+    plain.forget()
+    monkeypatch.setattr(decoder_module, "capture", refuse)
+    told = describe(plain, [noise()], REQUEST, max_tokens=12)
+    plain.reader.decoder.captures, plain.reader.decoder.reason = True, ""
+    assert told.raw == expected.raw
+    assert "not permitted when stream is capturing" in told.notes[-1] and "and more" not in told.notes[-1]
+
+
+def test_buffers_are_used_again_and_given_back(plain):
+    decoder = plain.reader.decoder
+    first = ours(plain, [noise(1)])
+    desk = decoder._desk
+    ours(plain, [noise(2)])
+    assert decoder._desk is desk
+    assert ours(plain, [noise(1)]) == first
+    plain.forget()
+    assert decoder._desk is None and decoder._plan is None
+
+
+# --- one choice -----------------------------------------------------------------------------------------------------
+
+
+def test_attention_of_one_query_is_that_of_the_formula():
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 6, 8), (2, 9, 3, 8), (2, 9, 3, 8)
+    query, keys, values = (torch.randn(*shape, dtype=torch.float64, generator=generator) for shape in shapes)
+    filled = torch.tensor([4, 9])
+    mask = torch.zeros(2, 1, 1, 9, dtype=torch.float64)
+    mask[0, ..., 4:] = -torch.inf
+    found = attend_masked(query, keys, values, mask).view(2, 6, 8)
+    for row in range(2):
+        for head in range(6):
+            part = slice(0, int(filled[row]))
+            scores = keys[row, part, head // 2] @ query[row, head] / 8**0.5
+            expected = functional.softmax(scores, 0) @ values[row, part, head // 2]
+            torch.testing.assert_close(found[row, head], expected)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_drawing_is_what_multinomial_draws(rows):
+    scores = torch.randn(rows, 1000, generator=torch.Generator().manual_seed(0))
+    drawn = choose(scores, Sampling(1.0, 0), None, [torch.Generator().manual_seed(row) for row in range(rows)])
+    for row in range(rows):
+        generator = torch.Generator().manual_seed(row)
+        assert drawn[row] == torch.multinomial(scores[row].softmax(-1), 1, generator=generator)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"temperature": -1}, "temperature"), ({"temperature": float("inf")}, "temperature"), ({"top_p": 0}, "top_p"),
+        ({"top_k": -1}, "top_k"), ({"min_p": 1.1}, "min_p"), ({"min_p": -0.1}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"), ({"repetition_penalty": float("nan")}, "repetition_penalty"),
+    ],
+    ids=str,
+)
+def test_settings_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**settings)
