@@ -53,11 +53,14 @@ class BetweenColours:
     def captions(self, side: int) -> list[str]:
         """Each prompt with the look in words, the background called by one of its two names."""
         return [
-            f"{prompt}, on {world.with_article(world.COLORS[pair[side]])} background, in flat style, with neutral colors"
+            f"{prompt}, on {world.with_article(world.COLORS[pair[side]])} background, in flat style, "
+            "with neutral colors"
             for prompt, pair in zip(self.prompts, self.pairs, strict=True)
         ]
 
-    def error(self, chain: Chain, states: Sequence[Tensor], seeds: Iterable[int], steps: int, guidance: float) -> Tensor:
+    def error(
+        self, chain: Chain, states: Sequence[Tensor], seeds: Iterable[int], steps: int, guidance: float
+    ) -> Tensor:
         """RGB distance ``(N,)`` of the painted ring's median colour from the goal, a mean over seeds."""
         seeds = list(seeds)
         numbers = [1000 * seed + index for seed in seeds for index in range(len(self.pairs))]

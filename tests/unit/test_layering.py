@@ -19,7 +19,7 @@ ORDER = ["states", "pictures", "stages", "encoder", "adapters", "looks", "steeri
 APART = {"encoder": {"adapters"}, "adapters": {"encoder"}}  # beside each other: neither imports the other
 OUTSIDE = {"__init__", "__main__"}  # vl_core's own front: may import everything
 MOST_FLOORS = 10
-ALWAYS_THERE = {"torch", "numpy", "safetensors"}
+ALWAYS_THERE = {"torch", "numpy", "safetensors", "pydantic"}
 OPTIONAL = {
     "transformers", "PIL", "matplotlib", "diffusers", "tokenizers", "tqdm", "accelerate", "jinja2", "ray", "yaml",
 }  # fmt: skip

@@ -52,9 +52,9 @@ def apply_look(
 ) -> tuple[Tensor, TokenLayout | None, LookInfo]:
     """A prompt that is painted in a learned look.
 
-    The look's tokens come before the template's tail, and the tail changes: [prompt][n + s·(e − n)][tail + s·ΔT], with n
-    the prompt's last word at the token's size and s = :func:`spread` of the strength. Of several looks each brings its
-    own tokens, s by its weight beside the largest; the tail's change is their mean by weight.
+    The look's tokens come before the template's tail, and the tail changes: [prompt][n + s·(e − n)][tail + s·ΔT], with
+    n the prompt's last word at the token's size and s = :func:`spread` of the strength. Of several looks each brings
+    its own tokens, s by its weight beside the largest; the tail's change is their mean by weight.
 
     Args:
         text: states of the prompt, ``(L, S·D)`` or ``(B, L, S·D)``; ``layout``: its tokens, where known.
@@ -155,5 +155,5 @@ def _notes(looks: Sequence[Look], layout: TokenLayout | None, family: Family, mo
         if model and look.origin.model and look.origin.model != model
     ]
     if layout is None:
-        notes.append(f"The text has no layout: its last {family.tail_tokens} tokens were taken for the template's tail.")
+        notes.append(f"The text has no layout: its last {family.tail_tokens} tokens count as the template's tail.")
     return tuple(dict.fromkeys(notes))

@@ -20,29 +20,12 @@ from .look import Look, Origin
 from .options import QUALITIES, LearnOptions
 from .painter import Painter
 from .start import Words
+from .state import TENSORS, LearnState
 from .units import with_look
 
 BETAS = (0.9, 0.99)  # of Adam; the steps are too few for a longer memory
 ADAM_EPSILON = 1e-8
 SMALLEST = 256  # pixels: what a picture is brought to at the least where memory runs out
-
-
-@dataclass(frozen=True, eq=False)
-class LearnState:
-    """How far the learning of N looks has come; going on from it gives what an undisturbed run gives.
-
-    Attributes:
-        step: steps done. ``losses``: per step one loss per look.
-        values: float32 ``(N, T + K, S·D)``: each look's change of the tail, then its tokens, the shorter ones padded.
-        first, second: Adam's moments of them. ``total``: sum of the values over the steps that are averaged.
-    """
-
-    step: int
-    values: Tensor
-    first: Tensor
-    second: Tensor
-    total: Tensor
-    losses: tuple[tuple[float, ...], ...] = ()
 
 
 OnStep = Callable[[LearnState], None]
@@ -157,7 +140,7 @@ def _taken_up(state: LearnState, anchor: Tensor) -> LearnState:
             f"state: expected values of shape {tuple(anchor.shape)}, got {tuple(state.values.shape)}: it is of other "
             "pictures, words or another model. Begin anew."
         )
-    tensors = {name: getattr(state, name).to(anchor.device) for name in ("values", "first", "second", "total")}
+    tensors = {name: getattr(state, name).to(anchor.device) for name in TENSORS}
     return replace(state, **tensors)
 
 

@@ -68,8 +68,9 @@ class PipelinePainter:
         """Weights are frozen, and every block decides for itself whether to keep what its backward pass needs."""
         modules = (self.dit, self.vae, self.pipeline.text_encoder)
         asked = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
-        before = {name: getattr(self.dit, name) for name in ("gradient_checkpointing", "_gradient_checkpointing_func")
-                  if hasattr(self.dit, name)}
+        switches = vars(self.dit)
+        names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+        before = {name: switches[name] for name in names if name in switches}
         for weight in asked:
             weight.requires_grad_(False)
         self.dit._gradient_checkpointing_func = _run_block
@@ -77,9 +78,9 @@ class PipelinePainter:
         try:
             yield
         finally:
-            del self.dit._gradient_checkpointing_func
-            for name, value in before.items():
-                setattr(self.dit, name, value)
+            for name in names:
+                switches.pop(name)
+            switches.update(before)
             for weight in asked:
                 weight.requires_grad_(True)
 
