@@ -207,17 +207,19 @@ def _adam(state: LearnState, options: LearnOptions, gradient: Tensor, losses: tu
 
 def _losses(painter: Painter, ready: Sequence[Ready], values: Tensor, batch: Sequence[Sample]) -> Tensor:
     """Mean square error of each sample's velocity, float32 ``(B,)``."""
-    captions, weights = [], []
+    captions: dict[tuple[int, int], Tensor] = {}
     for sample in batch:
         start, own = ready[sample.look].start, values[sample.look]
         told, tail = start.told[sample.picture], len(start.tail)
-        tokens = own[tail : tail + len(start.tokens)]
-        captions.append(with_look(told.head, told.tail, tokens, start.sizes, own[:tail]))
-        weights.append(ready[sample.look].weights[sample.picture])
+        if (sample.look, sample.picture) not in captions:
+            captions[sample.look, sample.picture] = with_look(
+                told.head, told.tail, own[tail : tail + len(start.tokens)], start.sizes, own[:tail]
+            )
+    weights = torch.stack([ready[sample.look].weights[sample.picture] for sample in batch])
     noisy, target = (torch.stack([getattr(sample, name) for sample in batch]) for name in ("noisy", "target"))
     levels = torch.tensor([sample.level for sample in batch], device=noisy.device)
-    error = painter.velocity(noisy, levels, captions) - target
-    return (error.square().mean(1) * torch.stack(weights)).mean((1, 2))
+    error = painter.velocity(noisy, levels, [captions[sample.look, sample.picture] for sample in batch]) - target
+    return (error.square().mean(1) * weights).mean((1, 2))
 
 
 def _samples(painter: Painter, ready: Sequence[Ready], options: LearnOptions, step: int) -> list[Sample]:
@@ -227,19 +229,20 @@ def _samples(painter: Painter, ready: Sequence[Ready], options: LearnOptions, st
     """
     generator = torch.Generator().manual_seed((options.seed * 1_000_003 + step) % 2**63)
     places = (torch.arange(options.draws) + torch.rand(options.draws, generator=generator)) / options.draws
-    noises: dict[tuple[int, torch.Size], Tensor] = {}
+    drawn: dict[tuple[int, torch.Size], tuple[Tensor, float]] = {}
     found = []
     for look, one in enumerate(ready):
         for draw in range(options.draws):
-            picture = (step * options.draws + draw) % len(one.latents)
-            latents = one.latents[picture]
-            noise = noises.get((draw, latents.shape))
-            if noise is None:
-                noise = noises[draw, latents.shape] = draw_noise(latents, options.seed, step * options.draws + draw)
-            schedule = painter.levels(latents)
-            schedule = schedule[schedule >= options.lowest]
-            level = float(schedule[int(places[draw] * len(schedule))])
-            found.append(Sample(look, picture, torch.lerp(latents, noise, level), level, latents - noise))
+            number = step * options.draws + draw
+            latents = one.latents[number % len(one.latents)]
+            if (draw, latents.shape) not in drawn:
+                schedule = painter.levels(latents)
+                schedule = schedule[schedule >= options.lowest]
+                level = float(schedule[int(places[draw] * len(schedule))])
+                drawn[draw, latents.shape] = draw_noise(latents, options.seed, number), level
+            noise, level = drawn[draw, latents.shape]
+            noisy = torch.lerp(latents, noise, level)
+            found.append(Sample(look, number % len(one.latents), noisy, level, latents - noise))
     return found
 
 
