@@ -80,12 +80,13 @@ class MiniaturePainter:
 
 def shows_of(chain: Chain, pictures: Tensor) -> list[str]:
     """What the VL says that pictures ``(N, 3, 128, 128)`` in [-1, 1] show: its description before the look."""
-    return [said.split(", on ")[0] for said in answers(chain, pictures, world.DESCRIBE[0])]
+    _, ask, end = world.LOOK_QUESTIONS
+    return [said.split(end)[0] for said in answers(chain, pictures, ask)]
 
 
 def looks_of(chain: Chain, pictures: Tensor) -> list[str]:
     """What the VL says of their look."""
-    return answers(chain, pictures, world.DESCRIBE_LOOK[1])
+    return answers(chain, pictures, world.LOOK_QUESTIONS[0])
 
 
 def words_of(chain: Chain, pictures: Tensor) -> list[Words]:

@@ -266,7 +266,7 @@ def test_adam_is_torchs(painter):
     options = LearnOptions(steps=5, rate=0.1, average=0.4)
     weight = torch.zeros(1, 7, WIDTH, requires_grad=True)
     adam = torch.optim.Adam([weight], betas=(0.9, 0.99))
-    state, path = LearnState(0, *(torch.zeros(1, 7, WIDTH) for _ in range(4))), []
+    state, path = LearnState.fresh(torch.zeros(1, 7, WIDTH)), []
     for step, gradient in enumerate(gradients):
         adam.param_groups[0]["lr"] = 0.1 * (1 - step / 5) ** 0.5
         weight.grad = gradient

@@ -99,7 +99,7 @@ def apply_look(
         for look, share in zip(several, shares, strict=True)
         if share
     ]
-    change = sum(share * look.tail for look, share in zip(several, shares, strict=True))
+    change = torch.stack([share * look.tail for look, share in zip(several, shares, strict=True)]).sum(0)
     tail = batch[:, at:stop]
     moved = tail + spread(strength) * scaled(change.to(tail.device), sizes_of(tail, len(family.layers)))
     count = sum(one.shape[1] for one in added)

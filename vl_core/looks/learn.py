@@ -95,7 +95,7 @@ def learn_looks(
         if options.spare:
             ready = spare_subjects(painter, ready, options)
         anchor, shares = _packed(ready)
-        fresh = LearnState(0, anchor, *(torch.zeros_like(anchor) for _ in range(3)))
+        fresh = LearnState.fresh(anchor)
         state = fresh if state is None else _taken_up(state, anchor)
         while state.step < options.steps:
             state = _step(painter, ready, options, state, anchor, shares, at_once)

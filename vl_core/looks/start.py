@@ -11,6 +11,7 @@ from torch import Tensor
 from ..encoder.writing import append_words
 from ..stages.append import template_tail
 from ..stages.description import slot_positions
+from ..states.layout import TokenLayout
 from ..states.stacks import split_padding
 from ..states.tensors import check_embeddings
 from .painter import Painter
@@ -64,8 +65,10 @@ class Start:
     tail: Tensor
 
     def to(self, device: torch.device) -> Start:
-        moved = (part.to(device) for part in (self.bare, self.tokens, self.sizes, self.tail))
-        return Start(tuple(text.to(device) for text in self.told), *moved)
+        return Start(
+            tuple(text.to(device) for text in self.told), self.bare.to(device), self.tokens.to(device),
+            self.sizes.to(device), self.tail.to(device),
+        )
 
 
 def begin(painter: Painter, words: Words) -> Start:
@@ -96,7 +99,7 @@ def begin(painter: Painter, words: Words) -> Start:
     )
 
 
-def _read(painter: Painter, prompt: str):
+def _read(painter: Painter, prompt: str) -> tuple[Tensor, TokenLayout]:
     """A prompt's states float32 ``(L, S·D)`` without padding, detached, and their layout."""
     states, layout = painter.text(prompt)
     states = states[0] if states.ndim == 3 else states
@@ -106,7 +109,7 @@ def _read(painter: Painter, prompt: str):
             f"text: expected states of width {painter.family.width} for {painter.family.name}, got {states.shape[-1]}."
         )
     own, own_layout, _ = split_padding(states.detach().float(), layout)
-    return own, own_layout
+    return own, own_layout or layout
 
 
 def check_shows(shows: Sequence[str], pictures: int) -> None:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
@@ -33,6 +34,11 @@ class LearnState:
     total: Tensor
     losses: tuple[tuple[float, ...], ...] = ()
 
+    @classmethod
+    def fresh(cls, values: Tensor) -> LearnState:
+        """Before the first step."""
+        return cls(0, values, torch.zeros_like(values), torch.zeros_like(values), torch.zeros_like(values))
+
     def save(self, path: str | os.PathLike, key: str) -> Path:
         """Write to a safetensors file; ``key`` says what is being learned."""
         tensors = {name: getattr(self, name) for name in TENSORS}
@@ -56,7 +62,7 @@ class LearnState:
             raise ValueError(f"{name}: expected finite tensors of one shape, got others. Delete it and begin anew.")
         if said.key != key:
             raise ValueError(f"{name}: expected the learning of these pictures, words and options, got another's.")
-        return cls(said.step, *parts.values(), tuple(tuple(row) for row in said.losses))
+        return cls(losses=tuple(tuple(row) for row in said.losses), step=said.step, **parts)
 
 
 class _Header(BaseModel):
