@@ -23,6 +23,7 @@ bench          –          methods × settings on conflicting pairs, ``frontier
 recipes        –          a sheet and a table of the shipped recipes, ``recipes.png``, ``recipes.json`` (``recipes.py``)
 curves         –          what decides the adapter's worth, ``adapter_curves.json`` (``curves.py``)
 two-pictures   –          what the adapter shows of two pictures, ``two_pictures.json`` (``two_pictures.py``)
+looks          –          what a learned look carries, beside nulls and words, ``looks.json`` (``looks.py``)
 adapter-sheet  –          the adapter, words, null controls in pictures, ``adapter_sheet.png`` (``adapter_sheet.py``)
 curves-plot    –          ``adapter_curves.json`` as a plot, ``adapter_curves.png`` (``curves_plot.py``)
 tables         –          ``frontier.json`` as a table in ``miniature.md`` (``tables.py``)

@@ -445,6 +445,9 @@ TAKE_QUESTIONS = (
     ("everything", "describe the image.", "{}"),
 )
 
+# For a learned look: how a picture looks, what it shows, and where in that answer the look begins.
+LOOK_QUESTIONS = ("describe the look.", "describe the image.", ", on ")
+
 
 def turns(request: str, answer: str) -> str:
     """A whole exchange in the chat template."""

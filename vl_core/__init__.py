@@ -6,6 +6,10 @@ from .adapters.picture_adapter import PictureAdapter
 from .adapters.spec import AdapterSpec
 from .encoder.qwen3vl import Qwen3VLEncoder
 from .encoder.writing import Description, describe
+from .looks.apply import apply_look
+from .looks.learn import learn_look
+from .looks.look import Look
+from .looks.start import Words
 from .pictures import baseline_picture
 from .reports.artifacts import (
     ArtifactComparison,
@@ -52,6 +56,7 @@ __all__ = [
     "Family",
     "Fidelity",
     "Inspection",
+    "Look",
     "PictureAdapter",
     "PictureAdapterFit",
     "PictureFeatures",
@@ -65,8 +70,10 @@ __all__ = [
     "TokenRole",
     "VLExtraction",
     "VLStates",
+    "Words",
     "alpha_curve",
     "alpha_on_words",
+    "apply_look",
     "baseline_picture",
     "blend",
     "blend_adain",
@@ -86,6 +93,7 @@ __all__ = [
     "image_delta",
     "inspect",
     "layout_similarity",
+    "learn_look",
     "load_conditioning",
     "load_recipes",
     "make_plan",

@@ -41,7 +41,7 @@ SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|\Z)|[。！？]+[”�
 PHRASE_END = re.compile(r"[,;:](?=\s|\Z)|[，、；：]|\n")
 PLAIN = "Write plain words that could stand in a prompt for an image generator, without an introduction or a list."
 
-# What to ask for, by the recipe it serves (vl_core/recipes_data); "everything", "look" and "slots" serve none.
+# What to ask for, by the recipe it serves (vl_core/recipes_data); "everything", "look", "slots", "shows" serve none.
 INSTRUCTIONS = {
     "everything": f"Describe this picture: what it shows, its style, colours, light and composition. {PLAIN}",
     "look": "Describe only the look of this picture: its style, its colours, its light and mood, its background. Leave "
@@ -58,6 +58,8 @@ INSTRUCTIONS = {
     "push away": "Name the subject, the style, the colours and the light of this picture as a few short phrases "
     f"separated by commas. {PLAIN}",
     "slots": slot_request(),
+    "shows": "Name only what this picture shows: every thing, person or place in it, how large it is and where. Leave "
+    f"out style, technique, light, mood and the colours of the background. {PLAIN}",
 }
 
 

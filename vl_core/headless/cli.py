@@ -8,13 +8,13 @@ import traceback
 from collections.abc import Sequence
 
 from ..zimage.checks import INSTALL
-from . import calibrate, describe, embedded, extract, fit, generate, layers
+from . import calibrate, describe, embedded, extract, fit, generate, layers, learn
 from .compare import command as compare
 
 USER_ERROR, INTERRUPTED = 1, 130
 COMMANDS = {
     "demo": embedded, "extract": extract, "generate": generate, "calibrate": calibrate, "compare": compare, "fit": fit,
-    "layers": layers, "describe": describe,
+    "layers": layers, "describe": describe, "learn": learn,
 }
 
 

@@ -51,6 +51,15 @@ def embedded_questions() -> tuple[tuple[str, str, str], ...]:
     return embedded("world").TAKE_QUESTIONS
 
 
+def embedded_look_questions() -> tuple[str, str, str]:
+    """What the miniature's Qwen3-VL is asked for a look, what for what a picture shows, and where that answer ends.
+
+    Raises:
+        ValueError: if the miniature is not there.
+    """
+    return embedded("world").LOOK_QUESTIONS
+
+
 def embedded(module: str) -> ModuleType:
     """A module of the miniature.
 

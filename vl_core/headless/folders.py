@@ -8,13 +8,16 @@ from .embedded import embedded_folders
 DEMO = "demo"
 
 
-def add_folder_arguments(group) -> None:
+def add_folder_arguments(group, reference: bool = True) -> None:
     group.add_argument(
         "-m", "--model", default=DEMO, metavar="FOLDER",
         help="diffusers folder of Z-Image; demo is the trained miniature of this repository",
     )
     group.add_argument("--vision", metavar="FOLDER", help="Hugging Face folder of a Qwen3-VL-4B")
-    group.add_argument("--reference", metavar="FILE", help="from `calibrate`; measured if it is needed and not given")
+    if reference:
+        group.add_argument(
+            "--reference", metavar="FILE", help="from `calibrate`; measured if it is needed and not given"
+        )
 
 
 def folders_of(model: str, vision: str | None) -> tuple[str, str]:

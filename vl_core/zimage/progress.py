@@ -8,13 +8,18 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress(description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """A bar. What it yields moves it: called with nothing one step on, called with (done, total) to there."""
+    """A bar. What it yields moves it: called with nothing one step on, called with (done, total) to there.
+
+    A third value, ``note``, is shown behind it.
+    """
     from tqdm import tqdm
 
     with tqdm(desc=description, total=total, leave=False) as bar:
 
-        def move(done: int | None = None, of: int | None = None) -> None:
+        def move(done: int | None = None, of: int | None = None, note: str = "") -> None:
             bar.total = of or bar.total
+            if note:
+                bar.set_postfix_str(note, refresh=False)
             bar.update(1 if done is None else done - bar.n)
 
         yield move

@@ -1,0 +1,71 @@
+"""Backgrounds halfway between two colours that have names: what no word says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from .. import world
+from .chain import Chain, as_image
+
+SEED = 88_000  # far from the fits' pictures and the bench's
+RING = 8  # pixels at the edges where nothing but the background is
+
+
+@dataclass(frozen=True, eq=False)
+class BetweenColours:
+    """One picture per pair of names, flat and neutral, its background halfway; the thing in it has a third colour.
+
+    Attributes:
+        pairs: indices into ``world.COLORS``. ``goal``: RGB in [0, 1], ``(N, 3)``.
+        pictures: ``(N, 3, 128, 128)`` in [-1, 1]. ``prompts``: of the thing's colour, without a look.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    scenes: world.Scenes
+    goal: Tensor
+    pictures: Tensor
+    prompts: tuple[str, ...]
+
+    @classmethod
+    def draw(cls, chain: Chain, most: int | None = None) -> BetweenColours:
+        """All pairs of names, or the first ones."""
+        pairs = tuple(combinations(range(len(world.COLORS)), 2))[:most]
+        scenes = world.sample_scenes(len(pairs), torch.Generator().manual_seed(SEED), two_shapes=0.0)
+        flat = torch.zeros_like(scenes.style)  # style "flat", mood "neutral": the background is its colour
+        thing = torch.tensor([next(c for c in range(len(world.COLORS)) if c not in pair) for pair in pairs])
+        scenes = replace(scenes, style=flat, mood=flat, color=thing[:, None].expand(-1, 2).contiguous())
+        rendered, covers = world.render(scenes.to(chain.device), torch.Generator(chain.device).manual_seed(SEED))
+        goal = torch.tensor(world.RGB)[torch.tensor(pairs)].mean(1)
+        ground = (goal * 2 - 1).to(chain.device)[:, :, None, None]
+        pictures = torch.lerp(ground.expand_as(rendered), rendered, covers.sum(1, keepdim=True).clamp(0, 1))
+        prompts = tuple(f"a {world.COLORS[color]} circle" for color in thing.tolist())
+        return cls(pairs, scenes, goal, pictures, prompts)
+
+    @property
+    def images(self) -> list[Tensor]:
+        return as_image(self.pictures)
+
+    def captions(self, side: int) -> list[str]:
+        """Each prompt with the look in words, the background called by one of its two names."""
+        return [
+            f"{prompt}, on {world.with_article(world.COLORS[pair[side]])} background, in flat style, "
+            "with neutral colors"
+            for prompt, pair in zip(self.prompts, self.pairs, strict=True)
+        ]
+
+    def error(
+        self, chain: Chain, states: Sequence[Tensor], seeds: Iterable[int], steps: int, guidance: float
+    ) -> Tensor:
+        """RGB distance ``(N,)`` of the painted ring's median colour from the goal, a mean over seeds."""
+        seeds = list(seeds)
+        numbers = [1000 * seed + index for seed in seeds for index in range(len(self.pairs))]
+        painted = chain.paint(list(states) * len(seeds), numbers, steps=steps, guidance=guidance)
+        edge = torch.ones(painted.shape[-2:], dtype=torch.bool)
+        edge[RING:-RING, RING:-RING] = False
+        found = ((painted.cpu()[..., edge] + 1) / 2).clamp(0, 1).median(-1).values  # (seeds · pairs, 3)
+        return (found.view(len(seeds), -1, 3) - self.goal).norm(dim=-1).mean(0)

@@ -1,0 +1,256 @@
+"""Learning a look on an image model, by the model's own denoising loss.
+
+Textual inversion (arXiv 2208.01618) in conditioning space, begun with words: a few tokens after what a picture shows,
+and a change of the template's tail, are moved by Adam until the model, its weights untouched, removes noise from the
+picture as well as it can. What the picture shows is told in words, so the tokens need only hold how it looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..states.tensors import all_finite
+from .lesson import Lesson, Ready, draw_noise, make_ready, spare_subjects
+from .look import Look, Origin
+from .options import QUALITIES, LearnOptions
+from .painter import Painter
+from .start import Words
+from .state import TENSORS, LearnState
+from .units import with_look
+
+BETAS = (0.9, 0.99)  # of Adam; the steps are too few for a longer memory
+ADAM_EPSILON = 1e-8
+SMALLEST = 256  # pixels: what a picture is brought to at the least where memory runs out
+
+
+OnStep = Callable[[LearnState], None]
+
+
+def learn_look(
+    painter: Painter,
+    pictures: Sequence[Tensor],
+    words: Words,
+    options: LearnOptions = QUALITIES["good"],
+    *,
+    on_step: OnStep = lambda state: None,
+    state: LearnState | None = None,
+) -> Look:
+    """Learn one look of 1 to 16 pictures.
+
+    Where memory runs out, first fewer noisy pictures are held at once, which changes nothing; then the pictures are
+    brought to a smaller size, which the look's notes say.
+
+    Args:
+        painter: the image model.
+        pictures: ``(H, W, C)`` or ``(1, H, W, C)``, float in [0, 1] or uint8.
+        words: what each shows, and how all of them look.
+        options: one of ``QUALITIES``, or others.
+        on_step: called after each step; what it raises ends the learning.
+        state: go on from here; of the same pictures, words, options and model.
+
+    Raises:
+        TypeError, ValueError: for pictures, words or options that do not fit, latents that are not finite, a model
+            that lets no gradient through.
+        torch.OutOfMemoryError: if there is no room at the smallest size either.
+    """
+    lesson, at_once, notes = Lesson(tuple(pictures), words), options.draws, ()
+    while True:
+        try:
+            (look,) = learn_looks(painter, [lesson], options, on_step=on_step, state=state, at_once=at_once)
+            return replace(look, origin=look.origin.model_copy(update={"notes": notes}))
+        except torch.cuda.OutOfMemoryError:
+            if at_once == 1 and options.size <= SMALLEST:
+                raise
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if at_once > 1:
+            at_once = 1
+            continue
+        smaller, state = max(SMALLEST, options.size * 3 // 4), None
+        notes = (f"Memory ran out at {options.size} × {options.size} pixels; learned at {smaller} × {smaller}.",)
+        options = replace(options, size=smaller)
+
+
+def learn_looks(
+    painter: Painter,
+    lessons: Sequence[Lesson],
+    options: LearnOptions = QUALITIES["good"],
+    *,
+    on_step: OnStep = lambda state: None,
+    state: LearnState | None = None,
+    at_once: int = 0,
+) -> list[Look]:
+    """:func:`learn_look` of several looks side by side; each comes out as if it were learned alone.
+
+    Args:
+        at_once: how many noisy pictures the model sees at once; 0 for all of a step. The result is the same.
+    """
+    ready = [make_ready(painter, lesson, options) for lesson in lessons]
+    with painter.learning():
+        if options.spare:
+            ready = spare_subjects(painter, ready, options)
+        anchor, shares = _packed(ready)
+        fresh = LearnState.fresh(anchor)
+        state = fresh if state is None else _taken_up(state, anchor)
+        while state.step < options.steps:
+            state = _step(painter, ready, options, state, anchor, shares, at_once)
+            on_step(state)
+    counted = options.steps - _first_averaged(options)
+    values = state.total / counted
+    return [
+        _look(painter, one, options, found, [row[index] for row in state.losses])
+        for index, (one, found) in enumerate(zip(ready, values, strict=True))
+    ]
+
+
+def _look(painter: Painter, ready: Ready, options: LearnOptions, values: Tensor, losses: Sequence[float]) -> Look:
+    tail, count = len(ready.start.tail), len(ready.start.tokens)
+    origin = Origin(
+        family=painter.family.group, model=painter.name, look=ready.words.look, shows=tuple(ready.words.shows),
+        pictures=ready.pictures, sizes=ready.sizes, options=options.header(), losses=tuple(losses),
+    )
+    return Look(values[tail : tail + count].cpu(), ready.start.sizes.cpu(), values[:tail].cpu(), origin)
+
+
+def _packed(ready: Sequence[Ready]) -> tuple[Tensor, Tensor]:
+    """Where every look begins, ``(N, T + K, S·D)``, and what each row counts in its look's anchor, ``(N, T + K, 1)``.
+
+    The tail's rows count 1 together, and so do the tokens'; padding counts nothing.
+    """
+    longest = max(len(one.start.tokens) for one in ready)
+    values, shares = [], []
+    for one in ready:
+        tail, tokens = one.start.tail, one.start.tokens
+        share = torch.cat([part.new_full((len(part), 1), 1 / len(part)) for part in (tail, tokens)])
+        fill = (0, 0, 0, longest - len(tokens))
+        values.append(F.pad(torch.cat([tail, tokens]), fill))
+        shares.append(F.pad(share, fill))
+    return torch.stack(values), torch.stack(shares)
+
+
+def _taken_up(state: LearnState, anchor: Tensor) -> LearnState:
+    """The state on the anchor's device; ValueError if it is of other looks."""
+    if state.values.shape != anchor.shape:
+        raise ValueError(
+            f"state: expected values of shape {tuple(anchor.shape)}, got {tuple(state.values.shape)}: it is of other "
+            "pictures, words or another model. Begin anew."
+        )
+    tensors = {name: getattr(state, name).to(anchor.device) for name in TENSORS}
+    return replace(state, **tensors)
+
+
+def _first_averaged(options: LearnOptions) -> int:
+    """The step from which on the looks are averaged: the last one at the latest."""
+    return min(options.steps - 1, round(options.steps * (1 - options.average)))
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One noisy picture: of which look and picture, x_σ ``(C, h, w)``, σ, and what v is to be, x₀ − noise."""
+
+    look: int
+    picture: int
+    noisy: Tensor
+    level: float
+    target: Tensor
+
+
+def _step(
+    painter: Painter, ready: Sequence[Ready], options: LearnOptions, state: LearnState, anchor: Tensor, shares: Tensor,
+    at_once: int,
+) -> LearnState:
+    """One step of Adam on the denoising loss and the pull to the anchor."""
+    values = state.values.clone().requires_grad_()
+    losses = [0.0] * len(ready)
+    for batch in _batches(_samples(painter, ready, options, state.step), at_once):
+        each = _losses(painter, ready, values, batch) / options.draws
+        if state.step == 0 and not each.requires_grad:
+            raise ValueError(
+                "the image model lets no gradient through to its caption, so nothing can be learned on it. Use weights "
+                "in bf16, fp16 or float32 instead of this quantised form."
+            )
+        each.sum().backward()
+        for sample, loss in zip(batch, each.tolist(), strict=True):
+            losses[sample.look] += loss
+    gradient = values.grad
+    if gradient is None or not all_finite(gradient) or (state.step == 0 and not gradient.any()):
+        found = "none" if gradient is None or not gradient.any() else "NaN or infinity"
+        raise ValueError(
+            f"step {state.step + 1}: expected a finite gradient to the caption, got {found}. Use weights in bf16 or "
+            "float32, and the VAE of the image model."
+        )
+    moved = gradient + 2 * options.anchor * shares * (state.values - anchor) / anchor.shape[-1]
+    if state.step < round(options.tail_first * options.steps):
+        moved[:, len(ready[0].start.tail) :] = 0
+    return _adam(state, options, moved, tuple(losses))
+
+
+def _adam(state: LearnState, options: LearnOptions, gradient: Tensor, losses: tuple[float, ...]) -> LearnState:
+    """Adam (arXiv 1412.6980), its rate falling with the root of the steps that are left."""
+    step = state.step + 1
+    first = torch.lerp(gradient, state.first, BETAS[0])
+    second = torch.lerp(gradient.square(), state.second, BETAS[1])
+    rate = options.rate * (1 - state.step / options.steps) ** 0.5
+    along = first / (1 - BETAS[0] ** step) / ((second / (1 - BETAS[1] ** step)).sqrt() + ADAM_EPSILON)
+    values = state.values - rate * along
+    total = state.total + values if state.step >= _first_averaged(options) else state.total
+    return LearnState(step, values, first, second, total, (*state.losses, losses))
+
+
+def _losses(painter: Painter, ready: Sequence[Ready], values: Tensor, batch: Sequence[Sample]) -> Tensor:
+    """Mean square error of each sample's velocity, float32 ``(B,)``."""
+    captions: dict[tuple[int, int], Tensor] = {}
+    for sample in batch:
+        start, own = ready[sample.look].start, values[sample.look]
+        told, tail = start.told[sample.picture], len(start.tail)
+        if (sample.look, sample.picture) not in captions:
+            captions[sample.look, sample.picture] = with_look(
+                told.head, told.tail, own[tail : tail + len(start.tokens)], start.sizes, own[:tail]
+            )
+    weights = torch.stack([ready[sample.look].weights[sample.picture] for sample in batch])
+    noisy, target = (torch.stack([getattr(sample, name) for sample in batch]) for name in ("noisy", "target"))
+    levels = torch.tensor([sample.level for sample in batch], device=noisy.device)
+    error = painter.velocity(noisy, levels, [captions[sample.look, sample.picture] for sample in batch]) - target
+    return (error.square().mean(1) * weights).mean((1, 2))
+
+
+def _samples(painter: Painter, ready: Sequence[Ready], options: LearnOptions, step: int) -> list[Sample]:
+    """A step's noisy pictures: pictures in turn, noise levels one from each part of the schedule.
+
+    Every look gets the same noise and levels, so that it does not matter which others are learned beside it.
+    """
+    generator = torch.Generator().manual_seed((options.seed * 1_000_003 + step) % 2**63)
+    places = (torch.arange(options.draws) + torch.rand(options.draws, generator=generator)) / options.draws
+    drawn: dict[tuple[int, torch.Size], tuple[Tensor, float]] = {}
+    found = []
+    for look, one in enumerate(ready):
+        for draw in range(options.draws):
+            number = step * options.draws + draw
+            latents = one.latents[number % len(one.latents)]
+            if (draw, latents.shape) not in drawn:
+                schedule = painter.levels(latents)
+                schedule = schedule[schedule >= options.lowest]
+                level = float(schedule[int(places[draw] * len(schedule))])
+                drawn[draw, latents.shape] = draw_noise(latents, options.seed, number), level
+            noise, level = drawn[draw, latents.shape]
+            noisy = torch.lerp(latents, noise, level)
+            found.append(Sample(look, number % len(one.latents), noisy, level, latents - noise))
+    return found
+
+
+def _batches(samples: Sequence[Sample], at_once: int) -> Iterator[list[Sample]]:
+    """Samples of one shape together, at most so many at once; 0 for all."""
+    by_shape: dict[torch.Size, list[Sample]] = {}
+    for sample in samples:
+        by_shape.setdefault(sample.noisy.shape, []).append(sample)
+    for alike in by_shape.values():
+        size = at_once or len(alike)
+        yield from (alike[start : start + size] for start in range(0, len(alike), size))

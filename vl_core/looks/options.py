@@ -1,0 +1,60 @@
+"""How a look is learned."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+LARGEST_SIDE = 2048
+
+
+@dataclass(frozen=True)
+class LearnOptions:
+    """Numbers of one learning; ``QUALITIES`` has the named sets.
+
+    Attributes:
+        steps: of Adam. ``draws``: noisy pictures per step.
+        rate: of Adam, falling with the root of what is left of the steps.
+        anchor: pull to the words that the look began as, times the mean square distance from them.
+        lowest: the least noise level that is drawn. A look is decided where the noise is strong.
+        size: pictures are brought to about size × size pixels; smaller ones are not enlarged.
+        tail_first: share of the steps in which only the template's tail is learned.
+        spare: weight that the loss takes off where the told subject is, 0 to 1.
+        average: share of the steps, at their end, over which the look is averaged.
+        seed: of noise and noise levels.
+
+    Raises:
+        ValueError: naming what is out of range.
+    """
+
+    steps: int = 100
+    draws: int = 4
+    rate: float = 0.1
+    anchor: float = 0.02
+    lowest: float = 0.5
+    size: int = 512
+    tail_first: float = 0.0
+    spare: float = 0.0
+    average: float = 0.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "steps": (1, 10_000), "draws": (1, 64), "rate": (1e-6, 1.0), "anchor": (0.0, 100.0), "lowest": (0.0, 0.99),
+            "size": (32, LARGEST_SIDE), "tail_first": (0.0, 1.0), "spare": (0.0, 1.0), "average": (0.0, 1.0),
+            "seed": (0, 2**31 - 1),
+        }
+        for each in fields(self):
+            value, (low, high) = getattr(self, each.name), bounds[each.name]
+            if not low <= value <= high:
+                raise ValueError(f"{each.name}: expected {low:g} to {high:g}, got {value}.")
+
+    def header(self) -> dict[str, int | float | str]:
+        """Plain values by name."""
+        return asdict(self)
+
+
+QUALITIES = {
+    "quick": LearnOptions(steps=40),
+    "good": LearnOptions(steps=100),
+    "best": LearnOptions(steps=300),
+}
