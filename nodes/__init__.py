@@ -15,6 +15,7 @@ from .grid import ZImageVLGrid
 from .inspect import ZImageVLInspect
 from .layer_report import ZImageVLLayerReport
 from .loader import ZImageVLLoader
+from .look import ZImageVLLookApply
 from .normalize import ZImageVLNormalize
 from .outliers import ZImageVLMaskOutliers
 from .reference import ZImageVLReference
@@ -34,6 +35,7 @@ NODES: list[type[io.ComfyNode]] = [
     ZImageVLDescribe,
     ZImageVLAdapterFit,
     ZImageVLAdapterApply,
+    ZImageVLLookApply,
     ZImageVLReference,
     ZImageVLMatchSpace,
     ZImageVLInspect,

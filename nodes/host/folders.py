@@ -14,6 +14,7 @@ from ...vl_core import calibration_prompts
 EMBEDDINGS = "vl_embeddings"  # folder of saved conditioning, below output/ and models/
 ENCODER_SUBFOLDERS = ("LLM", "VLM", "Qwen")  # where other packs keep Hugging Face folders, below models/
 ADAPTERS = "zimage_vl_adapters"  # folder of picture adapters, below models/
+LOOKS = "zimage_vl_looks"
 DEEPEST = 6  # folders below one another that are searched for models
 MOST_FOLDERS = 5000
 UNFIT_FOR_FILES = set('<>:"|?*\0')  # no file name on Windows may hold them
@@ -109,10 +110,25 @@ def adapters_folder() -> Path:
     return Path(folder_paths.models_dir) / ADAPTERS
 
 
+def looks_folder() -> Path:
+    """Where learned looks are kept."""
+    return Path(folder_paths.models_dir) / LOOKS
+
+
+def saved_looks() -> dict[str, Path]:
+    """Learned looks by the name shown in the list."""
+    return _saved(looks_folder(), LOOKS)
+
+
 def saved_adapters() -> dict[str, Path]:
     """Picture adapters by the name shown in the list."""
+    return _saved(adapters_folder(), ADAPTERS)
+
+
+def _saved(own: Path, kind: str) -> dict[str, Path]:
+    """Files of a kind by the name shown in the list, those of the extra model paths too."""
     found: dict[str, Path] = {}
-    for root in (adapters_folder(), *map(Path, _extra_folders(ADAPTERS))):
+    for root in (own, *map(Path, _extra_folders(kind))):
         for folder, files in _walk(root):
             for name in sorted(files):
                 if name.endswith(".safetensors"):

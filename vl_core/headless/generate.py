@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..adapters.picture_adapter import PictureAdapter
 from ..encoder.qwen3vl import Qwen3VLEncoder
+from ..looks.look import Look
 from ..stages.blend import BlendMethod, BlendSpace, blend
 from ..states.layout import TokenLayout
 from ..states.vl_states import LAYOUT_KEY, load_conditioning, resolve_layer, save_conditioning
@@ -62,6 +63,7 @@ def add_arguments(parser) -> None:
     directly.add_argument("--strength", type=float, default=1.0, metavar="X", help=FIELDS["strength"].meaning)
     directly.add_argument("--words", metavar="TEXT", help="words about the picture; then Qwen3-VL writes none")
     directly.add_argument("--adapter", metavar="FILE", help="a picture adapter, from `fit`")
+    directly.add_argument("--look", metavar="FILE", action="append", default=[], help="a learned look, from `learn`")
     directly.add_argument("--recipe", metavar="FILE", help="a recipe file *.json, in place of --way and --take")
     directly.add_argument(
         "--layer", type=int, default=0, metavar="K", help=f"{FIELDS['layer'].meaning} (default: the way's own)"
@@ -157,7 +159,7 @@ def choose(arguments, width: int, device: torch.device, dtype: torch.dtype) -> J
         raise ValueError("--embeddings and --vision/--image: give one or the other.")
     if arguments.embeddings is not None:
         return saved_job(arguments, width)
-    if arguments.words is None and (arguments.vision is None) != (not arguments.image):
+    if arguments.words is None and not arguments.look and (arguments.vision is None) != (not arguments.image):
         missing = "--vision, a Qwen3-VL folder" if arguments.vision is None else "--image, a picture"
         raise ValueError(f"to steer by pictures, {missing} is missing.")
     return steered_job(arguments, width, device, dtype)
@@ -204,7 +206,8 @@ def steered_job(arguments, width: int, device: torch.device, dtype: torch.dtype)
     adapter = None
     if arguments.adapter is not None:
         adapter = PictureAdapter.load(checks.readable_file(arguments.adapter, "--adapter"))
-    given = Given(adapter=adapter, words=arguments.words)
+    looks = tuple(Look.load(checks.readable_file(path, "--look")) for path in arguments.look)
+    given = Given(adapter=adapter, words=arguments.words, look=looks or None)
     layers = needed_layers([settings], given) if pictures and settings.strength else ()
     if arguments.vision is not None:
         vision_width, blocks = checks.vision_folder(arguments.vision, "--vision")
