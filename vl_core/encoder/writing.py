@@ -41,7 +41,7 @@ SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|\Z)|[。！？]+[”�
 PHRASE_END = re.compile(r"[,;:](?=\s|\Z)|[，、；：]|\n")
 PLAIN = "Write plain words that could stand in a prompt for an image generator, without an introduction or a list."
 
-# What to ask for, by the recipe it serves (vl_core/recipes_data); "everything", "look", "slots", "shows" serve none.
+# What to ask for, by the names that Describe Picture has for it; takes (steering/takes.py) ask the same.
 INSTRUCTIONS = {
     "everything": f"Describe this picture: what it shows, its style, colours, light and composition. {PLAIN}",
     "look": "Describe only the look of this picture: its style, its colours, its light and mood, its background. Leave "

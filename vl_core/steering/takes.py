@@ -12,12 +12,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..encoder.writing import INSTRUCTIONS
 from ..pictures import baseline_picture, check_picture
 
 PictureUse = Literal["as it is", "blurred", "colourless"]
 PICTURE_USES = get_args(PictureUse)
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-PLAIN = "Write plain words that could stand in a prompt for an image generator, without an introduction or a list."
 
 
 @dataclass(frozen=True)
@@ -44,37 +44,28 @@ class Take:
 
 TAKES = (
     Take(
-        "the look", "style, colours, light, mood and background, but not what the picture shows",
-        "Describe only the look of this picture: its style, its colours, its light and mood, its background. Leave "
-        f"out what it shows. {PLAIN}",
+        "the look", "style, colours, light, mood and background, but not what the picture shows", INSTRUCTIONS["look"]
     ),
     Take(
-        "style", "how it is made: medium, technique, line and texture",
-        "Describe only the visual style of this picture: its medium, technique, line and texture. Leave out what it "
-        f"shows. {PLAIN}",
-        slots=("style",), attend="Attend to the visual style of the picture: its medium, technique, line and texture.",
+        "style", "how it is made: medium, technique, line and texture", INSTRUCTIONS["style hint"], slots=("style",),
+        attend="Attend to the visual style of the picture: its medium, technique, line and texture.",
     ),
     Take(
-        "colours", "which colours it has and how they are used",
-        f"Name only the colours of this picture and how they are used. Leave out what it shows. {PLAIN}",
+        "colours", "which colours it has and how they are used", INSTRUCTIONS["colour palette"],
         slots=("palette", "colours", "background"), picture="blurred",
     ),
     Take(
         "light and mood", "where the light comes from, how hard it is, and the atmosphere",
-        "Describe only the light and the mood of this picture: where the light comes from, how hard it is, its "
-        f"colour, the atmosphere. Leave out what it shows. {PLAIN}",
-        slots=("light", "mood"), attend="Attend to the light and the mood of the picture.",
+        INSTRUCTIONS["light and mood"], slots=("light", "mood"),
+        attend="Attend to the light and the mood of the picture.",
     ),
     Take(
-        "composition", "what is where in it: viewpoint, distance, empty space",
-        "Describe only the composition of this picture: what is where in it, the viewpoint, the distance, the empty "
-        f"space. Leave out colours and style. {PLAIN}",
+        "composition", "what is where in it: viewpoint, distance, empty space", INSTRUCTIONS["composition"],
         slots=("composition",), picture="colourless", until=0.4,
     ),
     Take(
         "everything", "all of it, what it shows included, as if it were to be painted again",
-        "Describe this picture so exactly that somebody could paint it again: every thing in it and its place, the "
-        f"style, the colours, the light. {PLAIN}",
+        INSTRUCTIONS["variation of the picture"],
     ),
 )
 DEFAULT_TAKE = TAKES[0].name
