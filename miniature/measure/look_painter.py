@@ -67,10 +67,12 @@ class MiniaturePainter:
             counts = torch.tensor([len(captions[i]) for i in members], device=noisy.device)
             chosen = torch.tensor(members, device=noisy.device)
             with autocast(noisy.device):
-                parts.append(dit_forward(
+                found = dit_forward(
                     self.chain.pipeline.transformer, noisy[chosen], 1 - levels[chosen], words, counts,
                     self._rotary[length],
-                ).float())
+                )
+            assert isinstance(found, Tensor), "without a tap it gives the velocity alone"
+            parts.append(found.float())
             order += members
         return torch.cat(parts)[torch.tensor(order, device=noisy.device).argsort()]
 

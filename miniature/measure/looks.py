@@ -30,7 +30,7 @@ from .bench import Painting, Switches, prepare, row_of, workers
 from .chain import Chain
 from .ledger import Ledger
 from .look_geometry import PROPERTIES, STYLES, lookalikes
-from .look_ground import FOUR, Ground, Row, with_looks
+from .look_ground import FOUR, Ground, Learned, Row, with_looks
 from .look_painter import words_of
 from .methods import METHODS, TEXT_ONLY, Method
 
@@ -43,6 +43,7 @@ CHANGES: dict[str, tuple[float, ...]] = {
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.25, 1.5, 2.0)
 WEIGHTS = ((1.0, 1.0), (3.0, 1.0), (1.0, 3.0))  # of two looks at once
 GEOMETRY = 40  # pictures per style
+NOTHING = Learned([], [])  # in place of looks where all rows of theirs are in the ledger
 AHEAD = 7  # places between a look and the picture whose look is its null
 KEPT = (
     "transfer", "stderr", "transfer_by", "transfer_next", "adherence", "adherence_stderr", "adherence_shape", "leak",
@@ -128,14 +129,14 @@ class Study:
         """A row, and the null controls of a quality."""
         ground, ledger, named = self.ground, self.ledger, row.name in QUALITIES
         keys = [row.key, *[f"another picture: {row.key}"] * named]
-        looks = ground.learned(row) if self.missing(*keys) else None
+        looks = ground.learned(row) if self.missing(*keys) else NOTHING
         found = self.figures(row.name, ledger.measured(row.key, partial(ground.measure, looks)))
         found |= {"options": row.options.header(), "pictures": row.pictures, "told": row.told}
         if not named:
             return found, []
         other = ledger.measured(keys[1], partial(ground.measure, looks, AHEAD))
         key = f"noise: {row.key}"
-        looks = ground.of_noise(row) if self.missing(key) else None
+        looks = ground.of_noise(row) if self.missing(key) else NOTHING
         noise = ledger.measured(key, partial(ground.measure, looks))
         nulls = {"another picture": other, "noise": noise}
         return found, [
@@ -147,7 +148,7 @@ class Study:
         ground, ledger, key = self.ground, self.ledger, Row("good", GOOD).key
         at = {f"strength {strength:g}: {key}": strength for strength in STRENGTHS}
         two = {f"two looks {weights}: {key}": weights for weights in WEIGHTS}
-        looks = ground.learned(Row("good", GOOD)) if self.missing(*at, *two) else None
+        looks = ground.learned(Row("good", GOOD)) if self.missing(*at, *two) else NOTHING
         several = []
         for one, weights in two.items():
             hits = ledger.measured(one, partial(ground.measure_two, looks, weights))
