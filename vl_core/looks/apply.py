@@ -74,8 +74,8 @@ def apply_look(
     shares = _shares(weights, len(several))
     if strength < 0:
         raise ValueError(
-            f"strength: expected 0 to {MAX_STRENGTH:g}, got {strength:g}. A look below 0 does not lead away from it: "
-            "put its words into the negative prompt instead."
+            f"strength: expected 0 to {MAX_STRENGTH:g}, got {strength:g}. Below 0 has not been measured: "
+            "put the words for it into the negative prompt instead."
         )
     if not strength <= MAX_STRENGTH:
         raise ValueError(f"strength: expected 0 to {MAX_STRENGTH:g}, got {strength:g}.")
