@@ -5,7 +5,7 @@ from .adapters.fit import PictureAdapterFit
 from .adapters.picture_adapter import PictureAdapter
 from .adapters.spec import AdapterSpec
 from .encoder.qwen3vl import Qwen3VLEncoder
-from .encoder.writing import Description, describe
+from .encoder.writing import Description, describe, describe_each
 from .looks.apply import apply_look
 from .looks.learn import learn_look
 from .looks.look import Look
@@ -85,6 +85,7 @@ __all__ = [
     "compare_artifacts",
     "condition",
     "describe",
+    "describe_each",
     "detect_family",
     "downsample_grid",
     "draw_grid",

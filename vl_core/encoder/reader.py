@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -29,8 +28,6 @@ from .identity import WeightsIdentity, modules_of, weights_of
 from .kernels import EXACT, MERGED, Kernels, compiled_kernels
 from .room import with_room
 from .vision import PATCHES_PER_PASS, VisionTables, run_vision, vision_tables
-
-log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 

@@ -25,6 +25,7 @@ from .decoder import Hear
 from .forward import fits
 from .generate import generate
 from .reader import Reader
+from .room import with_room
 from .sampling import TOP_K, Sampling
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_TOKENS = 96
-ROOM = 64  # rotary tables are made for answers of a length in multiples of this
+ROOM = 64  # rotary tables are for answers of a multiple of this
 TOGETHER = 8  # pictures whose words are written at the same time: each takes 170 MiB of the 4B at 1024²
 END_OF_TEXT = "<|endoftext|>"
 THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
@@ -165,12 +166,10 @@ def describe_each(
     check_request(instruction, max_tokens)
     if together < 1:
         raise ValueError(f"together: expected at least 1, got {together}.")
-    pictures, told = split_batch(images), []
+    pictures, told = list(enumerate(split_batch(images), 1)), []
     for at in range(0, len(pictures), together):
-        asked = [
-            ask(encoder, [one], instruction, system_prompt, budget, max_tokens, number)
-            for number, one in enumerate(pictures[at : at + together], at + 1)
-        ]
+        group = pictures[at : at + together]
+        asked = [ask(encoder, [one], instruction, system_prompt, budget, max_tokens, number) for number, one in group]
         told += _answer(encoder, asked, sampling, seed, max_tokens, None, should_stop)
     return told
 
@@ -316,7 +315,7 @@ def write_answers(
         return reader.decoder.write(openings, plan, sampling, [seed] * len(asked), max_tokens, ends, hear)
 
     with torch.inference_mode():
-        answers = write()
+        answers = with_room(write, reader.forget, lambda: bool(reader.cache.bytes))
     if answers is None:
         return None, "a norm or the head is of a kind that the step does not know"
     return answers, f"written step by step, not by a captured graph: {why}" if (why := reader.decoder.reason) else ""
