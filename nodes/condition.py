@@ -25,6 +25,7 @@ from . import widgets
 from .adapter import NO_FILE, load_adapter
 from .entries import check_conditioning
 from .host import folders
+from .look import load_look, look_file_input
 from .steering import ComfyHost, collect, entries_of
 from .widgets import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
@@ -97,6 +98,7 @@ class ZImageVLCondition(io.ComfyNode):
                     advanced=True,
                     tooltip="An adapter in models/zimage_vl_adapters, if none is connected. Press R to see new ones.",
                 ),
+                look_file_input(),
                 io.String.Input(
                     "words", optional=True, force_input=True,
                     tooltip="Words about the picture, from Describe Picture or your own: then nothing is written.",
@@ -123,11 +125,13 @@ class ZImageVLCondition(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, recipe: Any = None, adapter_file: Any = None, **_: Any) -> str:
-        """What a recipe and an adapter's file say now: they may have been changed since the last run."""
-        path = folders.saved_adapters().get(adapter_file)
-        stamp = path.stat().st_mtime_ns if path else ""
-        return f"{load_recipes(folders.recipe_folder())[0].get(recipe)!r} {stamp}"
+    def fingerprint_inputs(
+        cls, recipe: Any = None, adapter_file: Any = None, look_file: Any = None, **_: Any
+    ) -> str:
+        """What a recipe and the files say now: they may have been changed since the last run."""
+        paths = folders.saved_adapters().get(adapter_file), folders.saved_looks().get(look_file)
+        stamps = [path.stat().st_mtime_ns if path else "" for path in paths]
+        return f"{load_recipes(folders.recipe_folder())[0].get(recipe)!r} {stamps}"
 
     @classmethod
     def execute(
@@ -135,7 +139,7 @@ class ZImageVLCondition(io.ComfyNode):
         image_tokens: int = 1024, images: dict | None = None, recipe: str = DEFAULT_TAKE, weights: str = "",
         combine: str = JOINED, masks: dict | None = None, mask_use: str = CROP, start_percent: float = 0.0,
         end_percent: float = 1.0, adapter: PictureAdapter | None = None, adapter_file: str = NO_FILE,
-        words: str | None = None,
+        look_file: str = NO_FILE, words: str | None = None,
     ) -> io.NodeOutput:
         chosen, lines = find_recipe(recipe)
         settings = Settings() if chosen is None else chosen.settings
@@ -152,7 +156,7 @@ class ZImageVLCondition(io.ComfyNode):
         host = ComfyHost(clip, vision)
         if adapter is None and adapter_file != NO_FILE and "picture adapter" in (settings.way, *settings.row.tries):
             adapter = load_adapter(adapter_file, "adapter_file")
-        given = Given(adapter=adapter, words=words if words and words.strip() else None)
+        given = Given(adapter=adapter, look=load_look(look_file), words=words if words and words.strip() else None)
         references = collect(images, weights, masks) if strength else []
         outcome = steer(host, prompt, references, settings, given)
         entries = entries_of(outcome, settings.window)

@@ -10,6 +10,7 @@ from ..vl_core.looks.apply import MAX_STRENGTH
 from ..vl_core.looks.look import Look
 from ..vl_core.steering.settings import Settings
 from ..vl_core.steering.way import Given, Readings, find_way
+from .adapter import NO_FILE
 from .entries import Entry, check_conditioning, entry_family, map_entries
 from .host import folders
 from .steering import entry_of, text_of
@@ -69,6 +70,27 @@ class ZImageVLLookApply(io.ComfyNode):
 
         entries, lines = map_entries(text, steer)
         return io.NodeOutput(entries, ui=report(lines))
+
+
+def look_file_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "look_file", options=[NO_FILE, *folders.saved_looks()], default=NO_FILE, optional=True, advanced=True,
+        tooltip="A look in models/zimage_vl_looks, for the way learned look; automatic prefers it.",
+    )
+
+
+def load_look(file: str) -> Look | None:
+    """The look of that name in models/zimage_vl_looks, None for no name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if file in (NO_FILE, None):
+        return None
+    saved = folders.saved_looks()
+    if file not in saved:
+        raise ValueError(_not_found(file).replace("file:", "look_file:", 1))
+    return Look.load(saved[file])
 
 
 def _not_found(file: str) -> str:

@@ -14,9 +14,11 @@ from ..vl_core.steering.steer import steer_many
 from ..vl_core.steering.sweep import MAX_SEED, Plan, make_plan, parse_axis
 from ..vl_core.steering.takes import DEFAULT_TAKE, take_names
 from ..vl_core.steering.way import Given
+from .adapter import NO_FILE
 from .condition import offered_ways
 from .entries import check_conditioning, references_of
 from .host import memory
+from .look import load_look, look_file_input
 from .steering import ComfyHost, collect, entries_of
 from .widgets import Adapter, Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
@@ -122,6 +124,7 @@ class ZImageVLSweep(io.ComfyNode):
                     tooltip="What to take from the picture where no axis changes it.",
                 ),
                 Adapter.Input("adapter", optional=True, tooltip="From Fit Picture Adapter, for the way of that name."),
+                look_file_input(),
                 io.String.Input(
                     "words", optional=True, force_input=True,
                     tooltip="Words about the picture, from Describe Picture or your own: then nothing is written.",
@@ -167,6 +170,7 @@ class ZImageVLSweep(io.ComfyNode):
         downsample: int = 1, space: str = "dit", outlier_mode: str = "none", outlier_threshold: float = 10.0,
         normalization: str = "none", image_tokens: int = 1024, images: dict | None = None, reference=None,
         take: str = DEFAULT_TAKE, adapter: PictureAdapter | None = None, words: str | None = None,
+        look_file: str = NO_FILE,
     ) -> io.NodeOutput:
         base = {
             "method": method, "alpha": alpha, "layer": layer, "tokens": tokens, "downsample": downsample,
@@ -180,7 +184,10 @@ class ZImageVLSweep(io.ComfyNode):
         if not references:
             raise ValueError("images: a sweep needs at least one picture, got none. Connect an image.")
         statistics = references_of(reference, host.family)
-        given = Given(adapter=adapter, words=words if words and words.strip() else None, statistics=statistics)
+        given = Given(
+            adapter=adapter, look=load_look(look_file), words=words if words and words.strip() else None,
+            statistics=statistics,
+        )
         cells = plan.unique
         labels = [cell.label for cell in cells]
         outcomes = steer_many(

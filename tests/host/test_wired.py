@@ -8,7 +8,8 @@ NODES = (
     "Condition", "Encode", "SelectTokens", "MaskOutliers", "Normalize", "Blend", "Delta", "Describe", "AdapterFit",
     "AdapterApply", "MatchSpace", "Inspect", "LayerReport", "Sweep", "Save", "LoadSaved",
 )
-NOT_RUN = ("Loader", "Reference", "Grid")  # needs a folder, has no widget, judges nothing and wants painted pictures
+# Needs a folder, has no widget, judges nothing and wants painted pictures, needs a learned look.
+NOT_RUN = ("Loader", "Reference", "Grid", "LookApply")
 PRIMITIVES = {
     "INT": "PrimitiveInt", "FLOAT": "PrimitiveFloat", "STRING": "PrimitiveString", "BOOLEAN": "PrimitiveBoolean",
 }

@@ -84,6 +84,7 @@ class Desk:
         self._texts: dict[tuple[str, str], tuple[Text, ...]] = {}
         self._words: dict[tuple, tuple[str, list[str]]] = {}
         self._statistics: tuple[tuple[ReferenceStatistics | None, ...], str] | None = None
+        self._many = len(together) > 1
         for settings in together:
             if self._acts(settings):
                 for way in candidates(settings.row):
@@ -127,6 +128,8 @@ class Desk:
         why: list[str] = []
         for way in others:
             reason = way.missing(self.given)
+            if reason and way.quiet:
+                continue
             if not reason and not way.low <= settings.strength <= way.high:
                 reason = f"the {way.name} takes no strength of {settings.strength:g}"
             if not reason and not self.references and self._looks(settings, way):
@@ -136,7 +139,8 @@ class Desk:
             if not reason:
                 return way, [f"{settings.way}: {way.name}"]
             why.append(reason)
-        return last, [f"{settings.way}: {last.name}, because {' and '.join(why)}"]
+        because = f", because {' and '.join(why)}" if why else ""
+        return last, [f"{settings.way}: {last.name}{because}"]
 
     def _looks(self, settings: Settings, way: Way) -> bool:
         """Whether a way reads pictures."""
@@ -239,7 +243,11 @@ class Desk:
                     pictures, ask.prompt, sorted(layers), muted=muted, system_prompt=ask.attend, budget=ask.budget
                 )
 
-            self._seen[ask] = read_as_one(self.references, settings, read, muted)
+            seen, silent, lines = read_as_one(self.references, settings, read, muted)
+            if self._many and not self.given.family.stacked:
+                twice = " and once more with the picture muted" if muted else ""
+                lines.append(f"read once{twice}, layers {', '.join(map(str, sorted(layers)))}")
+            self._seen[ask] = seen, silent, lines
         return self._seen[ask]
 
     def _each(self, settings: Settings, needs: Needs) -> tuple[tuple[VLStates, ...], list[str]]:

@@ -137,7 +137,7 @@ class Way:
         doubts: why *automatic* should go on to the next way, after the readings; "" if there is no doubt.
         tries: names of ways that are tried in turn in its place.
         stacked: whether it can act on layers that lie side by side.
-        rank: where it stands in lists.
+        rank: where it stands in lists. quiet: *automatic* does not say that it is missing.
         also: other names it has had.
     """
 
@@ -154,6 +154,7 @@ class Way:
     tries: tuple[str, ...] = ()
     stacked: bool = True
     rank: int = 50
+    quiet: bool = False
     also: tuple[str, ...] = field(default=())
 
     @property

@@ -173,17 +173,22 @@ def by_layers(act: ActOnLayer, append_layer: int | None = None) -> Callable[...,
             return states, found, "\n".join([head, *lines])
 
         states, layout, lines = steer_layers(text.states, text.layout, family, on_part, words=text.words)
-        return Steered(states, layout, (_for_people(settings, seen), *lines), text, text.words and text.words + added)
+        return Steered(states, layout, (*for_people(settings, seen), *lines), text, text.words and text.words + added)
 
     return on_text
 
 
-def _for_people(settings: Settings, seen: VLStates) -> str:
-    pictures = len(seen.layout.grids)
-    if not pictures:
-        return f"Pushed away from the picture by {settings.way} at strength {settings.strength:g}."
-    what = "The picture" if pictures == 1 else f"{pictures} pictures"
-    return f"{what} mixed in by {settings.way} at strength {settings.strength:g}."
+def for_people(settings: Settings, seen: VLStates) -> list[str]:
+    """What was mixed in, and how large the pictures were to Qwen3-VL."""
+    grids = seen.layout.grids
+    if not grids:
+        return [f"Pushed away from the picture by {settings.way} at strength {settings.strength:g}."]
+    what = "The picture" if len(grids) == 1 else f"{len(grids)} pictures"
+    count = int(seen.layout.mask(TokenRole.IMAGE).sum())
+    return [
+        f"{what} mixed in by {settings.way} at strength {settings.strength:g}.",
+        f"{count} image tokens ({', '.join(f'{rows}×{columns}' for rows, columns in grids)})",
+    ]
 
 
 BLENDED = (*READ, *CLEANED)

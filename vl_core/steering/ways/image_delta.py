@@ -9,7 +9,7 @@ from ...states.layout import TokenLayout
 from ...states.stacks import steer_layers
 from ..settings import CURVED, DELTA, READ, Settings
 from ..way import Given, Needs, Readings, Steered, Text, Way
-from .blends import needs_reading, strength_at_tokens
+from .blends import for_people, needs_reading, strength_at_tokens
 
 
 def needs(settings: Settings, given: Given) -> Needs:
@@ -33,7 +33,7 @@ def act(text: Text, readings: Readings, settings: Settings, given: Given) -> Ste
 
     states, layout, lines = steer_layers(text.states, text.layout, family, on_part, words=text.words)
     head = f"What the picture did to each word, added at strength {settings.strength:g}."
-    return Steered(states, layout, (head, *lines), text, text.words)
+    return Steered(states, layout, (head, *for_people(settings, seen)[1:], *lines), text, text.words)
 
 
 WAYS = (

@@ -38,6 +38,6 @@ def _looks(given: Given) -> list[Look]:
 WAYS = (
     Way(
         "learned look", "what words cannot say, from a look that was learned on a picture", act, needs,
-        high=MAX_STRENGTH, missing=missing, rank=15,
+        high=MAX_STRENGTH, missing=missing, rank=15, quiet=True,
     ),
 )
