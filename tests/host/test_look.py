@@ -40,6 +40,19 @@ def test_strength_0_is_the_prompt_bit_for_bit_and_1_what_the_library_gives(run, 
     assert "3 tokens added" in told(output)
 
 
+def test_the_simple_node_and_the_sweep_take_the_look_by_its_file(run, text_clip, core_text, look_file):
+    expected = run("LookApply", core_text(PROMPT), "dusk.safetensors", 0.7)[0][0][0]
+    for mode in ("learned look", "automatic"):
+        output = run("Condition", text_clip, None, PROMPT, 0.7, mode, look_file="dusk.safetensors")
+        torch.testing.assert_close(output[0][0][0], expected)
+    picture = torch.rand(1, 64, 64, 3)
+    swept = run(
+        "Sweep", text_clip, None, PROMPT, "strength", "0.7, 1", "none", "", method="learned look",
+        images={"image0": picture}, look_file="dusk.safetensors",
+    )
+    torch.testing.assert_close(swept[0][1][0][0], expected)
+
+
 def test_a_look_that_is_not_there_is_named_with_where_it_was_looked_for(run, core_text, look_file):
     with pytest.raises(ValueError, match=r"file: expected a look in .*zimage_vl_looks \(dusk.safetensors\), got 'x'"):
         run("LookApply", core_text(PROMPT), "x")

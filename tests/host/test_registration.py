@@ -15,12 +15,14 @@ PACK = Path(__file__).resolve().parents[2]
 IDS = {
     "ZImageVLAdapterApply", "ZImageVLAdapterFit", "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta",
     "ZImageVLDescribe", "ZImageVLEncode", "ZImageVLGrid", "ZImageVLInspect", "ZImageVLLayerReport", "ZImageVLLoadSaved",
-    "ZImageVLLoader", "ZImageVLLookApply", "ZImageVLMaskOutliers", "ZImageVLMatchSpace", "ZImageVLNormalize", "ZImageVLReference",
+    "ZImageVLLoader", "ZImageVLLookApply",
+    "ZImageVLMaskOutliers", "ZImageVLMatchSpace", "ZImageVLNormalize", "ZImageVLReference",
     "ZImageVLSave", "ZImageVLSelectTokens", "ZImageVLSweep",
 }
 CONDITIONING_NODES = {
     "ZImageVLAdapterApply", "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta", "ZImageVLEncode",
-    "ZImageVLLoadSaved", "ZImageVLLookApply", "ZImageVLMaskOutliers", "ZImageVLMatchSpace", "ZImageVLNormalize", "ZImageVLSelectTokens",
+    "ZImageVLLoadSaved", "ZImageVLLookApply",
+    "ZImageVLMaskOutliers", "ZImageVLMatchSpace", "ZImageVLNormalize", "ZImageVLSelectTokens",
 }
 
 

@@ -14,7 +14,8 @@ PACK = Path(__file__).resolve().parents[2]
 NODE_IDS = [
     f"ZImageVL{name}" for name in (
         "Condition", "Loader", "Encode", "SelectTokens", "MaskOutliers", "Normalize", "Blend", "Delta", "Describe",
-        "AdapterFit", "AdapterApply", "LookApply", "Reference", "MatchSpace", "Inspect", "LayerReport", "Sweep", "Grid", "Save",
+        "AdapterFit", "AdapterApply", "LookApply",
+        "Reference", "MatchSpace", "Inspect", "LayerReport", "Sweep", "Grid", "Save",
         "LoadSaved",
     )
 ]
