@@ -81,7 +81,8 @@ def generate(folders, output: Path, *options: str) -> list[str]:
 
 
 def seeing(folders, *options: str) -> list[str]:
-    return ["--vision", folders["vision"], "-i", folders["cat"], *options]
+    way = [] if {"--mode", "--way", "--recipe"} & set(options) else ["--way", "aligned blend"]
+    return ["--vision", folders["vision"], "-i", folders["cat"], *way, *options]
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -232,7 +233,7 @@ def test_extract_cleans_and_reports(folders, reference, tmp_path, capsys):
 def test_generate_from_words_alone_is_diffusers_own_picture(folders, pipeline, tmp_path, capsys):
     assert main(generate(folders, tmp_path / "a.png", "--seed", "5")) == 0
     assert np.array_equal(pixels(tmp_path / "a.png"), plainly(pipeline, seed=5))
-    assert "words only" in capsys.readouterr().out
+    assert "Words only" in capsys.readouterr().out
 
 
 def test_guidance_and_negative_prompt_are_diffusers_own(folders, pipeline, tmp_path):
@@ -281,7 +282,8 @@ def test_a_recipe_steers_says_its_numbers_and_is_noted_in_the_picture(recipe, fo
     output = tmp_path / "steered.png"
     assert main(generate(folders, output, *seeing(folders, "--recipe", recipe, "--strength", "0.7"))) == 0
     assert not np.array_equal(pixels(output), plainly(pipeline))
-    assert f"recipe {recipe}: " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"Recipe {recipe}: " in shown and "It showed nothing where it was measured: choose " in shown
     with Image.open(output) as picture:
         assert json.loads(picture.text["zimage-vl"])["recipe"] == recipe
 
@@ -304,17 +306,38 @@ def test_a_recipe_can_be_a_file(folders, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content, message", [
-    ({"end_percent": 0.4}, "acts from 0% to 40% of the steps, which only the ComfyUI node can do"),
-    ({"settings": {"normalization": "rms"}}, "compares with the text encoder's statistics"),
-    ({"scale": 2}, "scale: expected a number from 0 to 1"),
+    ({"scale": 2}, "strength: expected 0 (words only) to 1 with aligned blend, got 2"),
+    ({"layer": "deep"}, "layer: expected a whole number"),
+    ({"settings": {"rank": 2}}, "does not use rank"),
 ])
 @pytest.mark.usefixtures("no_models")
-def test_a_recipe_that_the_command_line_cannot_follow_is_refused(content, message, folders, tmp_path, capsys):
+def test_a_recipe_that_does_not_hold_together_is_refused(content, message, folders, tmp_path, capsys):
     recipe = {"name": "mine", "meaning": "Mine.", "mode": "blend aligned", **content}
     (tmp_path / "mine.json").write_text(json.dumps(recipe), encoding="utf-8")
     options = seeing(folders, "--recipe", str(tmp_path / "mine.json"))
     assert main(generate(folders, tmp_path / "out.png", *options)) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_recipe_acts_in_its_part_of_the_steps(folders, pipeline, tmp_path):
+    painted = {}
+    for end in (0.01, 0.5, 1.0):  # of two steps: none, the first, both
+        recipe = {"name": "mine", "meaning": "Mine.", "mode": "append picture", "end_percent": end}
+        (tmp_path / "mine.json").write_text(json.dumps(recipe), encoding="utf-8")
+        options = seeing(folders, "--recipe", str(tmp_path / "mine.json"), "--strength", "1")
+        assert main(generate(folders, tmp_path / "a.png", *options)) == 0
+        painted[end] = pixels(tmp_path / "a.png")
+    assert np.array_equal(painted[0.01], plainly(pipeline))
+    assert not np.array_equal(painted[0.5], painted[1.0])
+    assert not np.array_equal(painted[0.5], painted[0.01])
+
+
+def test_a_recipe_that_compares_with_the_text_encoder_measures_it(folders, tmp_path, capsys):
+    recipe = {"name": "mine", "meaning": "Mine.", "mode": "blend aligned", "settings": {"normalization": "rms"}}
+    (tmp_path / "mine.json").write_text(json.dumps(recipe), encoding="utf-8")
+    options = seeing(folders, "--recipe", str(tmp_path / "mine.json"), "--strength", "1")
+    assert main(generate(folders, tmp_path / "a.png", *options)) == 0
+    assert "reference statistics measured now" in capsys.readouterr().out
 
 
 def test_half_precision_runs(folders, tmp_path):
@@ -331,10 +354,11 @@ def test_the_picture_carries_its_settings_and_no_paths(folders, tmp_path):
         settings = json.loads(image.text["zimage-vl"])
     expected = {
         "model": "Z-Image-Tiny", "prompt": PROMPT, "negative": "", "seed": 7, "steps": 2, "guidance": 0.0, "width": 64,
-        "height": 48, "dtype": "float32", "vision": "Qwen3-VL-Tiny", "images": ["cat.png"], "mode": "blend aligned",
+        "height": 48, "dtype": "float32", "vision": "Qwen3-VL-Tiny", "images": ["cat.png"], "way": "aligned blend",
         "strength": 0.25, "layer": -6, "image_tokens": 1024,
     }
-    assert settings == expected
+    assert settings.items() >= expected.items()
+    assert not [value for value in settings.values() if isinstance(value, str) and str(tmp_path.parent) in value]
 
 
 def test_the_saved_conditioning_is_what_was_painted_from(folders, pipeline, tmp_path):
@@ -420,7 +444,7 @@ WRONG = {
     "no such device": ([*EXTRACT, "--device", "cuda:99"], "--device: this machine has no cuda:99"),
     "device nonsense": ([*EXTRACT, "--device", "gpu"], "--device: expected auto, cpu, cuda"),
     "alpha 2": ([*GENERATE, "-e", "{embeddings}", "--alpha", "2"], "--alpha: expected 0 to 1, got 2.0"),
-    "strength nan": ([*GENERATE, *LOOK, "--strength", "nan"], "strength: expected 0"),
+    "strength nan": ([*GENERATE, *LOOK, "--strength", "nan"], "strength: expected a number"),
     "missing embeddings": ([*GENERATE, "-e", "{tmp}/none.safetensors"], "--embeddings: no file at"),
     "text as embeddings": ([*GENERATE, "-e", "{text}"], "expected a safetensors file"),
     "other width": ([*GENERATE, "-e", "{narrow}"], "--embeddings: expected width 64 for this Z-Image, got 32"),

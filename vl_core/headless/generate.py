@@ -187,9 +187,10 @@ def saved_job(arguments, width: int) -> Job:
         )
         return mixed, info.layout, info.describe()
 
-    tokenizer = load_tokenizer(ZImageFolder.check(arguments.model, "--model").tokenizer)
-    layout = prompt_layout(tokenizer, arguments.prompt)
-    blended(torch.zeros(len(layout), width), layout)  # finds what does not fit before Z-Image is loaded
+    folder = ZImageFolder.check(arguments.model, "--model")
+    layout = prompt_layout(load_tokenizer(folder.tokenizer), arguments.prompt)
+    # A rehearsal on zeros finds what does not fit before Z-Image is loaded.
+    folder.check_caption(len(blended(torch.zeros(len(layout), width), layout)[0]))
 
     def run(pipeline: ZImagePipeline):
         states, own = encode_text(pipeline, arguments.prompt, Path(arguments.model).resolve().name)
@@ -230,6 +231,7 @@ def steered_job(arguments, width: int, device: torch.device, dtype: torch.dtype)
         return text.states, steered.states, steered.layout, report, settings.window
 
     noted = {"images": [Path(path).name for path in arguments.image], **settings.effective()}
+    noted |= {} if arguments.recipe is None else {"recipe": find_recipe(arguments.recipe).name}
     return Job(run, noted | ({} if arguments.vision is None else {"vision": Path(arguments.vision).resolve().name}))
 
 
