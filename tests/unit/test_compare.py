@@ -107,7 +107,7 @@ def test_explicit_arguments_always_win_over_a_preset():
     axes, base, _ = choose_axes("full", {"alpha": ["0.1"], "layer": ["-3", "-5"], "outlier_mode": ["zero", "clamp"]})
     values = {axis.name: axis.values for axis in axes}
     assert values == {"layer": (-3, -5), "tokens": ("text", "all"), "outlier_mode": ("zero", "clamp")}
-    assert base["alpha"] == 0.1
+    assert base["strength"] == 0.1
     assert choose_axes("alpha", {"space": ["slerp"]})[1]["space"] == "slerp"  # against the preset's raw
 
 
@@ -123,7 +123,7 @@ def test_the_notes_names_of_token_selections_are_understood():
         (["--set", "colour=1,2"], "axis: expected one of"),
         (["--layers=-2,-99"], "layer: expected"),
         (["--layers=-2,-30", "--methods", "aligned"], "layer"),
-        (["--alphas", "0.5", "2"], "alpha: expected 0"),
+        (["--alphas", "0.5", "2"], "strength: expected 0"),
         (["--alphas", "0.1", "0.2", "--methods", "append"], "makes no difference"),
         (["--vision", "x"], "--vision: the demo has its own"),
         (["-m", "x"], "--vision: expected a Qwen3-VL folder"),
@@ -177,7 +177,7 @@ def test_every_cell_is_the_picture_that_its_settings_give(small, references, pip
     assert len(rows) == 2 * 2 * (1 + 4)  # prompts × seeds × (words alone + cells)
     assert len({row["id"] for row in rows}) == len(rows)
     for row in rows:
-        if row["settings"] == {"method": "words only"}:
+        if row["settings"] == {"way": "words only"}:
             tolerance = 0
             image = pipeline(
                 prompt=row["prompt"], num_inference_steps=2, guidance_scale=1.0, width=128, height=128,
@@ -191,7 +191,7 @@ def test_every_cell_is_the_picture_that_its_settings_give(small, references, pip
             seen = encoder.encode([reference], row["prompt"], layer)
             states, _, _ = condition(text, layout, seen, layer, "blend aligned", strength)
             image = paint(pipeline, states, steps=2, guidance=1.0, width=128, height=128, seed=row["seed"])
-            assert f"alpha {strength:g}".removesuffix(".0") in row["label"]
+            assert f"strength {strength:g}".removesuffix(".0") in row["label"]
             assert f"layer {layer}" in row["label"]
         found, expected = pixels(small / row["picture"]).astype(int), np.asarray(image).astype(int)
         assert np.abs(found - expected).max() <= tolerance, row["label"]
@@ -201,7 +201,7 @@ def test_figures_of_a_cell_are_those_of_its_picture_beside_its_own_baseline(smal
     rows = {row["id"]: row for row in rows_of(small)}
     for row in rows.values():
         baseline = rows[row["baseline"]]
-        assert baseline["settings"] == {"method": "words only"}
+        assert baseline["settings"] == {"way": "words only"}
         assert (baseline["prompt"], baseline["seed"]) == (row["prompt"], row["seed"])
         found = measure_artifacts(torch.from_numpy(pixels(small / row["picture"])))
         assert row["artifacts"]["border"] == pytest.approx(found.border, rel=1e-5)
@@ -211,8 +211,9 @@ def test_a_picture_and_prompt_are_read_once_whatever_the_number_of_cells(referen
     study, pictures = study_of(asked(references, "-p", "a blue ring", "--sweep", "methods", "--seeds", "0", "1"))
     painter = Painter(study.models, pictures, study.settings)
     for _, cell in study.cells:
-        painter.states(cell)
-    assert painter.encodes == 2 * 2  # prompts × (seen, muted for image delta)
+        painter.steer(cell)
+    # Prompts × one reading for all blends, and one for the adapter, which reads beside the prompt as it was fitted.
+    assert painter.encodes == 2 * 2
 
 
 def test_a_cell_keeps_its_id_from_machine_to_machine_and_another_picture_or_step_count_is_another(references):
@@ -220,9 +221,10 @@ def test_a_cell_keeps_its_id_from_machine_to_machine_and_another_picture_or_step
     again, _ = study_of(asked(references, "--alphas", "1", "0.25", "--device", "auto"))
     ids, others = {cell.id for _, cell in study.cells}, {cell.id for _, cell in again.cells}
     assert len(ids & others) == 2  # alpha 1, and the words alone
-    for change in (["--steps", "3"], ["--image-tokens", "64"], ["--negative", "blue"]):
+    words = {cell.id for _, cell in study.cells if cell.words_only}
+    for change, kept in ((["--steps", "3"], set()), (["--image-tokens", "64"], words), (["--negative", "blue"], set())):
         changed, _ = study_of(asked(references, "--alphas", "0.5", "1", *change))
-        assert not ids & {cell.id for _, cell in changed.cells}, change
+        assert ids & {cell.id for _, cell in changed.cells} == kept, change  # words alone have no image tokens
     other, _ = study_of(asked([references[1]], "--alphas", "0.5", "1"))
     assert not ids & {cell.id for _, cell in other.cells}
 
@@ -247,21 +249,23 @@ def test_think_puts_an_empty_think_block_after_the_prompt_on_both_sides(referenc
     expected = tokenizer.apply_chat_template(
         message, add_generation_prompt=True, enable_thinking=False, tokenize=False
     )
-    _, layout = painter.text(PROMPT, think=True)
+    layout = painter.host(True).words(PROMPT)[0].layout
     assert tokenizer.decode(layout.token_ids) == expected
-    states = {dict(cell.extra)["think"]: painter.states(cell)[0] for _, cell in study.cells if not cell.words_only}
-    assert len(states[True]) > len(states[False])
-    assert len(painter.reading(next(iter(pictures)), PROMPT, think=True).layout) > len(layout)
+    steered = {dict(cell.extra)["think"]: states(painter, cell) for _, cell in study.cells if not cell.words_only}
+    assert len(steered[True]) > len(steered[False])
+    seen, _ = painter.host(True).read(next(iter(pictures.values())), PROMPT, (-4,), budget=64)
+    assert len(seen.layout) > len(layout)
 
 
 def test_described_and_adapted_cells_are_compared_with_the_words_alone(references, tmp_path):
-    for option in (["--describe", "off", "on", "--alphas", "0"], ["--adapter-strengths", "0", "1", "--alphas", "0"]):
-        folder = tmp_path / option[0]
+    for way in ("words", "picture adapter"):
+        option = ["--ways", way, "--strengths", "0", "1"]
+        folder = tmp_path / way
         assert main([*command(references), *option, "-o", str(folder)]) == 0
         first, second = rows_of(folder)
         assert second["baseline"] == first["baseline"] == first["id"]
         assert (pixels(folder / first["picture"]) != pixels(folder / second["picture"])).any()
-    assert "picture adapter: strength 1" in second["report"]
+    assert second["report"].startswith("Picture adapter: the look added to your prompt at strength 1.")
 
 
 # -------------------------------------------------------------------------------------------------------------- nulls
@@ -296,7 +300,13 @@ def states_of(pictures, prompt: str, cell, pipeline) -> torch.Tensor:
     encoder = Qwen3VLEncoder.from_pretrained(MODELS / VISION, "cpu", torch.float32)
     text = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)[0][0]
     seen = encoder.encode(pictures, prompt, cell.settings.read_layer)
-    return cell.settings.apply(text, prompt_layout(pipeline.tokenizer, prompt), seen)[0]
+    layout, row = prompt_layout(pipeline.tokenizer, prompt), cell.settings
+    return condition(text, layout, seen, row.read_layer, row.way, row.strength, settings=row)[0]
+
+
+def states(painter, cell) -> torch.Tensor:
+    """What a painter paints a cell from."""
+    return painter.steer(cell).entries[0].states
 
 
 def test_another_pictures_null_is_painted_from_that_pictures_states(references, pipeline):
@@ -306,9 +316,9 @@ def test_another_pictures_null_is_painted_from_that_pictures_states(references, 
     assert [control.kind for control in controls] == ["another", "another"]
     for control, path in zip(controls, [references[1], references[0]], strict=True):
         other = torch.from_numpy(pixels(path))
-        found, _ = painter.states(control.painted)
+        found = states(painter, control.painted)
         torch.testing.assert_close(found, states_of([other], PROMPT, control.cell, pipeline), atol=1e-3, rtol=1e-4)
-        assert not torch.allclose(found, painter.states(control.cell)[0], atol=0.1)
+        assert not torch.allclose(found, states(painter, control.cell), atol=0.1)
     assert len(study.painted) == len(study.cells)  # what a null shows is the other picture's own cell
 
 
@@ -338,28 +348,27 @@ def test_with_one_picture_the_null_shows_its_own_pixels_in_another_order(referen
         torch.testing.assert_close(*(channel.sort().values for channel in both))
     painter = Painter(study.models, pictures, study.settings)
     expected = states_of([shown], PROMPT, control.cell, pipeline)
-    torch.testing.assert_close(painter.states(control.painted)[0], expected, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(states(painter, control.painted), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_noise_takes_the_place_of_the_states_and_keeps_their_spread(references):
     study, pictures = study_with_nulls(references, "--null", "noise", "--token-modes", "image", "--methods", "append")
     painter = Painter(study.models, pictures, study.settings)
     control = controls_by_kind(study)["noise"]
-    (key,), words = pictures, len(painter.text(PROMPT)[0])
-    found, own = (painter.states(cell)[0][words:] for cell in (control.painted, control.cell))
+    words = len(painter.host().words(PROMPT)[0].states)
+    found, own = (states(painter, cell)[words:] for cell in (control.painted, control.cell))
     assert found.shape == own.shape
     torch.testing.assert_close(found.pow(2).mean(1), own.pow(2).mean(1), rtol=1e-3, atol=1e-3)
     assert torch.cosine_similarity(found - found.mean(0), own - own.mean(0)).abs().mean() < 0.5
-    assert painter.reading(key, PROMPT).states.isfinite().all()
-    assert torch.equal(painter.states(control.painted)[0][words:], found)  # drawn once and for all
+    assert torch.equal(states(painter, control.painted)[words:], found)  # drawn once and for all
 
 
 def test_noise_leaves_nothing_of_a_description_or_of_what_the_adapter_reads(references):
-    for option in (["--describe", "on"], ["--adapter-strengths", "1"]):
-        study, pictures = study_of(asked(references, *option, "--alphas", "0", "--null", "noise"))
+    for option in (["--ways", "words"], ["--ways", "picture adapter"]):
+        study, pictures = study_of(asked(references, *option, "--strengths", "1", "--null", "noise"))
         painter = Painter(study.models, pictures, study.settings)
         control = study.controls[0]
-        own, null = (painter.states(cell)[0] for cell in (control.cell, control.painted))
+        own, null = (states(painter, cell) for cell in (control.cell, control.painted))
         layout = prompt_layout(painter.pipeline.tokenizer, PROMPT)
         kept = len(layout) - 5  # up to the template's tail
         assert torch.equal(own[:kept], null[:kept])
@@ -368,7 +377,7 @@ def test_noise_leaves_nothing_of_a_description_or_of_what_the_adapter_reads(refe
 
 def test_at_alpha_0_every_null_is_the_words_alone_bit_for_bit(nulled, references):
     rows = {row["id"]: row for row in rows_of(nulled)}
-    plain = [row for row in rows.values() if row.get("null") and row["settings"] == {"method": "words only"}]
+    plain = [row for row in rows.values() if row.get("null") and row["settings"] == {"way": "words only"}]
     assert len(plain) == 2 * 2 * 2  # pictures × seeds × kinds
     for row in plain:
         np.testing.assert_array_equal(pixels(nulled / row["picture"]), pixels(nulled / rows[row["of"]]["picture"]))
@@ -377,7 +386,7 @@ def test_at_alpha_0_every_null_is_the_words_alone_bit_for_bit(nulled, references
     painter = Painter(study.models, pictures, study.settings)
     for control in study.controls:
         if control.cell.words_only:
-            assert torch.equal(painter.states(control.painted)[0], painter.text(PROMPT)[0])
+            assert torch.equal(states(painter, control.painted), painter.host().words(PROMPT)[0].states)
 
 
 def test_a_null_is_measured_beside_its_cells_own_reference_and_words(nulled, references):
@@ -447,14 +456,14 @@ def test_the_page_and_the_grids_show_every_null_beside_its_cell(nulled):
 def test_the_summary_is_what_numpy_makes_of_the_lines(nulled):
     rows = {row["id"]: row for row in rows_of(nulled)}
     lines = from_csv((nulled / "summary.csv").read_text())
-    assert {line.setting for line in lines} == {"alpha 0", "alpha 1"}
+    assert {line.setting for line in lines} == {"strength 0", "strength 1"}
     for line in lines:
-        alpha = line.setting == "alpha 1"
+        alpha = line.setting == "strength 1"
 
         def figure(row, name=line.figure):
             return {**row["artifacts"], **row["fidelity"], **row["scores"]}[name]
 
-        cells = [row for row in rows.values() if "null" not in row and ("alpha" in row["settings"]) == alpha]
+        cells = [row for row in rows.values() if "null" not in row and ("strength" in row["settings"]) == alpha]
         groups = sorted({row["group"] for row in cells})
         nulls = {(row["of"], row["null"]): row for row in rows.values() if "null" in row}
         own, words, null = (
@@ -489,7 +498,8 @@ def test_a_star_stands_where_a_setting_is_two_errors_from_all_its_nulls():
 
 def test_a_run_killed_in_the_middle_goes_on_and_leaves_finished_rows_byte_for_byte(references, tmp_path):
     folder = tmp_path / "killed"
-    arguments = [*command(references), "--alphas", "0.1:1:0.1", "--layers=-2,-4", "-o", str(folder)]
+    arguments = [*command(references), "--ways", "aligned blend", "--strengths", "0.1:1:0.1", "--layers=-2,-4"]
+    arguments += ["-o", str(folder)]
     process = subprocess.Popen(
         [sys.executable, "-m", "vl_core", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
