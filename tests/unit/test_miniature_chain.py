@@ -16,12 +16,11 @@ pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs tr
 
 from miniature import world
 from miniature.__main__ import main, parser
-from miniature.measure import adapters, bench, check, methods, recipes, sheet, two_pictures
+from miniature.measure import adapters, bench, check, methods, sheet, two_pictures
 from miniature.measure.chain import LAYERS, Chain, answers, as_image
 from miniature.stages import switches
 from miniature.train import assemble, judge, models, vl
 from miniature.train.training import Options
-from vl_core import load_recipes
 from vl_core.adapters.space_adapter import SpaceAdapter
 from vl_core.states.tensors import token_rms
 from vl_core.zimage.pipeline import encode_text
@@ -234,35 +233,6 @@ def test_a_bench_that_was_stopped_measures_only_what_is_missing(run, report, mon
     assert len(calls) == 2
     for before, after in zip(report["methods"] + report["nulls"], again["methods"] + again["nulls"], strict=True):
         assert before["adherence"] == pytest.approx(after["adherence"], abs=1e-5)
-
-
-def test_recipes_are_measured_and_drawn_each_with_its_null_control(run):
-    from PIL import Image
-
-    main(["recipes", "--toy", "--pairs", "3", "--out", str(run), "--device", "cpu"])
-    report = json.loads((run / "recipes.json").read_text())
-    assert [entry["name"] for entry in report["recipes"]] == list(load_recipes()[0])
-    for entry in report["recipes"]:
-        assert {"control", "control_stderr", "shows", "shows_stderr", "adherence", "leak"} <= set(entry)
-        if entry["transfer"] is not None:
-            assert entry["shows"] == pytest.approx(entry["transfer"] - entry["control"], abs=1e-5)
-    with Image.open(run / "recipes.png") as sheet_of_them:
-        assert sheet_of_them.width > 1500
-        assert (run / "recipes.png").stat().st_size < 500_000
-
-
-@pytest.mark.parametrize(("shows", "error", "expected"), [
-    (0.1, 0.04, True), (0.1, 0.06, False), (-0.1, 0.04, True), (0.0, 0.0, False), (None, None, False),
-    (0.1, None, False),
-])  # fmt: skip
-def test_a_recipe_shows_something_beyond_two_standard_errors(shows, error, expected):
-    entry = {"name": "one", "transfer": shows, "stderr": error, "control": 0.0, "control_stderr": error,
-             "shows": shows, "shows_stderr": error, "adherence": 1.0, "leak": -0.001}  # fmt: skip
-    assert recipes.is_shown(entry) is expected
-    line = recipes.table([entry])[-1]
-    assert ("| yes |" in line) is expected
-    assert line.endswith("| 1.00 | 0.00 |")
-    assert ("none" in line) == (shows is None)
 
 
 def found(**shares: float) -> dict[str, torch.Tensor]:
