@@ -1,4 +1,4 @@
-"""Stage ``tables``: the frontier as a table in ``miniature.md``, made from ``frontier.json`` alone.
+"""Stage ``tables``: the frontier in ``miniature.md`` and the takes in ``methods.md``, made from their reports alone.
 
 ``python -m miniature tables --out docs --models miniature/models`` rewrites what stands between the marks.
 """
@@ -9,20 +9,30 @@ import json
 import re
 from typing import Any
 
+from ..measure import takes
 from ..measure.bench import CONTROLS
 from ..measure.frontier import figure
 from ..measure.methods import key_of
 from ..train.training import Options
 
 PAGE, REPORT = "miniature.md", "frontier.json"
+TAKES_PAGE = "methods.md"
+TAKES_BLOCK = re.compile(r"(<!-- takes -->\n).*?(<!-- end -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- frontier -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = ("method", "setting", "transfer", "background / style / mood", "colour", "shape", "leak")
 
 
 def run(options: Options) -> None:
-    """Write the page anew."""
+    """Write the pages anew."""
     page, report = options.out / PAGE, json.loads(options.report(REPORT).read_text(encoding="utf-8"))
     page.write_text(fill(page.read_text(encoding="utf-8"), report), encoding="utf-8")
+    page, report = options.out / TAKES_PAGE, json.loads(options.report(takes.REPORT).read_text(encoding="utf-8"))
+    page.write_text(fill_takes(page.read_text(encoding="utf-8"), report), encoding="utf-8")
+
+
+def fill_takes(page: str, report: dict[str, Any]) -> str:
+    """The page with the takes' table between ``<!-- takes -->`` and ``<!-- end -->``."""
+    return TAKES_BLOCK.sub(lambda found: found[1] + "\n".join(takes.table(report)) + "\n" + found[2], page)
 
 
 def fill(page: str, report: dict[str, Any]) -> str:

@@ -98,7 +98,7 @@ SCREENS = (
     Screen("describe", "its look in words"),
     Screen("picture_adapter", "picture adapter", {"ZImageVLAdapterFit": {"prompts": PROMPTS}}),
     Screen(
-        "recipes", "variation of the picture",
+        "recipes", "everything",
         {"ZImageVLCondition": {"recipe": "variation of the picture", "strength": 1.0}},
     ),
     Screen("image_delta", "image delta"),

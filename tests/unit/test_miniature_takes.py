@@ -10,6 +10,7 @@ import torch
 
 from miniature import world
 from miniature.measure import takes
+from miniature.show import tables
 from vl_core.steering.takes import take_names
 from vl_core.steering.ways.adapter import WORTH_IT
 
@@ -72,3 +73,9 @@ def test_a_place_is_read_off_the_centroid_of_what_has_the_objects_colour(place):
     picture = torch.where(disc[..., None], color, ground).permute(2, 0, 1)[None] * 2 - 1
     assert takes.place_of(picture, color[None]).tolist() == [place]
     assert takes.place_of(picture, torch.tensor([[0.0, 1.0, 0.0]])).tolist() == [-1]  # nothing of that colour
+
+
+def test_the_page_has_the_table_of_the_report():
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert tables.fill_takes(page, REPORT) == page
+    assert "\n".join(takes.table(REPORT)) in page
