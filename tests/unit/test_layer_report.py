@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,11 +21,11 @@ from vl_core.reports.layer_report import (
     linear_cka,
     mean_report,
     standard_errors,
-    unit_rms,
 )
 from vl_core.states.layers import parse_layers
 from vl_core.states.layout import TokenLayout
 from vl_core.states.statistics import ReferenceStatistics
+from vl_core.states.tensors import unit_rms
 from vl_core.states.vl_states import VLStates
 
 WIDTH, WORDS, IMAGE, BLOCKS = 24, 11, 12, 4
@@ -230,6 +231,40 @@ def test_a_reference_of_equally_large_tokens_is_exact_after_x_over_rms():
         y = unit_rms(y).numpy()
         expected = numpy_figures(x, y.mean(0), y.std(0, ddof=1))
         assert measured(report.select("text", "dit", sinks)[1]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_encoder_against_its_own_statistics_reads_as_itself_in_both_spaces(tmp_path):
+    sizes = torch.linspace(0.3, 4, len(layout()), dtype=torch.float64)[:, None]
+    tokens = (random(len(layout()), WIDTH, seed=4) * torch.linspace(0.2, 3, WIDTH) + random(WIDTH, seed=6)) * sizes
+    tokens[0] = 900 * random(WIDTH, seed=8)
+    only_text = TokenLayout(torch.ones(len(tokens)), torch.arange(len(tokens)), ())
+    seen = VLStates(tokens[None], (3,), BLOCKS, only_text)
+    measured_once = ReferenceStatistics.of(tokens)
+    halves = ReferenceStatistics.of(tokens[:14]).merge(ReferenceStatistics.of(torch.cat([tokens[:1], tokens[14:]])))
+    kept = ReferenceStatistics.load(measured_once.save(tmp_path / "own.safetensors"))
+    for own in (measured_once, kept):
+        for row in layer_report(seen, own).figures:
+            assert (row.mean_correlation, row.log_std_correlation) == pytest.approx((1, 1), abs=1e-9), row
+            assert row.std_ratio == pytest.approx(1, abs=1e-6) and row.frechet == pytest.approx(0, abs=1e-6), row
+    ordinary = tokens[1:].numpy()
+    ordinary = ordinary / np.sqrt((ordinary**2).mean(-1, keepdims=True))
+    for own in (measured_once, halves):
+        assert np.allclose(own.unit_ordinary.mean, ordinary.mean(0), rtol=1e-9)
+        assert np.allclose(own.unit_ordinary.std, ordinary.std(0, ddof=1), rtol=1e-9)
+    assert halves.unit_sinks.count == 2 and halves.unit_ordinary.count == len(tokens) - 1
+
+
+def test_a_reference_without_unit_moments_leaves_the_rows_after_x_over_rms_out_and_says_so(tmp_path):
+    older = replace(reference(), unit_ordinary=None, unit_sinks=None)
+    published = ReferenceStatistics.from_published(torch.zeros(WIDTH), torch.ones(WIDTH), 100)
+    for lacking in (ReferenceStatistics.load(older.save(tmp_path / "older.safetensors")), published,
+                    older.merge(reference(3))):
+        assert lacking.unit_ordinary is None and lacking.unit_sinks is None
+        report = layer_report(encode(), lacking)
+        assert all(row.frechet is None for row in report.figures if row.space == "dit")
+        assert all(row.frechet is not None for row in report.figures if row.space == "raw" and row.sinks == "exclude")
+        assert "measure it again" in report.summary() and "measure it again" in report.table()
+    assert not layer_report(encode(), reference()).notes
 
 
 def test_x_over_rms_makes_the_scale_of_tokens_and_of_the_reference_invisible():

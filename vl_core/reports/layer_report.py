@@ -20,7 +20,7 @@ from ..stages.alignment import align, doubts_about_words
 from ..states.layout import TokenLayout, TokenRole
 from ..states.sinks import find_sinks
 from ..states.statistics import Moments, ReferenceStatistics
-from ..states.tensors import EPSILON, check_embeddings, check_layout, median, paired_batches
+from ..states.tensors import EPSILON, check_embeddings, check_layout, median, paired_batches, unit_rms
 from ..states.vl_states import VLStates
 from .inspection import pearson
 
@@ -29,6 +29,10 @@ SPACES = {"raw": "as they come", "dit": "after x/rms(x), as Z-Image sees them"}
 SINKS = {"include": "with attention sinks", "exclude": "without attention sinks"}
 SEEN_BY_DIT = ("dit", "exclude")  # the variant the short summary is about
 TIES_NAMED = 3
+WITHOUT_UNIT_MOMENTS = (
+    "The reference lacks the moments of tokens after x/rms(x) (an older file or published figures), so those rows are "
+    "not compared with it: measure it again on the text encoder."
+)
 
 
 class Metric(NamedTuple):
@@ -202,8 +206,8 @@ def layer_report(
     """Measure every captured layer, text and image tokens apart, raw and after x/rms(x), with sinks and without.
 
     Sinks are found on each layer's whole sequence. The target is ``reference`` if given, else ``text``'s own tokens.
-    A reference holds no single tokens, so after x/rms(x) its ordinary tokens and its sinks each count as equally
-    large; that changes no correlation.
+    A reference without the moments of unit-RMS tokens (an older file, published figures) is no target after x/rms(x):
+    those figures are left out, and a note says so.
 
     Args:
         seen: an encode with one layer or more.
@@ -242,6 +246,8 @@ def layer_report(
     figures.sort(key=lambda row: (ways[row.group], ways[row.space], ways[row.sinks], row.layer))
 
     notes = []
+    if reference is not None and reference.unit_ordinary is None:
+        notes.append(WITHOUT_UNIT_MOMENTS)
     cosines = [row.cosine for row in figures if row.cosine is not None]
     if cosines and text_layout is None:
         notes += doubts_about_words(max(cosines))
@@ -350,11 +356,6 @@ def linear_cka(x: Tensor, y: Tensor) -> float:
     return float((first * second).sum() / scale) if scale > 0 else math.nan
 
 
-def unit_rms(tokens: Tensor) -> Tensor:
-    """Each token over its RMS, all Z-Image sees of its scale; zeros stay zeros."""
-    return tokens / tokens.square().mean(-1, keepdim=True).sqrt().clamp_min(EPSILON)
-
-
 class _Pairs(NamedTuple):
     """The text's states and where the VL sequence carries the same tokens."""
 
@@ -385,7 +386,8 @@ def _targets(reference: ReferenceStatistics | None, text: Tensor | None) -> dict
         return {}
     parts = {"raw": (reference.ordinary, reference.sinks)} if reference is not None else {}
     if reference is not None:
-        parts["dit"] = tuple(_in_units_of_rms(group) for group in parts["raw"])
+        if reference.unit_ordinary is not None and reference.unit_sinks is not None:
+            parts["dit"] = (reference.unit_ordinary, reference.unit_sinks)
     else:
         is_sink = find_sinks(text)
         for space, tokens in (("raw", text), ("dit", unit_rms(text))):
@@ -394,14 +396,6 @@ def _targets(reference: ReferenceStatistics | None, text: Tensor | None) -> dict
     for space, (ordinary, sinks) in parts.items():
         targets |= {(space, "exclude"): ordinary, (space, "include"): ordinary.merge(sinks)}
     return {key: moments for key, moments in targets.items() if moments.count > 1}
-
-
-def _in_units_of_rms(moments: Moments) -> Moments:
-    """As if every token had the group's root mean square, which is then 1."""
-    if not moments.count:
-        return moments
-    scale = float((moments.mean.square() + moments.squares / moments.count).mean().sqrt().clamp_min(EPSILON))
-    return Moments(moments.count, moments.mean / scale, moments.squares / scale**2)
 
 
 def _target_in_words(reference: ReferenceStatistics | None, pairs: _Pairs | None) -> str:

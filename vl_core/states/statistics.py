@@ -20,7 +20,7 @@ from .files import check_content
 from .headers import ReferenceHeader
 from .sinks import Sinks, check_sinks, sinks_among
 from .storage import read_tensors, take, write_tensors
-from .tensors import ROWS_AT_A_TIME, all_finite, median, token_rms
+from .tensors import ROWS_AT_A_TIME, all_finite, median, token_rms, unit_rms
 
 PUBLISHED_TARGET_STD = 61.0  # the research note's global std of Qwen3-4B at layer -2
 PUBLISHED_CLIP = 3.0  # the note clips per-dimension z-scores here
@@ -119,6 +119,8 @@ class ReferenceStatistics:
         rms: float32 ``(ordinary.count,)``, each ordinary token's RMS (kept, so that the median survives merging).
         encoder: identity of the encoder that was measured; ``layer`` its hidden-state index from the end.
         prompts: how many texts were read.
+        unit_ordinary, unit_sinks: moments of the two groups after each token was divided by its RMS, as Z-Image sees
+            them; both None in older files and published figures, from which they cannot be had.
     """
 
     ordinary: Moments
@@ -127,10 +129,13 @@ class ReferenceStatistics:
     encoder: str = ""
     layer: int | None = None
     prompts: int = 0
+    unit_ordinary: Moments | None = None
+    unit_sinks: Moments | None = None
 
     @classmethod
     def empty(cls, width: int, encoder: str = "", layer: int | None = None) -> ReferenceStatistics:
-        return cls(Moments.empty(width), Moments.empty(width), torch.zeros(0), encoder, layer, 0)
+        none = Moments.empty(width)
+        return cls(none, none, torch.zeros(0), encoder, layer, 0, none, none)
 
     @classmethod
     def of(cls, embeddings: Tensor, encoder: str = "", layer: int | None = None) -> ReferenceStatistics:
@@ -148,7 +153,8 @@ class ReferenceStatistics:
         rms = token_rms(embeddings.detach()).cpu()
         is_sink = sinks_among(rms)
         ordinary, sinks = (embeddings[rows.nonzero().flatten().to(embeddings.device)] for rows in (~is_sink, is_sink))
-        return cls(Moments.of(ordinary), Moments.of(sinks), rms[~is_sink], encoder, layer, prompts=1)
+        units = (Moments.of(unit_rms(group.detach().cpu().double())) for group in (ordinary, sinks))
+        return cls(Moments.of(ordinary), Moments.of(sinks), rms[~is_sink], encoder, layer, 1, *units)
 
     @classmethod
     def from_published(
@@ -193,6 +199,7 @@ class ReferenceStatistics:
         return ReferenceStatistics(
             self.ordinary.merge(other.ordinary), self.sinks.merge(other.sinks), torch.cat([self.rms, other.rms]),
             self.encoder, self.layer, self.prompts + other.prompts,
+            _merged(self.unit_ordinary, other.unit_ordinary), _merged(self.unit_sinks, other.unit_sinks),
         )
 
     def check_width(self, width: int) -> None:
@@ -215,7 +222,10 @@ class ReferenceStatistics:
     def save(self, path: str | os.PathLike) -> Path:
         """Write to a safetensors file."""
         tensors = {"rms": self.rms}
-        for name, moments in (("ordinary", self.ordinary), ("sinks", self.sinks)):
+        groups = {"ordinary": self.ordinary, "sinks": self.sinks}
+        if self.unit_ordinary is not None and self.unit_sinks is not None:
+            groups |= {"unit_ordinary": self.unit_ordinary, "unit_sinks": self.unit_sinks}
+        for name, moments in groups.items():
             tensors |= {f"{name}.mean": moments.mean, f"{name}.squares": moments.squares}
         header = {
             "encoder": self.encoder, "layer": self.layer, "prompts": self.prompts,
@@ -225,22 +235,31 @@ class ReferenceStatistics:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> ReferenceStatistics:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote; older files lack the moments of unit-RMS tokens.
 
         Raises:
             FileNotFoundError, ValueError: see :func:`read_tensors`; also for shapes that disagree.
         """
         tensors, content = read_tensors(path, "reference")
         header = check_content(ReferenceHeader, content, Path(path).name)
+        names = ["ordinary", "sinks"]
+        if any(one.startswith("unit_") for one in tensors):
+            names += ["unit_ordinary", "unit_sinks"]
         groups = [
             Moments(count, take(tensors, f"{name}.mean", path, 1), take(tensors, f"{name}.squares", path, 1))
-            for name, count in zip(("ordinary", "sinks"), header.counts, strict=True)
+            for name, count in zip(names, header.counts * (len(names) // 2), strict=True)
         ]
-        reference = cls(*groups, take(tensors, "rms", path, 1), header.encoder, header.layer, header.prompts)
+        rms = take(tensors, "rms", path, 1)
+        reference = cls(*groups[:2], rms, header.encoder, header.layer, header.prompts, *groups[2:])
         widths = {part.numel() for group in groups for part in (group.mean, group.squares)}
         if len(widths) != 1:
             raise ValueError(f"{Path(path).name}: expected one width throughout, got {sorted(widths)}.")
         return reference
+
+
+def _merged(ours: Moments | None, theirs: Moments | None) -> Moments | None:
+    """Of both; None if one is not known."""
+    return None if ours is None or theirs is None else ours.merge(theirs)
 
 
 def calibration_prompts() -> list[str]:

@@ -113,6 +113,11 @@ EPSILON = 1e-6  # floor of a std, as in the note
 ROWS_AT_A_TIME = 64  # of 2560 float64: what stays in a processor's cache between the steps of a sum
 
 
+def unit_rms(tokens: Tensor) -> Tensor:
+    """Each token ``(…, D)`` over its RMS, all Z-Image sees of its scale; same dtype, zeros stay zeros."""
+    return tokens / tokens.square().mean(-1, keepdim=True).sqrt().clamp_min(EPSILON)
+
+
 def token_rms(embeddings: Tensor) -> Tensor:
     """Root mean square of each token: ``(…, L, D)`` -> float32 ``(…, L)``.
 
