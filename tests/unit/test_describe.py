@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 
 from miniature import world
-from vl_core import Qwen3VLEncoder, describe, load_recipes
+from vl_core import Qwen3VLEncoder, describe
 from vl_core.encoder.writing import INSTRUCTIONS, append_words, finish, last_complete, strip_thoughts
 from vl_core.pictures import patchify, prepare_picture
+from vl_core.steering.takes import TAKES
 
 ROOT = Path(__file__).resolve().parents[2]
 MINIATURE = ROOT / "miniature" / "models" / "qwen3-vl-mini"
@@ -268,8 +269,8 @@ def test_a_thinking_model_is_told_that_its_thought_is_over(tiny_models, tmp_path
     assert encoder.tokenizer.decode(read[0][0].tolist()).endswith("assistant\n<think>\n\n</think>\n\n")
 
 
-def test_every_recipe_has_an_instruction():
-    assert {recipe.name for recipe in load_recipes()[0].values()} <= set(INSTRUCTIONS)
+def test_every_take_asks_for_one_of_the_instructions():
+    assert {take.instruction for take in TAKES} <= set(INSTRUCTIONS.values())
     assert all(text.strip() for text in INSTRUCTIONS.values())
 
 

@@ -20,10 +20,11 @@ pytest.importorskip("PIL", reason="pages are drawn with Pillow")
 ONE = [("alpha", "0.1:0.9:0.2")]
 TWO = [("alpha", "0, 0.5, 1"), ("layer", "-2, -6")]
 FOUR = [*TWO, ("seed", "1, 2"), ("space", "dit, raw")]
+ALIGNED = {"method": "aligned", "alpha": 0.5}
 
 
 def plan_of(*axes: tuple[str, str], **options) -> Plan:
-    return make_plan([parse_axis(*axis) for axis in axes], **options)
+    return make_plan([parse_axis(*axis) for axis in axes], ALIGNED, **options)
 
 
 def noise(height: int, width: int, seed: int) -> np.ndarray:
@@ -98,7 +99,7 @@ def test_labels_stand_above_their_column_and_beside_their_row(written):
     for label, box in (("reference", grid.references[0]), ("words only", grid.baselines[0][1])):
         x, y = places[label]
         assert x == box.left and y < box.top
-    assert max(box.bottom for _, box in grid.baselines) < min(y for x, y, text in written if text.startswith("alpha"))
+    assert max(box.bottom for _, box in grid.baselines) < min(y for x, y, text in written if text.startswith("strength"))
 
 
 def test_a_single_axis_is_broken_into_lines_with_a_label_over_every_picture(written):
@@ -123,7 +124,7 @@ def test_pages_are_titled_with_the_values_of_the_further_axes(written):
 
 def test_a_long_title_and_long_labels_are_wrapped_and_lose_no_word(written):
     prompts = ("a very long prompt about the sea at night " * 5, "short", "without" * 30)
-    plan = make_plan([Axis("prompt", prompts), parse_axis("layer", "-2, -6")], extra={"prompt": ""})
+    plan = make_plan([Axis("prompt", prompts), parse_axis("layer", "-2, -6")], ALIGNED, extra={"prompt": ""})
     title = "one two three four " * 40
     grid = draw_grid(plan, painted(plan, 96, 96), title=title)
     (width,) = {page.shape[1] for page in grid.pages}
@@ -182,9 +183,11 @@ def test_pictures_of_different_sizes_keep_them_and_references_fit_into_a_cell():
 )
 @budget(max_examples=40, deadline=None)
 def test_any_shape_of_grid_and_picture_loses_no_cell(columns, rows, pages, size, cell_size):
-    axes = [Axis("alpha", tuple(n / 10 for n in range(1, columns + 1))), Axis("layer", tuple(range(-1, -rows - 1, -1))),
-            Axis("seed", tuple(range(pages)))]  # fmt: skip
-    plan = make_plan(axes)
+    axes = [
+        Axis("strength", tuple(n / 10 for n in range(1, columns + 1))), Axis("layer", tuple(range(-1, -rows - 1, -1))),
+        Axis("seed", tuple(range(pages))),
+    ]
+    plan = make_plan(axes, ALIGNED)
     grid = draw_grid(plan, painted(plan, *size), cell_size=cell_size)
     assert len(grid.boxes) == len(set(grid.boxes)) == columns * rows * pages
     longest = max(size) if cell_size is None else min(cell_size, max(size))
@@ -222,7 +225,7 @@ def test_a_cell_without_a_picture_is_refused_by_name_unless_it_may_be_missing(wr
     plan = plan_of(*TWO)
     pictures = painted(plan)
     del pictures[plan.cells[4].id]
-    with pytest.raises(ValueError, match=r"none for 1 of 5, the first being: alpha 0.5, layer -6"):
+    with pytest.raises(ValueError, match=r"none for 1 of 5, the first being: strength 0.5, layer -6"):
         draw_grid(plan, pictures)
     grid = draw_grid(plan, pictures, missing_ok=True)
     box = grid.boxes[4]

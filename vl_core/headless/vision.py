@@ -17,8 +17,8 @@ def load_encoder(folder: str, device: torch.device, dtype: torch.dtype, layer: i
 
 
 def steps_of_encode(encoder: Qwen3VLEncoder, pictures: int, layer: int) -> int:
-    """How often an encode calls its ``check``: once per picture and block."""
-    return pictures + resolve_layer(layer, encoder.num_layers)
+    """How often an encode calls its ``check``: once per picture and block, those of the vision tower too."""
+    return pictures * (1 + len(encoder.model.visual.blocks)) + resolve_layer(layer, encoder.num_layers)
 
 
 def add_picture_arguments(parser, required_note: str = "") -> None:
