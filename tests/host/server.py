@@ -76,6 +76,11 @@ class Server:
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return [line for line in lines if "Cannot import" in line or "Traceback (most recent call last)" in line]
 
+    def provoked(self) -> list[str]:
+        """Lines that name errors which tests provoke on purpose, each told with a traceback of its own."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [line for line in lines if "!!! Exception during processing !!!" in line]
+
 
 def prepare_base(comfyui: Path, base: Path, models: str = TINY) -> None:
     """ComfyUI's folders with the pack, the models' stand-ins, empty files for the models, ComfyUI's example picture."""

@@ -99,7 +99,8 @@ def test_labels_stand_above_their_column_and_beside_their_row(written):
     for label, box in (("reference", grid.references[0]), ("words only", grid.baselines[0][1])):
         x, y = places[label]
         assert x == box.left and y < box.top
-    assert max(box.bottom for _, box in grid.baselines) < min(y for x, y, text in written if text.startswith("strength"))
+    labels = [y for x, y, text in written if text.startswith("strength")]
+    assert max(box.bottom for _, box in grid.baselines) < min(labels)
 
 
 def test_a_single_axis_is_broken_into_lines_with_a_label_over_every_picture(written):

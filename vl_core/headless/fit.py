@@ -138,6 +138,7 @@ def fit_here(encoders: Encoders, examples: Sequence[Example], output: Path) -> t
     part = output.with_name(f"{output.stem}_{key}.part")
     output.parent.mkdir(parents=True, exist_ok=True)
     probe = probe_of(reader.look(examples[0].pixels(), PROBE), reader.read(PROBE))
+    reader.encoder.forget()  # the first picture is read as a worker reads it, not on from the probe's reading
     with progress("Reading pictures", len(examples)) as move:
         return fit_examples(
             examples, spec, reader.look, reader.read, reader.tokenize, prompts=reader.prompts, part=part, probe=probe,

@@ -261,7 +261,7 @@ def test_the_report_tells_mode_strength_layer_and_picture(text, seen):
         ("blend", 0.5, "way: expected one of automatic, words, learned look, .*got 'blend'"),
         ("research: image delta", -3.01, r"expected -3 to 3 with research: image delta, got -3.01"),
         ("research: image delta", float("nan"), "strength: expected -3"),
-        ("aligned blend", 2, r"with aligned blend, got 2\. learned look and picture adapter and research: .* take it\."),
+        ("aligned blend", 2, r"with aligned blend, got 2\. learned look and picture adapter and .* take it\."),
         ("aligned blend", 1.01, "strength: expected 0"),
         ("appended tokens", -0.1, "strength: expected 0"),
         ("aligned blend", float("nan"), "strength: expected 0"),
