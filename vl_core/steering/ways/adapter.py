@@ -7,8 +7,8 @@ from ..settings import Settings
 from ..way import Given, Needs, Readings, Steered, Text, Way
 
 # Held-out R² of the template's tail that a fit has to reach. On the miniature fits of .6 and more brought .82 to .95 of
-# a caption, those below .56 to .82 and less, words .99 (miniature/takes.json, "fits"). The tail is what both kinds of
-# fit, beside the user's prompt and beside none, can be told apart by.
+# a caption, those below .26 to .89, words .99 (miniature/takes.json, "fits"). By the tail both kinds of fit, beside the
+# user's prompt and beside none, can be compared.
 WORTH_IT = 0.6
 
 
@@ -48,8 +48,7 @@ def act(text: Text, readings: Readings, settings: Settings, given: Given) -> Ste
     below = [weight for weight in readings.weights if weight < 0]
     if below:
         raise ValueError(
-            f"weights: expected 0 or more with a picture adapter, got {below[0]:g}. Use a negative strength to push "
-            "away."
+            f"weights: expected 0 or more with a picture adapter, got {below[0]:g}. Leave that picture out."
         )
     slots = _slots(settings, adapter)
     if settings.taken.slots and not slots:
