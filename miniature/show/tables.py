@@ -23,11 +23,12 @@ HEAD = ("method", "setting", "transfer", "background / style / mood", "colour", 
 
 
 def run(options: Options) -> None:
-    """Write the pages anew."""
-    page, report = options.out / PAGE, json.loads(options.report(REPORT).read_text(encoding="utf-8"))
-    page.write_text(fill(page.read_text(encoding="utf-8"), report), encoding="utf-8")
-    page, report = options.out / TAKES_PAGE, json.loads(options.report(takes.REPORT).read_text(encoding="utf-8"))
-    page.write_text(fill_takes(page.read_text(encoding="utf-8"), report), encoding="utf-8")
+    """Write anew each page that stands in the folder; its report has to be there."""
+    for name, report, filled in ((PAGE, REPORT, fill), (TAKES_PAGE, takes.REPORT, fill_takes)):
+        page = options.out / name
+        if page.is_file():
+            read = json.loads(options.report(report).read_text(encoding="utf-8"))
+            page.write_text(filled(page.read_text(encoding="utf-8"), read), encoding="utf-8")
 
 
 def fill_takes(page: str, report: dict[str, Any]) -> str:
@@ -68,5 +69,3 @@ def setting(row: dict[str, Any]) -> str:
             numbers = value if isinstance(value, list) else [value]
             shown.append(f"{name.replace('_', ' ')} {' and '.join(f'{one:g}' for one in numbers)}")
     return ", ".join(shown)
-
-

@@ -12,7 +12,7 @@ TAKES = ["the look", "style", "colours", "light and mood", "composition", "every
 RETIRED = {  # recipes of version 0.1: what their reports say to choose instead
     "style hint": "take style", "colour palette": "take colours", "light and mood (0.1)": "take light and mood",
     "composition (0.1)": "take composition", "variation of the picture": "take everything",
-    "push away": "picture adapter",
+    "push away": "a negative prompt",
 }
 
 

@@ -37,7 +37,7 @@ def test_the_packs_recipes_are_all_there_and_right():
             assert recipe.at(strength).strength == recipe.settings.strength * strength
         assert not needs_statistics(recipe.settings)  # nobody waits for a measurement unasked
         assert recipe.instead and recipe.instead in recipe.describe(1.0)
-        assert recipe.instead.removeprefix("take ") in take_names() or "picture adapter" in recipe.instead
+        assert recipe.instead.removeprefix("take ") in take_names() or recipe.instead == "a negative prompt"
 
 
 def test_pushing_away_is_negative_and_composition_ends_early():
