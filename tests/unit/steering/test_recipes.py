@@ -53,7 +53,7 @@ def test_a_recipe_says_its_numbers():
     assert line.startswith(
         "Recipe push away: strength -1 × 0.5 = -0.5, way research: image delta, layer -2, picture as it is."
     )
-    assert "choose picture adapter" in line
+    assert "choose a negative prompt" in line
 
 
 def test_the_smallest_recipe_has_its_modes_layer_and_plain_settings():
