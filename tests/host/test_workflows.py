@@ -79,6 +79,19 @@ def test_a_workflow_uses_only_nodes_that_exist(path, info):
 
 
 @every_workflow
+def test_a_workflow_chooses_only_what_its_lists_offer(path, info, to_prompt):
+    for node in to_prompt(path).values():
+        if not node["class_type"].startswith("ZImageVL"):
+            continue  # models and pictures are the user's
+        specs = info[node["class_type"]]["input"]
+        for name, (kind, *more) in {**specs.get("required", {}), **specs.get("optional", {})}.items():
+            offered = kind if isinstance(kind, list) else more[0].get("options") if kind == "COMBO" else None
+            value = node["inputs"].get(name)
+            if isinstance(value, str) and offered and not value.endswith(".safetensors"):
+                assert value in offered, f"{node['class_type']}.{name}"
+
+
+@every_workflow
 def test_a_workflow_names_the_models_it_needs_and_where_to_get_them(path):
     for node in working_nodes(read(path)):
         if node["type"] in LOADERS:
