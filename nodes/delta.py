@@ -34,7 +34,7 @@ class ZImageVLDelta(io.ComfyNode):
             node_id="ZImageVLDelta",
             display_name="Image Delta",
             description="Add to each word what the picture did to it: read with the picture, minus read without.",
-            search_aliases=["difference", "image prompt", "negative reference", "push away", "style reference"],
+            search_aliases=["difference", "image prompt", "style reference"],
             inputs=[
                 encoder_input(),
                 pictures_input(),
@@ -45,7 +45,7 @@ class ZImageVLDelta(io.ComfyNode):
                 io.Float.Input(
                     "weight", default=1.0, min=-MAX_WEIGHT, max=MAX_WEIGHT, step=0.05,
                     tooltip="How much of the difference is added: 1 is what the picture did, more exaggerates it. 0 is "
-                    "the text alone; negative pushes away from the picture.",
+                    "the text alone; negative takes it away, which showed next to nothing where measured.",
                 ),
                 layer_input(-2),
                 io.Combo.Input(

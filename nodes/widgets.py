@@ -164,7 +164,7 @@ def weights_input() -> io.String.Input:
     return io.String.Input(
         "weights", default="", optional=True,
         tooltip="How much each picture counts, in order: 1, 0.5, -0.3. Empty: all alike. 0 leaves a picture out; below "
-        "0 pushes away from it, which needs another way to combine than concat.",
+        "0 takes away what it does, which showed next to nothing and needs another way to combine than concat.",
     )
 
 

@@ -87,7 +87,7 @@ PRESETS: dict[str, Preset] = {
         {"way": "aligned blend"},
     ),
     "delta": Preset(
-        "what the picture adds to each word; below 0 it pushes away",
+        "what the picture adds to each word; below 0 takes that away",
         {"strength": "-2, -1, 0.5, 1, 2", "layer": "-2, -6"}, {"way": "image delta"},
     ),
     "space": Preset(
