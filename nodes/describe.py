@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..vl_core.encoder.writing import INSTRUCTIONS, MAX_TOKENS, TOP_K, append_words
+from ..vl_core.encoder.answers import append_words
+from ..vl_core.encoder.writing import INSTRUCTIONS, MAX_TOKENS, TOP_K
 from .host import encoders
 from .widgets import budget_input, encoder_input, node_schema, pictures_input, report
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..vl_core import Description, ReferenceStatistics, VLStates
-from ..vl_core.encoder.writing import append_words
+from ..vl_core.encoder.answers import append_words
 from ..vl_core.pictures import split_batch
 from ..vl_core.stages.combine import parse_weights
 from ..vl_core.states.vl_states import LAYOUT_KEY

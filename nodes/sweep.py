@@ -9,9 +9,10 @@ from comfy_api.latest import io
 from ..vl_core.adapters.picture_adapter import PictureAdapter
 from ..vl_core.states.families import Family
 from ..vl_core.states.fields import Value
+from ..vl_core.steering.axes import MAX_SEED, parse_axis
 from ..vl_core.steering.settings import AUTOMATIC, BLENDS, FIELDS, MAX_STRENGTH
 from ..vl_core.steering.steer import steer_many
-from ..vl_core.steering.sweep import MAX_SEED, Plan, make_plan, parse_axis
+from ..vl_core.steering.sweep import Plan, make_plan
 from ..vl_core.steering.takes import DEFAULT_TAKE, take_names
 from ..vl_core.steering.way import Given
 from .adapter import NO_FILE

@@ -11,16 +11,8 @@ from .looks.learn import learn_look
 from .looks.look import Look
 from .looks.start import Words
 from .pictures import baseline_picture
-from .reports.artifacts import (
-    ArtifactComparison,
-    Artifacts,
-    Fidelity,
-    compare_artifacts,
-    layout_similarity,
-    measure_artifacts,
-    measure_fidelity,
-    palette_distance,
-)
+from .reports.artifacts import ArtifactComparison, Artifacts, compare_artifacts, measure_artifacts
+from .reports.fidelity import Fidelity, layout_similarity, measure_fidelity, palette_distance
 from .reports.grid import draw_grid
 from .reports.inspection import Inspection, inspect
 from .stages.alpha import alpha_curve, alpha_on_words, positions_of_words
@@ -39,10 +31,11 @@ from .states.sinks import find_sinks
 from .states.stacks import stack_layers
 from .states.statistics import ReferenceStatistics, calibrate, calibration_prompts
 from .states.vl_states import VLStates, load_conditioning, save_conditioning
+from .steering.axes import Axis, parse_axis
 from .steering.condition import condition
 from .steering.recipes import Recipe, load_recipes
 from .steering.settings import Settings
-from .steering.sweep import Axis, Plan, make_plan, parse_axis
+from .steering.sweep import Plan, make_plan
 
 __all__ = [
     "FAMILIES",

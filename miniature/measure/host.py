@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vl_core import Description, ReferenceStatistics, VLStates
-from vl_core.encoder.writing import append_words
+from vl_core.encoder.answers import append_words
 from vl_core.reports.controls import matched_noise, noisy
 from vl_core.states.families import ZIMAGE, Family
 from vl_core.states.layout import TAIL_TOKENS

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vl_core import Look, TokenLayout, Words, apply_look
-from vl_core.encoder.writing import append_words
+from vl_core.encoder.answers import append_words
 from vl_core.looks.learn import learn_looks
 from vl_core.looks.lesson import Lesson
 from vl_core.looks.look import Origin

@@ -14,12 +14,13 @@ import torch
 from comfy.text_encoders import qwen3vl, z_image
 
 from ...vl_core import Description, TokenLayout, VLStates
+from ...vl_core.encoder.answers import finish
 from ...vl_core.encoder.cache import ByteCache, default_limit
 from ...vl_core.encoder.forward import bare, fits, mrope_rotary
 from ...vl_core.encoder.reader import Reader
 from ...vl_core.encoder.room import is_out_of_memory
 from ...vl_core.encoder.sampling import Sampling
-from ...vl_core.encoder.writing import finish, write_answers
+from ...vl_core.encoder.writing import write_answers
 from ...vl_core.pictures import FACTOR, Picture, prepare_picture, to_float
 from ...vl_core.states.families import ZIMAGE, Family, published
 from ...vl_core.states.layout import (

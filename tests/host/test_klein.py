@@ -207,7 +207,7 @@ def test_described_words_come_in_by_their_strength_in_every_layer(run, klein, vi
     words, own = "blue dusk, thick paint", core_text(PROMPT, klein)[0]
     whole = core_text(f"{PROMPT}, {words}", klein)[0]
     found = part("vl_core.encoder.writing").Description(words, words, 5, False)
-    bring_in, describe = part("vl_core.stages.description").bring_in, part("vl_core.encoder.writing").append_words
+    bring_in, describe = part("vl_core.stages.description").bring_in, part("vl_core.encoder.answers").append_words
     with torch.inference_mode():
         encode = part("nodes.host.text_encoder").encode_text
         layouts = [encode(klein, one)[0][1][LAYOUT] for one in (PROMPT, describe(PROMPT, words))]

@@ -347,7 +347,7 @@ def check_grid(alone, core_of, server):
 
     def check(axes: list[tuple[str, str]], recipes: dict[str, tuple], pages: list[np.ndarray]) -> None:
         sweep, grid = core_of("steering.sweep"), core_of("reports.grid")
-        plan = sweep.make_plan([sweep.parse_axis(*axis) for axis in axes], {"method": "aligned"})
+        plan = sweep.make_plan([core_of("steering.axes").parse_axis(*axis) for axis in axes], {"method": "aligned"})
         painted = alone(recipes)
         assert set(painted) == {cell.label for cell in plan.unique}
         assert not any(near(a, b) for a, b in combinations(painted.values(), 2)), "recipes nobody could tell apart"

@@ -86,7 +86,7 @@ def test_described_at_strength_1_is_core_s_encoding_of_prompt_and_words(steer, p
         writer, {"image0": picture}, settings.taken.instruction, max_tokens=settings.longest
     ).words
     output = steer("words", 1.0)
-    assert torch.equal(states(output), core_text(part("vl_core.encoder.writing").append_words(PROMPT, words))[0][0])
+    assert torch.equal(states(output), core_text(part("vl_core.encoder.answers").append_words(PROMPT, words))[0][0])
     assert words in told(output)
 
 

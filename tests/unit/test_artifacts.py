@@ -12,16 +12,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from vl_core.reports.artifacts import (
-    FLOORS,
-    WORSE,
-    ArtifactComparison,
-    Artifacts,
+from vl_core.reports.artifacts import FLOORS, WORSE, ArtifactComparison, Artifacts, compare_artifacts, measure_artifacts
+from vl_core.reports.fidelity import (
     Fidelity,
-    compare_artifacts,
     layout_similarity,
     linear_to_oklab,
-    measure_artifacts,
     measure_fidelity,
     palette_distance,
     sliced_wasserstein,

@@ -685,6 +685,6 @@ def test_without_ray_the_option_says_how_to_get_it(references, tmp_path, capsys,
 
 
 def test_axes_of_a_study_are_no_settings_of_the_blend():
-    from vl_core.steering.sweep import SWEPT
+    from vl_core.steering.axes import SWEPT
 
     assert not set(EXTRA) & set(SWEPT)

@@ -38,7 +38,7 @@ def ran(tree: Path, *arguments: str) -> str:
 
 def test_the_way_is_in_the_list_and_on_the_axes_of_a_sweep(tree):
     code = (
-        "from vl_core.steering.sweep import make_plan, parse_axis\n"
+        "from vl_core import make_plan, parse_axis\n"
         "from vl_core.steering.way import way_names\n"
         f"plan = make_plan([parse_axis('way', 'words, {WAY}')])\n"
         "print(*way_names(), *(cell.label for cell in plan.unique), sep='; ')"

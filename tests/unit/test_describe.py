@@ -14,7 +14,8 @@ pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs tr
 
 from miniature import world
 from vl_core import Qwen3VLEncoder, describe
-from vl_core.encoder.writing import INSTRUCTIONS, append_words, finish, last_complete, strip_thoughts
+from vl_core.encoder.answers import append_words, finish, last_complete, strip_thoughts
+from vl_core.encoder.writing import INSTRUCTIONS
 from vl_core.pictures import patchify, prepare_picture
 from vl_core.steering.takes import TAKES
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from vl_core.reports.grid import Box, Grid, draw_grid, pictures_by_id, wrap
 from vl_core.reports.plots import THEMES
-from vl_core.steering.sweep import Axis, Plan, make_plan, parse_axis
+from vl_core.steering.axes import Axis, parse_axis
+from vl_core.steering.sweep import Plan, make_plan
 
 pytest.importorskip("PIL", reason="pages are drawn with Pillow")
 

@@ -11,17 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.reports.layer_report import (
-    METRICS,
-    effective_rank,
-    frechet_distance,
-    join_csv,
-    join_reports,
-    layer_report,
-    linear_cka,
-    mean_report,
-    standard_errors,
-)
+from vl_core.reports.layer_figures import effective_rank, frechet_distance, linear_cka
+from vl_core.reports.layer_report import METRICS, join_csv, join_reports, layer_report, mean_report, standard_errors
 from vl_core.states.layers import parse_layers
 from vl_core.states.layout import TokenLayout
 from vl_core.states.statistics import ReferenceStatistics

@@ -25,10 +25,10 @@ from ..states.sinks import Sinks, check_sinks, find_sinks
 from ..states.storage import read_tensors, take, write_tensors
 from ..states.tensors import EPSILON, as_batch, check_choice, check_embeddings, to_dtype, token_rms, without_tiniest
 from .ridge import NormalEquations
+from .whitening import Covariance, matrix_power
 
 SpaceMethod = Literal["per_dimension", "ridge", "reduced_rank", "procrustes", "whitening"]
 
-SHRINKAGE = 0.1  # of a covariance towards a multiple of the identity
 HELD_OUT = 5  # one prompt in so many is held out
 MOST_HELD_OUT = 8192  # tokens: enough for three digits of R², and 170 MB at width 2560; more prompts are fitted on
 BUDGET = 1536 * 2**20  # bytes of sums: 4096 -> 2560 in 5 folds takes 1.1 GB
@@ -202,7 +202,7 @@ class SpaceFit:
     def __init__(self, width_in: int, width_out: int, *, paired: bool = True, budget: int = BUDGET) -> None:
         self.widths, self.paired = (width_in, width_out), paired
         self.equations = NormalEquations(width_in, width_out, budget=budget) if paired else None
-        self.sides = tuple(_Covariance(width) for width in self.widths)
+        self.sides = tuple(Covariance(width) for width in self.widths)
         self.prompts = self.tokens = 0
         self._seen = 0
         self._held: list[tuple[Tensor, Tensor]] = []
@@ -282,7 +282,7 @@ class SpaceFit:
         x, t = self.sides
         center, offset = x.mean, t.mean
         if method == "whitening":
-            matrix = _root(x.shrunk().to(device), -0.5) @ _root(t.shrunk().to(device), 0.5)
+            matrix = matrix_power(x.shrunk().to(device), -0.5) @ matrix_power(t.shrunk().to(device), 0.5)
         else:
             cross = self.equations.centred_cross().to(device)
             if method == "per_dimension":
@@ -359,38 +359,6 @@ def fit_space_adapters(
     if not fits:
         raise ValueError("prompts: expected at least one, got none.")
     return tuple(fit.solve(method, layers=places, **options) for fit, places in zip(fits, layers, strict=True))
-
-
-class _Covariance:
-    """Streaming count, mean and centred products of ``(n, D)`` tokens, float64 (Chan, Golub and LeVeque)."""
-
-    def __init__(self, width: int) -> None:
-        self.count = 0
-        self.mean = torch.zeros(width, dtype=torch.float64)
-        self.squares = torch.zeros(width, width, dtype=torch.float64)
-
-    def add(self, tokens: Tensor) -> None:
-        if not len(tokens):
-            return
-        tokens = tokens.double()
-        mean = tokens.mean(0)
-        total, delta = self.count + len(tokens), mean - self.mean
-        centred = tokens - mean
-        self.squares += centred.T @ centred + torch.outer(delta, delta) * (self.count * len(tokens) / total)
-        self.mean = self.mean + delta * (len(tokens) / total)
-        self.count = total
-
-    def shrunk(self) -> Tensor:
-        """The covariance, shrunk towards its mean variance."""
-        covariance = self.squares / (self.count - 1)
-        level = covariance.trace() / len(covariance)
-        return (1 - SHRINKAGE) * covariance + SHRINKAGE * level * torch.eye(len(covariance), dtype=covariance.dtype)
-
-
-def _root(matrix: Tensor, power: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    floor = EPSILON * values[-1].clamp_min(EPSILON)
-    return (vectors * values.clamp_min(float(floor)).pow(power)) @ vectors.T
 
 
 def _one_sequence(states: Tensor, name: str, width: int) -> Tensor:

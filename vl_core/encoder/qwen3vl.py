@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..pictures import DEFAULT_BUDGET, Picture, patchify, prepare_picture, split_batch
 from ..stages.extract import DEFAULT_LAYER, VLExtraction, extract
 from ..states.families import ZIMAGE, Family
-from ..states.layout import SYSTEM_TURN, SpecialTokens, TokenLayout, insert_pictures, mrope_positions, text_layout
+from ..states.layout import SYSTEM_TURN, TokenLayout, insert_pictures, mrope_positions, text_layout
 from ..states.vl_states import VLStates, resolve_layer
 from .cache import ByteCache, default_limit
 from .folder import (
@@ -35,6 +35,7 @@ from .forward import fits, signed
 from .graphs import GraphPool
 from .reader import Reader
 from .room import with_room
+from .special import special_tokens
 
 if TYPE_CHECKING:
     import os
@@ -42,14 +43,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# Name in SpecialTokens, the token, and what config.json calls its id.
-SPECIAL_TOKENS = (
-    ("im_start", "<|im_start|>", None),
-    ("im_end", "<|im_end|>", None),
-    ("vision_start", "<|vision_start|>", "vision_start_token_id"),
-    ("vision_end", "<|vision_end|>", "vision_end_token_id"),
-    ("image_pad", "<|image_pad|>", "image_token_id"),
-)
 
 
 class Qwen3VLEncoder:
@@ -111,7 +104,7 @@ class Qwen3VLEncoder:
         self.variant = variant
         self.folder = folder
         self._head: Tensor | None = None
-        self.special = _special_tokens(tokenizer, model.config, name)
+        self.special = special_tokens(tokenizer, model.config, name)
         self.fast = fast
         self.reader = Reader(
             model.visual, model.language_model, num_layers, self._rotary,
@@ -153,7 +146,7 @@ class Qwen3VLEncoder:
         num_layers = config.text_config.num_hidden_layers
         blocks = num_layers if deepest_layer is None else resolve_layer(deepest_layer, num_layers)
         tokenizer = load_tokenizer(folder)
-        _special_tokens(tokenizer, config, folder.name)  # before gigabytes are read
+        special_tokens(tokenizer, config, folder.name)  # before gigabytes are read
         model = empty_model(config, blocks)
         model.load_state_dict(read_weights(folder, model, device, dtype, progress), assign=True)
         rebuild_rotary_buffers(model, device)
@@ -397,20 +390,3 @@ class Qwen3VLEncoder:
 def _require_string(text: object, name: str) -> None:
     if not isinstance(text, str):
         raise TypeError(f"{name}: expected a string, got {type(text).__name__}.")
-
-
-def _special_tokens(tokenizer: Any, config: Any, name: str) -> SpecialTokens:
-    """Ids from the tokenizer, checked against the model's config."""
-    ids = {}
-    for field, token, config_name in SPECIAL_TOKENS:
-        found = tokenizer.convert_tokens_to_ids(token)
-        expected = getattr(config, config_name) if config_name else found
-        if found is None or found == tokenizer.unk_token_id or found != expected:
-            raise ValueError(
-                f"{name}: expected a tokenizer with {token}{f' as {expected}' if config_name else ''}, got {found}. "
-                "The tokenizer belongs to another model; download the folder's tokenizer files again."
-            )
-        ids[field] = found
-    return SpecialTokens(**ids)
-
-

@@ -8,7 +8,6 @@ again. Where our own step (:mod:`.decoding`) cannot be used, transformers' ``gen
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..pictures import DEFAULT_BUDGET, Picture, prepare_picture, split_batch
-from ..stages.description import ENDS, SEPARATOR, slot_request
+from ..stages.description import slot_request
 from ..states.families import THINK_BLOCK
 from ..states.layout import TokenLayout, insert_pictures
+from .answers import finish
 from .decoder import Hear
 from .forward import fits
 from .generate import generate
@@ -37,9 +37,6 @@ MAX_TOKENS = 96
 ROOM = 64  # rotary tables are for answers of a multiple of this
 TOGETHER = 8  # pictures whose words are written at the same time: each takes 170 MiB of the 4B at 1024²
 END_OF_TEXT = "<|endoftext|>"
-THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
-SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|\Z)|[。！？]+[”’」』）]*")
-PHRASE_END = re.compile(r"[,;:](?=\s|\Z)|[，、；：]|\n")
 PLAIN = "Write plain words that could stand in a prompt for an image generator, without an introduction or a list."
 
 # What to ask for, by the names that Describe Picture has for it; takes (steering/takes.py) ask the same.
@@ -319,54 +316,6 @@ def write_answers(
     if answers is None:
         return None, "a norm or the head is of a kind that the step does not know"
     return answers, f"written step by step, not by a captured graph: {why}" if (why := reader.decoder.reason) else ""
-
-
-def finish(raw: str, tokens: int, truncated: bool, stopped: bool = False) -> tuple[str, list[str]]:
-    """The words of an answer, and remarks about what was taken out of it.
-
-    Args:
-        raw: all that was written, without special tokens.
-        tokens: how many that were; ``truncated``: whether the model did not end it; ``stopped``: because it was asked
-            to stop, not at its limit.
-
-    Raises:
-        ValueError: if no words are left, unless it was stopped.
-    """
-    text, notes = strip_thoughts(raw), []
-    if text != raw.strip():
-        notes.append("thoughts taken out of the answer")
-    if truncated:
-        text = last_complete(text)
-        why = "stopped" if stopped else "at its limit"
-        notes.append(f"the answer ended {why} after {tokens} tokens; cut after its last complete part")
-    if not text and not stopped:
-        found = "only thoughts" if raw.strip() else "nothing"
-        raise ValueError(
-            f"instruction: expected words, the model wrote {found} in {tokens} tokens. Raise max_tokens, ask for "
-            "something else, or use an Instruct model."
-        )
-    return text, notes
-
-
-def strip_thoughts(text: str) -> str:
-    """The text without ``<think>…</think>``, an opening or closing tag alone included, and without blanks around."""
-    return THOUGHT.sub("", text).rpartition("</think>")[2].strip()
-
-
-def last_complete(text: str) -> str:
-    """Up to the end of the last sentence; without one, before the end of the last phrase, else the last whole word."""
-    text = text.strip()
-    if sentences := list(SENTENCE_END.finditer(text)):
-        return text[: sentences[-1].end()]
-    if phrases := list(PHRASE_END.finditer(text)):
-        return text[: phrases[-1].start()].rstrip(ENDS)
-    return text.rpartition(" ")[0].rstrip() or text
-
-
-def append_words(prompt: str, words: str) -> str:
-    """A prompt with the words after it, as one line that ends without punctuation: "prompt, words"."""
-    parts = prompt.rstrip(ENDS), " ".join(words.split()).strip(ENDS)
-    return SEPARATOR.join(part for part in parts if part)
 
 
 def _ids(encoder: Qwen3VLEncoder, text: str) -> list[int]:

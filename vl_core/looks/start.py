@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..encoder.writing import append_words
+from ..encoder.answers import append_words
 from ..stages.append import template_tail
 from ..stages.description import slot_positions
 from ..states.layout import TokenLayout

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..encoder.writing import Description, append_words
+from ..encoder.answers import append_words
+from ..encoder.writing import Description
 from ..states.statistics import ReferenceStatistics
 from ..states.vl_states import VLStates
 from .host import Host

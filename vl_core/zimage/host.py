@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..encoder.answers import append_words
 from ..encoder.qwen3vl import Qwen3VLEncoder
-from ..encoder.writing import Description, append_words, describe
+from ..encoder.writing import Description, describe
 from ..reports.controls import matched_noise, noisy
 from ..states.families import THINK_BLOCK, ZIMAGE, Family
 from ..states.layout import TAIL_TOKENS, USER_TURN

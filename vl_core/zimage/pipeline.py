@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..encoder.folder import read_tokenizer
-from ..encoder.qwen3vl import SPECIAL_TOKENS
+from ..encoder.special import SPECIAL_TOKENS
 from ..reports.inspection import CAPTION_MULTIPLE
 from ..states.families import ZIMAGE, Family
 from ..states.layout import USER_TURN, SpecialTokens, TokenLayout, text_layout

@@ -16,19 +16,9 @@ from vl_core.states.fields import Field
 from vl_core.states.layout import insert_pictures, text_layout
 from vl_core.states.statistics import ReferenceStatistics
 from vl_core.states.vl_states import VLStates
+from vl_core.steering.axes import MAX_CELLS, MAX_SEED, SWEPT, Axis, axis_name, parse_axis, parse_values, show_value
 from vl_core.steering.settings import OPEN_BLEND, Settings
-from vl_core.steering.sweep import (
-    MAX_CELLS,
-    MAX_SEED,
-    SWEPT,
-    Axis,
-    Plan,
-    axis_name,
-    make_plan,
-    parse_axis,
-    parse_values,
-    show_value,
-)
+from vl_core.steering.sweep import Plan, make_plan
 from vl_core.steering.way import Given, Readings, Steered, Text
 
 WIDTH, GRID, BLOCKS = 24, (4, 6), 8
@@ -244,8 +234,8 @@ def test_an_id_is_the_picture_not_the_place():
 
 def test_ids_and_hash_are_the_same_in_another_process():
     code = (
-        "from vl_core.steering.sweep import *; p = make_plan([parse_axis('alpha', '0:1:0.1'), parse_axis('method', "
-        "'aligned, image delta')], seed=3); print(p.hash, *[cell.id for cell in p.cells])"
+        "from vl_core import make_plan, parse_axis; p = make_plan([parse_axis('alpha', '0:1:0.1'), "
+        "parse_axis('method', 'aligned, image delta')], seed=3); print(p.hash, *[cell.id for cell in p.cells])"
     )
     plan = plan_of(("alpha", "0:1:0.1"), ("method", "aligned, image delta"), seed=3)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...reports.artifacts import Artifacts, Fidelity
+from ...reports.artifacts import Artifacts
+from ...reports.fidelity import Fidelity
 from ...reports.grid import draw_grid
 from ...steering.sweep import Cell, Plan
 from ...zimage.files import save_png

@@ -20,7 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from ...pictures import read_picture
-from ...reports.artifacts import compare_artifacts, measure_fidelity
+from ...reports.artifacts import compare_artifacts
+from ...reports.fidelity import measure_fidelity
 from ...states.files import check_content, parse_json
 from ...states.headers import Header
 from ...steering.sweep import Cell

@@ -14,8 +14,9 @@ from torch import Tensor
 from ...reports.controls import shuffled
 from ...states.fields import Field, Value
 from ...states.files import parse_json
+from ...steering.axes import SEED, SWEPT, Axis, parse_axis
 from ...steering.settings import Settings
-from ...steering.sweep import SEED, SWEPT, Axis, Cell, Plan, make_plan, parse_axis
+from ...steering.sweep import Cell, Plan, make_plan
 from ...zimage import checks
 from ...zimage.files import load_picture
 from .nulls import NULLS, SHUFFLED, choose_nulls, null_cell, shuffled_key

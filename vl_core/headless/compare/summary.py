@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ...steering.sweep import SEED, Cell
+from ...steering.axes import SEED
+from ...steering.sweep import Cell
 from .nulls import NULLS
 from .runner import Rows, figures_of, nulls_in
 from .study import Study
