@@ -7,59 +7,21 @@ import sys
 from itertools import product
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import settings as budget
 from hypothesis import strategies as st
 
 from vl_core.states.fields import Field
-from vl_core.states.layout import insert_pictures, text_layout
-from vl_core.states.statistics import ReferenceStatistics
-from vl_core.states.vl_states import VLStates
 from vl_core.steering.axes import MAX_CELLS, MAX_SEED, SWEPT, Axis, axis_name, parse_axis, parse_values, show_value
 from vl_core.steering.settings import OPEN_BLEND, Settings
 from vl_core.steering.sweep import Plan, make_plan
-from vl_core.steering.way import Given, Readings, Steered, Text
 
-WIDTH, GRID, BLOCKS = 24, (4, 6), 8
-IDS = [151644, 872, 198, 64, 8251, 304, 151645, 198, 151644, 77091, 198]  # user header, three words, tail
 FLOAT, INT = Field(float, -10, 10), Field(int, -100, 100)
-
-
-def random(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-TEXT = random(len(IDS), WIDTH, seed=1) * 11 + 2
-LAYOUT = text_layout(IDS, layer=-2)
-
-
-def reading(seed: int) -> VLStates:
-    layout = insert_pictures(LAYOUT, [GRID])
-    spread = torch.linspace(0.2, 30, WIDTH)
-    states = random(BLOCKS + 1, len(layout), WIDTH, seed=seed) * spread
-    return VLStates(states, tuple(range(BLOCKS + 1)), BLOCKS, layout)
-
-
-SEEN, BLIND = reading(2), reading(3)
-REFERENCE = ReferenceStatistics.of(random(300, WIDTH, seed=4) * torch.linspace(0.5, 2, WIDTH) + 1)
 
 
 def settings_of(**values) -> Settings:
     """Settings of the open blend unless they name a way."""
     return Settings.from_dict({"method": "aligned", "alpha": 0.5, **values})
-
-
-def acted(settings: Settings, seen: VLStates = SEEN, reference: ReferenceStatistics | None = REFERENCE):
-    """What comes of settings whose way mixes states."""
-    text = Text(TEXT, LAYOUT)
-    if settings.strength == 0:
-        return Steered(TEXT, LAYOUT, (), text)
-    return settings.row.act(text, Readings(seen=seen, muted=BLIND, statistics=(reference,)), settings, Given())
-
-
-def applied(settings: Settings) -> torch.Tensor:
-    return acted(settings).states
 
 
 def plan_of(*axes: tuple[str, str], base: Settings | dict | None = None, **options) -> Plan:
