@@ -94,31 +94,31 @@ class Screen:
 
 
 SCREENS = (
-    Screen("simple", node="all"),
-    Screen("describe", "its look in words"),
-    Screen("picture_adapter", "picture adapter", {"ZImageVLAdapterFit": {"prompts": PROMPTS}}),
+    Screen("1 Start here - reference picture", node="all"),
+    Screen("3 See and edit its words", "its look in words"),
+    Screen("6 Picture adapter", "picture adapter", {"ZImageVLAdapterFit": {"prompts": PROMPTS}}),
     Screen(
-        "recipes", "everything",
+        "2 Take style, colours or light", "everything",
         {"ZImageVLCondition": {"recipe": "variation of the picture", "strength": 1.0}},
     ),
-    Screen("image_delta", "image delta"),
-    Screen("many_references", "both, averaged", pictures=2),
-    Screen("open_pipeline", "blend aligned"),
-    Screen("append", "every token of the picture", others=("a quarter of them",)),
+    Screen("Research 3 - image delta", "image delta"),
+    Screen("4 Several pictures", "both, averaged", pictures=2),
+    Screen("Advanced 1 - every step a node", "blend aligned"),
+    Screen("Research 1 - append picture tokens", "every token of the picture", others=("a quarter of them",)),
     Screen(
-        "where_and_when", "the object's words kept, all the time", {"ZImageVLBlend": {"words": f"-{PROMPT[2:]}"}},
-        others=("second half only",),
+        "Advanced 2 - where and when it acts", "the object's words kept, all the time",
+        {"ZImageVLBlend": {"words": f"-{PROMPT[2:]}"}}, others=("second half only",),
     ),
-    Screen("layer_mixing", "mean of layers -4 and -8", others=("layer -4 alone",)),
+    Screen("Research 2 - mean of layers", "mean of layers -4 and -8", others=("layer -4 alone",)),
     Screen(
-        "open_pipeline", widgets={"ZImageVLInspect": {"plots": "all"}}, node="ZImageVLInspect", size=(640, 1060),
-        change=INSPECT_RAW,
+        "Advanced 1 - every step a node", widgets={"ZImageVLInspect": {"plots": "all"}}, node="ZImageVLInspect",
+        size=(640, 1060), change=INSPECT_RAW,
     ),
-    Screen("img2img", "painted over"),
-    Screen("save_embeddings"),
-    Screen("reuse_embeddings", "from the file"),
-    Screen("layer_report", node="ZImageVLLayerReport", size=(640, 1060)),
-    Screen("sweep", node="ZImageVLGrid", size=(700, 1060)),
+    Screen("7 Paint over a picture", "painted over"),
+    Screen("Advanced 3 - save what was read"),
+    Screen("Advanced 4 - paint with what was saved", "from the file"),
+    Screen("Advanced 5 - every layer measured", node="ZImageVLLayerReport", size=(640, 1060)),
+    Screen("8 Compare settings side by side", node="ZImageVLGrid", size=(700, 1060)),
 )
 
 
@@ -133,7 +133,7 @@ def load(name: str):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="workflows, such as simple")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="how workflows begin, such as 1")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     sys.path.append(str(PACK))  # for the miniature's world
@@ -147,7 +147,7 @@ def main() -> None:
             front = browser.Frontend(page, server, modern=False)
             words = words_alone(server, server_module)
             for screen in SCREENS:
-                if not chosen.only or screen.workflow in chosen.only:
+                if not chosen.only or any(screen.workflow.startswith(name) for name in chosen.only):
                     photograph(screen, front, server, names, words, chosen.out)
             chromium.close()
         for line in server.complaints():
@@ -183,7 +183,7 @@ def write_world(folder: Path) -> list[str]:
 
 def words_alone(server, server_module) -> Image.Image:
     """The prompt painted without a picture, from the seed that every workflow uses."""
-    workflow = json.loads((PACK / "workflows" / "zimage_vl_simple.json").read_text(encoding="utf-8"))
+    workflow = json.loads((PACK / "workflows" / "1 Start here - reference picture.json").read_text(encoding="utf-8"))
     prompt = server_module.quick(server_module.to_prompt(workflow, server.get("/object_info")), SIZE, 8)
     for node in prompt.values():
         if node["class_type"] == "ZImageVLCondition":
@@ -206,7 +206,7 @@ def photograph(screen: Screen, front, server, names: list[str], words: Image.Ima
     """Run one workflow; leaves its thumbnail, or the picture of one of its nodes, in ``out``."""
     print(screen.workflow, screen.node, flush=True)
     front.page.evaluate("app.refreshComboInNodes()")
-    front.open(PACK / "workflows" / f"zimage_vl_{screen.workflow}.json")
+    front.open(PACK / "workflows" / f"{screen.workflow}.json")
     prompted = ("ZImageVLCondition", "ZImageVLEncode", "ZImageVLSweep", "ZImageVLDescribe")
     prompts = {name: {"prompt": PROMPT} for name in prompted}
     prompts |= {"PrimitiveStringMultiline": {"value": PROMPT}, "CLIPTextEncode": {"text": PROMPT}}
@@ -220,14 +220,14 @@ def photograph(screen: Screen, front, server, names: list[str], words: Image.Ima
     front.reports(history)
     front.page.wait_for_timeout(2500)  # pictures arrive after their reports, and a message goes away
     if screen.node == "all":
-        save(front.page.screenshot(), out / f"{screen.workflow}.jpg")
+        save(front.page.screenshot(), out / "simple.jpg")
     elif screen.node:
         front.page.evaluate(APART, [screen.node, screen.size])
         front.page.wait_for_timeout(800)
         save(front.page.screenshot(clip=front.page.evaluate(BOX, screen.node)), out / f"{screen.node}.jpg")
     if not screen.change:
         panels = panels_of(screen, server, history["outputs"], names, words)
-        card(panels).save(out / f"zimage_vl_{screen.workflow}.jpg", quality=86)
+        card(panels).save(out / f"{screen.workflow}.jpg", quality=86)
 
 
 def save(shot: bytes, path: Path) -> None:

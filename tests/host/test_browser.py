@@ -17,12 +17,10 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the browser tests need chromium: apt install chromium")
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
-SIMPLE, OPEN = WORKFLOWS / "zimage_vl_simple.json", WORKFLOWS / "zimage_vl_open_pipeline.json"
-SAVE, REUSE = WORKFLOWS / "zimage_vl_save_embeddings.json", WORKFLOWS / "zimage_vl_reuse_embeddings.json"
-MANY, DELTA, RECIPES = (WORKFLOWS / f"zimage_vl_{name}.json" for name in ("many_references", "image_delta", "recipes"))
-SWEEP, KLEIN = WORKFLOWS / "zimage_vl_sweep.json", WORKFLOWS / "zimage_vl_flux2_klein.json"
-OVER, LAYERS = WORKFLOWS / "zimage_vl_img2img.json", WORKFLOWS / "zimage_vl_layer_report.json"
-APPEND, WHERE, MEAN = (WORKFLOWS / f"zimage_vl_{name}.json" for name in ("append", "where_and_when", "layer_mixing"))
+SIMPLE, OPEN = WORKFLOWS / "1 Start here - reference picture.json", WORKFLOWS / "Advanced 1 - every step a node.json"
+SAVE = WORKFLOWS / "Advanced 3 - save what was read.json"
+SWEEP = WORKFLOWS / "8 Compare settings side by side.json"
+LAYERS = WORKFLOWS / "Advanced 5 - every layer measured.json"
 SAVED = sorted(path for name in ("0_1_0", "0_1_1") for path in Path(__file__).with_name(f"saved_{name}").glob("*.json"))
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -237,10 +235,7 @@ def slots(workflow: dict) -> dict[int, tuple]:
     }
 
 
-@pytest.mark.parametrize(
-    "path", [SAVE, SIMPLE, OPEN, REUSE, MANY, DELTA, RECIPES, SWEEP, KLEIN, OVER, LAYERS, APPEND, WHERE, MEAN],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
 def test_a_workflow_opens_runs_and_shows_its_reports(path, frontend, saved_embeddings, server, server_module):
     workflow = json.loads(path.read_text(encoding="utf-8"))
     frontend.page.evaluate("app.refreshComboInNodes()")

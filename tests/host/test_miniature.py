@@ -180,9 +180,12 @@ def test_normalizing_words_per_dimension_takes_the_picture_away_and_one_factor_f
     assert found["per_dim"] <= found["words alone"] + 1
 
 
+APPEND, WHERE = "Research 1 - append picture tokens", "Advanced 2 - where and when it acts"
+
+
 def shipped(workflow: str, node: str) -> list[dict]:
     """What a workflow sets on its nodes of one kind, in the order of their numbers."""
-    path, found = PACK / "workflows" / f"zimage_vl_{workflow}.json", []
+    path, found = PACK / "workflows" / f"{workflow}.json", []
     for each in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
         if each["type"] == f"ZImageVL{node}":
             names = [slot["name"] for slot in each["inputs"] if "widget" in slot]
@@ -198,7 +201,7 @@ def shipped(workflow: str, node: str) -> list[dict]:
 def test_every_token_appended_brings_the_background_and_a_quarter_of_them_does_not(
     world, clips, paint, run, conflicts
 ):
-    (reading,), mixtures = shipped("append", "Encode"), shipped("append", "Blend")
+    (reading,), mixtures = shipped(APPEND, "Encode"), shipped(APPEND, "Blend")
     found, kept = [0, 0], [0, 0]
     for number, (prompt, thing, look, image) in enumerate(conflicts):
         words = run("Condition", clips.text, clips.vision, prompt=prompt, strength=0.0)[0]
@@ -218,7 +221,7 @@ def test_a_curve_that_rises_to_the_templates_tail_brings_the_style_and_a_falling
 ):
     tokenizer = clips.text.tokenizer.qwen3_4b.tokenizer  # a pack among real models looks words up in theirs
     monkeypatch.setattr(part("nodes.host.text_encoder"), "tokenize_words", lambda text: tokenizer(text)["input_ids"])
-    (reading,), (always, late) = shipped("where_and_when", "Encode"), shipped("where_and_when", "Blend")
+    (reading,), (always, late) = shipped(WHERE, "Encode"), shipped(WHERE, "Blend")
     falling = always["method"] | {"alpha": always["method"]["alpha_end"], "alpha_end": always["method"]["alpha"]}
     ways = {"as shipped": always, "late": late, "falling": always | {"method": falling}}
     found, kept = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
@@ -239,7 +242,9 @@ def test_a_curve_that_rises_to_the_templates_tail_brings_the_style_and_a_falling
 def test_the_mean_of_two_layers_brings_more_of_the_style_than_the_first_alone(
     world, clips, paint, core_text, run, conflicts
 ):
-    readings, scales, mixtures = (shipped("layer_mixing", node) for node in ("Encode", "Normalize", "Blend"))
+    readings, scales, mixtures = (
+        shipped("Research 2 - mean of layers", node) for node in ("Encode", "Normalize", "Blend")
+    )
     reference, found, kept = run("Reference", clips.text)[0], [0, 0], [0, 0]
     assert [reading["mix_layers"] for reading in readings] == ["-4, -8", ""] and readings[1]["layer"] == -4
     for number, (prompt, thing, look, image) in enumerate(conflicts):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -93,7 +94,7 @@ def test_our_workflows_are_offered_as_templates(server):
     offered = server.get("/workflow_templates")["zimage-vl"]
     assert sorted(offered) == sorted(path.stem for path in (PACK / "workflows").glob("*.json"))
     for name in offered:
-        served = json.loads(server.read(f"/api/workflow_templates/zimage-vl/{name}.json"))
+        served = json.loads(server.read(f"/api/workflow_templates/zimage-vl/{quote(name)}.json"))
         assert served == json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
 
 

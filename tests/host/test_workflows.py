@@ -13,6 +13,9 @@ from PIL import Image
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 FILES = sorted(WORKFLOWS.glob("*.json"))
+SIMPLE = WORKFLOWS / "1 Start here - reference picture.json"
+SAVE = WORKFLOWS / "Advanced 3 - save what was read.json"
+REUSE = WORKFLOWS / "Advanced 4 - paint with what was saved.json"
 NOTES = {"MarkdownNote", "Note"}
 LOADERS = {"CLIPLoader": "text_encoders", "UNETLoader": "diffusion_models", "VAELoader": "vae"}
 TITLE = 30  # height of a node's title, which lies above its position
@@ -45,8 +48,8 @@ def finished(server, server_module, to_prompt):
     done = {}
 
     def run(path: Path) -> tuple[dict, dict]:
-        if "reuse" in path.stem:
-            run(WORKFLOWS / "zimage_vl_save_embeddings.json")
+        if path == REUSE:
+            run(SAVE)
         if path not in done:
             prompt = server_module.quick(to_prompt(path))
             done[path] = prompt, server.run(prompt)
@@ -55,20 +58,31 @@ def finished(server, server_module, to_prompt):
     return run
 
 
-def test_every_recipe_has_its_workflow():
-    assert {path.stem for path in FILES} >= {
-        "zimage_vl_simple", "zimage_vl_open_pipeline", "zimage_vl_save_embeddings", "zimage_vl_reuse_embeddings",
-        "zimage_vl_many_references", "zimage_vl_image_delta", "zimage_vl_recipes",
-        "zimage_vl_sweep", "zimage_vl_flux2_klein", "zimage_vl_describe",
-        "zimage_vl_picture_adapter", "zimage_vl_img2img", "zimage_vl_layer_report",
-        "zimage_vl_append", "zimage_vl_where_and_when", "zimage_vl_layer_mixing",
-    }
+def test_the_workflows_read_in_the_order_to_learn_them_and_are_all_there():
+    assert [path.stem for path in FILES] == [
+        "1 Start here - reference picture",
+        "2 Take style, colours or light",
+        "3 See and edit its words",
+        "4 Several pictures",
+        "6 Picture adapter",
+        "7 Paint over a picture",
+        "8 Compare settings side by side",
+        "Advanced 1 - every step a node",
+        "Advanced 2 - where and when it acts",
+        "Advanced 3 - save what was read",
+        "Advanced 4 - paint with what was saved",
+        "Advanced 5 - every layer measured",
+        "Other models - FLUX.2 klein",
+        "Research 1 - append picture tokens",
+        "Research 2 - mean of layers",
+        "Research 3 - image delta",
+    ]
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).with_name("saved_0_1_0").glob("*.json")), ids=lambda p: p.stem)
 def test_a_workflow_saved_with_the_first_version_still_runs(path, server, server_module, finished, info):
     if "reuse" in path.stem:
-        finished(WORKFLOWS / "zimage_vl_save_embeddings.json")
+        finished(SAVE)
     history = server.run(server_module.quick(server_module.to_prompt(read(path), info)))
     assert history["status"]["status_str"] == "success"
 
@@ -155,7 +169,7 @@ def test_a_workflow_runs_to_the_end(path, finished, server):
             is_grid = any(node["class_type"] == "ZImageVLGrid" for node in prompt.values())
             assert is_grid or picture.size == (256, 256)
             assert all(low < high for low, high in picture.convert("RGB").getextrema())
-    if "save" in path.stem:
+    if path == SAVE:
         assert (server.base / "output" / "vl_embeddings" / "reference_00001.safetensors").is_file()
 
 
@@ -170,7 +184,7 @@ def test_every_node_of_ours_reports_what_it_did(path, finished):
 def test_painting_over_starts_from_the_picture_and_keeps_more_of_it_the_less_is_painted_anew(
     server, server_module, to_prompt
 ):
-    prompt = server_module.quick(to_prompt(WORKFLOWS / "zimage_vl_img2img.json"))
+    prompt = server_module.quick(to_prompt(WORKFLOWS / "7 Paint over a picture.json"))
     by_type = {node["class_type"]: node["inputs"] for node in prompt.values()}
     distances = []
     for denoise in (0.2, 0.9):
@@ -186,7 +200,7 @@ def test_painting_over_starts_from_the_picture_and_keeps_more_of_it_the_less_is_
 
 
 def test_the_open_pipeline_reads_one_prompt_with_both_encoders(to_prompt):
-    prompt = to_prompt(WORKFLOWS / "zimage_vl_open_pipeline.json")
+    prompt = to_prompt(WORKFLOWS / "Advanced 1 - every step a node.json")
     by_type = {node["class_type"]: node["inputs"] for node in prompt.values()}
     assert by_type["ZImageVLEncode"]["prompt"] == by_type["CLIPTextEncode"]["text"]
     source, _ = by_type["CLIPTextEncode"]["text"]
@@ -194,7 +208,7 @@ def test_the_open_pipeline_reads_one_prompt_with_both_encoders(to_prompt):
 
 
 def test_reusing_saved_embeddings_needs_no_vision_model(to_prompt):
-    prompt = to_prompt(WORKFLOWS / "zimage_vl_reuse_embeddings.json")
+    prompt = to_prompt(REUSE)
     assert not any("qwen3vl" in str(node["inputs"]) for node in prompt.values())
 
 
@@ -203,7 +217,7 @@ def test_reusing_saved_embeddings_needs_no_vision_model(to_prompt):
     [("mode", "telepathy", "mode: expected one of automatic, words"), ("recipe", "x", "recipe: expected one of the")],
 )
 def test_a_way_or_take_that_there_is_not_is_refused_before_anything_runs(name, value, expected, server, to_prompt):
-    prompt = to_prompt(WORKFLOWS / "zimage_vl_simple.json")
+    prompt = to_prompt(SIMPLE)
     (number,) = [key for key, node in prompt.items() if node["class_type"] == "ZImageVLCondition"]
     prompt[number]["inputs"] |= {name: value}
     status, answer = server.post("/prompt", {"prompt": prompt})
@@ -214,7 +228,7 @@ def test_a_way_or_take_that_there_is_not_is_refused_before_anything_runs(name, v
 
 
 def test_embeddings_that_were_never_saved_are_refused_with_the_folder_that_was_searched(server, to_prompt):
-    prompt = to_prompt(WORKFLOWS / "zimage_vl_reuse_embeddings.json")
+    prompt = to_prompt(REUSE)
     (number,) = [key for key, node in prompt.items() if node["class_type"] == "ZImageVLLoadSaved"]
     prompt[number]["inputs"]["file"] = "nothing.safetensors"
     status, answer = server.post("/prompt", {"prompt": prompt})
