@@ -274,7 +274,8 @@ def baseline_picture(picture: Tensor, kind: BaselinePicture, name: str = "image"
     if kind == "grey":
         return torch.full_like(pixels, GREY)
     planes = pixels.permute(2, 0, 1).float()[None]
-    cells = F.adaptive_avg_pool2d(planes, tuple(min(BLUR_CELLS, side) for side in planes.shape[-2:]))
+    height, width = planes.shape[-2:]
+    cells = F.adaptive_avg_pool2d(planes, (min(BLUR_CELLS, height), min(BLUR_CELLS, width)))
     blurred = F.interpolate(cells, size=planes.shape[-2:], mode="bilinear", align_corners=False)[0]
     return blurred.permute(1, 2, 0).round().to(torch.uint8).contiguous()
 

@@ -231,18 +231,21 @@ def _mix_in(
         is_sink = is_sink | ~counted_among(other_size, sinks)
 
     a = strength.to(y.device).unsqueeze(-1)
+    keep = is_sink | (strength == 0)
     if method in OWN_MIXING:
         mixed = mix_restyled(y.float(), x.float(), a, method, sinks, notes)
     else:
         mixed = _mix(y.float(), x.float(), a, space)
-    keep = is_sink | (strength == 0)
-    if method not in OWN_MIXING and space == "raw":
-        effective = _effective_alpha(size, other_size, strength, ~is_sink)
-    elif method not in OWN_MIXING:
-        aimless = torch.minimum(size, other_size) <= EPSILON
-        keep = keep | aimless
-        if aimless.any():
-            notes.append(f"{int(aimless.sum())} tokens are all zero and have no direction: the text's vector stays.")
+        assert other_size is not None, "every method that mixes here pairs positions"
+        if space == "raw":
+            effective = _effective_alpha(size, other_size, strength, ~is_sink)
+        else:
+            aimless = torch.minimum(size, other_size) <= EPSILON
+            keep = keep | aimless
+            if aimless.any():
+                notes.append(
+                    f"{int(aimless.sum())} tokens are all zero and have no direction: the text's vector stays."
+                )
     info = BlendInfo(
         method, space, (float(strength.min()), float(strength.max())), y.shape[1],
         text_layout and replace(text_layout, source="blend"), cosine, effective, int(is_sink.sum()),

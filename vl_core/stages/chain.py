@@ -56,6 +56,7 @@ def prepare(
         states, layout = select_tokens(states, layout, tokens, downsample=downsample if layout.grids else 1)
         lines.append(f"{tokens} tokens: {layout.describe()}")
     if outlier_mode != "none":
+        assert reference is not None, "refused above"
         pictures = layout.mask(TokenRole.IMAGE)
         states, found = mask_outlier_dimensions(
             states, outlier_threshold, outlier_mode, reference=reference, direction=outlier_direction,

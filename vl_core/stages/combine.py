@@ -148,12 +148,12 @@ def combine(
         mixed, zero, chosen = _strongest(x, n, signed)
     elif method == "norm average" and sum(weight != 0 for weight in weights) > 1:
         mixed = _sum(signed, [_unit(side) for side in x])
-        if any(zeros):
+        if n is not None and any(zeros):
             mixed = mixed + _sum(zeros, [_unit(side) for side in n])
         mixed = mixed * _sum(shares, [_rms(side) for side in x])
     else:
         mixed = _sum(signed, x)
-        if any(zeros):
+        if n is not None and any(zeros):
             mixed = mixed + _sum(zeros, n)
 
     first = readings[0]

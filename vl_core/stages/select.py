@@ -73,7 +73,8 @@ def select_tokens(
         )
     if budget is not None and budget < 1:
         raise ValueError(f"budget: expected at least 1 token per picture, got {budget}.")
-    masks = list(mask) if isinstance(mask, (list, tuple)) else [mask] * len(layout.grids)
+    each = [mask] * len(layout.grids) if mask is None or isinstance(mask, Tensor) else mask
+    masks: list[Tensor | None] = list(each)
     if len(masks) != len(layout.grids):
         raise ValueError(f"mask: expected one for each of {len(layout.grids)} pictures, got {len(masks)}.")
     over = budget is not None and any(rows * columns > budget for rows, columns in layout.grids)
@@ -148,10 +149,11 @@ def _kept_cells(keep: Tensor, grid: tuple[int, int], factor: int, cover: Tensor 
 def _factor_within(grid: tuple[int, int], least: int, budget: int | None, cover: Tensor | None) -> int:
     """The least n ≥ ``least`` at which n × n cells of a picture, those that its mask keeps, are within the budget."""
     blank = torch.zeros(grid[0] * grid[1], 1)
-    for factor in range(least, max(*grid, least) + 1):
+    coarsest = max(*grid, least)
+    for factor in range(least, coarsest):
         if budget is None or int(downsample_grid(blank, grid, factor, cover)[2].sum()) <= budget:
-            break
-    return factor
+            return factor
+    return coarsest
 
 
 def _cover(mask: Tensor, grid: tuple[int, int]) -> Tensor:

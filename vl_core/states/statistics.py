@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from importlib import resources
 from pathlib import Path
 
@@ -78,7 +79,7 @@ class Moments:
         own.sub_(missed).index_fill_(0, left_out, 0)
         # A CPU waits longer for new memory as large as the states than for many small sums; a GPU for each call.
         parts = own.split(ROWS_AT_A_TIME) if own.device.type == "cpu" else [own]
-        squares = sum(part.square().sum(0) for part in parts)
+        squares = reduce(torch.add, (part.square().sum(0) for part in parts))
         mean, missed, squares = torch.stack([mean, missed, squares]).cpu().double()
         return cls(count, mean + missed, squares)
 
@@ -250,7 +251,7 @@ class ReferenceStatistics:
             for name, count in zip(names, header.counts * (len(names) // 2), strict=True)
         ]
         rms = take(tensors, "rms", path, 1)
-        reference = cls(*groups[:2], rms, header.encoder, header.layer, header.prompts, *groups[2:])
+        reference = cls(groups[0], groups[1], rms, header.encoder, header.layer, header.prompts, *groups[2:])
         widths = {part.numel() for group in groups for part in (group.mean, group.squares)}
         if len(widths) != 1:
             raise ValueError(f"{Path(path).name}: expected one width throughout, got {sorted(widths)}.")
@@ -264,7 +265,7 @@ def _merged(ours: Moments | None, theirs: Moments | None) -> Moments | None:
 
 def calibration_prompts() -> list[str]:
     """The built-in texts a reference is measured on: diverse in subject, length and language."""
-    text = resources.files(__package__).joinpath("calibration_prompts.txt").read_text(encoding="utf-8")
+    text = resources.files(__package__ or "").joinpath("calibration_prompts.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 

@@ -47,7 +47,7 @@ def check_layout(name: str, layout: TokenLayout | None, tokens: Tensor) -> None:
         raise ValueError(f"{name}_layout: expected {tokens.shape[-2]} positions like {name}, got {len(layout)}.")
 
 
-def check_choice(name: str, value: str, choices: type) -> None:
+def check_choice(name: str, value: str, choices: object) -> None:
     """Raise ValueError unless ``value`` is one of the strings of the ``Literal`` type ``choices``."""
     if value not in get_args(choices):
         raise ValueError(f"{name}: expected one of {', '.join(get_args(choices))}, got {value!r}.")

@@ -79,7 +79,7 @@ def load_recipes(*folders: Path) -> tuple[dict[str, Recipe], list[str]]:
     """
     recipes: dict[str, Recipe] = {}
     problems: list[str] = []
-    for path in [*_json_files(resources.files(__package__) / "recipes_data"), *_user_files(folders)]:
+    for path in [*_json_files(resources.files(__package__ or "") / "recipes_data"), *_user_files(folders)]:
         try:
             recipe = read_recipe(path)
             if recipe.name in take_names():
@@ -144,7 +144,7 @@ def parse_recipe(content: Any, source: str = "") -> Recipe:
 
 
 def _settings(content: Mapping[str, Any]) -> Settings:
-    inside = content.get("settings", {})
+    inside: dict[str, Any] = content.get("settings", {})
     if not isinstance(inside, dict):
         raise ValueError(f"settings: expected a JSON object, got {_kind(inside)}.")
     beside = {new: content[old] for old, new in BESIDE.items() if old in content}

@@ -12,21 +12,23 @@ from typing import Any, Literal, get_args
 
 from ..stages.append import AppendPosition
 from ..stages.blend import BlendMethod, BlendSpace
-from ..stages.combine import COMBINATIONS
+from ..stages.combine import COMBINATIONS, Combination
 from ..stages.normalize import NormalizeMode
 from ..stages.outliers import Direction, MaskMode
 from ..stages.published.settings import METHODS
-from ..stages.select import SELECTIONS
+from ..stages.select import SELECTIONS, TokenSelection
 from ..states.fields import Field, Value, choice, number, switch, text, whole
 from ..states.sinks import Sinks
-from .takes import DEFAULT_TAKE, PICTURE_USES, Take, find_take, take_names
+from .takes import DEFAULT_TAKE, PICTURE_USES, PictureUse, Take, find_take, take_names
 from .way import Way, candidates, check_strength, find_way, way_names
 
 MAX_STRENGTH = 3.0
 AUTOMATIC, OPEN_BLEND, DELTA = "automatic", "open blend", "research: image delta"
-JOINED = "concat"  # all pictures in one reading, one after another
+Joined = Literal["concat"]
+JOINED: Joined = "concat"  # all pictures in one reading, one after another
 CROP, COVERED = MASK_USES = ("crop to the box", "keep covered tokens")
-BY_TAKE = "by the take"
+ByTake = Literal["by the take"]
+BY_TAKE: ByTake = "by the take"
 WORDS_ONLY = "words only"
 DEFAULT_LAYER = -2  # what Z-Image was trained on; a way may choose another
 WHOLE_SENTENCES = ("all", "text")  # selections that keep every token of the text
@@ -74,34 +76,34 @@ class Settings:
     described: bool = switch(False, "Put Qwen3-VL's words after the prompt first, and mix its states of both.")
     layer: int = whole(0, -37, 0, "Which hidden state of Qwen3-VL, from the end; 0 lets the way choose.")
     image_tokens: int = whole(1024, 1, 16384, "Most tokens that a picture may take, 32 × 32 pixels each.")
-    combine: str = choice(JOINED, (JOINED, *COMBINATIONS), "What several pictures become.")
+    combine: Joined | Combination = choice(JOINED, (JOINED, *COMBINATIONS), "What several pictures become.")
     mask_use: str = choice(CROP, MASK_USES, "What a mask does: crop the picture, or pick its tokens.")
-    picture: str = choice(BY_TAKE, (BY_TAKE, *PICTURE_USES), "How the picture is shown to Qwen3-VL.")
+    picture: ByTake | PictureUse = choice(BY_TAKE, (BY_TAKE, *PICTURE_USES), "How the picture is shown to Qwen3-VL.")
     attend: str = text("", "What Qwen3-VL is told to look for; empty is the take's.", also=("system_prompt",))
     slots: str = text("", "Parts of an adapter's description, such as style, palette:0.5; empty is the take's.")
-    method: str = choice("aligned", BLENDS, "How the VL's tokens meet those of the text.")
-    tokens: str = choice("all", tuple(SELECTIONS), "Which of the VL's tokens are mixed in.")
+    method: BlendMethod = choice("aligned", BLENDS, "How the VL's tokens meet those of the text.")
+    tokens: TokenSelection = choice("all", tuple(SELECTIONS), "Which of the VL's tokens are mixed in.")
     downsample: int = whole(
         1, 1, 32, "Average image tokens over n × n.", acts=lambda settings: settings.method != "aligned"
     )
-    space: str = choice(
+    space: BlendSpace = choice(
         "dit", get_args(BlendSpace), "Where tokens are mixed: as Z-Image sees them, raw, on the arc.",
         acts=_by_method("aligned", "resample", "truncate"),
     )
-    changed: str = choice("text", get_args(ChangedTokens), "Which of the text's tokens change: all, or the words.")
-    curve: str = choice("flat", get_args(Curve), "The strength over the tokens, from the first to the last.")
+    changed: ChangedTokens = choice("text", get_args(ChangedTokens), "Which of the text's tokens change: all, or the words.")
+    curve: Curve = choice("flat", get_args(Curve), "The strength over the tokens, from the first to the last.")
     curve_end: float = number(
         0.0, 0, 1, "The curve's share of the strength at the last token.",
         acts=lambda settings: settings.curve != "flat",
     )
-    outlier_mode: str = choice(
+    outlier_mode: MaskMode = choice(
         "none", get_args(MaskMode), "What becomes of dimensions that spread too far.", acts=masks_outliers,
         also=("outliers",),
     )
     outlier_threshold: float = number(
         10.0, 1, 1000, "By which factor a dimension's spread has to differ.", acts=masks_outliers, also=("threshold",)
     )
-    outlier_direction: str = choice(
+    outlier_direction: Direction = choice(
         "both", get_args(Direction), "Which outliers: over, under, both.", acts=masks_outliers
     )
     outlier_scope: str = choice(
@@ -111,18 +113,18 @@ class Settings:
         0.5, 0.01, 1, "How gradual the mode scale is; 1 is clamp.",
         acts=lambda settings: settings.outlier_mode == "scale" and masks_outliers(settings),
     )
-    normalization: str = choice("none", get_args(NormalizeMode), "How VL states get the text encoder's scale.")
+    normalization: NormalizeMode = choice("none", get_args(NormalizeMode), "How VL states get the text encoder's scale.")
     target_std: float = number(
         0.0, 0, 1000, "The std to scale to; 0 is the text encoder's own.",
         acts=lambda settings: settings.normalization in ("global", "hybrid"),
     )
-    append_position: str = choice(
+    append_position: AppendPosition = choice(
         "end", get_args(AppendPosition), "Where appended tokens go.", acts=_by_method("append"), also=("position",)
     )
     published_method: str = choice("interpolate", NOTE_METHODS, "Which of the research note's methods.")
     remove_prompt_direction: bool = switch(False, "Take out of the delta what points along the prompt.")
     rank: int = whole(0, 0, 256, "Keep that many directions of the delta; 0 keeps all.")
-    sinks: str = choice("exclude", get_args(Sinks), "Whether attention sinks are left out.")
+    sinks: Sinks = choice("exclude", get_args(Sinks), "Whether attention sinks are left out.")
     antialias: bool = switch(
         True, "Whether resampling averages over areas.", acts=_by_method("resample", "adain", "style_dims")
     )

@@ -180,7 +180,7 @@ class Plan:
         except ValueError as error:
             raise ValueError(f"{error} In the cell {label or 'without axes'}.") from error
         extra = tuple((name, chosen.get(name, value)) for name, value in self.extra)
-        return Cell(place, merged, chosen.get(SEED, self.seed), label or "base", extra)
+        return Cell(place, merged, int(chosen.get(SEED, self.seed)), label or "base", extra)
 
 
 def make_plan(
@@ -219,10 +219,10 @@ def make_plan(
     if count > limit:
         sizes = " × ".join(str(len(axis.values)) for axis in axes)
         raise ValueError(f"axes: expected at most {limit} cells, got {sizes} = {count}. Use fewer values.")
-    given = base.as_dict() if isinstance(base, Settings) else dict(base)
+    given: dict[str, Any] = base.as_dict() if isinstance(base, Settings) else dict(base)
     first = {axis.name: axis.values[0] for axis in axes if axis.name in SWEPT and axis.name != SEED}
     base = Settings.from_dict({**rename(given), **rename(first, given.get("way", AUTOMATIC))})
-    plan = Plan(tuple(axes), base, SWEPT[SEED].check(SEED, seed), tuple(extra.items()), baseline)
+    plan = Plan(tuple(axes), base, int(SWEPT[SEED].check(SEED, seed)), tuple(extra.items()), baseline)
     for number, axis in enumerate(plan.axes):
         if len(axis.values) > 1 and not _matters(plan, number):
             raise ValueError(
