@@ -90,7 +90,9 @@ class Settings:
         "dit", get_args(BlendSpace), "Where tokens are mixed: as Z-Image sees them, raw, on the arc.",
         acts=_by_method("aligned", "resample", "truncate"),
     )
-    changed: ChangedTokens = choice("text", get_args(ChangedTokens), "Which of the text's tokens change: all, or the words.")
+    changed: ChangedTokens = choice(
+        "text", get_args(ChangedTokens), "Which of the text's tokens change: all, or the words."
+    )
     curve: Curve = choice("flat", get_args(Curve), "The strength over the tokens, from the first to the last.")
     curve_end: float = number(
         0.0, 0, 1, "The curve's share of the strength at the last token.",
@@ -113,7 +115,9 @@ class Settings:
         0.5, 0.01, 1, "How gradual the mode scale is; 1 is clamp.",
         acts=lambda settings: settings.outlier_mode == "scale" and masks_outliers(settings),
     )
-    normalization: NormalizeMode = choice("none", get_args(NormalizeMode), "How VL states get the text encoder's scale.")
+    normalization: NormalizeMode = choice(
+        "none", get_args(NormalizeMode), "How VL states get the text encoder's scale."
+    )
     target_std: float = number(
         0.0, 0, 1000, "The std to scale to; 0 is the text encoder's own.",
         acts=lambda settings: settings.normalization in ("global", "hybrid"),
