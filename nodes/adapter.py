@@ -11,10 +11,12 @@ from ..vl_core import VLStates
 from ..vl_core.adapters.examples import (
     FREE_TEXT,
     Example,
+    clear_parts,
     describe_examples,
     examples_key,
     find_examples,
     fit_examples,
+    probe_of,
     slots_of,
 )
 from ..vl_core.adapters.features import PictureFeatures
@@ -24,6 +26,7 @@ from ..vl_core.stages.combine import parse_weights
 from ..vl_core.stages.description import SLOTS, slot_request
 from .entries import Entry, attend_words, check_conditioning, layout_of, repack, words_of
 from .host import encoders, folders, memory, text_encoder
+from .host.identity import identity_of
 from .widgets import (
     Adapter,
     budget_input,
@@ -125,7 +128,7 @@ class ZImageVLAdapterFit(io.ComfyNode):
         seen = look(examples[0].pixels(), PROBE)
         answers = path.with_name(f"{path.stem}_words.jsonl")
         if captions == DESCRIBED:
-            examples, told = _described(vision, examples, image_tokens, seen.model, answers)
+            examples, told = _described(vision, examples, image_tokens, answers)
             if told:
                 lines.append(f"took the words of {told} pictures from a fit that was stopped")
         slots = slots_of(examples)
@@ -137,11 +140,15 @@ class ZImageVLAdapterFit(io.ComfyNode):
             features, slots, seen.states.shape[-1], seen.num_layers, read(PROBE).shape[-1], vl_model=seen.model,
             text_model=tokenize(PROBE).model, own_prompt=False, prompt="", family=family.group,
         )
-        part = path.with_name(f"{path.stem}_{examples_key(examples, spec, texts)}.part")
+        # With other weights, a LoRA, another budget or other words a fit that was stopped is another fit.
+        read_with = f"{identity_of(vision)} {identity_of(clip)} {image_tokens}"
+        part = path.with_name(f"{path.stem}_{examples_key(examples, spec, texts, read_with)}.part")
         adapter, resumed = fit_examples(
-            examples, spec, look, read, tokenize, prompts=texts, part=part, step=memory.progress_bar(len(examples))
+            examples, spec, look, read, tokenize, prompts=texts, part=part, probe=probe_of(seen, read(PROBE)),
+            step=memory.progress_bar(len(examples)), check=memory.check_interrupted,
         )
         adapter.save(path)
+        clear_parts(path)
         answers.unlink(missing_ok=True)
         if resumed:
             lines.append(f"went on after {resumed} pictures of a fit that was stopped")
@@ -230,7 +237,7 @@ class ZImageVLAdapterApply(io.ComfyNode):
         return io.NodeOutput(entries, ui=report(lines))
 
 
-def _described(vision, examples: list[Example], budget: int, model: str, kept: Path) -> tuple[list[Example], int]:
+def _described(vision, examples: list[Example], budget: int, kept: Path) -> tuple[list[Example], int]:
     """The examples with Qwen3-VL's words in slots, and how many of them were in the file ``kept``."""
     request = slot_request()
 
@@ -240,7 +247,7 @@ def _described(vision, examples: list[Example], budget: int, model: str, kept: P
         ).words
 
     return describe_examples(
-        examples, write, asked=f"{model}\n{LONGEST_ANSWER}\n{budget}\n{request}", kept=kept,
+        examples, write, asked=f"{identity_of(vision)}\n{LONGEST_ANSWER}\n{budget}\n{request}", kept=kept,
         step=memory.progress_bar(len(examples)),
     )
 

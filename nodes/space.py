@@ -129,6 +129,7 @@ def _fit(
 
     kept[key] = fit_space_adapters(
         list(texts), source, target, method, progress=memory.progress_bar(len(texts)),
+        check=memory.check_interrupted,
         layers=[(layer, layer if family.stacked else ENCODER_LAYER) for layer in layers],
     )
     while len(kept) > MOST_KEPT:

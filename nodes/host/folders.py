@@ -10,6 +10,7 @@ from pathlib import Path
 import folder_paths
 
 from ...vl_core import calibration_prompts
+from ...vl_core.states.files import read_text
 
 EMBEDDINGS = "vl_embeddings"  # folder of saved conditioning, below output/ and models/
 ENCODER_SUBFOLDERS = ("LLM", "VLM", "Qwen")  # where other packs keep Hugging Face folders, below models/
@@ -92,14 +93,15 @@ def read_prompts(name: str, least: int = 1) -> tuple[str, ...]:
     """The built-in prompts for an empty name, else the lines of a text file in ComfyUI's input folder.
 
     Raises:
-        FileNotFoundError, ValueError: if there is no such file, or it holds fewer than ``least``.
+        FileNotFoundError, ValueError: if there is no such file, it holds fewer than ``least``, or its encoding cannot
+            be told.
     """
     if not name.strip():
         return tuple(calibration_prompts())
     path = input_folder(name)
     if not path.is_file():
         raise FileNotFoundError(f"prompts: expected a text file in ComfyUI's input folder, found none at {path}.")
-    found = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    found = tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
     if len(found) < least:
         raise ValueError(f"prompts: expected at least {least} in {path.name}, one a line, got {len(found)}.")
     return found

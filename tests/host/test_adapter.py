@@ -188,3 +188,79 @@ def test_a_fit_that_was_stopped_goes_on(run, text_clip, native, looks, part, tol
     output = run("AdapterFit", text_clip, native, looks, CAPTIONS, "stopped")
     assert "went on after 8 pictures" in told(output)
     assert not list(part("nodes.host.folders").adapters_folder().glob("*.part"))
+
+
+def lora_of(clip, strength: float = 3.0):
+    """The same encoder with a LoRA in it, as core's Load LoRA gives it."""
+    import comfy.lora
+    import comfy.sd
+
+    key = "layers.1.mlp.down_proj.weight"
+    name = next(name for name in clip.cond_stage_model.state_dict() if name.endswith(key))
+    weight = clip.cond_stage_model.state_dict()[name]
+    changed = clip.clone()
+    assert changed.add_patches({name: (torch.full_like(weight, 0.2),)}, strength)
+    return changed
+
+
+@pytest.mark.parametrize("changed", ["text", "vision", "budget", "prompts", "words"])
+def test_a_stopped_fit_goes_on_only_with_what_it_began_with(
+    changed, run, text_clip, native, looks, part, told, monkeypatch
+):
+    """What comes out is what the new encoders, budget, prompts or words alone give, not a mixture of both."""
+    import folder_paths
+
+    monkeypatch.setattr(part("vl_core.adapters.examples"), "KEEP_EVERY", 4)
+    root, name = Path(folder_paths.get_input_directory()), f"mixed_{changed}"
+    (root / "mine.txt").write_text("a dog\na house by the sea\n")
+
+    def stop_at(count: int):
+        left = [count]
+
+        def stop():
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+
+        return stop
+
+    def fit(new: bool, name: str, replace: bool = True):
+        is_new = {kind: new and kind == changed for kind in ("text", "vision", "budget", "prompts")}
+        return run(
+            "AdapterFit", lora_of(text_clip) if is_new["text"] else text_clip,
+            lora_of(native) if is_new["vision"] else native, looks, CAPTIONS, name,
+            image_tokens=4 if is_new["budget"] else 1024, prompts="mine.txt" if is_new["prompts"] else "",
+            replace=replace,
+        )
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(part("nodes.host.memory"), "progress_bar", lambda total: stop_at(9))
+        fit(False, name)
+    before = (root / looks / "02.txt").read_text()
+    if changed == "words":
+        (root / looks / "02.txt").write_text(before.replace("number", "hue"))
+    try:
+        found, expected = fit(True, name), fit(True, f"{name}_alone")
+    finally:
+        (root / looks / "02.txt").write_text(before)
+    assert "went on" not in told(found)
+    first, second = found[0].map.tensors(), expected[0].map.tensors()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not list(part("nodes.host.folders").adapters_folder().glob("*.part"))  # nor what the first one left
+
+
+def test_words_that_another_encoder_wrote_are_not_taken(run, text_clip, native, looks, part, told, monkeypatch):
+    asked, description = [], part("vl_core.encoder.writing").Description
+
+    def write(encoder, images, instruction, **options):
+        asked.append(encoder)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        words = "\n".join(f"{slot}: {slot} {len(asked)}" for slot in SLOTS)
+        return description(words, words, 9, False)
+
+    monkeypatch.setattr(part("nodes.host.encoders"), "write_words", write)
+    with pytest.raises(KeyboardInterrupt):
+        run("AdapterFit", text_clip, native, looks, "Qwen3-VL describes them", "writers")
+    output = run("AdapterFit", text_clip, lora_of(native), looks, "Qwen3-VL describes them", "writers")
+    assert "took the words" not in told(output) and len(asked) == 6 + PICTURES

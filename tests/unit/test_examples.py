@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from vl_core.adapters.examples import (
 )
 from vl_core.adapters.features import PictureFeatures
 from vl_core.adapters.picture_adapter import PictureAdapter
+from vl_core.adapters.ridge import NormalEquations
 from vl_core.adapters.spec import AdapterSpec
 from vl_core.stages.description import SLOTS
 from vl_core.states.layout import insert_pictures, text_layout
@@ -299,6 +301,32 @@ def test_a_stopped_fit_goes_on_with_the_same_encoders_up_to_rounding(folder, tmp
         )
     rounded = plain.bfloat16().float()
     assert fit_examples(examples, SPEC, look, read, tokens_of, prompts=PROMPTS, part=part, probe=rounded)[1] == 16
+
+
+def test_a_fit_that_is_stopped_while_it_solves_has_read_every_picture(folder, tmp_path, monkeypatch):
+    examples, part, seen, go_on = find_examples(folder), tmp_path / "solved.part", [], threading.Event()
+    whole, _ = fit_examples(examples, SPEC, look, read, tokens_of, prompts=PROMPTS)
+    solve = NormalEquations.solve
+
+    def wait(self, *arguments, **options):
+        go_on.wait(60)  # longer than any stop takes
+        return solve(self, *arguments, **options)
+
+    def watch_look(pixels, prompt):
+        seen.append(prompt)
+        return look(pixels, prompt)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(NormalEquations, "solve", wait)
+        fit_examples(
+            examples, SPEC, watch_look, read, tokens_of, prompts=PROMPTS, part=part, check=iter_raise(1)
+        )
+    go_on.set()
+    again, resumed = fit_examples(
+        examples, SPEC, watch_look, read, tokens_of, prompts=PROMPTS, part=part, check=lambda: None
+    )
+    assert resumed == len(seen) == len(examples)
+    assert same(whole, again) and not part.exists()
 
 
 def test_the_token_budget_is_part_of_the_key(folder):

@@ -26,6 +26,7 @@ from ..states.vl_states import VLStates
 from .fit import PictureAdapterFit
 from .picture_adapter import PictureAdapter
 from .spec import AdapterSpec
+from .watch import watched
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +218,7 @@ def fit_examples(
     part: Path | None = None,
     probe: Tensor | None = None,
     step: Callable[[], None] = lambda: None,
+    check: Callable[[], None] | None = None,
 ) -> tuple[PictureAdapter, int]:
     """Fit on every example, each beside another prompt, so that the map learns what is the picture's and what is not.
 
@@ -229,6 +231,7 @@ def fit_examples(
         probe: :func:`probe_of` the encoders as they are now. A part that other encoders were read for, the same ones
             with a LoRA among them, is not gone on with: the fit begins anew.
         step: called after each example; what it raises stops the fit, and ``part`` keeps what was done.
+        check: called five times a second while the map is solved; what it raises stops that, and ``part`` keeps all.
 
     Returns:
         the adapter, and how many of the examples were taken from ``part``.
@@ -255,9 +258,9 @@ def fit_examples(
     for index in range(resumed, len(examples)):
         add_example(fit, examples[index], prompts[index % len(prompts)], index, look, read, tokenize)
         step()
-        if part is not None and ((index + 1) % KEEP_EVERY == 0) and index + 1 < len(examples):
+        if part is not None and ((index + 1) % KEEP_EVERY == 0 or (check and index + 1 == len(examples))):
             fit.save(part)
-    adapter = fit.solve()
+    adapter = watched(lambda step: fit.solve(progress=step), check)
     if part is not None:
         part.unlink(missing_ok=True)
     return adapter, resumed

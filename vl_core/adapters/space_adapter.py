@@ -25,6 +25,7 @@ from ..states.sinks import Sinks, check_sinks, find_sinks
 from ..states.storage import read_tensors, take, write_tensors
 from ..states.tensors import EPSILON, as_batch, check_choice, check_embeddings, to_dtype, token_rms, without_tiniest
 from .ridge import NormalEquations
+from .watch import watched
 from .whitening import Covariance, matrix_power
 
 SpaceMethod = Literal["per_dimension", "ridge", "reduced_rank", "procrustes", "whitening"]
@@ -237,7 +238,7 @@ class SpaceFit:
     def solve(
         self, method: SpaceMethod, *, penalty: float | Literal["auto"] = "auto", rank: int | Literal["auto"] = "auto",
         source: str = "", target: str = "", layers: tuple[int | None, int | None] = (None, None),
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "cpu", progress: Callable[[], None] = lambda: None,
     ) -> SpaceAdapter:
         """The adapter and its held-out report.
 
@@ -251,6 +252,7 @@ class SpaceFit:
         Args:
             penalty, rank: of the ridge maps, "auto" by held-out error of folds of the fitted prompts.
             source, target, layers: provenance.
+            progress: called between steps of the ridge maps; may raise to interrupt.
 
         Raises:
             ValueError: for a method that needs pairs or equal widths and has not got them, or fewer than 2 tokens.
@@ -268,7 +270,7 @@ class SpaceFit:
         extra: dict[str, Any] = {}
         if method in ("ridge", "reduced_rank"):
             wanted = rank if method == "reduced_rank" else min(self.widths)
-            found = self.equations.solve(penalty, wanted, device=device)
+            found = self.equations.solve(penalty, wanted, device=device, progress=progress)
             parts = {"center": found.center, "offset": found.offset, "left": found.left, "right": found.right}
             extra = {"penalty": found.report.penalty, "rank": found.report.rank}
         else:
@@ -340,13 +342,15 @@ def fit_space_adapter(
 def fit_space_adapters(
     prompts: list[str], encode_source: Callable[[str], Sequence[Tensor]],
     encode_target: Callable[[str], Sequence[Tensor]], method: SpaceMethod = "ridge", *,
-    layers: Sequence[tuple[int | None, int | None]], progress: Callable[[], None] = lambda: None, **options: Any,
+    layers: Sequence[tuple[int | None, int | None]], progress: Callable[[], None] = lambda: None,
+    check: Callable[[], None] | None = None, **options: Any,
 ) -> tuple[SpaceAdapter, ...]:
     """:func:`fit_space_adapter` for several layers, each mapped for itself, from one reading of the prompts.
 
     Args:
         encode_source, encode_target: prompt -> states of each layer, ``(L, D)`` or ``(1, L, D)``.
         layers: (source's, target's) hidden-state index of each.
+        check: called five times a second while the maps are solved; may raise to interrupt.
     """
     check_choice("method", method, SpaceMethod)
     fits: list[SpaceFit] = []
@@ -358,7 +362,11 @@ def fit_space_adapters(
         progress()
     if not fits:
         raise ValueError("prompts: expected at least one, got none.")
-    return tuple(fit.solve(method, layers=places, **options) for fit, places in zip(fits, layers, strict=True))
+
+    def solve(fit: SpaceFit, places: tuple[int | None, int | None]) -> SpaceAdapter:
+        return watched(lambda step: fit.solve(method, layers=places, progress=step, **options), check)
+
+    return tuple(map(solve, fits, layers))
 
 
 def _one_sequence(states: Tensor, name: str, width: int) -> Tensor:
