@@ -192,8 +192,6 @@ def test_a_fit_that_was_stopped_goes_on(run, text_clip, native, looks, part, tol
 
 def lora_of(clip, strength: float = 3.0):
     """The same encoder with a LoRA in it, as core's Load LoRA gives it."""
-    import comfy.lora
-    import comfy.sd
 
     key = "layers.1.mlp.down_proj.weight"
     name = next(name for name in clip.cond_stage_model.state_dict() if name.endswith(key))
