@@ -18,6 +18,7 @@ MEASURING = ("bench", "takes", "curves", "two-pictures", "adapter-sheet", "looks
 MODULES = {
     **dict.fromkeys(STAGES, "train"), "check": "measure", **dict.fromkeys(MEASURING, "measure"),
     "adapter": "measure", "adapter-sheet": "show", "curves-plot": "show", "tables": "show", "scenes": "show",
+    "brand": "show",
 }
 
 

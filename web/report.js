@@ -110,7 +110,7 @@ api.queuePrompt = async function () {
 };
 
 app.registerExtension({
-  name: "zimage-vl.report",
+  name: "zimagevl.report",
   beforeRegisterNodeDef(nodeType, nodeData) {
     if (!isOurs(nodeData.name)) return;
     const { onNodeCreated, onExecuted } = nodeType.prototype;

@@ -68,7 +68,8 @@ def embedded(module: str) -> ModuleType:
     """
     if find_spec(PACKAGE) is None:
         raise ValueError(
-            "The trained miniature lies in a clone of the repository. Run `pip install -e .` in one, or give --model a "
-            "Z-Image folder."
+            "The trained miniature is not here: it comes with the repository. Run `git clone "
+            "https://github.com/zimage-vl/zimage-vl`, in it `pip install -e \".[headless]\"`, and the command there. "
+            "With a Z-Image folder (--model) all but the demo work here too."
         )
     return import_module(f"{PACKAGE}.{module}")
