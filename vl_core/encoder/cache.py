@@ -41,7 +41,7 @@ def digest(*parts: Tensor | bytes | str) -> bytes:
         if isinstance(part, Tensor):
             values = part.detach().contiguous().cpu()
             state.update(f"{tuple(values.shape)} {values.dtype}".encode())
-            state.update(memoryview(values.reshape(-1).view(torch.uint8).numpy()))
+            state.update(values.reshape(-1).view(torch.uint8).numpy().data)
         else:
             data = part.encode() if isinstance(part, str) else part
             state.update(len(data).to_bytes(8, "little") + data)

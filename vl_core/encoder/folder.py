@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..states.files import read_json_object, read_text
+from .modules import Qwen3VL
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +141,7 @@ def _of_transformers_5(told: dict[str, Any]) -> bool:
     return told.get("tokenizer_class") == "TokenizersBackend" or isinstance(told.get("extra_special_tokens"), list)
 
 
-def empty_model(config: Any, blocks: int) -> nn.Module:
+def empty_model(config: Any, blocks: int) -> Qwen3VL:
     """Qwen3VLModel with the first ``blocks`` language blocks, all on the meta device."""
     from transformers import AutoModel
 
@@ -153,7 +154,7 @@ def empty_model(config: Any, blocks: int) -> nn.Module:
     return model
 
 
-def _weight_files(folder: Path) -> dict[str, list[str] | None]:
+def _weight_files(folder: Path) -> Mapping[str, list[str] | None]:
     """The safetensors files of a folder and the keys the index puts there; None if there is no index."""
     if (folder / SINGLE).is_file():
         return {SINGLE: None}
@@ -161,7 +162,7 @@ def _weight_files(folder: Path) -> dict[str, list[str] | None]:
         places = _read_json(folder / INDEX).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
             raise ValueError(f"{INDEX}: expected a weight_map of keys and files, got another thing. Download it again.")
-        files: dict[str, list[str] | None] = {}
+        files: dict[str, list[str]] = {}
         for key, file in places.items():
             files.setdefault(file, []).append(key)
         return files
@@ -283,7 +284,7 @@ def rebuild_rotary_buffers(model: nn.Module, device: str | torch.device) -> None
         if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             continue
         # transformers 4.57 builds the vision rotary from the number of dimensions, everything else from a config.
-        argument = getattr(module, "config", None) or 2 * module.inv_freq.numel()
+        argument = getattr(module, "config", None) or 2 * module.get_buffer("inv_freq").numel()
         parent, _, child = path.rpartition(".")
         setattr(model.get_submodule(parent), child, type(module)(argument).to(device))
 

@@ -20,6 +20,7 @@ from ..states.layout import TokenLayout, TokenRole
 from .identity import hooked_everywhere, is_plain, modules_of
 from .identity import weights_of as weights_of
 from .kernels import MERGED, Kernels, rotate
+from .modules import Block, Language, Vision
 
 # Parts by name from a module's own dict: a tenth of the time that its attributes take, hundreds of times an encode.
 BLOCK = itemgetter("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")
@@ -29,7 +30,7 @@ TORCH_LAYERS = {nn.Linear, nn.LayerNorm, nn.Conv3d}
 KeyValues = list[tuple[Tensor, Tensor]]  # per block the keys and values (T, heads, size), keys already rotated
 
 
-def fits(visual: nn.Module, language: nn.Module) -> bool:
+def fits(visual: Vision, language: Language) -> bool:
     """Whether these are the modules this file knows, and nobody has wrapped or hooked anything in them or below."""
     try:
         _look_for_parts(visual, language)
@@ -38,7 +39,7 @@ def fits(visual: nn.Module, language: nn.Module) -> bool:
     return not hooked_everywhere() and all(map(is_plain, modules_of(visual, language)))
 
 
-def _look_for_parts(visual: nn.Module, language: nn.Module) -> None:
+def _look_for_parts(visual: Vision, language: Language) -> None:
     """Raise AttributeError unless all that :func:`run_vision` and :func:`run_blocks` read is there, and is of its kind.
 
     What the merged passes put in the place of an activation has to be that activation.
@@ -76,6 +77,8 @@ def bare(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None] | None:
     ComfyUI's layers (which know ``comfy_cast_weights``) then do what torch's own do, after looking for all of that.
     """
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if weight is None:
+        return None
     for one in (weight,) if bias is None else (weight, bias):
         if type(one) is not nn.Parameter or one.dtype != x.dtype or one.device != x.device:
             return None
@@ -113,8 +116,9 @@ def linear_gelu(module: nn.Module, x: Tensor, merge: bool) -> Tensor:
 
 def layer_norm(module: nn.Module, x: Tensor) -> Tensor:
     """``module(x)``, as :func:`linear`."""
-    parts = bare(module, x) if isinstance(module, nn.LayerNorm) else None
-    return module(x) if parts is None else functional.layer_norm(x, module.normalized_shape, *parts, module.eps)
+    if not isinstance(module, nn.LayerNorm) or (parts := bare(module, x)) is None:
+        return module(x)
+    return functional.layer_norm(x, module.normalized_shape, *parts, module.eps)
 
 
 def bare_epsilon(module: nn.Module, x: Tensor) -> float | None:
@@ -129,8 +133,8 @@ def bare_epsilon(module: nn.Module, x: Tensor) -> float | None:
 
 def rms_norm(module: nn.Module, x: Tensor, kernels: Kernels) -> Tensor:
     """``module(x)``, past everything else where its weight needs no cast."""
-    epsilon = bare_epsilon(module, x)
-    return module(x) if epsilon is None else kernels.rms_norm(x, module._parameters["weight"], epsilon)
+    epsilon, weight = bare_epsilon(module, x), module._parameters.get("weight")
+    return module(x) if epsilon is None or weight is None else kernels.rms_norm(x, weight, epsilon)
 
 
 def norm_and_rotate(
@@ -181,7 +185,7 @@ def later_mask(past: int, length: int, per_group: int, device: torch.device) -> 
 
 
 def run_block(
-    block: nn.Module,
+    block: Block,
     hidden: Tensor,
     rotary: tuple[Tensor, Tensor],
     past: tuple[Tensor, Tensor] | None = None,
@@ -213,7 +217,7 @@ def run_block(
 
 
 def run_blocks(
-    language: nn.Module,
+    language: Language,
     hidden: Tensor,
     rotary: tuple[Tensor, Tensor],
     wanted: Sequence[int],
@@ -268,7 +272,7 @@ def run_blocks(
 
 
 def _capture(
-    language: nn.Module, hidden: Tensor, number: int, num_layers: int, last: int, kernels: Kernels
+    language: Language, hidden: Tensor, number: int, num_layers: int, last: int, kernels: Kernels
 ) -> Tensor:
     if number == num_layers:
         return rms_norm(language.norm, hidden, kernels)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..pictures import DEFAULT_BUDGET, Picture, patchify, prepare_picture, split_batch
 from ..stages.extract import DEFAULT_LAYER, VLExtraction, extract
@@ -33,6 +33,7 @@ from .folder import (
 )
 from .forward import fits, signed
 from .graphs import GraphPool
+from .modules import Qwen3VL
 from .reader import Reader
 from .room import with_room
 from .special import special_tokens
@@ -66,7 +67,7 @@ class Qwen3VLEncoder:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Qwen3VL,
         tokenizer: Any,
         num_layers: int,
         name: str = "qwen3-vl",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..pictures import MERGE, Picture, patchify
@@ -26,6 +26,7 @@ from .forward import KeyValues, picture_spans, prefix_length, run_blocks
 from .graphs import GraphPool
 from .identity import WeightsIdentity, modules_of, weights_of
 from .kernels import EXACT, MERGED, Kernels, compiled_kernels
+from .modules import Language, Vision
 from .room import with_room
 from .vision import PATCHES_PER_PASS, VisionTables, run_vision, vision_tables
 
@@ -73,8 +74,8 @@ class Reader:
 
     def __init__(
         self,
-        visual: nn.Module,
-        language: nn.Module,
+        visual: Vision,
+        language: Language,
         num_layers: int,
         rotary: Rotary,
         cache: ByteCache,
@@ -168,7 +169,9 @@ class Reader:
     ) -> list[Tensor]:
         seen = tuple(digest(picture.pixels) for picture in pictures) if self.cache.limit else ()
         whole = ("states", *key, digest(layout.token_ids), seen, layout.grids)
-        known = {layer: self.cache.get((*whole, layer)) for layer in wanted} if self.cache.limit else {}
+        known: dict[int, Any] = {}
+        if self.cache.limit:
+            known = {layer: self.cache.get((*whole, layer)) for layer in wanted}
         if not known or any(states is None for states in known.values()):
             layers = tuple(range(wanted[-1] + 1)) if self.every_layer else tuple(wanted)
             known = self._run(layout, pictures, layers, key, seen, dtype, device, mute, check)
@@ -306,7 +309,7 @@ class Reader:
         if not pictures or mute:
             return None, []
         names = [("vision", *key, one) for one in seen] or [None] * len(pictures)
-        found = [self.cache.get(name) if name else None for name in names]
+        found: list[Any] = [self.cache.get(name) if name else None for name in names]
         groups: dict[tuple[int, int], list[int]] = {}
         for index, picture in enumerate(pictures):
             check()
@@ -352,7 +355,7 @@ class Reader:
 
     def _kernels(self, like: Tensor) -> Kernels:
         """What graphs on that device are captured with."""
-        if not self._graphs.works or like.device.type != "cuda":
+        if self._graphs is None or not self._graphs.works or like.device.type != "cuda":
             return self._plain_kernels(like)
         if self._compiled is None:
             self._compiled = compiled_kernels(like.device)

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..pictures import MERGE
 from .forward import bare, layer_norm, linear, linear_gelu, signed
 from .kernels import MERGED, Kernels
+from .modules import PatchEmbedding, Vision
 
 PATCHES_PER_PASS = 4096  # pictures share a pass of the vision tower up to here: what one of 1024 × 1024 takes
 
@@ -68,7 +69,7 @@ def _taps(place: Tensor, places: int, side: int) -> tuple[Tensor, Tensor]:
 
 
 def run_vision(
-    visual: nn.Module, patches: Tensor, tables: VisionTables, kernels: Kernels = MERGED,
+    visual: Vision, patches: Tensor, tables: VisionTables, kernels: Kernels = MERGED,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Pictures of one grid through the vision tower.
@@ -104,7 +105,7 @@ def run_vision(
     return visual.merger(hidden).view(count, length // MERGE**2, -1), deepstack
 
 
-def embed_patches(module: nn.Module, patches: Tensor, merge: bool) -> Tensor:
+def embed_patches(module: PatchEmbedding, patches: Tensor, merge: bool) -> Tensor:
     """``(N, 1536)`` -> ``(N, C)``: the convolution over whole patches, merged as the matrix product that it is."""
     parts = bare(module.proj, patches) if merge else None
     return module(patches) if parts is None else functional.linear(patches, parts[0].flatten(1), parts[1])
