@@ -6,6 +6,7 @@ import comfy.utils
 import torch
 
 from ...vl_core import Description, VLStates
+from ...vl_core.encoder.home import Home
 from ...vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from ...vl_core.encoder.writing import describe
 from ...vl_core.pictures import FACTOR, check_picture, fit_size
@@ -38,6 +39,7 @@ class LoadedEncoder:
             size=comfy.model_management.module_size(encoder.model),
         )
         self.patcher.forget = encoder.forget
+        self.patcher.home = Home(self.patcher.model)
         forget_when_unloaded(self.patcher, encoder.reader)
 
     def encode(self, images, prompt, layers, system_prompt, budget, notes, mute, family=ZIMAGE) -> VLStates:

@@ -12,6 +12,7 @@ import comfy.utils
 import torch
 from comfy.patcher_extension import CallbacksMP
 
+from ...vl_core.encoder.home import Home
 from ...vl_core.encoder.reader import Reader
 from .folders import EMBEDDINGS
 
@@ -24,13 +25,37 @@ def fast_allowed() -> bool:
 
 
 class EncoderPatcher(comfy.model_patcher.ModelPatcher):
-    """Gives back what is kept before weights, when ComfyUI needs a part of an encoder's memory."""
+    """Gives back what is kept before weights, and forgets a GPU's copies of weights where the host would bring them back.
+
+    Attributes:
+        forget: gives back what is kept.
+        home: where the weights lie on the CPU; None leaves all moves to the host.
+    """
 
     forget: Callable[[], None] = staticmethod(lambda: None)
+    home: Home | None = None
 
-    def partially_unload(self, *arguments: Any, **options: Any) -> int:
+    def load(
+        self, device_to: Any = None, lowvram_model_memory: float = 0, force_patch_weights: bool = False,
+        full_load: bool = False,
+    ) -> None:
+        if self.home is not None and full_load and device_to is not None and torch.device(device_to).type != "cpu":
+            self.home.send(torch.device(device_to), leave=self.patches)
+        super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
+        if unpatch_weights and self.home is not None:
+            self.home.give_back()
+        super().unpatch_model(device_to, unpatch_weights)
+
+    def partially_unload(self, device_to: Any, memory_to_free: float = 0, *arguments: Any, **options: Any) -> int:
         self.forget()
-        return super().partially_unload(*arguments, **options)
+        freed = 0 if self.home is None else self.home.give_back(memory_to_free, leave=self.backup)
+        if not freed:
+            return super().partially_unload(device_to, memory_to_free, *arguments, **options)
+        self.model.model_lowvram = True  # so that the host loads it again, whole
+        self.model.model_loaded_weight_memory = max(0, self.model.model_loaded_weight_memory - freed)
+        return freed
 
 
 def forget_when_unloaded(patcher: Any, reader: Reader) -> None:

@@ -33,6 +33,7 @@ from ...vl_core.states.layout import (
     text_layout,
 )
 from ...vl_core.states.vl_states import resolve_layer
+from .held import held
 from .memory import (
     activation_bytes,
     buffer_bytes,
@@ -162,7 +163,7 @@ class _NativeReader:
     def read(self, clip, layout: TokenLayout, pictures: list[Picture], wanted: list[int], mute: bool) -> torch.Tensor:
         """States ``(K, L, D)``, float32 on the intermediate device, as the host gives them."""
         options = self.load(clip, len(layout))
-        with comfy.model_management.cuda_device_context(self.device):
+        with comfy.model_management.cuda_device_context(self.device), held(native_model(clip), self.device):
             states = self.reader.read(layout, pictures, wanted, mute=mute, **options)
         return torch.stack(states).to(comfy.model_management.intermediate_device(), torch.float32)
 
@@ -284,13 +285,12 @@ def _write_ours(
         return False
 
     options = native.load(clip, len(layout), max_tokens)
-    tied = not language.config.lm_head
-    bare_head = bare(language.embed_tokens, torch.empty(0, dtype=native.dtype, device=native.device)) is not None
-    head = language.lm_head if not tied else None if bare_head else _Head(native_model(clip).transformer)
-    with comfy.model_management.cuda_device_context(native.device):
+    with comfy.model_management.cuda_device_context(native.device), held(native_model(clip), native.device):
+        embeddings = bare(language.embed_tokens, torch.empty(0, dtype=native.dtype, device=native.device))
+        tied = None if embeddings is not None else _Head(native_model(clip).transformer)
         answers, note = write_answers(
             native.reader, [(layout, pictures)], sampling, seed, max_tokens, language.config.stop_tokens, hear,
-            head=head, **options,
+            head=language.lm_head if language.config.lm_head else tied, **options,
         )
     return answers and answers[0], note
 

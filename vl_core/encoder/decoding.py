@@ -131,9 +131,8 @@ def _projection(module: nn.Module, like: Tensor) -> Projection:
 def _stays(module: nn.Module, device: torch.device) -> bool:
     """Whether a module that is not bare reads its weights on the device, and the same ones each time."""
     weights = [weight for weight in module.parameters() if weight is not None]
-    streamed = hasattr(module, "_v")  # ComfyUI's dynamic memory: weights that may be gone at the next call
     patched = getattr(module, "weight_function", None) or getattr(module, "bias_function", None)
-    return not streamed and not patched and all(weight.device == device for weight in weights)
+    return not patched and all(weight.device == device for weight in weights)
 
 
 def project(part: Projection, x: Tensor) -> Tensor:
