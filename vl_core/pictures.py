@@ -6,6 +6,8 @@ encoder backends are fed from here, so they see the same pixels.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import functional
 
+from .states.remembered import remembered
 from .states.tensors import check_choice
 
 PATCH = 16  # pixels per side of a vision patch
@@ -26,6 +29,7 @@ FACTOR = PATCH * MERGE
 TEMPORAL_PATCH = 2  # a still picture is two equal frames
 DEFAULT_BUDGET = 1024  # image tokens, that is 1024 × 1024 pixels
 MAX_ASPECT = 200  # smart_resize's own limit
+CACHED = 96 << 10  # numbers a core works on at a time
 EXPECTED = "expected a picture (height, width, 3) or (1, height, width, 3), float in [0, 1] or uint8"
 
 
@@ -47,6 +51,14 @@ class Picture:
     @property
     def tokens(self) -> int:
         return self.grid[0] * self.grid[1]
+
+    @functools.cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of the pixels and their size."""
+        pixels = self.pixels.cpu().contiguous()
+        found = hashlib.sha256(repr(tuple(pixels.shape)).encode())
+        found.update(pixels.reshape(-1).numpy().data)
+        return found.digest()
 
 
 def split_batch(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -104,15 +116,27 @@ def check_picture(picture: Tensor, name: str = "image") -> tuple[Tensor, list[st
     if not pixels.is_floating_point():
         raise ValueError(f"{name}: {EXPECTED}, got {pixels.dtype}. Convert it to one of those.")
     pixels = pixels.float()
-    if not torch.isfinite(pixels).all():
+    low, high = pixels.aminmax()  # NaN anywhere makes both NaN
+    if not (torch.isfinite(low) and torch.isfinite(high)):
         raise ValueError(
             f"{name}: {EXPECTED}, got NaN or infinite pixels. Look for the node before this one that made them "
             "(often a VAE in fp16)."
         )
-    low, high = pixels.aminmax()
     if low < 0 or high > 1:
         notes.append(f"{name}: values from {low:.3g} to {high:.3g} clipped to 0 … 1")
-    return (pixels.clamp(0, 1) * 255).round().to(torch.uint8), notes
+        pixels = pixels.clamp(0, 1)
+    return _to_bytes(pixels), notes
+
+
+def _to_bytes(pixels: Tensor) -> Tensor:
+    """``round(255 x)`` as uint8, in parts that stay in the caches of the cores: new memory is what takes the time."""
+    found = torch.empty(pixels.shape, dtype=torch.uint8)
+    rows = max(1, CACHED * torch.get_num_threads() // pixels[0].numel())
+    room = torch.empty(min(rows, len(pixels)), *pixels.shape[1:])
+    for start in range(0, len(pixels), rows):
+        part = pixels[start : start + rows]
+        found[start : start + rows] = torch.mul(part, 255, out=room[: len(part)]).round_()
+    return found
 
 
 def fit_size(height: int, width: int, budget: int = DEFAULT_BUDGET, name: str = "image") -> tuple[int, int]:
@@ -160,6 +184,13 @@ def prepare_picture(
     Raises:
         TypeError, ValueError: see :func:`check_picture` and :func:`fit_size`.
     """
+    if not isinstance(picture, Tensor):
+        return _prepare(picture, budget, name)  # says what is wrong with it
+    prepared, notes = remembered(picture, ("prepared", budget, name), lambda: _prepare(picture, budget, name))
+    return prepared, [*notes]
+
+
+def _prepare(picture: Tensor, budget: int, name: str) -> tuple[Picture, list[str]]:
     pixels, notes = check_picture(picture, name)
     height, width = pixels.shape[:2]
     fitted = fit_size(height, width, budget, name)

@@ -49,7 +49,8 @@ def _take(layer: nn.Module, device: torch.device, taken: list) -> bool:
     if any(getattr(layer, name, None) for name in _FUNCTIONS):
         return False
     weight: Any = layer.weight
-    lent = comfy.ops.cast_bias_weight(layer, dtype=weight.dtype, device=device, bias_dtype=weight.dtype, offloadable=True)
+    dtypes = {"dtype": weight.dtype, "bias_dtype": weight.dtype}
+    lent = comfy.ops.cast_bias_weight(layer, device=device, offloadable=True, **dtypes)
     taken.append((layer, {}, lent))
     if getattr(layer, "_v_signature", None) is None:
         return False

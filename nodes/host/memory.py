@@ -25,7 +25,7 @@ def fast_allowed() -> bool:
 
 
 class EncoderPatcher(comfy.model_patcher.ModelPatcher):
-    """Gives back what is kept before weights, and forgets a GPU's copies of weights where the host would bring them back.
+    """Gives back what is kept before weights, and forgets a GPU's copies of weights: the host would bring them back.
 
     Attributes:
         forget: gives back what is kept.

@@ -1,4 +1,4 @@
-"""Weights lent layer by layer stay in place while they are held. ComfyUI's own lending needs a GPU: here it is played."""
+"""Weights lent layer by layer stay in place while they are held. ComfyUI's own needs a GPU: here it is played."""
 
 from __future__ import annotations
 

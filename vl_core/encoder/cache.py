@@ -11,10 +11,13 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..states.remembered import LEAST, remembered
 
 LIMIT_VARIABLE = "ZIMAGE_VL_CACHE_MIB"  # environment: how much an encoder may keep, 0 for nothing
 DEFAULT_LIMIT = 512 << 20  # three full-size pictures of Qwen3-VL-4B in bf16, 150 MiB each at layer -6
@@ -35,17 +38,28 @@ def default_limit() -> int:
 
 
 def digest(*parts: Tensor | bytes | str) -> bytes:
-    """SHA-256 of tensors (their shape, dtype and values), bytes and strings, in order."""
+    """SHA-256 of tensors (their shape, dtype and values), bytes and strings, in order.
+
+    Of a large tensor the values' own hash is taken, which is remembered with the tensor.
+    """
     state = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
-            values = part.detach().contiguous().cpu()
-            state.update(f"{tuple(values.shape)} {values.dtype}".encode())
-            state.update(values.reshape(-1).view(torch.uint8).numpy().data)
+            state.update(f"{tuple(part.shape)} {part.dtype}".encode())
+            large = part.numel() >= LEAST
+            state.update(remembered(part, "digest", partial(_hash, part)) if large else _bytes(part))
         else:
             data = part.encode() if isinstance(part, str) else part
             state.update(len(data).to_bytes(8, "little") + data)
     return state.digest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _hash(tensor: Tensor) -> bytes:
+    return hashlib.sha256(_bytes(tensor)).digest()
 
 
 def stored_bytes(tensors: Iterable[Tensor]) -> int:

@@ -167,7 +167,7 @@ class Reader:
         self, layout: TokenLayout, pictures: Sequence[Picture], wanted: Sequence[int], key: tuple, dtype: torch.dtype,
         device: torch.device, mute: bool, check: Callable[[], None],
     ) -> list[Tensor]:
-        seen = tuple(digest(picture.pixels) for picture in pictures) if self.cache.limit else ()
+        seen = tuple(picture.digest for picture in pictures) if self.cache.limit else ()
         whole = ("states", *key, digest(layout.token_ids), seen, layout.grids)
         known: dict[int, Any] = {}
         if self.cache.limit:
@@ -199,7 +199,7 @@ class Reader:
         self, layout: TokenLayout, pictures: Sequence[Picture], room: int, key: tuple, dtype: torch.dtype,
         device: torch.device, check: Callable[[], None],
     ) -> Opening:
-        seen = tuple(digest(picture.pixels) for picture in pictures) if self.cache.limit else ()
+        seen = tuple(picture.digest for picture in pictures) if self.cache.limit else ()
         length, name, prefix = self._prefix(layout, key, seen)
         last = (self._num_layers,)
         if prefix is not None and len(prefix.pairs) == self._num_layers:
