@@ -1,6 +1,7 @@
-"""Stage ``tables``: the frontier in ``miniature.md`` and the takes in ``methods.md``, made from their reports alone.
+"""Stage ``tables``: the frontier in ``miniature.md``, the takes in ``methods.md``, all settings in ``parameters.md``.
 
-``python -m miniature tables --out docs --models miniature/models`` rewrites what stands between the marks.
+``python -m miniature tables --out docs --models miniature/models`` rewrites what stands between the marks, from the
+reports and the settings alone.
 """
 
 from __future__ import annotations
@@ -8,6 +9,10 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
+
+from vl_core.states.fields import Field
+from vl_core.steering.settings import FIELDS, Settings
+from vl_core.steering.way import ways
 
 from ..measure import takes
 from ..measure.bench import CONTROLS
@@ -19,6 +24,8 @@ PAGE, REPORT = "miniature.md", "frontier.json"
 TAKES_PAGE = "methods.md"
 TAKES_BLOCK = re.compile(r"(<!-- takes -->\n).*?(<!-- end -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- frontier -->\n).*?(<!-- end -->)", re.DOTALL)
+SETTINGS_PAGE = "parameters.md"
+SETTINGS_BLOCK = re.compile(r"(<!-- settings -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = ("method", "setting", "transfer", "background / style / mood", "colour", "shape", "leak")
 
 
@@ -29,6 +36,35 @@ def run(options: Options) -> None:
         if page.is_file():
             read = json.loads(options.report(report).read_text(encoding="utf-8"))
             page.write_text(filled(page.read_text(encoding="utf-8"), read), encoding="utf-8")
+    page = options.out / SETTINGS_PAGE
+    if page.is_file():
+        page.write_text(fill_settings(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def fill_settings(page: str) -> str:
+    """The page with all settings between ``<!-- settings -->`` and ``<!-- end -->``."""
+    return SETTINGS_BLOCK.sub(lambda found: found[1] + "\n".join(settings_table()) + "\n" + found[2], page)
+
+
+def settings_table() -> list[str]:
+    """A line of Markdown per setting: its default, what it may be, its sentence, the ways that use it."""
+    rows, defaults = ways().values(), Settings()
+    lines = ["| setting | default | may be | what it does | used by |", "|---|---|---|---|---|"]
+    for name, field in FIELDS.items():
+        users = [row.name for row in rows if name in row.uses]
+        default = getattr(defaults, name)
+        if field.kind is bool:
+            default = "on" if default else "off"
+        shown = "" if default == "" else f"`{default}`"
+        lines.append(f"| `{name}` | {shown} | {may_be(field)} | {field.meaning} | {', '.join(users) or 'all'} |")
+    return lines
+
+
+def may_be(field: Field) -> str:
+    """Its choices or bounds, for people."""
+    if field.kind is str:
+        return ", ".join(f"`{one}`" for one in field.choices()) or "text"
+    return "on, off" if field.kind is bool else f"{field.low:g} to {field.high:g}"
 
 
 def fill_takes(page: str, report: dict[str, Any]) -> str:

@@ -1,0 +1,72 @@
+"""README and docs: their links lead somewhere, every page has its place, and what they quote is what the code says."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from miniature.show.tables import fill_settings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted(DOCS.glob("*.md"))
+LINK = re.compile(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"")
+HEADING = re.compile(r"^#+ (.*)$", re.M)
+FENCE = re.compile(r"```.*?```", re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    found = set()
+    for heading in HEADING.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).lower()
+        found.add(re.sub(r"[^\w\- ]", "", plain).strip().replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for pair in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        link = unquote(pair[0] or pair[1])
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{link} leads nowhere"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{link}: no such heading"
+
+
+def test_every_page_stands_in_the_reading_order():
+    listed = {link.split("#")[0] for link, _ in LINK.findall((DOCS / "README.md").read_text(encoding="utf-8"))}
+    assert {page.name for page in DOCS.glob("*.md")} - {"README.md"} <= listed
+
+
+def test_the_table_of_settings_is_the_engines():
+    page = (DOCS / "parameters.md").read_text(encoding="utf-8")
+    assert fill_settings(page) == page, "run python -m miniature tables --out docs --models miniature/models"
+
+
+def sentences() -> str:
+    """Every text in the code, what is filled in written as …; adjacent literals are one."""
+    found = []
+    files = [ROOT / "__init__.py", *(ROOT / "nodes").rglob("*.py"), *(ROOT / "vl_core").rglob("*.py")]
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                found.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+    return "\n".join(found)
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    messages, said = re.findall(r"^### (.*)$", page, re.M), sentences()
+    assert len(messages) > 20
+    for message in messages:
+        assert message.removesuffix("…").strip() in said, message
