@@ -174,6 +174,9 @@ def alpha_curve(length: int, start: float, end: float, shape: CurveShape = "line
 
     Returns float32 ``(length,)``. A length of 1 gives ``start``. Source: the research note's token curves.
 
+    >>> alpha_curve(5, 0.0, 0.5, "ease_in").tolist()
+    [0.0, 0.03125, 0.125, 0.28125, 0.5]
+
     Raises:
         ValueError: if start or end leaves 0 to 1, length < 1, or the shape is unknown.
     """

@@ -118,6 +118,12 @@ def blend(
 
     A token whose RMS is 0 on either side has no direction: in dit and slerp the text's vector stays.
 
+    >>> text, vl = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 50.0]])
+    >>> blend(text, vl, 0.0)[0].tolist()
+    [[3.0, 4.0]]
+    >>> [round(value, 4) for value in blend(text, vl, 1.0)[0][0].tolist()]  # the VL's direction at the text's scale
+    [0.0, 5.0]
+
     Args:
         text, vl: ``(L, D)`` or ``(B, L, D)``, any float dtype; a batch of one VL serves every text.
         alpha: 0 to 1, or one per text token ``(L_text,)`` (:func:`alpha_curve`).

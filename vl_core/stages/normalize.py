@@ -135,6 +135,10 @@ def normalize(
     rms       each token scaled to the reference's median token RMS
     ========  =========================================================================================
 
+    >>> scaled, info = normalize(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), "global", target_std=2.0)
+    >>> round(float(scaled.std()), 4)
+    2.0
+
     Args:
         x: ``(L, D)`` or ``(B, L, D)``, any float dtype; every sequence of a batch is normalised for itself.
         reference: needed by per_dim, hybrid and rms, and by global unless ``target_std`` is given.

@@ -132,6 +132,10 @@ def get_outlier_dimensions(
 
     Arguments, formula and errors are those of :func:`mask_outlier_dimensions`.
 
+    >>> states = torch.tensor([[1.0, 100.0], [-1.0, -100.0], [1.0, -100.0]])
+    >>> [(dimension, round(ratio)) for dimension, ratio in get_outlier_dimensions(states, reference=torch.ones(2))]
+    [(1, 115)]
+
     Returns:
         ``[(dimension, ratio), …]``, the largest ratio first.
     """

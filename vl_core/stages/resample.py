@@ -18,6 +18,9 @@ def resample_tokens(x: Tensor, length: int, *, antialias: bool = True) -> Tensor
     by the fraction covered (an exact box filter: torch has no antialiased 1-D interpolation). Going up, and always
     without ``antialias``, linear interpolation at half-pixel centres (``align_corners=False``), the research note's.
 
+    >>> resample_tokens(torch.tensor([[0.0], [2.0], [4.0], [6.0]]), 2).tolist()
+    [[1.0], [5.0]]
+
     Args:
         x: ``(L, D)`` or ``(B, L, D)``, any float dtype.
         length: at least 1.

@@ -18,6 +18,9 @@ SINK_FACTOR = 8.0  # a sink's RMS exceeds this many medians; ordinary tokens sta
 def find_sinks(embeddings: Tensor) -> Tensor:
     """Which tokens are attention sinks: RMS > 8 × the sequence's median token RMS.
 
+    >>> find_sinks(torch.tensor([[900.0, 0.0], [3.0, 4.0], [4.0, 3.0], [5.0, 0.0]])).tolist()
+    [True, False, False, False]
+
     Args:
         embeddings: ``(L, D)`` or ``(B, L, D)``, any float dtype.
 

@@ -72,6 +72,9 @@ class Axis:
 def parse_axis(name: str, text: str, fields: Mapping[str, Field] | None = None, limit: int = MAX_CELLS) -> Axis:
     """An axis as people write it: ``parse_axis("alpha", "0:1:0.25")``.
 
+    >>> parse_axis("strength", "0:1:0.25").values
+    (0.0, 0.25, 0.5, 0.75, 1.0)
+
     Args:
         name: as in ``SWEPT``, spaces for underscores, or one of ``ALIASES``.
         fields: further names and what they may be.

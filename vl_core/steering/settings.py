@@ -61,6 +61,9 @@ def _by_method(*methods: str) -> Callable[[Settings], bool]:
 class Settings:
     """How a picture acts. What each setting does stands in its field's ``meaning``: see ``FIELDS``.
 
+    >>> Settings(way="words", take="style", strength=0.8).effective()["take"]
+    'style'
+
     Raises:
         ValueError: for a value out of range, a strength that the way does not take, or two that do not go together.
     """
