@@ -27,7 +27,7 @@ from .entries import check_conditioning
 from .host import folders
 from .look import load_look, look_file_input
 from .steering import ComfyHost, collect, entries_of
-from .widgets import Adapter, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
+from .widgets import Adapter, Names, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
 NO_RECIPE = "none"  # what version 0.1 called no recipe: now the default take
 
@@ -64,7 +64,7 @@ class ZImageVLCondition(io.ComfyNode):
                     tooltip="How much the picture counts. 0 is your words alone, 1 is all of it.",
                 ),
                 io.Combo.Input(
-                    "mode", display_name="way", options=offered_ways(), default=AUTOMATIC,
+                    "mode", display_name="way", options=Names.taking(offered_ways(), named_way), default=AUTOMATIC,
                     tooltip="How it travels. "
                     + " ".join(f"{name}: {way.meaning}." for name, way in ways().items() if name in offered_ways()),
                 ),
@@ -74,7 +74,8 @@ class ZImageVLCondition(io.ComfyNode):
                 ),
                 budget_input(),
                 io.Combo.Input(
-                    "recipe", display_name="take", options=listed_recipes(), default=DEFAULT_TAKE, optional=True,
+                    "recipe", display_name="take", options=Names.taking(listed_recipes(), find_recipe),
+                    default=DEFAULT_TAKE, optional=True,
                     tooltip="What to take from the picture. "
                     + " ".join(f"{take.name}: {take.meaning}." for take in TAKES),
                 ),
@@ -106,23 +107,6 @@ class ZImageVLCondition(io.ComfyNode):
             ],
             outputs=[io.Conditioning.Output()],
         )
-
-    @classmethod
-    def validate_inputs(
-        cls, mode: str | None = None, recipe: str | None = None, images: dict | None = None, masks: dict | None = None
-    ) -> bool | str:
-        """Names of earlier versions are in no list and pass; what is wired in is None here and is seen later.
-
-        The host hands over sockets that grow as well, whether asked for or not.
-        """
-        try:
-            if mode is not None:
-                named_way(mode)
-            if recipe is not None:
-                find_recipe(recipe)
-        except ValueError as error:
-            return str(error)
-        return True
 
     @classmethod
     def fingerprint_inputs(

@@ -144,23 +144,23 @@ class ZImageVLSweep(io.ComfyNode):
         cls, columns=None, column_values=None, rows=None, row_values=None, pages=None, page_values=None, method=None,
         alpha=None, seed=None, layer=None, tokens=None, downsample=None, space=None, outlier_mode=None,
         outlier_threshold=None, normalization=None, take=None, images: dict | None = None,
-    ) -> bool | str:
+    ) -> bool:
         """Refuse lists and settings that do not go together before any model runs; what is wired in is seen later.
 
         The host hands over sockets that grow as well, whether asked for or not.
+
+        Raises:
+            ValueError: naming the input; what is returned in its place would be marked at all of these inputs.
         """
         axes = [(columns, column_values), (rows, row_values), (pages, page_values)]
         base = {
             "method": method, "alpha": alpha, "layer": layer, "tokens": tokens, "downsample": downsample,
             "space": space, "outlier_mode": outlier_mode, "outlier_threshold": outlier_threshold,
-            "normalization": normalization, "take": take or DEFAULT_TAKE,
+            "normalization": normalization, "take": DEFAULT_TAKE if take is None else take,
         }
         if None in (seed, *base.values(), *(part for axis in axes for part in axis)):
             return True
-        try:
-            _plan(axes, seed, base)
-        except ValueError as error:
-            return str(error)
+        _plan(axes, seed, base)
         return True
 
     @classmethod

@@ -121,6 +121,37 @@ def draw(figures: Callable[[], np.ndarray]) -> tuple[Tensor | None, str]:
         )
 
 
+class Names(list):
+    """Options of a list that also takes what it does not show, such as names of earlier versions.
+
+    ComfyUI asks whether a value is ``in`` them and marks the input that holds another. What ``validate_inputs`` refuses
+    is marked at every input that it looks at.
+
+    Attributes:
+        also: whether a name that is not shown is taken.
+    """
+
+    also: Callable[[str], bool] = staticmethod(lambda name: False)
+
+    @classmethod
+    def taking(cls, shown: Iterable[str], find: Callable[[str], Any]) -> Names:
+        """The names ``shown``, and all that ``find`` knows; it raises ValueError for the others."""
+
+        def also(name: str) -> bool:
+            try:
+                find(name)
+            except ValueError:
+                return False
+            return True
+
+        names = cls(shown)
+        names.also = also
+        return names
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or (isinstance(name, str) and self.also(name))
+
+
 def known(otherwise: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """For ``validate_inputs`` and ``fingerprint_inputs``, under ``@classmethod``: what is not known yet is not judged.
 

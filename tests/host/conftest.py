@@ -202,6 +202,12 @@ def server_module():
 
 
 @pytest.fixture(scope="session")
+def wiring():
+    """The module ``wiring.py`` beside this file."""
+    return load_by_path("zimage_vl_wiring", Path(__file__).with_name("wiring.py"))
+
+
+@pytest.fixture(scope="session")
 def server(comfyui, server_module, tmp_path_factory):
     """A running ComfyUI server with the pack and tiny models, in a folder of its own."""
     with server_module.running(comfyui, tmp_path_factory.mktemp("server")) as server:

@@ -304,7 +304,6 @@ def test_every_keyframe_of_a_clip_is_paired_with_its_own_described_entry(strengt
 
 def test_what_is_wired_in_is_none_before_the_run(part):
     node = part("nodes.condition").ZImageVLCondition
-    assert node.validate_inputs() is True and node.validate_inputs(mode=None, recipe=None) is True
     assert node.fingerprint_inputs(recipe=None, adapter_file=None, words=None, prompt=None) == node.fingerprint_inputs()
 
 
@@ -315,8 +314,9 @@ OLD_NAMES = {"blend aligned": -6, "append picture": -2, "image delta": -2, "blen
 def test_a_workflow_saved_under_an_old_name_gives_what_the_stages_give_one_by_one(
     old, run, text_clip, native, core_text, picture, part, monkeypatch
 ):
-    check = part("nodes.condition").ZImageVLCondition.validate_inputs
-    assert check(mode=old, recipe="none", images={"image0": picture}) is True
+    inputs = part("nodes.condition").ZImageVLCondition.GET_SCHEMA().inputs
+    choices = {one.id: one.options for one in inputs if one.id in ("mode", "recipe")}
+    assert old in choices["mode"] and "none" in choices["recipe"]
     found = part("vl_core.encoder.writing").Description("blue dusk", "blue dusk", 2, False)
     monkeypatch.setattr(part("nodes.host.memory"), "fast_allowed", lambda: False)  # keeps no words for other tests
     monkeypatch.setattr(part("nodes.steering"), "write_words", lambda *_, **__: found)

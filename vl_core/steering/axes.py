@@ -92,7 +92,7 @@ def parse_axis(name: str, text: str, fields: Mapping[str, Field] | None = None, 
 
 def axis_name(name: str) -> str:
     """The name of a setting as :data:`SWEPT` has it, from what people call it."""
-    plain = re.sub(r"[\s-]+", "_", name.strip().lower())
+    plain = re.sub(r"[\s-]+", "_", str(name).strip().lower())
     return ALIASES.get(plain, plain)
 
 
