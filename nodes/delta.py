@@ -162,8 +162,8 @@ def _check_spaces(spaces: tuple[SpaceAdapter, ...], family: Family, layers: list
 
 def _brought(seen: VLStates, layer: int, space: SpaceAdapter | None) -> Tensor:
     """A layer of a reading, where the text encoder has it if there is an adapter."""
-    states = seen.at(layer)[0]
-    return space.apply(states) if space else states
+    states, layout = seen.at(layer)
+    return space.apply(states, layout=layout) if space else states
 
 
 def _without(encoder: Any, images: dict, prompt: str, layers: list[int], baseline: str, options: dict) -> VLStates:

@@ -183,20 +183,23 @@ def map_layers(
     conditioning: list[Entry],
     reference: ReferenceStatistics | tuple[ReferenceStatistics, ...] | None,
     scope: str,
-    stage: Callable[[Tensor, ReferenceStatistics | None, Tensor | None], tuple[Tensor, Any]],
+    stage: Callable[[Tensor, ReferenceStatistics | None, Tensor | None, TokenLayout | None], tuple[Tensor, Any]],
 ) -> tuple[list[Entry], str]:
     """Run a stage over every entry, on each layer of a stack for itself, padding left as it is.
 
-    ``stage`` takes a layer's states, its statistics and the positions it acts on; gives new states and what was done.
+    ``stage`` takes a layer's states, its statistics, the positions it acts on and what the positions are, where known;
+    it gives new states and what was done.
     """
 
     def change(entry: Entry) -> tuple[Entry, str]:
         family = entry_family(entry)
         references = references_of(reference, family)
         words, padding = take_padding(entry, family)
-        positions = scope_positions(words, scope)
-        states, infos = by_layer(words[0], family, lambda part, index: stage(part, references[index], positions))
-        return put_padding(entry, states, layout_of(words), padding), describe_layers(infos, family)
+        positions, layout = scope_positions(words, scope), layout_of(words)
+        states, infos = by_layer(
+            words[0], family, lambda part, index: stage(part, references[index], positions, layout)
+        )
+        return put_padding(entry, states, layout, padding), describe_layers(infos, family)
 
     return map_entries(conditioning, change)
 

@@ -74,9 +74,10 @@ class ZImageVLNormalize(io.ComfyNode):
         options = dict(mode) if isinstance(mode, dict) else {"mode": mode}
         chosen, target = options.pop("mode"), options.pop("target_std", 0.0)
 
-        def stage(states, statistics, positions):
+        def stage(states, statistics, positions, layout):
             return normalize(
-                states, chosen, statistics, target_std=target or None, sinks=sinks, positions=positions, **options
+                states, chosen, statistics, target_std=target or None, sinks=sinks, positions=positions,
+                layout=layout, **options,
             )
 
         scaled, lines = map_layers(conditioning, reference, scope, stage)

@@ -65,10 +65,10 @@ class ZImageVLMaskOutliers(io.ComfyNode):
     ) -> io.NodeOutput:
         chosen = mode if isinstance(mode, dict) else {"mode": mode}
 
-        def stage(states, statistics, positions):
+        def stage(states, statistics, positions, layout):
             return mask_outlier_dimensions(
                 states, threshold, chosen["mode"], reference=statistics, direction=direction,
-                gamma=chosen.get("gamma", 0.5), sinks=sinks, positions=positions,
+                gamma=chosen.get("gamma", 0.5), sinks=sinks, positions=positions, layout=layout,
             )
 
         cleaned, lines = map_layers(conditioning, reference, scope, stage)

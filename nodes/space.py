@@ -74,9 +74,13 @@ class ZImageVLMatchSpace(io.ComfyNode):
         for entry in conditioning:
             layers = _layers_of(entry, family)
             space, origin = _fit(encoder, clip, family, layers, method, texts)
-            mapped, _ = by_layer(entry[0], family, lambda part, index, space=space: (space[index].apply(part), None))
+            layout = layout_of(entry)
+            mapped, _ = by_layer(
+                entry[0], family,
+                lambda part, index, space=space, layout=layout: (space[index].apply(part, layout=layout), None),
+            )
             spaces.append(space)
-            entries.append(repack(entry, mapped, layout_of(entry)))
+            entries.append(repack(entry, mapped, layout))
             lines += [describe_layers(space, family), origin]
         return io.NodeOutput(entries, spaces[0] if family.stacked else spaces[0][0], ui=report(lines))
 

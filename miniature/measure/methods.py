@@ -170,7 +170,7 @@ class Bench:
     def at(self, seen: VLStates, layer: int, mapped_to: int | None = None) -> tuple[Tensor, TokenLayout]:
         """A layer's states ``(L, D)`` and layout; ``mapped_to`` another layer by :meth:`space`."""
         states, layout = seen.at(layer)
-        return states if mapped_to is None else self.space(layer, mapped_to).apply(states), layout
+        return states if mapped_to is None else self.space(layer, mapped_to).apply(states, layout=layout), layout
 
 
 def captions(count: int, seed: int) -> list[str]:
@@ -255,8 +255,8 @@ def by_blend(
     to last."""
     states, layout = select_tokens(*bench.at(sight.seen, layer, mapped_to), tokens)
     if mask != "none":
-        states, _ = mask_outlier_dimensions(states, mode=mask, reference=bench.reference, sinks=sinks)
-    states, _ = normalize(states, scale, bench.reference, sinks=sinks)
+        states, _ = mask_outlier_dimensions(states, mode=mask, reference=bench.reference, sinks=sinks, layout=layout)
+    states, _ = normalize(states, scale, bench.reference, sinks=sinks, layout=layout)
     amount = alpha if alpha_end is None else alpha_curve(len(case.states), alpha, alpha_end)
     return blend(
         case.states, states, amount, text_layout=case.layout, vl_layout=layout, sinks=sinks, **options

@@ -13,9 +13,9 @@ pytest.importorskip("miniature", reason="the package is installed from a clone: 
 
 from miniature import world
 from miniature.measure import check
-from miniature.measure.chain import Chain, answers, look_of
+from miniature.measure.chain import Chain, answers, as_image, look_of
 from miniature.train import assemble, dit, judge
-from vl_core import condition
+from vl_core import condition, find_sinks
 
 COUNT = 64
 GOALS = {figure: goal for figure, sign, goal in check.GOALS if sign == ">="}
@@ -51,6 +51,15 @@ def test_the_judge_reads_the_worlds_pictures(chain, scenes):
     floor = judge.floor_figures(chain.judge, chain.pipeline.vae, COUNT, 20_262)
     for name, goal in judge.FLOOR.items():
         assert floor[name] >= least(goal, COUNT), (name, floor)
+
+
+def test_the_vls_only_sink_beside_a_picture_is_the_first_token(chain, scenes):
+    pictures, _ = world.render(scenes[:4], torch.Generator().manual_seed(20_263))
+    prompts = ["a red star", "", "draw a blue triangle", "a cross"]
+    seen = chain.look_many(as_image(pictures), prompts, layers=(-12, -8, -6, -2))
+    for reading in seen:
+        for layer in (-12, -8, -6, -2):
+            assert find_sinks(*reading.at(layer)).nonzero().flatten().tolist() == [0]
 
 
 def test_the_vl_tells_the_look_of_pictures(chain, scenes):

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vl_core.states.layout import TokenRole, insert_pictures, text_layout
 from vl_core.states.sinks import find_sinks
 from vl_core.states.statistics import ReferenceStatistics
 from vl_core.states.tensors import median, token_rms
@@ -68,6 +69,21 @@ def test_eight_medians_are_far_from_both_kinds_of_tokens(hidden_states, layer):
     for states in hidden_states:
         rms = token_rms(states[layer])
         assert rms[0] > 12 * median(rms) and rms[1:].max() < 2 * median(rms)
+
+
+@pytest.mark.parametrize("layer", [-18, -8, -6, -2])
+def test_it_is_one_too_beside_a_picture_a_tenth_as_loud(hidden_states, layer):
+    """Real words with tokens between them as small as Qwen3-VL's of a picture are beside Qwen3-4B's words."""
+    for states in hidden_states:
+        text = states[layer]
+        words = text_layout([151644, 0, 0, *range(len(text) - 8), 151645, 0, 151644, 0, 0])
+        layout = insert_pictures(words, [(16, 16)])
+        pictures = layout.mask(TokenRole.IMAGE, TokenRole.MARKER)
+        both = torch.randn(len(layout), text.shape[1], generator=torch.Generator().manual_seed(0))
+        both *= median(token_rms(text)) / 9
+        both[~pictures] = text
+        assert find_sinks(both, layout).nonzero().flatten().tolist() == [0]
+        assert find_sinks(both).sum() > 1  # what the median over everything says
 
 
 def test_after_the_final_norm_there_is_no_sink(hidden_states):

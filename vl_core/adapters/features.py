@@ -96,7 +96,7 @@ class PictureFeatures:
     def _pooled(self, states: Tensor, layout: TokenLayout) -> Tensor:
         """``(fields, D)``: means over fields of each picture, averaged over pictures."""
         side = 1 if self.pool == "mean" else int(self.pool[4:])
-        kept = ~find_sinks(states) if self.sinks == "exclude" else torch.ones(len(states), dtype=torch.bool)
+        kept = ~find_sinks(states, layout) if self.sinks == "exclude" else torch.ones(len(states), dtype=torch.bool)
         found = []
         for (rows, columns), positions in zip(layout.grids, layout.picture_positions(), strict=True):
             tokens, weight = states[positions.to(states.device)], kept.to(states.device)[positions.to(states.device)]

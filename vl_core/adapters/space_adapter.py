@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..states.files import check_content
 from ..states.headers import Count, Header
+from ..states.layout import TokenLayout
 from ..states.sinks import Sinks, check_sinks, find_sinks
 from ..states.storage import read_tensors, take, write_tensors
 from ..states.tensors import EPSILON, as_batch, check_choice, check_embeddings, to_dtype, token_rms, without_tiniest
@@ -92,13 +93,14 @@ class SpaceAdapter:
     def widths(self) -> tuple[int, int]:
         return len(self.center), len(self.offset)
 
-    def apply(self, states: Tensor, *, sinks: Sinks = "exclude") -> Tensor:
+    def apply(self, states: Tensor, *, sinks: Sinks = "exclude", layout: TokenLayout | None = None) -> Tensor:
         """Bring states over.
 
         Args:
             states: ``(L, D_in)`` or ``(B, L, D_in)``, any float dtype.
             sinks: "exclude" keeps attention sinks as they are where the widths agree: they are far outside of what
                 was fitted. With other widths they cannot stay, and are mapped like the rest.
+            layout: of the ``L`` positions, so that sinks are found among tokens of their own kind.
 
         Returns:
             ``(…, L, D_out)`` in the dtype that came in, computed in float32.
@@ -116,7 +118,7 @@ class SpaceAdapter:
         batch = as_batch(states)
         mapped = to_dtype(self._mapped(batch.float()), states.dtype)
         if sinks == "exclude" and self.widths[0] == self.widths[1]:
-            mapped = torch.where(find_sinks(batch).unsqueeze(-1), batch, mapped)
+            mapped = torch.where(find_sinks(batch, layout).unsqueeze(-1), batch, mapped)
         return mapped.reshape(*states.shape[:-1], self.widths[1])
 
     def _mapped(self, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..states.layout import TokenLayout
 from ..states.sinks import find_sinks
 from ..states.tensors import token_rms
 from ..states.vl_states import VLStates
@@ -22,12 +23,16 @@ def shuffled(picture: Tensor, key: str) -> Tensor:
 def noisy(seen: VLStates, seed: int) -> VLStates:
     """The same sequence with every layer's states replaced by matched noise."""
     generator = torch.Generator().manual_seed(seed)
-    return replace(seen, states=torch.stack([matched_noise(layer, generator) for layer in seen.states]))
+    layers = [matched_noise(layer, generator, seen.layout) for layer in seen.states]
+    return replace(seen, states=torch.stack(layers))
 
 
-def matched_noise(states: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise with the mean and std per dimension and the RMS per token of states ``(L, D)``; sinks stay as they are."""
-    is_sink = find_sinks(states)
+def matched_noise(states: Tensor, generator: torch.Generator, layout: TokenLayout | None = None) -> Tensor:
+    """Noise with the mean and std per dimension and the RMS per token of states ``(L, D)``; sinks stay as they are.
+
+    ``layout``: of the ``L`` positions, which tells sinks (:func:`find_sinks`).
+    """
+    is_sink = find_sinks(states, layout)
     ordinary = states[~is_sink].float()
     drawn = torch.randn(states.shape, generator=generator).to(states.device)
     drawn = drawn * ordinary.std(0).nan_to_num(0.0) + ordinary.mean(0)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..stages.outliers import get_outlier_dimensions
 from ..states.families import ZIMAGE, Family
 from ..states.layout import TokenLayout, TokenRole
-from ..states.sinks import counted_tokens, find_sinks
+from ..states.sinks import find_sinks
 from ..states.statistics import ReferenceStatistics
 from ..states.tensors import EPSILON, median, token_rms
 
@@ -134,7 +134,9 @@ def inspect(
     rms = token_rms(x)
     rms[~rows] = float("nan")
     clean = x[rows]
-    sinks = rows.nonzero().flatten()[find_sinks(clean)] if len(clean) else torch.empty(0, dtype=torch.int64)
+    own = layout and layout.select(rows)
+    is_sink = find_sinks(clean, own)
+    sinks = rows.nonzero().flatten()[is_sink]
     figures = dict(
         tokens=tokens, width=width, layout=layout, rms=rms, sinks=tuple(sinks.tolist()),
         non_finite=int((~finite).sum()), threshold=threshold, family=family,
@@ -143,7 +145,7 @@ def inspect(
     if reference is None:
         return Inspection(**figures)
     reference.check_width(width)
-    ordinary = clean[counted_tokens(clean, "exclude")] if len(clean) else clean
+    ordinary = clean[~is_sink]
     if len(ordinary) < 2:
         return Inspection(**figures)
     moments = reference.moments()
@@ -151,7 +153,7 @@ def inspect(
     return Inspection(
         **figures,
         ratio=ours / theirs,
-        outliers=tuple(get_outlier_dimensions(clean, threshold, reference=reference)),
+        outliers=tuple(get_outlier_dimensions(clean, threshold, reference=reference, layout=own)),
         mean_correlation=pearson(ordinary.mean(0), moments.mean),
         log_std_correlation=pearson(ours.log(), theirs.log()),
         mean=ordinary.mean(0),

@@ -84,7 +84,7 @@ def pair_tokens(seen: VLStates, text: Tensor, text_layout: TokenLayout | None) -
     indices = torch.arange(len(seen.layout)).view(1, -1, 1)  # aligning the indices tells where tokens come from
     positions = align(indices, len(y), text_layout, seen.layout, otherwise="").flatten()
     y = to_float64(y)
-    return Pairs(y, find_sinks(y), positions)
+    return Pairs(y, find_sinks(y, text_layout), positions)
 
 
 def to_float64(states: Tensor) -> Tensor:
@@ -92,18 +92,16 @@ def to_float64(states: Tensor) -> Tensor:
     return states.detach().to("cpu" if states.device.type == "mps" else states.device, torch.float64)
 
 
-def targets_of(reference: ReferenceStatistics | None, text: Tensor | None) -> dict[tuple[str, str], Moments]:
-    """What to compare with by space and sinks; empty without anything."""
-    if reference is None and text is None:
-        return {}
-    parts = {"raw": (reference.ordinary, reference.sinks)} if reference is not None else {}
+def targets_of(reference: ReferenceStatistics | None, pairs: Pairs | None) -> dict[tuple[str, str], Moments]:
+    """What to compare with by space and sinks: the reference, else the paired text; empty without anything."""
+    parts = {}
     if reference is not None:
+        parts["raw"] = reference.ordinary, reference.sinks
         if reference.unit_ordinary is not None and reference.unit_sinks is not None:
             parts["dit"] = (reference.unit_ordinary, reference.unit_sinks)
-    else:
-        is_sink = find_sinks(text)
-        for space, tokens in (("raw", text), ("dit", unit_rms(text))):
-            parts[space] = (Moments.of(tokens[~is_sink]), Moments.of(tokens[is_sink]))
+    elif pairs is not None:
+        for space, tokens in (("raw", pairs.text), ("dit", unit_rms(pairs.text))):
+            parts[space] = Moments.of(tokens[~pairs.is_sink]), Moments.of(tokens[pairs.is_sink])
     targets = {}
     for space, (ordinary, sinks) in parts.items():
         targets |= {(space, "exclude"): ordinary, (space, "include"): ordinary.merge(sinks)}

@@ -204,7 +204,8 @@ def layer_report(
 ) -> LayerReport:
     """Measure every captured layer, text and image tokens apart, raw and after x/rms(x), with sinks and without.
 
-    Sinks are found on each layer's whole sequence. The target is ``reference`` if given, else ``text``'s own tokens.
+    Sinks are found on each layer's whole sequence, among tokens of their own kind (:func:`find_sinks`). The target is
+    ``reference`` if given, else ``text``'s own tokens.
     A reference without the moments of unit-RMS tokens (an older file, published figures) is no target after x/rms(x):
     those figures are left out, and a note says so.
 
@@ -227,12 +228,12 @@ def layer_report(
     pairs = None if text is None else pair_tokens(seen, text, text_layout)
     groups = {name: seen.layout.mask(*roles) for name, roles in GROUPS.items()}
     groups = {name: where.nonzero().flatten() for name, where in groups.items() if where.any()}
-    targets = targets_of(reference, None if pairs is None else pairs.text)
+    targets = targets_of(reference, pairs)
 
     figures = []
     for index, states in zip(seen.layers, seen.states, strict=True):
         x = to_float64(states)
-        is_sink = find_sinks(x)
+        is_sink = find_sinks(x, seen.layout)
         for space in SPACES:
             tokens = x if space == "raw" else unit_rms(x)
             for group, where in groups.items():

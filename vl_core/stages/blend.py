@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..states.layout import TokenLayout
-from ..states.sinks import Sinks, counted_among
+from ..states.sinks import Sinks, counted_among, sinks_among
 from ..states.tensors import (
     EPSILON,
     check_choice,
@@ -128,8 +128,9 @@ def blend(
         text, vl: ``(L, D)`` or ``(B, L, D)``, any float dtype; a batch of one VL serves every text.
         alpha: 0 to 1, or one per text token ``(L_text,)`` (:func:`alpha_curve`).
         text_layout, vl_layout: what the positions are, where known.
-        sinks: "exclude" keeps the text's vector where the text or the VL brought to its positions has an attention
-            sink, and keeps sinks out of adain_per_dim's statistics; "include" mixes them like any token.
+        sinks: "exclude" keeps the text's vector where the text, or a VL token brought there, is an attention sink
+            (:func:`find_sinks`, on either whole sequence), and keeps sinks out of adain_per_dim's statistics;
+            "include" mixes them like any token.
         antialias: of resampling; False is the note's.
         append_downsample: average each appended picture's tokens over n × n cells.
         append_position: "end" puts the VL tokens behind the whole text; "before_tail" between the user's words and
@@ -217,7 +218,8 @@ def _mix_in(
     """Every method but append. ``y``, ``vl`` ``(B, L, D)``, ``strength`` ``(L_text,)`` on the CPU, like all sizes."""
     notes: list[str] = []
     size = token_rms(y.detach()).cpu()
-    is_sink = ~counted_among(size, sinks)
+    is_sink = ~counted_among(size, sinks, text_layout)
+    layouts = text_layout, vl_layout
     if method == "truncate":
         length = min(y.shape[1], vl.shape[1])
         if y.shape[1] != vl.shape[1]:
@@ -225,21 +227,24 @@ def _mix_in(
         text_layout = text_layout and text_layout.select(torch.arange(len(text_layout)) < length)
         y, strength, is_sink, size = y[:, :length], strength[:length], is_sink[:, :length], size[:, :length]
     x = _bring(vl, y.shape[1], method, text_layout, vl_layout, antialias, notes)
+    if method != "adain_per_dim" and sinks == "exclude":  # there the VL has positions of its own
+        theirs = sinks_among(token_rms(vl.detach()).cpu(), vl_layout)
+        if theirs.any():  # a resampled token that holds some of a sink is hardly anything else
+            shares = _bring(theirs.float().unsqueeze(-1), y.shape[1], method, text_layout, vl_layout, antialias, notes)
+            is_sink = is_sink | (shares.squeeze(-1) > 0)
     cosine = effective = other_size = None
     if method == "aligned":
         other_size, products = torch.stack([token_rms(x.detach()), mean_products(y.detach(), x.detach())]).cpu()
         cosine = median_cosine(products, size, other_size)
         if text_layout is None or vl_layout is None:
             notes += doubts_about_words(cosine)
-    elif method != "adain_per_dim":  # there the VL has positions of its own
+    elif method not in OWN_MIXING:
         other_size = token_rms(x.detach()).cpu()
-    if other_size is not None:
-        is_sink = is_sink | ~counted_among(other_size, sinks)
 
     a = strength.to(y.device).unsqueeze(-1)
     keep = is_sink | (strength == 0)
     if method in OWN_MIXING:
-        mixed = mix_restyled(y.float(), x.float(), a, method, sinks, notes)
+        mixed = mix_restyled(y.float(), x.float(), a, method, sinks, notes, layouts)
     else:
         mixed = _mix(y.float(), x.float(), a, space)
         assert other_size is not None, "every method that mixes here pairs positions"

@@ -61,9 +61,12 @@ def prepare(
         states, found = mask_outlier_dimensions(
             states, outlier_threshold, outlier_mode, reference=reference, direction=outlier_direction,
             gamma=outlier_gamma, sinks=sinks, positions=pictures if pictures_only and bool(pictures.any()) else None,
+            layout=layout,
         )
         lines.append(found.describe())
     if normalization != "none":
-        states, scaled = normalize(states, normalization, reference, target_std=target_std, sinks=sinks)
+        states, scaled = normalize(
+            states, normalization, reference, target_std=target_std, sinks=sinks, layout=layout
+        )
         lines.append(scaled.describe())
     return states, layout, lines

@@ -105,12 +105,14 @@ def extract(
         at_pictures = layout.mask(TokenRole.IMAGE)
         embeddings, masking = mask_outlier_dimensions(
             embeddings, outlier_threshold, outlier_masking, reference=reference, direction=direction,
-            gamma=outlier_gamma, sinks=sinks, positions=at_pictures if at_pictures.any() else None,
+            gamma=outlier_gamma, sinks=sinks, positions=at_pictures if at_pictures.any() else None, layout=layout,
         )
         masked_dimensions, ratios = masking.masked_dimensions, masking.ratios
         notes.append(masking.describe())
     embeddings, layout = select_tokens(embeddings, layout, token_selection)
-    embeddings, scaling = normalize(embeddings, normalization_mode, reference, target_std=target_std, sinks=sinks)
+    embeddings, scaling = normalize(
+        embeddings, normalization_mode, reference, target_std=target_std, sinks=sinks, layout=layout
+    )
     notes.append(scaling.describe())
     return VLExtraction(
         embeddings, layout, tuple(masked_dimensions), tuple(ratios), scaling.original_std, scaling.scaled_std,

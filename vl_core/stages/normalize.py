@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..states.layout import TokenLayout
 from ..states.sinks import Sinks, TokenSizes
 from ..states.statistics import PUBLISHED_CLIP, Moments, ReferenceStatistics
 from ..states.tensors import EPSILON, as_batch, check_choice, check_shape, put_back, to_dtype
@@ -124,6 +125,7 @@ def normalize(
     clip: float = PUBLISHED_CLIP,
     sinks: Sinks = "exclude",
     positions: Tensor | None = None,
+    layout: TokenLayout | None = None,
 ) -> tuple[Tensor, NormalizeInfo]:
     """Normalise in one of the modes and report.
 
@@ -146,6 +148,7 @@ def normalize(
         weight: share of per_dim in hybrid, 0 to 1. ``clip``: in stds, above 0; infinity turns clipping off.
         sinks: "exclude" neither measures nor changes attention sinks, here and in the reference.
         positions: optional boolean ``(L,)``: measure and change only there; sinks are found on the whole sequence.
+        layout: of the ``L`` positions, so that sinks are found among tokens of their own kind (:func:`find_sinks`).
 
     Returns:
         a new tensor of the same shape and dtype (computed in float32), and what was done. Std 0 leaves the tokens
@@ -163,7 +166,7 @@ def normalize(
     if not clip > 0:
         raise ValueError(f"clip: expected a number of stds above 0, got {clip}.")
     before = checked_sizes(as_batch(x))
-    scope, left_out = tokens_in_scope(before, sinks, positions)
+    scope, left_out = tokens_in_scope(before, sinks, positions, layout)
     change = _change(mode, reference, x.shape[-1], target_std, weight, clip, sinks)
     scaled, notes = _rewrite(x, before, scope, change)
     after = TokenSizes.of(as_batch(scaled))

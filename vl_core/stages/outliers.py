@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..states.layout import TokenLayout
 from ..states.sinks import Sinks, TokenSizes, counted_among
 from ..states.statistics import Moments, ReferenceStatistics
 from ..states.tensors import EPSILON, all_finite, as_batch, check_choice, check_shape, describe_not_finite, to_dtype
@@ -38,20 +39,23 @@ def checked_sizes(batch: Tensor) -> TokenSizes:
     return sizes
 
 
-def tokens_in_scope(sizes: TokenSizes, sinks: Sinks, positions: Tensor | None) -> tuple[Tensor, int]:
+def tokens_in_scope(
+    sizes: TokenSizes, sinks: Sinks, positions: Tensor | None, layout: TokenLayout | None = None
+) -> tuple[Tensor, int]:
     """Which tokens a stage measures and changes.
 
     Args:
         sizes: of the tokens ``(B, L)``. Sinks are found on whole sequences, each for itself.
         positions: optional boolean ``(L,)``, the same for every sequence of a batch.
+        layout: of the ``L`` positions, which tells kinds of tokens apart (:func:`find_sinks`).
 
     Returns:
         boolean ``(B, L)`` on the CPU, and how many sinks were left out at ``positions``.
 
     Raises:
-        ValueError: if ``positions`` has another shape or type, or ``sinks`` is unknown.
+        ValueError: if ``positions`` or the layout has another shape or type, or ``sinks`` is unknown.
     """
-    counted = counted_among(sizes.rms, sinks)
+    counted = counted_among(sizes.rms, sinks, layout)
     if positions is None:
         return counted, int((~counted).sum())
     length = counted.shape[1]
@@ -127,6 +131,7 @@ def get_outlier_dimensions(
     direction: Direction = "both",
     sinks: Sinks = "exclude",
     positions: Tensor | None = None,
+    layout: TokenLayout | None = None,
 ) -> list[tuple[int, float]]:
     """Dimensions whose std is more than ``threshold`` times the reference's, or less than a ``threshold``-th of it.
 
@@ -140,7 +145,8 @@ def get_outlier_dimensions(
         ``[(dimension, ratio), …]``, the largest ratio first.
     """
     info = mask_outlier_dimensions(
-        embeddings, threshold, "none", reference=reference, direction=direction, sinks=sinks, positions=positions
+        embeddings, threshold, "none", reference=reference, direction=direction, sinks=sinks, positions=positions,
+        layout=layout,
     )[1]
     return list(zip(info.masked_dimensions, info.ratios, strict=True))
 
@@ -155,6 +161,7 @@ def mask_outlier_dimensions(
     gamma: float = 0.5,
     sinks: Sinks = "exclude",
     positions: Tensor | None = None,
+    layout: TokenLayout | None = None,
 ) -> tuple[Tensor, OutlierInfo]:
     """Find outlier dimensions and tame them.
 
@@ -176,6 +183,7 @@ def mask_outlier_dimensions(
         gamma: in (0, 1]; 1 makes "scale" equal to "clamp".
         sinks: "exclude" neither measures nor changes attention sinks; "include" treats them like any token.
         positions: optional boolean ``(L,)``: measure and change only there.
+        layout: of the ``L`` positions, so that sinks are found among tokens of their own kind (:func:`find_sinks`).
 
     Returns:
         a new tensor of the same shape and dtype (computed in float32), and what was found. With fewer than 2 tokens
@@ -191,7 +199,7 @@ def mask_outlier_dimensions(
         raise ValueError(f"threshold: expected a ratio of at least 1, got {threshold}. Below 1 all are outliers.")
     if not 0 < gamma <= 1:
         raise ValueError(f"gamma: expected a number above 0 and up to 1 (1 = clamp), got {gamma}.")
-    scope, left_out = tokens_in_scope(checked_sizes(as_batch(embeddings)), sinks, positions)
+    scope, left_out = tokens_in_scope(checked_sizes(as_batch(embeddings)), sinks, positions, layout)
     spread = _reference_spread(reference, embeddings.shape[-1], sinks)
 
     batch, changes = as_batch(embeddings), []

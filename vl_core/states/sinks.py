@@ -9,31 +9,65 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .layout import TokenLayout, TokenRole
 from .tensors import median, overall_std, token_rms
 
 Sinks = Literal["exclude", "include"]
 SINK_FACTOR = 8.0  # a sink's RMS exceeds this many medians; ordinary tokens stay within about 3
+FEWEST = 3  # of two tokens neither is the ordinary one
 
 
-def find_sinks(embeddings: Tensor) -> Tensor:
-    """Which tokens are attention sinks: RMS > 8 × the sequence's median token RMS.
+def find_sinks(embeddings: Tensor, layout: TokenLayout | None = None) -> Tensor:
+    """Which tokens are attention sinks: RMS > 8 × the median token RMS of their own kind (:func:`kinds_of_tokens`).
+
+    Tokens of pictures are several times smaller than words, and most of a sequence: beside their median every word
+    would be a sink.
 
     >>> find_sinks(torch.tensor([[900.0, 0.0], [3.0, 4.0], [4.0, 3.0], [5.0, 0.0]])).tolist()
     [True, False, False, False]
 
     Args:
         embeddings: ``(L, D)`` or ``(B, L, D)``, any float dtype.
+        layout: of the ``L`` positions; without one all tokens are of one kind.
 
     Returns:
-        boolean ``(L,)`` or ``(B, L)`` on the same device. Sequences of fewer than 3 tokens have no sinks: with two
-        tokens neither is the ordinary one.
+        boolean ``(L,)`` or ``(B, L)`` on the same device. Fewer than 3 tokens of a kind have no sinks: of two tokens
+        neither is the ordinary one.
+
+    Raises:
+        ValueError: if the layout is of another length.
     """
-    return sinks_among(token_rms(embeddings))
+    return sinks_among(token_rms(embeddings), layout)
 
 
-def sinks_among(rms: Tensor) -> Tensor:
+def sinks_among(rms: Tensor, layout: TokenLayout | None = None) -> Tensor:
     """:func:`find_sinks` of tokens whose RMS ``(…, L)`` is known."""
-    if rms.shape[-1] < 3:
+    if layout is None:
+        return _beyond_median(rms)
+    if len(layout) != rms.shape[-1]:
+        raise ValueError(f"layout: expected {rms.shape[-1]} positions, one per token, got {len(layout)}.")
+    found = torch.zeros_like(rms, dtype=torch.bool)
+    for kind in kinds_of_tokens(layout):
+        places = kind.nonzero().flatten().to(rms.device)
+        found[..., places] = _beyond_median(rms[..., places])
+    return found
+
+
+def kinds_of_tokens(layout: TokenLayout) -> list[Tensor]:
+    """Tokens whose sizes can be compared: boolean ``(L,)`` masks that share no position.
+
+    Words, the template with the markers, pictures, and padding. Markers are two to a picture, too few for a median of
+    their own, and belong to the template. Of fewer than 3 words, or 3 template tokens, both are one kind.
+    """
+    padding = layout.padding()
+    template = layout.mask(TokenRole.TEMPLATE, TokenRole.MARKER) & ~padding
+    words = layout.mask(TokenRole.TEXT)
+    apart = [words, template] if min(int(words.sum()), int(template.sum())) >= FEWEST else [words | template]
+    return [*apart, layout.mask(TokenRole.IMAGE), padding]
+
+
+def _beyond_median(rms: Tensor) -> Tensor:
+    if rms.shape[-1] < FEWEST:
         return torch.zeros_like(rms, dtype=torch.bool)
     return rms > SINK_FACTOR * median(rms).unsqueeze(-1)
 
@@ -44,19 +78,22 @@ def check_sinks(sinks: str) -> None:
         raise ValueError(f"sinks: expected 'exclude' or 'include', got {sinks!r}.")
 
 
-def counted_tokens(embeddings: Tensor, sinks: Sinks) -> Tensor:
+def counted_tokens(embeddings: Tensor, sinks: Sinks, layout: TokenLayout | None = None) -> Tensor:
     """Which tokens statistics run over: boolean ``(L,)`` or ``(B, L)``, all or all but the sinks.
 
+    Args:
+        layout: see :func:`find_sinks`.
+
     Raises:
-        ValueError: if ``sinks`` is neither "exclude" nor "include".
+        ValueError: if ``sinks`` is neither "exclude" nor "include", or the layout is of another length.
     """
-    return counted_among(token_rms(embeddings), sinks)
+    return counted_among(token_rms(embeddings), sinks, layout)
 
 
-def counted_among(rms: Tensor, sinks: Sinks) -> Tensor:
+def counted_among(rms: Tensor, sinks: Sinks, layout: TokenLayout | None = None) -> Tensor:
     """:func:`counted_tokens` of tokens whose RMS ``(…, L)`` is known."""
     check_sinks(sinks)
-    return torch.ones_like(rms, dtype=torch.bool) if sinks == "include" else ~sinks_among(rms)
+    return torch.ones_like(rms, dtype=torch.bool) if sinks == "include" else ~sinks_among(rms, layout)
 
 
 @dataclass(frozen=True, eq=False)
