@@ -96,7 +96,8 @@ api.addEventListener("execution_cached", ({ detail }) => keepBoxes(detail?.nodes
 api.addEventListener("execution_error", ({ detail }) => say(detail.node_id, `Error: ${detail.exception_message?.trim()}`));
 api.addEventListener("execution_interrupted", ({ detail }) => say(detail.node_id, "Stopped."));
 
-// Refusals come back as the answer to the request and as no event.
+// Refusals come back as the answer to the request and as no event, so the call itself is wrapped. Others may wrap it too:
+// what was found is called, and its answer and errors go on as they are.
 const queuePrompt = api.queuePrompt;
 api.queuePrompt = async function () {
   try {
