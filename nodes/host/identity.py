@@ -12,6 +12,7 @@ import torch
 
 from .loaded import LoadedEncoder
 
+SCHEDULE = "model_sampling"  # where ModelSamplingAuraFlow and its like put another noise schedule
 SAMPLES = 64  # values of each tensor that are looked at
 _names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
@@ -29,10 +30,24 @@ def identity_of(encoder: Any) -> str:
     Returns:
         64 hex digits. What only its own code can tell, a wrapper or a hooked function, counts by the object that it is.
     """
-    is_loaded = isinstance(encoder, LoadedEncoder)
-    model = encoder.encoder.model if is_loaded else encoder.cond_stage_model
-    patcher = encoder.patcher
-    digest = hashlib.sha256((encoder.encoder.name if is_loaded else "").encode())
+    if isinstance(encoder, LoadedEncoder):
+        return _identity(encoder.patcher, encoder.encoder.model, encoder.encoder.name)
+    return _identity(encoder.patcher, encoder.cond_stage_model, "")
+
+
+def identity_of_model(model: Any) -> str:
+    """:func:`identity_of` for a MODEL; a shift of its noise schedule counts by its values and survives a restart."""
+    return _identity(model, model.model, "")
+
+
+def identity_of_vae(vae: Any) -> str:
+    """:func:`identity_of` for a VAE; one that is not ComfyUI's own counts by the object that it is."""
+    first_stage = getattr(vae, "first_stage_model", None)
+    return _name(vae).decode() if first_stage is None else _identity(vae.patcher, first_stage, "")
+
+
+def _identity(patcher: Any, model: torch.nn.Module, name: str) -> str:
+    digest = hashlib.sha256(name.encode())
     # A LoRA or a hook, of this CLIP or of another one that shares its weights, is written into them while it is in use.
     # What `backup` holds is older than what `hook_backup` does.
     unpatched = {key: kept[0] for key, kept in patcher.hook_backup.items()}
@@ -53,7 +68,12 @@ def identity_of(encoder: Any) -> str:
             _add_patches(digest, known)
     for key, wrapped in sorted(patcher.weight_wrapper_patches.items()):
         digest.update(f"wrapper {key}".encode() + b"".join(map(_name, _each(wrapped))))
-    for kind in (patcher.object_patches, patcher.injections, patcher.wrappers):
+    objects = dict(patcher.object_patches)
+    if isinstance(getattr(objects.get(SCHEDULE), "sigmas", None), torch.Tensor):
+        schedule = objects.pop(SCHEDULE)
+        kinds = [f"{base.__module__}.{base.__qualname__}" for base in type(schedule).__mro__]
+        digest.update(f"{SCHEDULE} {kinds} {len(schedule.sigmas)}".encode() + _sample(schedule.sigmas))
+    for kind in (objects, patcher.injections, patcher.wrappers):
         for key, changes in sorted(kind.items(), key=lambda item: str(item[0])):
             found = [part for part in _each(changes) if part]
             if found:
