@@ -14,6 +14,7 @@ from .files import ZImageVLLoadSaved, ZImageVLSave
 from .grid import ZImageVLGrid
 from .inspect import ZImageVLInspect
 from .layer_report import ZImageVLLayerReport
+from .learn import ZImageVLLookLearn
 from .loader import ZImageVLLoader
 from .look import ZImageVLLookApply
 from .normalize import ZImageVLNormalize
@@ -35,6 +36,7 @@ NODES: list[type[io.ComfyNode]] = [
     ZImageVLDescribe,
     ZImageVLAdapterFit,
     ZImageVLAdapterApply,
+    ZImageVLLookLearn,
     ZImageVLLookApply,
     ZImageVLReference,
     ZImageVLMatchSpace,

@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..vl_core.adapters.picture_adapter import PictureAdapter
+from ..vl_core.looks.look import Look
 from ..vl_core.steering.recipes import Recipe, load_recipes
 from ..vl_core.steering.settings import (
     AUTOMATIC,
@@ -25,7 +26,7 @@ from . import widgets
 from .adapter import NO_FILE, load_adapter
 from .entries import check_conditioning
 from .host import folders
-from .look import load_look, look_file_input
+from .look import look_file_input, look_input, pick_look
 from .steering import ComfyHost, collect, entries_of
 from .widgets import Adapter, Names, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
@@ -104,6 +105,7 @@ class ZImageVLCondition(io.ComfyNode):
                     "words", optional=True, force_input=True,
                     tooltip="Words about the picture, from Describe Picture or your own: then nothing is written.",
                 ),
+                look_input("From Learn Look, for the way learned look; automatic prefers it. Goes before the file."),
             ],
             outputs=[io.Conditioning.Output()],
         )
@@ -123,7 +125,7 @@ class ZImageVLCondition(io.ComfyNode):
         image_tokens: int = 1024, images: dict | None = None, recipe: str = DEFAULT_TAKE, weights: str = "",
         combine: str = JOINED, masks: dict | None = None, mask_use: str = CROP, start_percent: float = 0.0,
         end_percent: float = 1.0, adapter: PictureAdapter | None = None, adapter_file: str = NO_FILE,
-        look_file: str = NO_FILE, words: str | None = None,
+        look_file: str = NO_FILE, words: str | None = None, look: Look | None = None,
     ) -> io.NodeOutput:
         chosen, lines = find_recipe(recipe)
         settings = Settings() if chosen is None else chosen.settings
@@ -140,7 +142,8 @@ class ZImageVLCondition(io.ComfyNode):
         host = ComfyHost(clip, vision)
         if adapter is None and adapter_file != NO_FILE and "picture adapter" in (settings.way, *settings.row.tries):
             adapter = load_adapter(adapter_file, "adapter_file")
-        given = Given(adapter=adapter, look=load_look(look_file), words=words if words and words.strip() else None)
+        kept = words if words and words.strip() else None
+        given = Given(adapter=adapter, look=pick_look(look, look_file), words=kept)
         references = collect(images, weights, masks) if strength else []
         outcome = steer(host, prompt, references, settings, given)
         entries = entries_of(outcome, settings.window)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from comfy_api.latest import io
 
 from ..vl_core.adapters.picture_adapter import PictureAdapter
+from ..vl_core.looks.look import Look
 from ..vl_core.states.families import Family
 from ..vl_core.states.fields import Value
 from ..vl_core.steering.axes import MAX_SEED, parse_axis
@@ -19,7 +20,7 @@ from .adapter import NO_FILE
 from .condition import offered_ways
 from .entries import check_conditioning, references_of
 from .host import memory
-from .look import load_look, look_file_input
+from .look import look_file_input, look_input, pick_look
 from .steering import ComfyHost, collect, entries_of
 from .widgets import Adapter, Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
@@ -130,6 +131,7 @@ class ZImageVLSweep(io.ComfyNode):
                     "words", optional=True, force_input=True,
                     tooltip="Words about the picture, from Describe Picture or your own: then nothing is written.",
                 ),
+                look_input("From Learn Look, for the way learned look; automatic prefers it. Goes before the file."),
             ],
             outputs=[
                 io.Conditioning.Output(is_output_list=True),
@@ -171,7 +173,7 @@ class ZImageVLSweep(io.ComfyNode):
         downsample: int = 1, space: str = "dit", outlier_mode: str = "none", outlier_threshold: float = 10.0,
         normalization: str = "none", image_tokens: int = 1024, images: dict | None = None, reference=None,
         take: str = DEFAULT_TAKE, adapter: PictureAdapter | None = None, words: str | None = None,
-        look_file: str = NO_FILE,
+        look_file: str = NO_FILE, look: Look | None = None,
     ) -> io.NodeOutput:
         base = {
             "method": method, "alpha": alpha, "layer": layer, "tokens": tokens, "downsample": downsample,
@@ -182,11 +184,13 @@ class ZImageVLSweep(io.ComfyNode):
         host = ComfyHost(clip, vision)
         _check_stacked(plan, host.family)
         references = collect(images, "", None)
-        if not references:
-            raise ValueError("images: a sweep needs at least one picture, got none. Connect an image.")
+        if not references and look is None and look_file == NO_FILE:
+            raise ValueError(
+                "images: a sweep needs at least one picture or a learned look, got neither. Connect an image."
+            )
         statistics = references_of(reference, host.family)
         given = Given(
-            adapter=adapter, look=load_look(look_file), words=words if words and words.strip() else None,
+            adapter=adapter, look=pick_look(look, look_file), words=words if words and words.strip() else None,
             statistics=statistics,
         )
         cells = plan.unique

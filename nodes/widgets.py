@@ -23,6 +23,7 @@ Qwen3VL = io.Custom("QWEN3VL")
 Reference = io.Custom("VL_REFERENCE")
 Adapter = io.Custom("VL_ADAPTER")
 Space = io.Custom("VL_SPACE")
+LearnedLook = io.Custom("VL_LOOK")
 
 SCOPES = ["image tokens", "all tokens"]
 

@@ -139,22 +139,32 @@ def _saved(own: Path, kind: str) -> dict[str, Path]:
 
 
 def adapter_path(name: str, replace: bool = False) -> Path:
-    """The file for an adapter of that name; its folder is there afterwards.
+    """The file for an adapter of that name; see :func:`_new_file`."""
+    return _new_file(adapters_folder(), name, replace)
+
+
+def look_path(name: str, replace: bool = False) -> Path:
+    """The file for a learned look of that name; see :func:`_new_file`."""
+    return _new_file(looks_folder(), name, replace)
+
+
+def _new_file(folder: Path, name: str, replace: bool) -> Path:
+    """The file of a name in a folder, which is there afterwards.
 
     Args:
-        replace: take the name although there is an adapter of it; else a number is added: ``adapter_2``.
+        replace: take the name although there is a file of it; else a number is added: ``adapter_2``.
 
     Raises:
         ValueError: if it is no name for a file.
     """
     if not name.strip() or set("/" + os.sep) & set(name) or UNFIT_FOR_FILES.intersection(name):
         raise ValueError(f"name: expected a plain file name, got {name!r}.")
-    adapters_folder().mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     stem, number = name.removesuffix(".safetensors"), 1
-    path = adapters_folder() / f"{stem}.safetensors"
+    path = folder / f"{stem}.safetensors"
     while path.exists() and not replace:
         number += 1
-        path = adapters_folder() / f"{stem}_{number}.safetensors"
+        path = folder / f"{stem}_{number}.safetensors"
     return path
 
 

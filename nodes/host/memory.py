@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import comfy.utils
 import torch
 from comfy.patcher_extension import CallbacksMP
+from PIL import Image
 
 from ...vl_core.encoder.home import Home
 from ...vl_core.encoder.reader import Reader
@@ -109,6 +111,38 @@ def progress_bar(total: int) -> Callable[[], None]:
         bar.update(1)
 
     return step
+
+
+def telling_bar(total: int) -> Callable[[int, str, torch.Tensor | None], None]:
+    """A bar on the running node with words below it, and now and then a picture ``(1, H, W, 3)`` in [0, 1].
+
+    Each call takes the steps done, the words and the picture or None, and is a chance to stop.
+    """
+    bar, node = comfy.utils.ProgressBar(total), _running_node()
+
+    def tell(done: int, words: str, picture: torch.Tensor | None = None) -> None:
+        check_interrupted()
+        shown = None
+        if picture is not None:
+            pixels = (picture[0] * 255).round().byte().cpu().numpy()
+            shown = ("JPEG", Image.fromarray(pixels), None)
+        bar.update_absolute(done, total, shown)
+        server = getattr(sys.modules.get("server"), "PromptServer", None)
+        instance = getattr(server, "instance", None)
+        if node and hasattr(instance, "send_progress_text"):
+            instance.send_progress_text(words, node)
+
+    return tell
+
+
+def _running_node() -> str:
+    """The id of the node that runs, "" where ComfyUI does not say."""
+    try:
+        from comfy_execution.utils import get_executing_context
+    except ImportError:  # an older ComfyUI
+        return ""
+    context = get_executing_context()
+    return context.node_id if context else ""
 
 
 def states_to_host(states: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from miniature.train.assemble import MODELS, PIPELINE, VISION
 from vl_core import Look
 from vl_core.headless import learn
 from vl_core.headless.cli import main
+from vl_core.looks import resumed
 
 FAST = ["--steps", "3", "--device", "cpu"]
 
@@ -63,8 +64,8 @@ def test_stopped_it_goes_on_and_gives_the_same_file(files, tmp_path, capsys, mon
     command = ["learn", "-i", files[0], *words, *FAST]
     whole, again = tmp_path / "whole.safetensors", tmp_path / "again.safetensors"
     assert main([*command, "-o", str(whole)]) == 0
-    monkeypatch.setattr(learn, "SAVED_EVERY", 1)
-    real = learn.learn_look
+    monkeypatch.setattr(resumed, "SAVED_EVERY", 1)
+    real = resumed.learn_look
 
     def stopped(*inputs, on_step, **options):
         def stop(state):
@@ -74,10 +75,10 @@ def test_stopped_it_goes_on_and_gives_the_same_file(files, tmp_path, capsys, mon
 
         return real(*inputs, on_step=stop, **options)
 
-    monkeypatch.setattr(learn, "learn_look", stopped)
+    monkeypatch.setattr(resumed, "learn_look", stopped)
     assert main([*command, "-o", str(again)]) == 130
     assert [path.suffix for path in tmp_path.glob("again*")] == [".part"]
-    monkeypatch.setattr(learn, "learn_look", real)
+    monkeypatch.setattr(resumed, "learn_look", real)
     capsys.readouterr()
     assert main([*command, "-o", str(again)]) == 0
     assert "goes on after 2 steps" in capsys.readouterr().out

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..encoder.writing import INSTRUCTIONS, describe
-from ..looks.learn import learn_look
 from ..looks.lesson import MOST_PICTURES
 from ..looks.look import Look, hash_picture
 from ..looks.options import QUALITIES, LearnOptions
+from ..looks.resumed import learn_resumed, part_of, stopped_at
 from ..looks.start import Words
 from ..looks.state import LearnState
 from ..zimage import checks
@@ -30,7 +30,6 @@ from .vision import load_encoder
 
 SUMMARY = "learn the look of a picture that words cannot say, as a small file that goes with any prompt"
 LONGEST_ANSWER = 160  # tokens of a description
-SAVED_EVERY = 10  # steps
 DEMO_SIZE = 128  # pixels: what the miniature paints
 
 
@@ -155,21 +154,17 @@ def learn_here(
 ) -> Look:
     """Learn in this process; stopped, it goes on from a ``.part`` file beside the output."""
     key = learning_key(painter, pictures, words, options)
-    part = output.with_name(f"{output.stem}_{key[:12]}.part")
-    state = LearnState.load(part, key) if part.is_file() else None
+    part = part_of(output, key)
+    state = stopped_at(part, key)
     if state is not None:
         print(f"goes on after {state.step} steps of a learning that was stopped")
     output.parent.mkdir(parents=True, exist_ok=True)
     with progress("Learning", options.steps) as move:
 
-        def keep(state: LearnState) -> None:
+        def told(state: LearnState) -> None:
             move(state.step, options.steps, note=f"loss {state.losses[-1][0]:.4f}")
-            if state.step % SAVED_EVERY == 0:
-                state.save(part, key)
 
-        look = learn_look(painter, pictures, words, options, on_step=keep, state=state)
-    part.unlink(missing_ok=True)
-    return look
+        return learn_resumed(painter, pictures, words, options, part, key, on_step=told, state=state)
 
 
 def learning_key(

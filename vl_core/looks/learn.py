@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,11 @@ SMALLEST = 256  # pixels: what a picture is brought to at the least where memory
 
 
 OnStep = Callable[[LearnState], None]
+OnCaption = Callable[[int, Callable[[], Tensor]], None]  # steps done, and what gives the caption so far
+
+
+def _unseen(step: int, caption: Callable[[], Tensor]) -> None:
+    """Nobody looks on."""
 
 
 def learn_look(
@@ -38,6 +44,7 @@ def learn_look(
     options: LearnOptions = QUALITIES["good"],
     *,
     on_step: OnStep = lambda state: None,
+    on_caption: OnCaption = _unseen,
     state: LearnState | None = None,
 ) -> Look:
     """Learn one look of 1 to 16 pictures.
@@ -51,6 +58,8 @@ def learn_look(
         words: what each shows, and how all of them look.
         options: one of ``QUALITIES``, or others.
         on_step: called after each step; what it raises ends the learning.
+        on_caption: called after each step as well, with the number of steps done and a function that gives the first
+            picture's caption ``(L, S·D)`` in the look so far: to paint a preview of.
         state: go on from here; of the same pictures, words, options and model.
 
     Raises:
@@ -61,7 +70,9 @@ def learn_look(
     lesson, at_once, notes = Lesson(tuple(pictures), words), options.draws, ()
     while True:
         try:
-            (look,) = learn_looks(painter, [lesson], options, on_step=on_step, state=state, at_once=at_once)
+            (look,) = learn_looks(
+                painter, [lesson], options, on_step=on_step, on_caption=on_caption, state=state, at_once=at_once
+            )
             return replace(look, origin=look.origin.model_copy(update={"notes": notes}))
         except torch.cuda.OutOfMemoryError:
             if at_once == 1 and options.size <= SMALLEST:
@@ -82,6 +93,7 @@ def learn_looks(
     options: LearnOptions = QUALITIES["good"],
     *,
     on_step: OnStep = lambda state: None,
+    on_caption: OnCaption = _unseen,
     state: LearnState | None = None,
     at_once: int = 0,
 ) -> list[Look]:
@@ -100,12 +112,22 @@ def learn_looks(
         while state.step < options.steps:
             state = _step(painter, ready, options, state, anchor, shares, at_once)
             on_step(state)
+            on_caption(state.step, partial(_caption_so_far, ready[0], state, options))
     counted = options.steps - _first_averaged(options)
     values = state.total / counted
     return [
         _look(painter, one, options, found, [row[index] for row in state.losses])
         for index, (one, found) in enumerate(zip(ready, values, strict=True))
     ]
+
+
+def _caption_so_far(ready: Ready, state: LearnState, options: LearnOptions) -> Tensor:
+    """The caption of a lesson's first picture in the first look, averaged as far as it is averaged by now."""
+    counted = state.step - _first_averaged(options)
+    values = state.total[0] / counted if counted > 0 else state.values[0]
+    told, tail = ready.start.told[0], len(ready.start.tail)
+    tokens = values[tail : tail + len(ready.start.tokens)]
+    return with_look(told.head, told.tail, tokens, ready.start.sizes, values[:tail])
 
 
 def _look(painter: Painter, ready: Ready, options: LearnOptions, values: Tensor, losses: Sequence[float]) -> Look:

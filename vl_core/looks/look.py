@@ -33,6 +33,7 @@ class Origin(BaseModel):
         look: the words it started from. ``shows``: per picture, what it was said to show.
         pictures: SHA-256 of each picture's 8-bit pixels. ``sizes``: width and height it was learned at, in pixels.
         options: how it was learned, by name. ``losses``: one per step. ``notes``: for people.
+        key: a fingerprint of everything that decided what was learned, weights included; "" where nobody took one.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
@@ -46,6 +47,7 @@ class Origin(BaseModel):
     options: dict[str, int | float | str]
     losses: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    key: str = ""
 
 
 @dataclass(frozen=True, eq=False)
