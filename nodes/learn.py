@@ -65,6 +65,7 @@ class ZImageVLLookLearn(io.ComfyNode):
                     tooltip="How long it learns. "
                     + ". ".join(f"{name}: {options.steps} steps" for name, options in QUALITIES.items()) + ".",
                 ),
+                budget_input(),
                 vision,
                 io.String.Input(
                     "name", default="look", optional=True, advanced=True,
@@ -98,7 +99,6 @@ class ZImageVLLookLearn(io.ComfyNode):
                     tooltip="Paint the first picture's words in the look four times while it is learned, to watch it "
                     "come.",
                 ),
-                budget_input(),
                 io.Boolean.Input(
                     "replace", default=False, optional=True, advanced=True,
                     tooltip="Replace a look of that name, in place of adding a number.",

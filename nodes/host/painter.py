@@ -53,6 +53,7 @@ class ComfyPainter:
         self.model, self.vae, self.clip = model.clone(), vae, clip
         self.name = model_name(model)
         self.multiple = _compression(vae, model) * int(model.model.diffusion_model.patch_size)
+        self._first: tuple[int, int] | None = None
         self._largest: tuple[int, ...] = ()
         self._read: list[tuple[Tensor, Padding]] = []
         self._options: dict[str, Any] = {}
@@ -92,6 +93,7 @@ class ComfyPainter:
                     f"{tuple(found.shape)}. Connect the VAE that belongs to the model."
                 )
             found = self.model.model.process_latent_in(found)
+        self._first = self._first or (found.shape[2], found.shape[3])
         self._largest = max(self._largest, tuple(found.shape[1:]), key=math.prod)
         with torch.inference_mode(False):
             return _usable(found[0]).to(self.device, torch.float32)
@@ -119,13 +121,16 @@ class ComfyPainter:
             yield
 
     def paint(self, caption: Tensor, size: int, seed: int) -> Tensor:
-        """What the model paints of a caption ``(L, S·D)``: IMAGE ``(1, H, W, 3)``; also while it is learned on."""
+        """What the model paints of a caption ``(L, S·D)``, also while it is learned on.
+
+        Returns:
+            IMAGE ``(1, H, W, 3)`` in the shape of the first picture, of at most about size × size pixels.
+        """
         training, self_options = comfy.model_management.in_training, self._options
         comfy.model_management.in_training = False
         try:
             with torch.inference_mode():
-                side = max(1, round(size / self.multiple)) * self.multiple // _compression(self.vae, self.model)
-                empty = torch.zeros(1, _channels(self.model), side, side)
+                empty = torch.zeros(1, _channels(self.model), *self._preview_sides(size))
                 noise = comfy.sample.prepare_noise(empty, seed)
                 positive = [[self._padded(caption.detach())[None].cpu(), {}]]
                 latents = comfy.sample.sample(
@@ -137,6 +142,14 @@ class ComfyPainter:
             comfy.model_management.in_training = training
             if self_options:  # the sampler has let go of the model, and the VAE may have taken its place
                 self._load()
+
+    def _preview_sides(self, size: int) -> tuple[int, int]:
+        """Rows and columns of latents."""
+        pixels, patch = _compression(self.vae, self.model), self.multiple // _compression(self.vae, self.model)
+        rows, columns = self._first or (size // pixels, size // pixels)
+        shrink = min(1.0, size / (pixels * math.sqrt(rows * columns)))
+        rows, columns = (max(1, round(side * shrink / patch)) * patch for side in (rows, columns))
+        return rows, columns
 
     # --- the model ----------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ SEED, SIZE = 21, 128  # of the scenes; the only size that the miniature paints
 LOOKS = ({"background": 6, "style": 2, "mood": 0}, {"background": 2, "style": 3, "mood": 0})  # of the two references
 FIT_PICTURES, PROMPTS = 200, "prompts.txt"  # the built-in ones have words that the miniature does not know
 PROMPT = "a red star"
+SHOWN = "a medium black circle at the bottom"  # by the first of them, in the words of its world
 CARD = (640, 480)
 FONT, SMALL_FONT = ImageFont.load_default(20), ImageFont.load_default(15)
 TINY_WIDGETS = {
@@ -96,6 +97,9 @@ class Screen:
 SCREENS = (
     Screen("1 Start here - reference picture", node="all"),
     Screen("3 See and edit its words", "its look in words"),
+    Screen("5 Learn a look", "in the learned look", {
+        "ZImageVLLookLearn": {"shows": SHOWN}, "ZImageVLLookApply": {"prompt": PROMPT},
+    }, node="ZImageVLLookLearn", size=(420, 900)),
     Screen("6 Picture adapter", "picture adapter", {"ZImageVLAdapterFit": {"prompts": PROMPTS}}),
     Screen(
         "2 Take style, colours or light", "everything",

@@ -189,12 +189,14 @@ def to_prompt(workflow: dict, info: dict) -> dict[str, dict]:
 
 
 def quick(prompt: dict[str, dict], size: int = 256, steps: int = 2) -> dict[str, dict]:
-    """The same prompt, painted small and in few steps."""
+    """The same prompt, painted and learned small and in few steps."""
     for node in prompt.values():
         if node["class_type"] in ("EmptySD3LatentImage", "EmptyFlux2LatentImage", "Flux2Scheduler"):
             node["inputs"].update(width=size, height=size)
         if node["class_type"] in ("KSampler", "Flux2Scheduler"):
             node["inputs"]["steps"] = steps
+        if node["class_type"] == "ZImageVLLookLearn":
+            node["inputs"].update(steps=steps, size=size)
         if node["class_type"] == "ImageScaleToTotalPixels":
             node["inputs"]["megapixels"] = (size / 1024) ** 2
     return prompt

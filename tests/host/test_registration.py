@@ -15,7 +15,7 @@ PACK = Path(__file__).resolve().parents[2]
 IDS = {
     "ZImageVLAdapterApply", "ZImageVLAdapterFit", "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta",
     "ZImageVLDescribe", "ZImageVLEncode", "ZImageVLGrid", "ZImageVLInspect", "ZImageVLLayerReport", "ZImageVLLoadSaved",
-    "ZImageVLLoader", "ZImageVLLookApply",
+    "ZImageVLLoader", "ZImageVLLookApply", "ZImageVLLookLearn",
     "ZImageVLMaskOutliers", "ZImageVLMatchSpace", "ZImageVLNormalize", "ZImageVLReference",
     "ZImageVLSave", "ZImageVLSelectTokens", "ZImageVLSweep",
 }

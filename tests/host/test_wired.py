@@ -7,8 +7,8 @@ import pytest
 # Load and Apply read what Save and Fit before them write.
 NODES = (
     "Condition", "Encode", "SelectTokens", "MaskOutliers", "Normalize", "Blend", "Delta", "Describe", "AdapterFit",
-    "AdapterApply", "LookApply", "MatchSpace", "Inspect", "LayerReport", "Sweep", "Grid", "Save", "LoadSaved",
-    "Loader", "Reference",
+    "AdapterApply", "LookLearn", "LookApply", "MatchSpace", "Inspect", "LayerReport", "Sweep", "Grid", "Save",
+    "LoadSaved", "Loader", "Reference",
 )
 NO_WIDGETS = ("Reference",)
 ONLY_LISTS = ("LoadSaved",)  # core lets no list be wired to a primitive

@@ -64,6 +64,7 @@ def test_the_workflows_read_in_the_order_to_learn_them_and_are_all_there():
         "2 Take style, colours or light",
         "3 See and edit its words",
         "4 Several pictures",
+        "5 Learn a look",
         "6 Picture adapter",
         "7 Paint over a picture",
         "8 Compare settings side by side",

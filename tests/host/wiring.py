@@ -18,7 +18,9 @@ CHOICES: dict[str, dict[str, Any]] = {
     "LoadSaved": {"file": "wired_00001.safetensors"}, "AdapterApply": {"file": "wired.safetensors"},
     "LookApply": {"file": "dusk.safetensors"}, "Loader": {"folder": "Qwen3-VL-Tiny", "dtype": "fp32", "layer": -1},
     "MatchSpace": {"method": "per_dimension"},
+    "LookLearn": {"steps": 2, "size": 64, "words": "dusk", "shows": "a boat", "seed": 1},
 }
+WANTED = {("LookApply", "text")}  # sockets that are optional because another one can take their place
 READING = ("SelectTokens", "MaskOutliers", "MatchSpace", "Save")  # their conditioning is what Qwen3-VL Encode gives
 
 
@@ -26,6 +28,11 @@ def providers() -> dict[str, dict]:
     """Nodes whose outputs the sockets of ours take, by the type of the socket."""
     return {
         "CLIP": {"class_type": "CLIPLoader", "inputs": {"clip_name": "qwen_3_4b.safetensors", "type": "lumina2"}},
+        "MODEL": {
+            "class_type": "UNETLoader",
+            "inputs": {"unet_name": "z_image_turbo_bf16.safetensors", "weight_dtype": "default"},
+        },
+        "VAE": {"class_type": "VAELoader", "inputs": {"vae_name": "ae.safetensors"}},
         "QWEN3VL": {
             "class_type": "CLIPLoader", "inputs": {"clip_name": "qwen3vl_4b_fp8_scaled.safetensors", "type": "lumina2"}
         },
@@ -112,7 +119,7 @@ def node_prompt(
             inputs[name] = ["PAINTED", 0]
         elif kind == "CONDITIONING" and (name == "vl" or short in READING):
             inputs[name] = ["VL", 0]
-        elif (one := kind.split(",")[0]) in prompt and (needed or kind == "VL_REFERENCE"):  # of several, the first
+        elif (one := kind.split(",")[0]) in prompt and (needed or kind == "VL_REFERENCE" or (short, name) in WANTED):  # of several, the first
             inputs[name] = [one, 0]
     told = info[f"ZImageVL{short}"]
     prompt["ours"] = {"class_type": told["name"], "inputs": inputs}
