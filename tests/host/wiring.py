@@ -119,7 +119,9 @@ def node_prompt(
             inputs[name] = ["PAINTED", 0]
         elif kind == "CONDITIONING" and (name == "vl" or short in READING):
             inputs[name] = ["VL", 0]
-        elif (one := kind.split(",")[0]) in prompt and (needed or kind == "VL_REFERENCE" or (short, name) in WANTED):  # of several, the first
+        elif (one := kind.split(",")[0]) in prompt and (  # of several, the first
+            needed or kind == "VL_REFERENCE" or (short, name) in WANTED
+        ):
             inputs[name] = [one, 0]
     told = info[f"ZImageVL{short}"]
     prompt["ours"] = {"class_type": told["name"], "inputs": inputs}
