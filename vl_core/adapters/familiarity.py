@@ -158,7 +158,7 @@ class FamiliarSpan:
             raise ValueError("span: expected parts of one shape, got some that disagree.")
         if not (scale > 0).all() or not (variances > 0).all() or not float(tensors["residual"]) > 0:
             raise ValueError("span: expected scales and variances above 0, got others.")
-        return cls(*(tensors[name] for name in names), float(tensors["residual"]), tensors["distances"])
+        return cls(center, scale, directions, variances, float(tensors["residual"]), tensors["distances"])
 
 
 def _leading(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,8 @@ class PictureFeatures:
     @property
     def fields(self) -> int:
         """Vectors that the picture is pooled to, per layer."""
-        return {"none": 0, "mean": 1}.get(self.pool) if self.pool in ("none", "mean") else int(self.pool[4:]) ** 2
+        plain = {"none": 0, "mean": 1}
+        return plain[self.pool] if self.pool in plain else int(self.pool[4:]) ** 2
 
     @property
     def vectors(self) -> int:

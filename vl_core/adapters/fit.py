@@ -82,6 +82,7 @@ class PictureAdapterFit:
         self.spec.check_text(described, layouts[-1])
         tail = self.spec.text_family.tail_tokens
         words, whole, _ = split_padding(described, layouts[-1])
+        assert whole is not None, "a layout that is given comes back"
         own, _, _ = split_padding(own.reshape(-1, own.shape[-1]), layouts[0])
         own_tail = own[-tail:] if self.spec.tail == "change" else None
         target = slot_targets(words, [*layouts[:-1], whole], self.spec.slots, own_tail, tail)

@@ -309,7 +309,7 @@ class PictureAdapter:
                 parts[kind][rest] = take(tensors, name, path, ndim)
             spec = AdapterSpec.from_header(header["spec"])
             report = check_content(ReportHeader, header["report"], "report").as_report()
-            found = RidgeMap(*parts["map"].values(), report)
+            found = RidgeMap(**parts["map"], report=report)
             span = FamiliarSpan.from_tensors(parts["span"]) if parts["span"] else None
             if (len(found.center), len(found.offset)) != (spec.inputs, spec.targets):
                 raise ValueError(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..states.storage import read_tensors, write_tensors
-from ..states.tensors import to_dtype
+from ..states.tensors import sum_tensors, to_dtype
 from .ridge_map import Groups, RidgeMap, RidgeReport, combine_maps, in_chunks, sum_products
 from .ridge_solve import Rows, Summed, find_basis
 
@@ -159,7 +159,8 @@ class NormalEquations:
         """gram, cross and squares of a fold, its waiting rows included."""
         split, width = 1 + self.inputs, 1 + self.inputs + self.targets
         zeros = torch.zeros(split, width, dtype=torch.float64)
-        gram, cross = (zeros[:, :split], zeros[:, split:]) if part.gram is None else (part.gram, part.cross)
+        gram = zeros[:, :split] if part.gram is None else part.gram
+        cross = zeros[:, split:] if part.cross is None else part.cross
         squares = zeros[0, split:] if part.squares is None else part.squares
         if part.rows:
             rows = torch.cat(part.rows).double()
@@ -188,7 +189,7 @@ class NormalEquations:
                 side = side - torch.outer(along, along @ side)
                 side = side - torch.outer(side @ along, along)
                 products.append(side / side.trace().clamp_min(torch.finfo(side.dtype).tiny))
-            values, vectors = torch.linalg.eigh(sum(products))
+            values, vectors = torch.linalg.eigh(sum_tensors(products))
             self.lost += float(values[: len(values) + 1 - room].clamp_min(0).sum()) * part.count
             self.kept += float(values.sum()) * part.count
             keep = torch.cat([along.unsqueeze(1), vectors[:, 1 - room :]], 1) if room > 1 else along.unsqueeze(1)
@@ -279,10 +280,10 @@ class NormalEquations:
         errors, totals = {name: [0.0] * len(ranks or penalties) for name in groups}, dict.fromkeys(groups, 0.0)
         for fold in filled:
             spectrum = known.spectrum(groups, fold)
-            basis = find_basis(spectrum.values, sum(spectrum.energy.values()), penalties[0]) if ranks else None
+            basis = find_basis(spectrum.values, sum_tensors(spectrum.energy.values()), penalties[0]) if ranks else None
             for name in groups:
                 totals[name] += spectrum.total[name]
-                if ranks:
+                if ranks and basis is not None:
                     found = [spectrum.error_within(name, basis[:, :rank]) for rank in ranks]
                 else:
                     found = [spectrum.error(name, penalty) for penalty in penalties]
@@ -296,7 +297,7 @@ class NormalEquations:
     def centred_cross(self) -> Tensor:
         """Σ w·(x − x̄)(t − t̄)ᵀ, float64 ``(inputs, targets)``; for widths that a matrix of both can be held of."""
         sums = [self._sums(part) for part in self._folds]
-        gram, cross = sum(each[0] for each in sums), sum(each[1] for each in sums)
+        gram, cross = sum_tensors(each[0] for each in sums), sum_tensors(each[1] for each in sums)
         return cross[1:] - torch.outer(gram[0, 1:], cross[0]) / gram[0, 0]
 
     # ----------------------------------------------------------------------------------------------- storage

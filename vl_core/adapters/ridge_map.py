@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..states.tensors import sum_tensors
+
 COLUMNS = 4096  # columns of the rows that are in float64 at one time
 TRUST = (0.05, 0.999)  # held-out R² is taken to lie in here when parts are put together
 ROUNDS = 4  # on the miniature a mixed tail's error is .255 after none, .224, .214 after two, .204, and .198 after 8
@@ -96,15 +98,15 @@ class RidgeMap:
             low, high = TRUST
             trust = min(max(self.report.r2, low), high) if math.isfinite(self.report.r2) else low
             numbers = sum(map(len, columns))
-            noise = float(sum(grams).trace()) * (1 - trust) / (trust * numbers) or 1.0  # n·σ²
+            noise = float(sum_tensors(grams).trace()) * (1 - trust) / (trust * numbers) or 1.0  # n·σ²
             one = torch.eye(len(grams[0]), dtype=torch.float64, device=self.right.device)
             heard = grams
             for _ in range(ROUNDS):
-                shares = torch.linalg.solve(sum(heard) + noise * one, torch.stack(heard))
+                shares = torch.linalg.solve(sum_tensors(heard) + noise * one, torch.stack(heard))
                 rest = one - shares
                 context = rest @ rest.mT / noise
                 heard = [gram @ torch.linalg.inv(one + each @ gram) for gram, each in zip(grams, context, strict=True)]
-            self._spoken[key] = torch.linalg.solve(sum(heard) + noise * one, torch.stack(heard))
+            self._spoken[key] = torch.linalg.solve(sum_tensors(heard) + noise * one, torch.stack(heard))
         return self._spoken[key]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -120,7 +122,7 @@ def in_chunks(rows: Sequence[Tensor], columns: range, device: str | torch.device
 
 def sum_products(rows: Sequence[Tensor], columns: range, device: str | torch.device = "cpu") -> Tensor:
     """Scalar products of all rows with each other over some columns, float64."""
-    return sum(chunk @ chunk.T for chunk in in_chunks(rows, columns, device))
+    return sum_tensors(chunk @ chunk.T for chunk in in_chunks(rows, columns, device))
 
 
 def combine_maps(weights: Tensor, rows: Sequence[Tensor]) -> Iterator[Tensor]:

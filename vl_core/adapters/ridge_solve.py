@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..states.tensors import sum_tensors
 from .ridge_map import COLUMNS, Groups, RidgeMap, RidgeReport, in_chunks, sum_products
 
 SMALL_STD = 1e-3  # of the median std: narrower inputs are not blown up any further
@@ -51,18 +52,18 @@ class Summed:
         self.grams, self.crosses, self.squares = (
             [each.to(device) for each in kind] for kind in zip(*sums, strict=True)
         )
-        gram = sum(self.grams)
+        gram = sum_tensors(self.grams)
         self.scale = _floored_std(gram.diagonal()[1:] / gram[0, 0] - (gram[0, 1:] / gram[0, 0]).square())
 
     def mean_eigenvalue(self) -> float:
-        gram, _ = self._centred(sum(self.grams), sum(self.crosses), self._means(range(len(self.grams))))
+        gram, _ = self._centred(sum_tensors(self.grams), sum_tensors(self.crosses), self._means(range(len(self.grams))))
         return _mean_eigenvalue(gram.trace(), len(gram))
 
     def _means(self, folds: Sequence[int]) -> tuple[Tensor, Tensor]:
-        weight = sum(self.grams[fold][0, 0] for fold in folds)
+        weight = sum_tensors(self.grams[fold][0, 0] for fold in folds)
         return (
-            sum(self.grams[fold][0, 1:] for fold in folds) / weight,
-            sum(self.crosses[fold][0] for fold in folds) / weight,
+            sum_tensors(self.grams[fold][0, 1:] for fold in folds) / weight,
+            sum_tensors(self.crosses[fold][0] for fold in folds) / weight,
         )
 
     def _centred(self, gram: Tensor, cross: Tensor, means: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -74,7 +75,7 @@ class Summed:
 
     def _decompose(self, folds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
         means = self._means(folds)
-        gram, cross = (sum(kind[fold] for fold in folds) for kind in (self.grams, self.crosses))
+        gram, cross = (sum_tensors(kind[fold] for fold in folds) for kind in (self.grams, self.crosses))
         gram, cross = self._centred(gram, cross, means)
         values, vectors = _eigen(gram)
         return values, vectors, vectors.T @ cross, means
@@ -118,7 +119,7 @@ class Rows:
             for chunk, mean in zip(in_chunks(self.rows, self.inputs, device), self.mean.split(COLUMNS), strict=True)
         ])
         self.scale = _floored_std(squares / weight)
-        self.products = sum(chunk @ chunk.T for chunk in self._standardised())
+        self.products = sum_tensors(chunk @ chunk.T for chunk in self._standardised())
         self._target_products: dict[tuple[int, int], Tensor] = {}
 
     def _standardised(self) -> Iterator[Tensor]:
@@ -192,8 +193,8 @@ def find_basis(values: Tensor, energy: Tensor, penalty: float) -> Tensor:
 
 
 def _as_map(center: Tensor, left: Tensor, right: Tensor, offset: Tensor) -> RidgeMap:
-    parts = (part.float().cpu().contiguous() for part in (center, left, right, offset))
-    return RidgeMap(*parts, RidgeReport(0, 0.0, 0, float("nan")))
+    center, left, right, offset = (part.float().cpu().contiguous() for part in (center, left, right, offset))
+    return RidgeMap(center, left, right, offset, RidgeReport(0, 0.0, 0, float("nan")))
 
 
 def _eigen(gram: Tensor) -> tuple[Tensor, Tensor]:

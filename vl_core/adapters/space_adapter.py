@@ -125,6 +125,7 @@ class SpaceAdapter:
         center, offset = self.center.to(x.device), self.offset.to(x.device)
         if self.gain is not None:
             return (x - center) * self.gain.to(x.device) + offset
+        assert self.left is not None and self.right is not None, "without a gain there are both"
         return (x - center) @ self.left.to(x.device) @ self.right.to(x.device) + offset
 
     def describe(self) -> str:
@@ -159,10 +160,10 @@ class SpaceAdapter:
             report=SpaceReport(**told.report.model_dump()),
         )
         shapes = (
-            (made.gain.shape, made.gain.shape) if diagonal
-            else (made.left.shape[:1], made.right.shape[1:])
+            (parts["gain"].shape, parts["gain"].shape) if diagonal
+            else (parts["left"].shape[:1], parts["right"].shape[1:])
         )
-        inner = diagonal or made.left.shape[1] == made.right.shape[0]
+        inner = diagonal or parts["left"].shape[1] == parts["right"].shape[0]
         if not inner or shapes != (made.center.shape, made.offset.shape):
             raise ValueError(f"{Path(path).name}: expected parts of one shape, got {sorted(tensors)} that disagree.")
         return made
@@ -272,6 +273,7 @@ class SpaceFit:
         extra: dict[str, Any] = {}
         if method in ("ridge", "reduced_rank"):
             wanted = rank if method == "reduced_rank" else min(self.widths)
+            assert self.equations is not None, "refused above"
             found = self.equations.solve(penalty, wanted, device=device, progress=progress)
             parts = {"center": found.center, "offset": found.offset, "left": found.left, "right": found.right}
             extra = {"penalty": found.report.penalty, "rank": found.report.rank}
@@ -288,6 +290,7 @@ class SpaceFit:
         if method == "whitening":
             matrix = matrix_power(x.shrunk().to(device), -0.5) @ matrix_power(t.shrunk().to(device), 0.5)
         else:
+            assert self.equations is not None, "only whitening does without pairs"
             cross = self.equations.centred_cross().to(device)
             if method == "per_dimension":
                 spread, least = x.squares.diagonal(), EPSILON**2 * x.count

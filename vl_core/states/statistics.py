@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from importlib import resources
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from .files import check_content
 from .headers import ReferenceHeader
 from .sinks import Sinks, check_sinks, sinks_among
 from .storage import read_tensors, take, write_tensors
-from .tensors import ROWS_AT_A_TIME, all_finite, median, token_rms, unit_rms
+from .tensors import ROWS_AT_A_TIME, all_finite, median, sum_tensors, token_rms, unit_rms
 
 PUBLISHED_TARGET_STD = 61.0  # the research note's global std of Qwen3-4B at layer -2
 PUBLISHED_CLIP = 3.0  # the note clips per-dimension z-scores here
@@ -79,7 +78,7 @@ class Moments:
         own.sub_(missed).index_fill_(0, left_out, 0)
         # A CPU waits longer for new memory as large as the states than for many small sums; a GPU for each call.
         parts = own.split(ROWS_AT_A_TIME) if own.device.type == "cpu" else [own]
-        squares = reduce(torch.add, (part.square().sum(0) for part in parts))
+        squares = sum_tensors(part.square().sum(0) for part in parts)
         mean, missed, squares = torch.stack([mean, missed, squares]).cpu().double()
         return cls(count, mean + missed, squares)
 

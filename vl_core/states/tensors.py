@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from functools import reduce
 from typing import get_args
 
 import torch
@@ -138,6 +140,11 @@ def median(values: Tensor) -> Tensor:
     ordered = values.sort(-1).values
     count = ordered.shape[-1]
     return (ordered[..., (count - 1) // 2] + ordered[..., count // 2]) / 2
+
+
+def sum_tensors(parts: Iterable[Tensor]) -> Tensor:
+    """``sum`` of one tensor or more, which begins with the first of them and not with the number 0."""
+    return reduce(torch.add, parts)
 
 
 def all_finite(*tensors: Tensor) -> bool:
