@@ -32,7 +32,7 @@ from ..zimage.progress import progress
 from .vision import add_picture_arguments, load_encoder
 
 if TYPE_CHECKING:
-    from diffusers import ZImagePipeline
+    from ..zimage.pipeline import ZImagePipeline
 
 SUMMARY = "paint with Z-Image, steered by a saved CONDITIONING file or directly by pictures"
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..reports.layer_report import SEEN_BY_DIT, SINKS, LayerReport, layer_report, mean_report, standard_errors
-from ..reports.plots import THEMES, layer_figure
+from ..reports.plots import THEMES, ThemeName, layer_figure
 from ..states.layers import parse_layers
 from ..states.statistics import ReferenceStatistics, calibrate, calibration_prompts
 from ..zimage import checks
@@ -106,7 +106,7 @@ def prompts_of(arguments) -> list[str]:
     return list(dict.fromkeys(prompts))
 
 
-def write(folder: Path, title: str, found: Reports, sinks: str, theme: str) -> list[Path]:
+def write(folder: Path, title: str, found: Reports, sinks: str, theme: ThemeName) -> list[Path]:
     """Table, report and plot of the mean, and beside them all single readings if there are several."""
     from PIL import Image
 

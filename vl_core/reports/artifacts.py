@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..pictures import check_picture
+from ..states.tensors import sum_tensors
 from .fidelity import LEVEL
 
 TOKEN = 16  # pixels per side of an image token of Z-Image: 2 × 2 latent pixels
@@ -189,8 +190,8 @@ def _grid_strengths(luma: Tensor) -> tuple[float, float]:
     kinds counts. The gradient flattens the 1/f² spectra of pictures.
     """
     planes = [functional.pad(plane.diff(dim=1), (0, 1)) for plane in (luma, luma.T)]
-    points = sum(_lattice_ratios(gradient, TOKEN // 2 + 1) for gradient in planes) / 2
-    seams = sum(_lattice_ratios(gradient.abs(), 1) for gradient in planes) / 2
+    points = sum_tensors(_lattice_ratios(gradient, TOKEN // 2 + 1) for gradient in planes) / 2
+    seams = sum_tensors(_lattice_ratios(gradient.abs(), 1) for gradient in planes) / 2
     i, j = torch.arange(1, TOKEN // 2), torch.arange(TOKEN // 2 + 1)[:, None]
     # A grid of 8 px is silent where i or j is odd, one of 16 px sounds everywhere; 4/16 is shared with 12 and 20 px.
     of_16, shared = (i % 2 == 1) | (j % 2 == 1), (i % 4 == 0) & (j % 4 == 0)

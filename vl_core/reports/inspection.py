@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -92,6 +92,7 @@ class Inspection:
 
     def _outliers_by_direction(self) -> str:
         """A line per direction: ``"2 narrower than the reference: 396 (617×), 4 (60×)"``; empty without outliers."""
+        assert self.ratio is not None, "outliers are told beside the ratios"
         wider = [(index, ratio) for index, ratio in self.outliers if self.ratio[index] >= 1]
         narrower = [(index, ratio) for index, ratio in self.outliers if self.ratio[index] < 1]
         parts = []
@@ -137,21 +138,21 @@ def inspect(
     own = layout and layout.select(rows)
     is_sink = find_sinks(clean, own)
     sinks = rows.nonzero().flatten()[is_sink]
-    figures = dict(
+    cosine, step = cosine_map(x)
+    alone = Inspection(
         tokens=tokens, width=width, layout=layout, rms=rms, sinks=tuple(sinks.tolist()),
-        non_finite=int((~finite).sum()), threshold=threshold, family=family,
+        non_finite=int((~finite).sum()), threshold=threshold, cosine=cosine, cosine_step=step, family=family,
     )
-    figures["cosine"], figures["cosine_step"] = cosine_map(x)
     if reference is None:
-        return Inspection(**figures)
+        return alone
     reference.check_width(width)
     ordinary = clean[~is_sink]
     if len(ordinary) < 2:
-        return Inspection(**figures)
+        return alone
     moments = reference.moments()
     ours, theirs = ordinary.std(0).clamp_min(EPSILON), moments.std.float().clamp_min(EPSILON)
-    return Inspection(
-        **figures,
+    return replace(
+        alone,
         ratio=ours / theirs,
         outliers=tuple(get_outlier_dimensions(clean, threshold, reference=reference, layout=own)),
         mean_correlation=pearson(ordinary.mean(0), moments.mean),

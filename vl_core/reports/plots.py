@@ -69,11 +69,14 @@ def inspection_figure(
     if plots == "all":
         heights += [4.4] * compared + [7.0]
     figure = _new_figure(9, sum(heights), title, colours)
-    first, *more = [figure] if len(heights) == 1 else figure.subfigures(len(heights), 1, height_ratios=heights)
+    parts = [figure]
+    if len(heights) > 1:
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    first, *more = parts
     axes = first.subplots(panels, 1, squeeze=False)[:, 0]
     _draw_token_rms(axes[0], inspection, colours)
-    if compared:
-        _draw_ratios(axes[1], inspection, colours)
+    if inspection.ratio is not None:
+        _draw_ratios(axes[1], inspection, inspection.ratio.numpy(), colours)
     if more:
         *scatters, cosines = more
         for part in scatters:
@@ -188,8 +191,7 @@ def _draw_token_rms(axes, inspection: Inspection, colours: Theme) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
-def _draw_ratios(axes, inspection: Inspection, colours: Theme) -> None:
-    ratio = inspection.ratio.numpy()
+def _draw_ratios(axes, inspection: Inspection, ratio: np.ndarray, colours: Theme) -> None:
     axes.plot(np.arange(inspection.width), ratio, ".", color=colours.roles[TokenRole.TEXT], markersize=3)
     axes.axhline(1, color=colours.ink, linewidth=0.8)
     for bound in (inspection.threshold, 1 / inspection.threshold):
@@ -212,6 +214,7 @@ def _draw_scatters(part, inspection: Inspection, colours: Theme) -> None:
         (right, inspection.reference_std, inspection.std, "Std", inspection.log_std_correlation, "r of logs"),
     )
     for axes, theirs, ours, name, correlation, r in pairs:
+        assert theirs is not None and ours is not None, "drawn only where there is a reference"
         x, y = theirs.numpy(), ours.numpy()
         axes.plot(x, y, ".", color=colours.roles[TokenRole.TEXT], markersize=3, alpha=0.6)
         _name_outliers(axes, inspection, x, y, colours)
@@ -251,6 +254,7 @@ def _draw_cosines(part, inspection: Inspection, colours: Theme) -> None:
 
     grid = part.add_gridspec(2, 2, width_ratios=[0.035, 1], height_ratios=[0.035, 1], wspace=0, hspace=0)
     axes = part.add_subplot(grid[1, 1])
+    assert inspection.cosine is not None, "every inspection of an encode has it"
     cosine, tokens = inspection.cosine.numpy(), inspection.tokens
     extent = (-0.5, len(cosine) * inspection.cosine_step - 0.5, len(cosine) * inspection.cosine_step - 0.5, -0.5)
     known = cosine[np.isfinite(cosine)]

@@ -34,7 +34,8 @@ def load_picture(path: str, option: str, budget: int) -> Tensor:
         pixels = read_picture(file)
     except ValueError as error:
         raise ValueError(f"{option}: expected a picture (PNG, JPEG, WebP …), {path} cannot be read as one.") from error
-    fit_size(*pixels.shape[:2], budget, file.name)
+    height, width = pixels.shape[:2]
+    fit_size(height, width, budget, file.name)
     return pixels
 
 

@@ -25,7 +25,7 @@ from .pipeline import encode_text, prompt_layout, text_states
 from .text import batch_reader, text_reader
 
 if TYPE_CHECKING:
-    from diffusers import ZImagePipeline
+    from .pipeline import ZImagePipeline
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ..states.layout import TokenLayout
 from .pipeline import encode_text
 
 if TYPE_CHECKING:
-    from diffusers import ZImagePipeline
+    from .pipeline import ZImagePipeline
 
 SCHEDULE = 1000  # steps: as finely as the model's time is told
 KEPT_PER_TOKEN = 27  # values of the model's width that a block keeps per token for its backward pass, as measured

@@ -21,7 +21,7 @@ from .checks import read_json, text_encoder_folder
 from .progress import without_library_bars
 
 if TYPE_CHECKING:
-    from diffusers import ZImagePipeline
+    from diffusers import ZImagePipeline as ZImagePipeline  # pyright: ignore[reportPrivateImportUsage] (see load_pipeline)
     from PIL.Image import Image
 
 PADDED_LENGTH = 512  # the pipeline's default max_sequence_length; longer prompts would be cut silently
@@ -113,7 +113,8 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> ZImagePipeline:
-    from diffusers import ZImagePipeline
+    # diffusers loads its names when they are asked for, and does not tell checkers that it exports them.
+    from diffusers import ZImagePipeline  # pyright: ignore[reportPrivateImportUsage]
 
     with warnings.catch_warnings(), without_library_bars():
         warnings.simplefilter("ignore", FutureWarning)  # from 0.42 on it is called dtype, before it is not
@@ -188,9 +189,10 @@ def paint(
         return [(states if first <= step < last else plain).to(pipeline.device)]
 
     unwanted = [encode_text(pipeline, negative)[0]] if guidance > 0 else None
-    runner, options, skipped = pipeline, {}, 0
+    runner: Any = pipeline  # it takes and gives more than its annotations say
+    options, skipped = {}, 0
     if over is not None and denoise < 1:
-        from diffusers import ZImageImg2ImgPipeline
+        from diffusers import ZImageImg2ImgPipeline  # pyright: ignore[reportPrivateImportUsage] (see load_pipeline)
         from PIL import Image, ImageOps
 
         runner = ZImageImg2ImgPipeline(**pipeline.components)

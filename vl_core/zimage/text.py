@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..states.statistics import ENCODER_LAYER, length_batches
 from .pipeline import load_tokenizer, prompt_layout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def load_text_encoder(
@@ -22,7 +25,7 @@ def load_text_encoder(
 
 def open_text_encoder(
     model: Path, tokenizer: Path, device: torch.device, dtype: torch.dtype
-) -> tuple[nn.Module, Any]:
+) -> tuple[PreTrainedModel, Any]:
     """The encoder and its tokenizer, from their folders."""
     from transformers import AutoModel
 
@@ -30,7 +33,7 @@ def open_text_encoder(
     return encoder.to(device).eval(), load_tokenizer(tokenizer)
 
 
-def text_reader(encoder: nn.Module, tokenizer: Any) -> Callable[[str], Tensor]:
+def text_reader(encoder: PreTrainedModel, tokenizer: Any) -> Callable[[str], Tensor]:
     """A function from text to its states ``(L, D)`` at layer -2, as diffusers' ZImagePipeline reads them.
 
     The pipeline pads behind the text and cuts the padding off again: with causal attention that is no padding.
@@ -44,7 +47,7 @@ def text_reader(encoder: nn.Module, tokenizer: Any) -> Callable[[str], Tensor]:
     return read
 
 
-def batch_reader(encoder: nn.Module, tokenizer: Any) -> Callable[[list[str]], Iterable[Tensor]]:
+def batch_reader(encoder: PreTrainedModel, tokenizer: Any) -> Callable[[list[str]], Iterable[Tensor]]:
     """As :func:`text_reader` for many texts at a time, those of like length in one forward; states on the CPU.
 
     Shorter texts are padded behind: with causal attention nothing of theirs sees that.

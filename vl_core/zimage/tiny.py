@@ -13,7 +13,7 @@ from torch import nn
 from ..encoder.qwen3vl import Qwen3VLEncoder
 
 if TYPE_CHECKING:
-    from diffusers import ZImagePipeline
+    from .pipeline import ZImagePipeline
 
 WIDTH = 64
 BLOCKS = 6
@@ -40,10 +40,21 @@ TEXT = {
     "rope_theta": 1e6, "tie_word_embeddings": True,
 }
 
+VAE: dict[str, Any] = {
+    "block_out_channels": (16, 32, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 1, "latent_channels": 16, "norm_num_groups": 8,
+    "scaling_factor": 0.3611, "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False,
+}
+
 
 def build(seed: int = 0) -> tuple[ZImagePipeline, Qwen3VLEncoder]:
     """The whole family in float32 on the CPU, the same for the same seed."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+    from diffusers import (  # see pipeline.load_pipeline
+        AutoencoderKL,  # pyright: ignore[reportPrivateImportUsage]
+        FlowMatchEulerDiscreteScheduler,  # pyright: ignore[reportPrivateImportUsage]
+        ZImagePipeline,  # pyright: ignore[reportPrivateImportUsage]
+        ZImageTransformer2DModel,  # pyright: ignore[reportPrivateImportUsage]
+    )
     from transformers import AutoModel, Qwen3Config, Qwen3Model
 
     tokenizer = build_tokenizer()
@@ -54,11 +65,7 @@ def build(seed: int = 0) -> tuple[ZImagePipeline, Qwen3VLEncoder]:
         dim=96, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=WIDTH, axes_dims=[16, 16, 16],
         axes_lens=[1536, 512, 512],
     )
-    vae = AutoencoderKL(
-        block_out_channels=(16, 32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, latent_channels=16, norm_num_groups=8,
-        scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
-    )
+    vae = AutoencoderKL(**VAE)
     for module in (seer, transformer, vae):
         _randomise(module, generator)
     reader.load_state_dict(seer.language_model.state_dict())

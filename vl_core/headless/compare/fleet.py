@@ -64,6 +64,7 @@ def on_ray(
     except ImportError as error:
         raise ImportError(f"--ray: needs Ray. Install it with: {INSTALL}") from error
     import ray
+    from ray.exceptions import RayTaskError
     from ray.util import ActorPool
 
     # Sums over threads round by how many there are: workers take as many as would do it here.
@@ -81,8 +82,8 @@ def on_ray(
         actors = [actor.remote(*shared) for _ in range(min(count, len(items)))]
         on_start(actors)
         pool = ActorPool(actors)
-        yield from (pool.map if ordered else pool.map_unordered)(task, items)
-    except ray.exceptions.RayTaskError as error:
+        yield from (pool.map if ordered else pool.map_unordered)(task, list(items))
+    except RayTaskError as error:
         raise error.cause from error
     finally:
         ray.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ...reports.controls import seeded_generator
 from ...steering.sweep import Cell
@@ -39,7 +40,7 @@ def choose_nulls(given: Sequence[str] | None, keys: Sequence[str]) -> tuple[str,
 
 def null_cell(kind: str, cell: Cell, keys: Sequence[str]) -> Cell:
     """What is painted as a cell's null; another picture's own cell where that is the null."""
-    extra = dict(cell.extra)
+    extra: dict[str, Any] = dict(cell.extra)
     if kind == ANOTHER:
         extra["pictures"] = keys[(keys.index(extra["pictures"]) + 1) % len(keys)]
     elif kind == SHUFFLED:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,14 +52,15 @@ class Painter:
     ) -> None:
         self.models, self.pictures, self.together = models, pictures, together
         self.device, self.dtype = checks.pick_device(models.device), checks.DTYPES[models.dtype]
-        self.pipeline = load_pipeline(models.zimage, self.device, self.dtype)
+        self.pipeline = load_pipeline(Path(models.zimage), self.device, self.dtype)
         self._hosts: dict[bool, PipelineHost] = {}
         self._kept: dict[str, tuple[Any, Any]] = {}  # one value of each kind: cells come group by group
         self._plain: dict[tuple, np.ndarray] = {}  # words alone, which are the same beside every picture
 
     def paint(self, cell: Cell) -> Painted:
         """One picture."""
-        extra, models, seconds = dict(cell.extra), self.models, {}
+        extra: dict[str, Any] = dict(cell.extra)
+        models, seconds = self.models, {}
         start = time.perf_counter()
         outcome = self.steer(cell)
         seconds["states"] = time.perf_counter() - start
@@ -82,7 +84,7 @@ class Painter:
 
     def steer(self, cell: Cell) -> Outcome:
         """What a cell is painted from."""
-        extra = dict(cell.extra)
+        extra: dict[str, Any] = dict(cell.extra)
         where = extra["pictures"], extra["prompt"], extra[THINK]
         if NULL not in extra:
             return self._keep("desk", where, lambda: self._desk(self.host(extra[THINK]), where)).run(cell.settings)

@@ -59,7 +59,7 @@ def write_report(
     for name, write in found.items():
         (folder / name).write_text(write(lines), encoding="utf-8")
     page = folder / PAGE
-    template = resources.files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    template = resources.files(__package__ or "").joinpath("report.html").read_text(encoding="utf-8")
     side = min(WIDEST, max(study.models.width, 128))
     page.write_text(
         Template(template).substitute(
@@ -192,7 +192,7 @@ def _table(rows: Rows) -> str:
         figures = [fidelity[name] for name in ("palette_distance", "lightness_layout", "chroma_layout")]
         cells = [
             f"<td>{escape(row['prompt'])}</td>", f'<td class="label">{escape(row["label"])}</td>',
-            f"<td>{escape(NULLS.get(row.get('null'), ''))}</td>", _number(row["seed"], "d"),
+            f"<td>{escape(NULLS.get(row.get('null', ''), ''))}</td>", _number(row["seed"], "d"),
             *(_number(value, ".3f") for value in figures), f'<td class="worse">{escape(_worse(row))}</td>',
             *(_number(row.get("scores", {}).get(name, float("nan")), ".3f") for name in scores),
             _number(sum(row["seconds"].values()), ".2f"),

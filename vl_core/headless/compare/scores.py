@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ def load_score(folder: str, option: str, device: torch.device) -> Callable[[Tens
     except (OSError, ValueError) as error:
         raise ValueError(f"{option}: expected a CLIP or DINO in {folder} ({' '.join(str(error).split())}).") from error
     reads_text = hasattr(model, "get_text_features")
-    tokenizer = AutoTokenizer.from_pretrained(path, **plain) if reads_text else None
+    tokenizer: Any = AutoTokenizer.from_pretrained(path, **plain) if reads_text else None
     name = path.resolve().name
 
     @torch.no_grad()
@@ -50,7 +51,7 @@ def load_score(folder: str, option: str, device: torch.device) -> Callable[[Tens
     return score
 
 
-def _vector(output: Tensor | object) -> Tensor:
+def _vector(output: Any) -> Tensor:
     """Features ``(D,)``: a tensor in older transformers, an output with a pooled state in others."""
     found = output if isinstance(output, Tensor) else output.pooler_output
     return found[0].float()

@@ -208,11 +208,12 @@ def choose_axes(
         if not texts:
             continue
         axis = parse_axis(name, ", ".join(TOKEN_NAMES.get(text, text) for text in texts), EXTRA)
-        if len(axis.values) > 1:
+        first, *more = axis.values
+        if more:
             axes[axis.name] = axis
         else:
             axes.pop(axis.name, None)
-            base[axis.name] = axis.values[0]
+            base[axis.name] = first
     return list(axes.values()), base, preset or "comparison"
 
 
@@ -232,10 +233,10 @@ def make_study(
     """
     if len(set(prompts.values())) < len(prompts):
         raise ValueError("--prompt: expected every prompt once, got one more often.")
-    base = dict(base)
-    seed = base.pop(SEED, 0)
-    besides = {name: base.pop(name, plain) for name, plain in PLAINLY.items()}
-    settings = {name: value for name, value in base.items() if name in SWEPT}
+    left: dict[str, Any] = dict(base)
+    seed = left.pop(SEED, 0)
+    besides = {name: left.pop(name, plain) for name, plain in PLAINLY.items()}
+    settings = {name: value for name, value in left.items() if name in SWEPT}
     strengths = next((axis.values for axis in axes if axis.name == "strength"), (settings.get("strength", 1),))
     has_words = 0 in strengths  # then the words alone are cells of their own
     shown: dict[str, list[Tensor]] = {}

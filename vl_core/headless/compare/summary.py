@@ -53,7 +53,9 @@ class Line:
     @property
     def is_shown(self) -> bool:
         """Whether setting and control differ by two standard errors of the difference, over five pairs or more."""
-        return self.pairs >= LEAST_PAIRS and abs(self.difference) > SURE * self.difference_error
+        if self.pairs < LEAST_PAIRS or self.difference is None or self.difference_error is None:
+            return False
+        return abs(self.difference) > SURE * self.difference_error
 
 
 def summarize(study: Study, rows: Rows) -> list[Line]:
@@ -101,14 +103,17 @@ def to_csv(lines: Sequence[Line]) -> str:
 
 def from_csv(text: str) -> list[Line]:
     """What :func:`to_csv` wrote."""
-    kinds = {"setting": str, "figure": str, "null": str, "pairs": int}
-    return [
-        Line(**{
-            name: kinds[name](value) if name in kinds else float(value) if value else None
-            for name, value in row.items()
-        })
-        for row in csv.DictReader(io.StringIO(text))
-    ]
+    rows = csv.DictReader(io.StringIO(text))
+    return [Line(**{name: _value(name, value) for name, value in row.items()}) for row in rows]
+
+
+def _value(name: str, text: str) -> Any:
+    """What a column of :func:`to_csv` says."""
+    if name in ("setting", "figure", "null"):
+        return text
+    if name == "pairs":
+        return int(text)
+    return float(text) if text else None
 
 
 def markdown(lines: Sequence[Line], figures: Sequence[str]) -> str:
@@ -134,7 +139,7 @@ def in_words(found: Sequence[Line]) -> list[str]:
     star = "*" if all(line.null and line.is_shown for line in found) else ""
     own = found[0]
     first = _shown(own.mean) + (f" ± {_shown(own.error)}" if own.error is not None else "") + star
-    return [first, *(_shown(line.null_mean) for line in found if line.null)]
+    return [first, *(_shown(line.null_mean) for line in found if line.null_mean is not None)]
 
 
 def _shown(value: float) -> str:
