@@ -186,7 +186,7 @@ class ZImageVLSweep(io.ComfyNode):
         references = collect(images, "", None)
         if not references and look is None and look_file == NO_FILE:
             raise ValueError(
-                "images: a sweep needs at least one picture or a learned look, got neither. Connect an image."
+                "images: a sweep needs at least one picture, got none. Connect an image, or a learned look."
             )
         statistics = references_of(reference, host.family)
         given = Given(
