@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vl_core import TokenLayout
+from vl_core.looks.batch import Captions
 from vl_core.looks.start import Words
 from vl_core.states.families import Family, family_of
 
@@ -56,25 +57,39 @@ class MiniaturePainter:
         return sigmas(SCHEDULE)[:-1]
 
     def velocity(self, noisy: Tensor, levels: Tensor, captions: Sequence[Tensor]) -> Tensor:
+        lengths = [len(caption) for caption in captions] if not isinstance(captions, Captions) else captions.lengths
         by_length: dict[int, list[int]] = {}
-        for index, caption in enumerate(captions):
-            by_length.setdefault(padded_length(len(caption)), []).append(index)
-        parts, order = [], []
-        for length, members in by_length.items():
-            if length not in self._rotary:
-                self._rotary[length] = dit_rotary(self.chain.pipeline.transformer, length, noisy.device)
-            words = torch.stack([F.pad(captions[i], (0, 0, 0, length - len(captions[i]))) for i in members])
-            counts = torch.tensor([len(captions[i]) for i in members], device=noisy.device)
-            chosen = torch.tensor(members, device=noisy.device)
-            with autocast(noisy.device):
-                found = dit_forward(
-                    self.chain.pipeline.transformer, noisy[chosen], 1 - levels[chosen], words, counts,
-                    self._rotary[length],
-                )
-            assert isinstance(found, Tensor), "without a tap it gives the velocity alone"
-            parts.append(found.float())
-            order += members
-        return torch.cat(parts)[torch.tensor(order, device=noisy.device).argsort()]
+        for index, count in enumerate(lengths):
+            by_length.setdefault(padded_length(count), []).append(index)
+        parts = [self._alike(noisy, levels, captions, lengths, *each) for each in by_length.items()]
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.tensor([index for members in by_length.values() for index in members], device=noisy.device)
+        return torch.cat(parts)[order.argsort()]
+
+    def _alike(
+        self, noisy: Tensor, levels: Tensor, captions: Sequence[Tensor], lengths: Sequence[int], length: int,
+        members: Sequence[int],
+    ) -> Tensor:
+        """:meth:`velocity` of those whose captions are padded to one length."""
+        device = noisy.device
+        if length not in self._rotary:
+            self._rotary[length] = dit_rotary(self.chain.pipeline.transformer, length, device)
+        counts = torch.tensor([lengths[index] for index in members], device=device)
+        if isinstance(captions, Captions):
+            words = captions.padded if len(members) == len(captions) else captions.padded[list(members)]
+            words = F.pad(words, (0, 0, 0, max(0, length - words.shape[1])))[:, :length]
+        else:
+            words = torch.stack([F.pad(captions[i], (0, 0, 0, length - lengths[i])) for i in members])
+        if len(members) < len(lengths):
+            chosen = torch.tensor(members, device=device)
+            noisy, levels = noisy[chosen], levels[chosen]
+        with autocast(device):
+            found = dit_forward(
+                self.chain.pipeline.transformer, noisy, 1 - levels, words, counts, self._rotary[length]
+            )
+        assert isinstance(found, Tensor), "without a tap it gives the velocity alone"
+        return found.float()
 
     def learning(self) -> nullcontext[None]:
         return nullcontext()

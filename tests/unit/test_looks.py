@@ -260,6 +260,33 @@ def test_learning_moves_what_is_painted_towards_the_picture(painter, picture):
     assert look.origin.losses[-1] < 0.1 * look.origin.losses[0]
 
 
+def test_a_look_learned_under_guidance_is_painted_under_it(painter, picture):
+    goal, guidance = painter.latents((picture * 255).to(torch.uint8))[:, 0, 0], 1.5
+    nothing = painter.text("")[0]
+
+    def painted(look):
+        caption, _, _ = apply_look(*painter.text("a cat"), look)
+        noise, level = torch.zeros(2, CHANNELS, 1, 1), torch.ones(2)
+        wanted, unwanted = painter.velocity(noise, level, [caption, nothing])[:, :, 0, 0]
+        return wanted + guidance * (wanted - unwanted)
+
+    options = replace(FAST, steps=200, anchor=0.0)
+    without, under = (
+        (painted(learn_look(painter, [picture], WORDS, replace(options, guidance=own))) - goal).norm()
+        for own in (0.0, guidance)
+    )
+    assert under < 0.2 * without
+
+
+def test_a_look_may_have_more_or_fewer_tokens_than_its_words(painter, picture):
+    words = begun(painter).tokens
+    for count, first, last in ((2, 0, -1), (3 * len(words), 0, -1), (1, 0, 0)):
+        start = begin(painter, WORDS).with_tokens(count)
+        assert start.tokens.shape == (count, WIDTH) and start.sizes.shape == (count, 1)
+        torch.testing.assert_close(start.tokens[[0, -1]], words[[first, last]])
+    assert len(learn_look(painter, [picture], WORDS, replace(FAST, tokens=5)).tokens) == 5
+
+
 def test_adam_is_torchs(painter):
     generator = torch.Generator().manual_seed(3)
     gradients = torch.randn(5, 1, 7, WIDTH, generator=generator)
@@ -364,7 +391,9 @@ def test_a_look_needs_words_to_begin_with():
         Words(("a cat",), "  ")
 
 
-@pytest.mark.parametrize("name, value", [("steps", 0), ("rate", 2.0), ("lowest", 1.0), ("spare", -1), ("seed", -1)])
+@pytest.mark.parametrize(
+    "name, value", [("steps", 0), ("rate", 2.0), ("lowest", 1.0), ("spare", -1), ("seed", -1), ("guidance", -1)]
+)
 def test_options_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected"):
         LearnOptions(**{name: value})

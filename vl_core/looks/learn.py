@@ -7,8 +7,8 @@ picture as well as it can. What the picture shows is told in words, so the token
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..states.tensors import all_finite
-from .lesson import Lesson, Ready, draw_noise, make_ready, spare_subjects
+from .batch import Batch, Pack
+from .lesson import Lesson, Ready, make_ready, spare_subjects
 from .look import Look, Origin
 from .options import QUALITIES, LearnOptions
 from .painter import Painter
@@ -107,14 +108,15 @@ def learn_looks(
         if options.spare:
             ready = spare_subjects(painter, ready, options)
         anchor, shares = _packed(ready)
+        pack = Pack.of(ready)
         fresh = LearnState.fresh(anchor)
         state = fresh if state is None else _taken_up(state, anchor)
         while state.step < options.steps:
-            state = _step(painter, ready, options, state, anchor, shares, at_once)
+            state = _step(painter, pack, options, state, anchor, shares, at_once)
             on_step(state)
             on_caption(state.step, partial(_caption_so_far, ready[0], state, options))
     counted = options.steps - _first_averaged(options)
-    values = state.total / counted
+    values = (state.total / counted).cpu()
     return [
         _look(painter, one, options, found, [row[index] for row in state.losses])
         for index, (one, found) in enumerate(zip(ready, values, strict=True))
@@ -136,7 +138,7 @@ def _look(painter: Painter, ready: Ready, options: LearnOptions, values: Tensor,
         family=painter.family.group, model=painter.name, look=ready.words.look, shows=tuple(ready.words.shows),
         pictures=ready.pictures, sizes=ready.sizes, options=options.header(), losses=tuple(losses),
     )
-    return Look(values[tail : tail + count].cpu(), ready.start.sizes.cpu(), values[:tail].cpu(), origin)
+    return Look(values[tail : tail + count].clone(), ready.start.sizes.cpu(), values[:tail].clone(), origin)
 
 
 def _packed(ready: Sequence[Ready]) -> tuple[Tensor, Tensor]:
@@ -174,34 +176,22 @@ def _first_averaged(options: LearnOptions) -> int:
 # --- one step ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """One noisy picture: of which look and picture, x_σ ``(C, h, w)``, σ, and what v is to be, x₀ − noise."""
-
-    look: int
-    picture: int
-    noisy: Tensor
-    level: float
-    target: Tensor
-
-
 def _step(
-    painter: Painter, ready: Sequence[Ready], options: LearnOptions, state: LearnState, anchor: Tensor, shares: Tensor,
+    painter: Painter, pack: Pack, options: LearnOptions, state: LearnState, anchor: Tensor, shares: Tensor,
     at_once: int,
 ) -> LearnState:
     """One step of Adam on the denoising loss and the pull to the anchor."""
     values = state.values.clone().requires_grad_()
-    losses = [0.0] * len(ready)
-    for batch in _batches(_samples(painter, ready, options, state.step), at_once):
-        each = _losses(painter, ready, values, batch) / options.draws
+    losses = values.new_zeros(len(values))
+    for batch in (part for whole in pack.batches(painter, options, state.step) for part in whole.split(at_once)):
+        each = _losses(painter, pack, options, values, batch) / options.draws
         if state.step == 0 and not each.requires_grad:
             raise ValueError(
                 "the image model lets no gradient through to its caption, so nothing can be learned on it. Use weights "
                 "in bf16, fp16 or float32 instead of this quantised form."
             )
         each.sum().backward()
-        for sample, loss in zip(batch, each.tolist(), strict=True):
-            losses[sample.look] += loss
+        losses.index_add_(0, batch.looks.to(losses.device), each.detach())
     gradient = values.grad
     if gradient is None or not all_finite(gradient) or (state.step == 0 and not gradient.any()):
         found = "none" if gradient is None or not gradient.any() else "NaN or infinity"
@@ -211,8 +201,8 @@ def _step(
         )
     moved = gradient + 2 * options.anchor * shares * (state.values - anchor) / anchor.shape[-1]
     if state.step < round(options.tail_first * options.steps):
-        moved[:, len(ready[0].start.tail) :] = 0
-    return _adam(state, options, moved, tuple(losses))
+        moved[:, pack.tails.shape[1] :] = 0
+    return _adam(state, options, moved, tuple(losses.tolist()))
 
 
 def _adam(state: LearnState, options: LearnOptions, gradient: Tensor, losses: tuple[float, ...]) -> LearnState:
@@ -227,52 +217,11 @@ def _adam(state: LearnState, options: LearnOptions, gradient: Tensor, losses: tu
     return LearnState(step, values, first, second, total, (*state.losses, losses))
 
 
-def _losses(painter: Painter, ready: Sequence[Ready], values: Tensor, batch: Sequence[Sample]) -> Tensor:
-    """Mean square error of each sample's velocity, float32 ``(B,)``."""
-    captions: dict[tuple[int, int], Tensor] = {}
-    for sample in batch:
-        start, own = ready[sample.look].start, values[sample.look]
-        told, tail = start.told[sample.picture], len(start.tail)
-        if (sample.look, sample.picture) not in captions:
-            captions[sample.look, sample.picture] = with_look(
-                told.head, told.tail, own[tail : tail + len(start.tokens)], start.sizes, own[:tail]
-            )
-    weights = torch.stack([ready[sample.look].weights[sample.picture] for sample in batch])
-    noisy, target = (torch.stack([getattr(sample, name) for sample in batch]) for name in ("noisy", "target"))
-    levels = torch.tensor([sample.level for sample in batch], device=noisy.device)
-    error = painter.velocity(noisy, levels, [captions[sample.look, sample.picture] for sample in batch]) - target
-    return (error.square().mean(1) * weights).mean((1, 2))
-
-
-def _samples(painter: Painter, ready: Sequence[Ready], options: LearnOptions, step: int) -> list[Sample]:
-    """A step's noisy pictures: pictures in turn, noise levels one from each part of the schedule.
-
-    Every look gets the same noise and levels, so that it does not matter which others are learned beside it.
-    """
-    generator = torch.Generator().manual_seed((options.seed * 1_000_003 + step) % 2**63)
-    places = (torch.arange(options.draws) + torch.rand(options.draws, generator=generator)) / options.draws
-    drawn: dict[tuple[int, torch.Size], tuple[Tensor, float]] = {}
-    found = []
-    for look, one in enumerate(ready):
-        for draw in range(options.draws):
-            number = step * options.draws + draw
-            latents = one.latents[number % len(one.latents)]
-            if (draw, latents.shape) not in drawn:
-                schedule = painter.levels(latents)
-                schedule = schedule[schedule >= options.lowest]
-                level = float(schedule[int(places[draw] * len(schedule))])
-                drawn[draw, latents.shape] = draw_noise(latents, options.seed, number), level
-            noise, level = drawn[draw, latents.shape]
-            noisy = torch.lerp(latents, noise, level)
-            found.append(Sample(look, number % len(one.latents), noisy, level, latents - noise))
-    return found
-
-
-def _batches(samples: Sequence[Sample], at_once: int) -> Iterator[list[Sample]]:
-    """Samples of one shape together, at most so many at once; 0 for all."""
-    by_shape: dict[torch.Size, list[Sample]] = {}
-    for sample in samples:
-        by_shape.setdefault(sample.noisy.shape, []).append(sample)
-    for alike in by_shape.values():
-        size = at_once or len(alike)
-        yield from (alike[start : start + size] for start in range(0, len(alike), size))
+def _losses(painter: Painter, pack: Pack, options: LearnOptions, values: Tensor, batch: Batch) -> Tensor:
+    """Mean square error of each noisy picture's velocity, float32 ``(B,)``."""
+    found = painter.velocity(batch.noisy, batch.levels, pack.captions(values, batch.pictures))
+    if options.guidance:
+        with torch.no_grad():
+            unwanted = painter.velocity(batch.noisy, batch.levels, [pack.bare] * len(found))
+        found = found + options.guidance * (found - unwanted)
+    return ((found - batch.target).square().mean(1) * batch.weights).mean((1, 2))

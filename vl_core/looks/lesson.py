@@ -69,6 +69,8 @@ def make_ready(painter: Painter, lesson: Lesson, options: LearnOptions) -> Ready
     ]
     hashes = tuple(hash_picture(picture) for picture in lesson.pictures)
     start = begin(painter, lesson.words)
+    if options.tokens:
+        start = start.with_tokens(options.tokens)
     latents = []
     for number, one in enumerate(pixels, 1):
         found = painter.latents(one).detach().float()

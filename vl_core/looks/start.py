@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -69,6 +69,11 @@ class Start:
             tuple(text.to(device) for text in self.told), self.bare.to(device), self.tokens.to(device),
             self.sizes.to(device), self.tail.to(device),
         )
+
+    def with_tokens(self, count: int) -> Start:
+        """So many tokens: evenly chosen from the words' own, each several times where there are fewer."""
+        chosen = torch.linspace(0, len(self.tokens) - 1, count).round().long()
+        return replace(self, tokens=self.tokens[chosen], sizes=self.sizes[chosen])
 
 
 def begin(painter: Painter, words: Words) -> Start:
