@@ -9,6 +9,7 @@ import sys
 NAMES = {
     "cpu": "what an encode costs on a CPU, first time and again",
     "gpu": "the same and its parts on an NVIDIA GPU, at the size of Qwen3-VL-4B",
+    "learn": "learning a look: a step and a whole look, at the size of Z-Image or on the miniature",
     "words": "a description: our step beside transformers' generate, and how often their tokens differ",
     "stages": "each stage against one clone of its input",
     "loading": "memory and bytes read while a model is loaded",

@@ -238,12 +238,16 @@ class Painting:
         """What the judge reads, per pair ``(N,)`` as a mean over seeds."""
         return self.read(self.paint(states, act))
 
+    @property
+    def numbers(self) -> list[int]:
+        """Seeds of :meth:`paint`'s pictures."""
+        return [1000 * seed + index for seed in self.seeds for index in range(len(self.bench.cases))]
+
     def paint(self, states: Sequence[Tensor], act: tuple[float, float] = (0.0, 1.0)) -> Tensor:
         """Every pair with every seed: ``(S·N, 3, 128, 128)`` in [-1, 1], all pairs of a seed before the next."""
         cases, repeat = self.bench.cases, len(self.seeds)
-        numbers = [1000 * seed + index for seed in self.seeds for index in range(len(cases))]
         return self.bench.chain.paint(
-            list(states) * repeat, numbers, steps=self.steps, guidance=self.guidance,
+            list(states) * repeat, self.numbers, steps=self.steps, guidance=self.guidance,
             outside=[case.states for case in cases] * repeat, act=act,
         )
 
@@ -310,7 +314,7 @@ def row_of(
         "transfer_by": {name: float(values.mean()) for name, values in gains.items()},
         "transfer_next": transfer_next,
         "leak": float(found["leak"].mean()),
-        "artifacts": {name: float(found[name].mean()) for name in ARTIFACTS},
+        "artifacts": {name: float(found[name].mean()) for name in ARTIFACTS if name in found},
     }
 
 

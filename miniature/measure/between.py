@@ -58,14 +58,24 @@ class BetweenColours:
             for prompt, pair in zip(self.prompts, self.pairs, strict=True)
         ]
 
+    def numbers(self, seeds: Iterable[int]) -> list[int]:
+        """Seeds of the pictures that :meth:`distance` reads: all pairs of a seed before the next."""
+        return [1000 * seed + index for seed in seeds for index in range(len(self.pairs))]
+
     def error(
-        self, chain: Chain, states: Sequence[Tensor], seeds: Iterable[int], steps: int, guidance: float
+        self, chain: Chain, states: Sequence[Tensor], seeds: Sequence[int], steps: int, guidance: float
     ) -> Tensor:
-        """RGB distance ``(N,)`` of the painted ring's median colour from the goal, a mean over seeds."""
-        seeds = list(seeds)
-        numbers = [1000 * seed + index for seed in seeds for index in range(len(self.pairs))]
-        painted = chain.paint(list(states) * len(seeds), numbers, steps=steps, guidance=guidance)
+        """:meth:`distance` of what is painted from states, one per pair."""
+        painted = chain.paint(list(states) * len(seeds), self.numbers(seeds), steps=steps, guidance=guidance)
+        return self.distance(painted)
+
+    def distance(self, painted: Tensor) -> Tensor:
+        """RGB distance ``(N,)`` of the painted ring's median colour from the goal, a mean over seeds.
+
+        Args:
+            painted: ``(S·N, 3, 128, 128)`` in [-1, 1], all pairs of a seed before the next.
+        """
         edge = torch.ones(painted.shape[-2:], dtype=torch.bool)
         edge[RING:-RING, RING:-RING] = False
         found = ((painted.cpu()[..., edge] + 1) / 2).clamp(0, 1).median(-1).values  # (seeds · pairs, 3)
-        return (found.view(len(seeds), -1, 3) - self.goal).norm(dim=-1).mean(0)
+        return (found.view(-1, len(self.pairs), 3) - self.goal).norm(dim=-1).mean(0)

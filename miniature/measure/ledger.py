@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ from torch import Tensor
 class Ledger:
     """Rows measured so far, one line each, so that a bench that was stopped goes on where it was.
 
-    ``measured`` is what :func:`measured_with` says of this run.
+    ``measured`` is what :func:`measured_with` says of this run; ``also`` are ledgers of runs beside it, read only.
     """
 
-    def __init__(self, path: Path, asked: dict[str, Any], resume: bool, measured: dict[str, str]) -> None:
+    def __init__(
+        self, path: Path, asked: dict[str, Any], resume: bool, measured: dict[str, str], also: Sequence[Path] = ()
+    ) -> None:
         self.path, self.rows, self._lock = path, {}, threading.Lock()
         self._now, self._with = measured, {}
         self.asked = json.dumps(asked, sort_keys=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if resume and path.is_file() else []
-        for line in lines:
+        files = [file for file in (path, *also) if file.is_file()] if resume else []
+        for line in (line for file in files for line in file.read_text(encoding="utf-8").splitlines()):
             try:
                 row = json.loads(line)
             except ValueError:

@@ -1,8 +1,8 @@
-"""Where learned looks are measured: the bench's pairs and the pictures between two colour names."""
+"""Where learned looks are measured: prompts and references of one kind, and how what is painted is read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,174 +17,191 @@ from vl_core.looks.options import LearnOptions
 from vl_core.looks.start import begin
 
 from .. import world
-from .bench import Painting
+from .bench import Painting, Switches
 from .between import BetweenColours
-from .chain import Chain, as_image
+from .chain import as_image
+from .look_geometry import PROPERTIES, lookalikes
 from .look_painter import MiniaturePainter, words_of
+from .look_rivals import Rival
 
-SIDE_BY_SIDE = 200  # looks that are learned at once
+SIDE_BY_SIDE = 384  # looks that are learned at once
 FOUR = 4  # pictures of one look
-
-
-@dataclass(frozen=True)
-class Row:
-    """How looks are learned.
-
-    Attributes:
-        pictures: per look. told: what the words of what is shown tell: all that the VL says, the object alone, nothing.
-    """
-
-    name: str
-    options: LearnOptions
-    pictures: int = 1
-    told: str = "all"
-
-    @property
-    def key(self) -> str:
-        return f"{self.pictures} pictures, told {self.told}: {self.options.header()}"
-
-
-@dataclass(frozen=True, eq=False)
-class Learned:
-    """Looks of the bench's pairs, and of the pictures between two colour names, or none of those."""
-
-    pairs: list[Look]
-    between: list[Look]
+Figures = dict[str, Tensor]
+Text = tuple[Tensor, TokenLayout]
 
 
 @dataclass(frozen=True, eq=False)
 class Ground:
-    """Pictures, what the VL says of them, and how what is painted is read.
+    """References and prompts that disagree with them.
 
     Attributes:
-        pictures: of the bench's references, ``(N, 3, 128, 128)`` in [-1, 1]. words: what the VL says of them.
-        between, between_words: likewise for colours between names.
+        pictures: ``(N, 3, 128, 128)`` in [-1, 1]. ``scenes``: theirs. ``words``: what the VL says of them.
+        texts: of the prompts. ``captions``: states of the prompts with the look in true words, for bounds.
+        numbers: seeds of what is painted, all of a seed before the next, ``S·N``.
+        read: figures ``(N,)`` by name of ``(S·N, 3, 128, 128)``, means over seeds.
     """
 
+    name: str
     painter: MiniaturePainter
-    painting: Painting
     pictures: Tensor
+    scenes: world.Scenes
     words: list[Words]
-    between: BetweenColours
-    between_words: list[Words]
-
-    @classmethod
-    def of(cls, painting: Painting, most_between: int | None = None) -> Ground:
-        chain = painting.bench.chain
-        pictures = torch.stack([image.permute(2, 0, 1) * 2 - 1 for image in painting.bench.images])
-        between = BetweenColours.draw(chain, most_between)
-        return cls(
-            MiniaturePainter(chain), painting, pictures, words_of(chain, pictures), between,
-            words_of(chain, between.pictures),
-        )
-
-    @property
-    def chain(self) -> Chain:
-        return self.painting.bench.chain
+    texts: list[Text]
+    captions: dict[str, list[Tensor]]
+    numbers: list[int]
+    read: Callable[[Tensor], Figures]
+    steps: int
+    guidance: float
 
     # --- learning
 
-    def learned(self, row: Row) -> Learned:
-        """The row's looks of every picture."""
-        if row.pictures > 1:
-            return Learned(self._of_four(row.options), [])
-        scenes = self.painting.bench.pairs.references.records(), self.between.scenes.records()
-        pairs, between = (
-            [_told(one, scene, row.told) for one, scene in zip(words, part, strict=True)]
-            for words, part in zip((self.words, self.between_words), scenes, strict=True)
-        )
-        return Learned(
-            self.each(self.pictures, pairs, row.options), self.each(self.between.pictures, between, row.options)
-        )
+    def lessons(self, told: str = "all") -> list[Lesson]:
+        """One look per picture; ``told``: all that the VL says of what is shown, the object alone, nothing."""
+        words = [_told(one, scene, told) for one, scene in zip(self.words, self.scenes.records(), strict=True)]
+        return [Lesson((image,), one) for image, one in zip(as_image(self.pictures.cpu()), words, strict=True)]
 
-    def of_noise(self, row: Row) -> Learned:
-        """As many looks of pictures of noise, begun with what the VL says of them."""
-        generator = torch.Generator().manual_seed(row.options.seed)
-        noise = (torch.rand(self.pictures.shape, generator=generator) * 2 - 1).to(self.chain.device)
-        return Learned(self.each(noise, words_of(self.chain, noise), row.options), [])
-
-    def begun(self) -> Learned:
-        """Looks before the first step: words."""
-        self._read([*self.words, *self.between_words])
-        return Learned(*([_begun(self.painter, one) for one in words] for words in (self.words, self.between_words)))
-
-    def each(self, pictures: Tensor, words: Sequence[Words], options: LearnOptions) -> list[Look]:
-        """One look per picture ``(N, 3, 128, 128)`` in [-1, 1]."""
-        lessons = [Lesson((image,), one) for image, one in zip(as_image(pictures), words, strict=True)]
-        return self._learn(lessons, options)
-
-    def _of_four(self, options: LearnOptions) -> list[Look]:
-        """Of four pictures each with a reference's background, style and mood, and objects of their own."""
-        references = self.painting.bench.pairs.references
-        other = world.sample_scenes(len(references) * FOUR, torch.Generator().manual_seed(5), two_shapes=0.0)
-        shared = {name: getattr(references, name).repeat_interleave(FOUR, 0) for name in world.LOOK}
+    def lessons_of_four(self) -> list[Lesson]:
+        """Each look of four pictures with a reference's background, style and mood, and objects of their own."""
+        other = world.sample_scenes(len(self.scenes) * FOUR, torch.Generator().manual_seed(5), two_shapes=0.0)
+        shared = {name: getattr(self.scenes, name).repeat_interleave(FOUR, 0) for name in world.LOOK}
         taken = other.color == shared["background"][:, None]  # no shape has the background's colour
         scenes = replace(other, **shared, color=torch.where(taken, (other.color + 1) % len(world.COLORS), other.color))
-        generator = torch.Generator(self.chain.device).manual_seed(9)
-        parts = torch.arange(len(scenes)).split(SIDE_BY_SIDE)
-        pictures = torch.cat([world.render(scenes[part].to(self.chain.device), generator)[0] for part in parts])
-        said, images = words_of(self.chain, pictures), as_image(pictures)
+        chain = self.painter.chain
+        generator = torch.Generator(chain.device).manual_seed(9)
+        parts = torch.arange(len(scenes)).split(200)
+        pictures = torch.cat([world.render(scenes[part].to(chain.device), generator)[0] for part in parts])
+        said, images = words_of(chain, pictures), as_image(pictures.cpu())
         lessons = []
         for index, own in enumerate(self.words):
             four = slice(index * FOUR, (index + 1) * FOUR)
             lessons.append(Lesson(tuple(images[four]), Words(tuple(one.shows[0] for one in said[four]), own.look)))
-        return self._learn(lessons, options)
+        return lessons
 
-    def _learn(self, lessons: Sequence[Lesson], options: LearnOptions) -> list[Look]:
-        self._read([lesson.words for lesson in lessons])
-        parts = [lessons[start : start + SIDE_BY_SIDE] for start in range(0, len(lessons), SIDE_BY_SIDE)]
-        return [look for part in parts for look in learn_looks(self.painter, part, options)]
+    def lessons_of_noise(self, seed: int) -> list[Lesson]:
+        """As many looks of pictures of noise, begun with what the VL says of them."""
+        noise = torch.rand(self.pictures.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        said = words_of(self.painter.chain, noise.to(self.painter.chain.device))
+        return [Lesson((image,), one) for image, one in zip(as_image(noise), said, strict=True)]
 
-    def _read(self, words: Sequence[Words]) -> None:
-        """All texts that learning reads, in few forwards."""
-        shown = [(shows, append_words(shows, one.look)) for one in words for shows in one.shows]
-        self.painter.know(["", *(text for both in shown for text in both)])
+    def begun(self) -> list[Look]:
+        """Looks before the first step: words."""
+        know(self.painter, self.words)
+        return [_begun(self.painter, one) for one in self.words]
 
     # --- measuring
 
-    def measure(self, learned: Learned, shift: int = 0) -> dict[str, Tensor]:
-        """The bench's figures, and the distance from colours between names where there are looks for it."""
-        texts = [(case.states, case.layout) for case in self.painting.bench.cases]
-        found = self.painting.hits(with_looks(texts, learned.pairs, shift))
-        if learned.between:
-            texts = self.chain.words_many(self.between.prompts)
-            found["between"] = self._distance(with_looks(texts, learned.between, shift))
-        return found
-
-    def measure_two(self, learned: Learned, weights: tuple[float, float]) -> dict[str, Tensor]:
-        """The bench's figures of every pair's look and the next pair's at once."""
-        looks = learned.pairs
-        return self.painting.hits([
-            apply_look(case.states, case.layout, [looks[index], looks[(index + 1) % len(looks)]], 1.0, weights)[0]
-            for index, case in enumerate(self.painting.bench.cases)
+    def measure(self, looks: Sequence[Look], shift: int = 0, strength: float = 1.0) -> Figures:
+        """With every picture's look, or with that of the picture ``shift`` places on."""
+        return self.painted([
+            apply_look(states, layout, looks[(index + shift) % len(looks)], strength)[0]
+            for index, (states, layout) in enumerate(self.texts)
         ])
 
-    def measure_at(self, learned: Learned, strength: float) -> dict[str, Tensor]:
-        """The bench's figures at a strength."""
-        texts = [(case.states, case.layout) for case in self.painting.bench.cases]
-        return self.painting.hits(with_looks(texts, learned.pairs, 0, strength))
+    def measure_two(self, looks: Sequence[Look], weights: tuple[float, float]) -> Figures:
+        """With every picture's look and the next one's at once."""
+        return self.painted([
+            apply_look(states, layout, [looks[index], looks[(index + 1) % len(looks)]], 1.0, weights)[0]
+            for index, (states, layout) in enumerate(self.texts)
+        ])
 
-    def measure_words_between(self) -> dict[str, Tensor]:
-        """The distance from colours between names, told in words: each of the two names, and the nearer."""
-        first, second = (
-            self._distance([states for states, _ in self.chain.words_many(self.between.captions(side))])
-            for side in (0, 1)
+    def measure_rival(self, rival: Rival, shift: int = 0) -> Figures:
+        """With what a rival makes of every reference, or of that ``shift`` places on."""
+        painter, repeat = self.painter, len(self.numbers) // len(self.texts)
+        known = [append_words(one.shows[0], one.look) for one in self.words]
+        painter.know(known)
+        told = [painter.text(text)[0] for text in known]
+        latents = painter.latents_of(self.pictures)
+        turned = [(index + shift) % len(told) for index in range(len(told))]
+        pictures = rival.paint(
+            painter.chain, [states for states, _ in self.texts] * repeat, self.numbers,
+            latents[turned].repeat(repeat, 1, 1, 1), [told[index] for index in turned] * repeat, self.steps,
+            self.guidance,
         )
-        return {"first name": first, "second name": second, "nearer name": torch.minimum(first, second)}
+        return self.read(pictures)
 
-    def _distance(self, states: Sequence[Tensor]) -> Tensor:
-        painting = self.painting
-        return self.between.error(self.chain, states, painting.seeds, painting.steps, painting.guidance)
+    def painted(self, states: Sequence[Tensor]) -> Figures:
+        """From one caption per picture."""
+        repeat = len(self.numbers) // len(self.texts)
+        return self.read(
+            self.painter.chain.paint(list(states) * repeat, self.numbers, steps=self.steps, guidance=self.guidance)
+        )
 
 
-def with_looks(
-    texts: Sequence[tuple[Tensor, TokenLayout]], looks: Sequence[Look], shift: int = 0, strength: float = 1.0
-) -> list[Tensor]:
-    """Every text with its look, or with that of the picture ``shift`` places on."""
-    return [
-        apply_look(states, layout, looks[(index + shift) % len(looks)], strength)[0]
-        for index, (states, layout) in enumerate(texts)
-    ]
+def learn(painter: MiniaturePainter, lessons: Sequence[Lesson], options: LearnOptions) -> list[Look]:
+    """Looks of many lessons, side by side."""
+    know(painter, [lesson.words for lesson in lessons])
+    painter.see([picture for lesson in lessons for picture in lesson.pictures])
+    parts = [lessons[start : start + SIDE_BY_SIDE] for start in range(0, len(lessons), SIDE_BY_SIDE)]
+    return [look for part in parts for look in learn_looks(painter, part, options)]
+
+
+def know(painter: MiniaturePainter, words: Sequence[Words]) -> None:
+    """Read all texts that learning reads, in few forwards."""
+    shown = [(shows, append_words(shows, one.look)) for one in words for shows in one.shows]
+    painter.know(["", *(text for both in shown for text in both)])
+
+
+# --- grounds ----------------------------------------------------------------------------------------------------------
+
+
+def pairs_of(painting: Painting, painter: MiniaturePainter, name: str, count: int, seeds: int) -> Ground:
+    """The bench's first pairs, with its first seeds."""
+    bench = painting.bench
+    pairs, cases = bench.pairs, bench.cases[:count]
+    some = replace(
+        pairs, references=pairs.references[:count], shape=pairs.shape[:count], color=pairs.color[:count],
+        prompts=pairs.prompts[:count],
+    )
+    own = replace(painting, bench=replace(bench, pairs=some, cases=cases), seeds=painting.seeds[:seeds])
+    pictures = torch.stack([image.permute(2, 0, 1) * 2 - 1 for image in bench.images[:count]])
+    phrases = [", ".join(world.look_phrases(scene)) for scene in some.references.records()]
+    captions = [f"{prompt}, {look}" for prompt, look in zip(some.prompts, phrases, strict=True)]
+    return Ground(
+        name, painter, pictures, some.references, words_of(bench.chain, pictures),
+        [(case.states, case.layout) for case in cases],
+        {"text": [case.states for case in cases], "caption": _states(painter, captions)}, own.numbers,
+        lambda painted: own.read(painted, with_artifacts=False), painting.steps, painting.guidance,
+    )
+
+
+def between_of(painter: MiniaturePainter, name: str, count: int | None, seeds: int, switches: Switches) -> Ground:
+    """Backgrounds between two colour names; ``distance`` is what is read."""
+    between = BetweenColours.draw(painter.chain, count)
+    return Ground(
+        name, painter, between.pictures, between.scenes, words_of(painter.chain, between.pictures),
+        painter.chain.words_many(between.prompts),
+        {f"{which} name": _states(painter, between.captions(side)) for side, which in enumerate(("first", "second"))},
+        between.numbers(range(seeds)), lambda painted: {"distance": between.distance(painted)}, switches.steps,
+        switches.guidance,
+    )
+
+
+def lookalikes_of(painter: MiniaturePainter, style: str, count: int, seeds: int, switches: Switches) -> Ground:
+    """References of one style; the errors of its properties, by name, are what is read."""
+    pairs = lookalikes(max(count, 2), style, 77_000)
+    device = painter.chain.device
+    pictures, _ = world.render(pairs.references.to(device), torch.Generator(device).manual_seed(0))
+    phrases = [", ".join(world.look_phrases(scene)) for scene in pairs.references.records()]
+    captions = [f"{prompt}, {look}" for prompt, look in zip(pairs.prompts, phrases, strict=True)]
+    kinds = [one for one in PROPERTIES if one.style == style]
+    goals = {one.name: one.read(pictures).repeat(seeds) for one in kinds}
+    thing = (pairs.references.shape[:, 0] * len(world.COLORS) + pairs.references.color[:, 0]).repeat(seeds)
+
+    def read(painted: Tensor) -> Figures:
+        found = {one.name: one.error(one.read(painted), goals[one.name]) for one in kinds}
+        found["leak"] = (painter.chain.read(painted)["pair"].cpu()[torch.arange(len(painted)), thing] > 0).float()
+        return {name: values.view(seeds, -1).mean(0) for name, values in found.items()}
+
+    numbers = [1000 * seed + index for seed in range(seeds) for index in range(len(pairs))]
+    return Ground(
+        style, painter, pictures, pairs.references, words_of(painter.chain, pictures),
+        painter.chain.words_many(pairs.prompts), {"words": _states(painter, captions)}, numbers, read, switches.steps,
+        switches.guidance,
+    )
+
+
+def _states(painter: MiniaturePainter, prompts: Sequence[str]) -> list[Tensor]:
+    return [states for states, _ in painter.chain.words_many(prompts)]
 
 
 def _begun(painter: MiniaturePainter, words: Words) -> Look:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from vl_core import TokenLayout
 from vl_core.looks.batch import Captions
+from vl_core.looks.lesson import fit_picture
 from vl_core.looks.start import Words
 from vl_core.states.families import Family, family_of
 
@@ -19,6 +21,7 @@ from ..train.forwards import autocast, dit_forward, dit_rotary, padded_length, s
 from .chain import Chain, answers
 
 SCHEDULE = 1000
+CHUNK = 128  # pictures that are encoded at once
 
 
 class MiniaturePainter:
@@ -31,6 +34,7 @@ class MiniaturePainter:
         for module in (chain.pipeline.transformer, chain.pipeline.vae, chain.pipeline.text_encoder):
             module.requires_grad_(False)
         self._texts: dict[str, tuple[Tensor, TokenLayout]] = {}
+        self._latents: dict[bytes, Tensor] = {}
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
 
     @property
@@ -46,12 +50,24 @@ class MiniaturePainter:
         self.know([prompt])
         return self._texts[prompt]
 
-    @torch.no_grad()
+    def see(self, pictures: Sequence[Tensor]) -> None:
+        """Encode many pictures ``(128, 128, 3)`` at once, for :meth:`latents`."""
+        pixels = {_name(one): one for one in (fit_picture(each, world.SIDE, self.multiple) for each in pictures)}
+        new = {name: one for name, one in pixels.items() if name not in self._latents}
+        if new:
+            planes = torch.stack(list(new.values())).permute(0, 3, 1, 2).to(self.chain.device).float() / 127.5 - 1
+            self._latents |= dict(zip(new, self.latents_of(planes), strict=True))
+
     def latents(self, picture: Tensor) -> Tensor:
+        self.see([picture])
+        return self._latents[_name(picture)]
+
+    @torch.no_grad()
+    def latents_of(self, pictures: Tensor) -> Tensor:
+        """``(N, 16, 16, 16)`` of pictures ``(N, 3, 128, 128)`` in [-1, 1]."""
         vae = self.chain.pipeline.vae
-        pixels = picture.permute(2, 0, 1)[None].to(self.chain.device).float() / 127.5 - 1
-        found = vae.encode(pixels).latent_dist.mode()
-        return ((found - vae.config.shift_factor) * vae.config.scaling_factor)[0]
+        found = torch.cat([vae.encode(part).latent_dist.mode() for part in pictures.split(CHUNK)])
+        return ((found - vae.config.shift_factor) * vae.config.scaling_factor).float()
 
     def levels(self, latents: Tensor) -> Tensor:
         return sigmas(SCHEDULE)[:-1]
@@ -93,6 +109,11 @@ class MiniaturePainter:
 
     def learning(self) -> nullcontext[None]:
         return nullcontext()
+
+
+def _name(picture: Tensor) -> bytes:
+    """What tells a picture uint8 ``(H, W, 3)`` from others."""
+    return hashlib.sha256(picture.cpu().contiguous().numpy().tobytes()).digest()
 
 
 def shows_of(chain: Chain, pictures: Tensor) -> list[str]:

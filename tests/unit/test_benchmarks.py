@@ -64,6 +64,13 @@ def test_the_benchmark_of_words_runs_and_float32_writes_transformers_tokens(tmp_
     assert same["tokens"] == 48 and same["other than transformers'"] == same["answers that differ"] == 0
 
 
+def test_the_benchmark_of_learning_runs(tmp_path):
+    bench("learn", "--size", "tiny", "--device", "cpu", "--steps", "2", "--out", str(tmp_path))
+    rows = rows_of(tmp_path, "learn_cpu")
+    assert {row["ms"] is not None for name, row in rows.items() if "at once" in name} == {True}
+    assert any(name.startswith("good: 2 steps") for name in rows)
+
+
 def test_the_pages_tables_are_those_of_the_results():
     assert bench("tables", "--check", check=False).returncode == 0, "run python -m benchmarks tables"
 

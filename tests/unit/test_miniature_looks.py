@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -11,8 +13,13 @@ pytest.importorskip("diffusers", reason="the miniature is diffusers classes")
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 
 from miniature import world
+from miniature.measure.chain import Chain
 from miniature.measure.look_geometry import PROPERTIES, STYLES, grating, lookalikes, slope
-from miniature.measure.looks import GOOD, rows
+from miniature.measure.look_painter import MiniaturePainter
+from miniature.measure.look_rivals import Rival, _sharing, backwards
+from miniature.measure.look_units import GOOD, Row, Unit, curves, qualities, share
+from miniature.train import assemble
+from miniature.train.forwards import DIT_TOKENS, dit_block, dit_rotary, sample
 from vl_core.looks.options import QUALITIES
 
 SIDE = world.SIDE
@@ -81,9 +88,76 @@ def test_lookalikes_disagree_with_their_prompts(style):
 
 
 def test_rows_differ_and_begin_with_the_qualities():
-    found = list(rows())
-    assert len({row.key for row in found}) == len(found) > 20
-    assert [row.name for row in found[:6]] == [
+    assert [row.name for row in qualities()] == [
         name for quality in QUALITIES for name in (quality, f"{quality}, 4 pictures")
     ]
-    assert sum(row.options == GOOD for row in found) == 4  # good, of 4 pictures, and two that are told less
+    found = curves()
+    assert found[0] == Row("good", GOOD)
+    assert len({row.key for row in found}) == len(found) > 20
+    assert sum(row.options == GOOD for row in found) == 3  # good, and two that are told less
+
+
+def test_every_unit_falls_to_one_shard_and_their_loads_are_alike():
+    units = [Unit(str(number), (), float(cost), iter) for number, cost in enumerate((70, 9, 30, 30, 5, 22, 8, 41))]
+    parts = [share(units, f"{index}/3") for index in range(3)]
+    assert sorted(unit.name for part in parts for unit in part) == sorted(unit.name for unit in units)
+    loads = [sum(unit.cost for unit in part) for part in parts]
+    assert max(loads) - min(loads) <= 10 and share(units, "") == units
+
+
+# --- rivals, held to what they are made of ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chain():
+    return Chain.load(assemble.MODELS)
+
+
+def one_picture():
+    scenes = world.sample_scenes(1, torch.Generator().manual_seed(1))
+    return scenes.records()[0], world.render(scenes, torch.Generator().manual_seed(2))[0]
+
+
+def test_a_way_to_noise_leads_back(chain):
+    """Fine steps down the way that led up bring the latents again."""
+    scene, picture = one_picture()
+    told = [chain.words(world.canonical_caption(scene))[0]]
+    latents = MiniaturePainter(chain).latents_of(picture)
+    way = backwards(chain.pipeline.transformer, latents, told, 16)
+    assert len(way) == 16
+    back = sample(chain.pipeline.transformer, told, way[0], steps=64)
+    assert (back - latents).square().mean() < 0.1 * (way[0] - latents).square().mean()
+
+
+def test_a_reference_that_is_the_painting_doubles_its_keys(chain):
+    """Then attention is as with log 2 added to the scores of the picture's own keys, for the picture's tokens."""
+    layer = chain.pipeline.transformer.layers[3]
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(1, 96, 192, generator=generator)
+    condition = torch.randn(1, layer.adaLN_modulation[0].in_features, generator=generator)
+    cosine, sine = dit_rotary(chain.pipeline.transformer, 32, "cpu")
+    bias = torch.zeros(96, 96)
+    bias[:DIT_TOKENS, :DIT_TOKENS] = math.log(2.0)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with torch.no_grad():
+        with mock.patch("torch.nn.functional.scaled_dot_product_attention", partial(attend, attn_mask=bias)):
+            expected = dit_block(layer, x, cosine, sine, condition)
+        plain = dit_block(layer, x, cosine, sine, condition)
+        found = _sharing({id(layer): x}, {id(layer)}, False, layer, x, cosine, sine, condition)
+        alone = _sharing({id(layer): x}, set(), False, layer, x, cosine, sine, condition)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert (expected - plain).abs().max() > 0.01
+    assert torch.equal(alone, plain)
+
+
+def test_painting_over_begins_at_its_noise(chain):
+    """At denoise 1 it is painting; the less there is of it, the nearer the reference."""
+    states = [chain.words("a blue star")[0]]
+    _, picture = one_picture()
+    latents = MiniaturePainter(chain).latents_of(picture)
+    whole, more, less = (
+        Rival("over", denoise=denoise).paint(chain, states, [5], latents, [], 4, 1.0) for denoise in (1.0, 0.8, 0.4)
+    )
+    torch.testing.assert_close(whole, chain.paint(states, [5], steps=4, guidance=1.0), atol=1e-4, rtol=1e-4)
+    far, middle, near = ((one - picture).square().mean() for one in (whole, more, less))
+    assert near < middle < far

@@ -1,0 +1,167 @@
+"""What learning a look costs: Z-Image's transformer at full size with random weights on a GPU, else the miniature.
+
+A step is one of *good*'s: noisy pictures in, gradients to the caption, Adam. Memory is what a step takes over the
+weights. The prototype ran every block of the same transformer twice, with nothing kept: its figures are the goal.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vl_core.looks.learn import learn_look
+from vl_core.looks.options import QUALITIES, LearnOptions
+from vl_core.looks.start import Words
+from vl_core.states.layout import TokenLayout
+from vl_core.zimage import look_painter, tiny
+from vl_core.zimage.look_painter import PipelinePainter
+from vl_core.zimage.pipeline import load_pipeline, prompt_layout
+
+from .common import Report, add_output_argument, synchronize
+
+MINIATURE = Path(__file__).parents[1] / "miniature" / "models" / "z-image-mini"
+WORDS = Words(("a lamp by the sea, a red hat on a table",), "a painting in oil, the light of a lamp, red and gold")
+GIBIBYTE = 1 << 30
+STEPS = 8  # of a timed learning; the first ones are not counted
+SETTLING = 3
+# Noisy pictures by the side: four of 768 × 768 do not fit beside the weights with every block kept.
+AT_ONCE = {
+    "full": {256: (1, 4), 384: (1, 4), 512: (1, 2, 4), 768: (1,)}, "miniature": {128: (1, 4)}, "tiny": {64: (1,)},
+}
+AGAIN, KEPT, AS_IT_IS = "every block run again", "every block kept", "as the painter decides"
+
+
+def add_arguments(parser) -> None:
+    add_output_argument(parser)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", choices=["miniature", "tiny", "full"], help="full on a GPU, else miniature")
+    parser.add_argument("--steps", type=int, help="of each named quality, instead of its own: for a trial")
+
+
+def run(arguments) -> None:
+    device = torch.device(arguments.device)
+    size = arguments.size or ("full" if device.type == "cuda" else "miniature")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    report = Report(f"learn{'' if device.type == 'cuda' else '_cpu'}", device, arguments.out, size=size,
+                    dtype=str(dtype))
+    painter = painter_of(size, device, dtype)
+    report.section("a step", lambda: steps(report, painter, device, size))
+    report.section("a whole look", lambda: qualities(report, painter, device, size, arguments.steps))
+    report.write()
+
+
+def painter_of(size: str, device: torch.device, dtype: torch.dtype) -> PipelinePainter:
+    if size == "miniature":
+        return PipelinePainter(load_pipeline(MINIATURE, device, dtype), "z-image-mini")
+    pipeline, _ = tiny.build()
+    if size == "tiny":
+        return PipelinePainter(pipeline.to(device, dtype), "tiny")
+    return FullSize(pipeline.tokenizer, device, dtype)
+
+
+class FullSize(PipelinePainter):
+    """Z-Image's transformer and VAE from their configs with random weights; states of texts are noise of its width."""
+
+    def __init__(self, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> None:
+        from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+
+        with device:
+            plain = torch.get_default_dtype()
+            torch.set_default_dtype(dtype)
+            try:
+                dit = ZImageTransformer2DModel()
+                vae = AutoencoderKL(
+                    down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+                    block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=16,
+                    scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
+                )
+            finally:
+                torch.set_default_dtype(plain)
+        for module in (dit, vae):
+            module.to(device).eval().requires_grad_(False)
+        for name, weight in dit.named_parameters():
+            if "pad_token" in name:
+                weight.data.normal_()
+        self.tokenizer = tokenizer
+        pipeline = SimpleNamespace(
+            transformer=dit, vae=vae, vae_scale_factor=8, device=device, text_encoder=torch.nn.Identity(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), tokenizer=tokenizer,
+        )
+        super().__init__(pipeline, "Z-Image, random weights")  # type: ignore[arg-type]
+
+    def text(self, prompt: str) -> tuple[Tensor, TokenLayout]:
+        layout = prompt_layout(self.tokenizer, prompt, self.name)
+        width = self.dit.config.cap_feat_dim
+        generator = torch.Generator().manual_seed(0)  # a text's beginning is the same whatever comes after
+        return torch.randn(len(layout), width, generator=generator).to(self.device), layout.with_layer(-2)
+
+
+def steps(report: Report, painter: PipelinePainter, device: torch.device, size: str) -> None:
+    """Milliseconds and memory of a step, by the picture's size, noisy pictures at once, and what blocks keep."""
+    for side, at_once in AT_ONCE[size].items():
+        for draws in at_once:
+            for what in (AGAIN, KEPT, AS_IT_IS) if device.type == "cuda" else (AGAIN, KEPT):
+                options = replace(QUALITIES["good"], steps=STEPS, draws=draws, size=side)
+                before = look_painter._room
+                look_painter._room = {AGAIN: lambda _: 0.0, KEPT: lambda _: float("inf")}.get(what, before)
+                try:
+                    ms, peak = a_step(painter, device, options)
+                finally:
+                    look_painter._room = before
+                report.add(f"{side} × {side}, {draws} at once, {what}", ms=ms, GiB_over_weights=peak)
+
+
+def a_step(painter: PipelinePainter, device: torch.device, options: LearnOptions) -> tuple[float, float | None]:
+    """Milliseconds of a step, the median, and GiB over what there was before."""
+    times: list[float] = []
+
+    def tick(_state: Any) -> None:
+        synchronize(device)
+        times.append(time.perf_counter())
+
+    synchronize(device)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
+    learn_look(painter, [picture_of(options.size)], WORDS, options, on_step=tick)
+    peak = (torch.cuda.max_memory_allocated(device) - before) / GIBIBYTE if on_gpu else None
+    apart = [1000 * (after - start) for start, after in pairwise(times[SETTLING - 1 :])]
+    return statistics.median(apart), peak
+
+
+def qualities(
+    report: Report, painter: PipelinePainter, device: torch.device, size: str, few: int | None
+) -> None:
+    """Seconds of learning one look after loading: texts, latents and all steps."""
+    side = {"full": 512, "miniature": 128, "tiny": 64}[size]
+    for name in ("quick", "good", "best") if size != "full" else ("quick", "good"):
+        options = QUALITIES[name]
+        options = replace(options, size=min(side, options.size), steps=few or options.steps)
+        report.add(f"{name}: {options.steps} steps of {options.draws}, {options.size} × {options.size}",
+                   seconds=seconds(painter, device, [picture_of(side)], options))
+
+
+def seconds(
+    painter: PipelinePainter, device: torch.device, pictures: Sequence[Tensor], options: LearnOptions
+) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    learn_look(painter, pictures, WORDS, options)
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def picture_of(side: int) -> Tensor:
+    """A picture ``(side, side, 3)`` of noise that is no finer than a model's pixels."""
+    return torch.rand(side, side, 3, generator=torch.Generator().manual_seed(side))

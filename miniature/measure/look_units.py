@@ -1,0 +1,208 @@
+"""What the stage ``looks`` measures, in units that can be measured side by side: each learns once and paints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from vl_core import Look
+from vl_core.looks.options import QUALITIES, LearnOptions
+
+from .look_ground import FOUR, Figures, Ground, learn
+from .look_rivals import RIVALS, Rival
+
+GOOD = QUALITIES["good"]
+CHANGES: dict[str, tuple[float, ...]] = {
+    "steps": (20, 40, 60, 200, 300), "draws": (1, 2, 4, 8), "rate": (0.02, 0.05, 0.1, 0.2),
+    "anchor": (0.0, 0.005, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75), "tokens": (2, 4, 16),
+    "guidance": (0.0, 0.5, 1.0), "tail_first": (0.0, 0.3, 0.6, 1.0), "spare": (0.0, 0.5, 1.0),
+    "average": (0.0, 0.25, 0.5),
+}
+TOLD = ("object", "nothing")
+STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.25, 1.5, 2.0)
+WEIGHTS = ((1.0, 1.0), (3.0, 1.0), (1.0, 3.0))  # of two looks at once
+AHEAD = 7  # places between a look and the picture whose look is its null
+OWN, ANOTHER, NOISE = "own", "another picture", "noise"
+START, WORDS = "start", "words"
+Key = tuple[str, str]  # of a row: ground, and what was done there
+FULL = ("pairs", "between")  # grounds of qualities and rivals, beside those of styles
+SMALL = ("some pairs", "some between")  # grounds of curves
+
+
+@dataclass(frozen=True)
+class Row:
+    """How looks are learned.
+
+    Attributes:
+        pictures: per look. told: what the words of what is shown tell: all that the VL says, the object alone, nothing.
+    """
+
+    name: str
+    options: LearnOptions
+    pictures: int = 1
+    told: str = "all"
+
+    @property
+    def key(self) -> str:
+        return f"{self.pictures} pictures, told {self.told}: {self.options.header()}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows that are measured together.
+
+    Attributes:
+        keys: of the rows. ``cost``: of learning, in noisy pictures, to share units out by.
+        measure: the rows' figures in turn.
+    """
+
+    name: str
+    keys: tuple[Key, ...]
+    cost: float
+    measure: Callable[[], Iterator[Figures]]
+
+
+def qualities(toy: bool = False) -> list[Row]:
+    """The named qualities, each from one picture and from four of one look."""
+    found = []
+    for name, options in QUALITIES.items():
+        options = replace(options, steps=2, draws=1) if toy else options
+        found += [Row(name, options), Row(f"{name}, {FOUR} pictures", options, FOUR)]
+    return found
+
+
+def curves(toy: bool = False) -> list[Row]:
+    """What each number of *good* does, *good* itself first."""
+    good = replace(GOOD, steps=2, draws=1) if toy else GOOD
+    found = [Row("good", good)]
+    for name, values in CHANGES.items():
+        found += [
+            Row(f"{name} {value:g}", replace(good, **{name: type(getattr(good, name))(value)}))
+            for value in values if value != getattr(good, name)
+        ]
+    found += [Row(f"told: {told}", good, told=told) for told in TOLD]
+    return found[:: 8 if toy else 1]
+
+
+def units(grounds: dict[str, Ground], toy: bool) -> list[Unit]:
+    """All of them."""
+    styles = [name for name in grounds if name not in (*FULL, *SMALL)]
+    found = [_bounds(grounds)]
+    for row in qualities(toy):
+        found.append(_quality(row, grounds, ("pairs",) if row.pictures > 1 else (*FULL, *styles)))
+        if row.pictures == 1:
+            found.append(_noise(row, grounds["pairs"]))
+    found += [_rival(rival, grounds, (*FULL, *styles)) for rival in RIVALS]
+    found += [_curve(row, grounds) for row in curves(toy)]
+    return [*found, _good(curves(toy)[0], grounds)]
+
+
+def share(found: Sequence[Unit], shard: str) -> list[Unit]:
+    """The units of a shard such as "0/4": the dearest first, each to whom has least to do; all for no shard."""
+    if not shard:
+        return list(found)
+    index, count = map(int, shard.split("/"))
+    loads, mine = [0.0] * count, []
+    for unit in sorted(found, key=lambda unit: -unit.cost):
+        lightest = loads.index(min(loads))
+        loads[lightest] += unit.cost
+        if lightest == index:
+            mine.append(unit)
+    return mine
+
+
+# --- kinds ------------------------------------------------------------------------------------------------------------
+
+
+def cost_of(options: LearnOptions, looks: int) -> float:
+    return options.steps * options.draws * looks * (4 / 3 if options.guidance else 1.0)
+
+
+def learn_each(row: Row, grounds: Sequence[Ground]) -> dict[str, list[Look]]:
+    """The row's looks of several grounds, all learned side by side."""
+    lessons = [ground.lessons_of_four() if row.pictures > 1 else ground.lessons(row.told) for ground in grounds]
+    looks = iter(learn(grounds[0].painter, [lesson for part in lessons for lesson in part], row.options))
+    return {ground.name: [next(looks) for _ in part] for ground, part in zip(grounds, lessons, strict=True)}
+
+
+def _bounds(grounds: dict[str, Ground]) -> Unit:
+    """Words alone and words for the look; looks before the first step."""
+    keys = [(name, case) for name, ground in grounds.items() for case in ground.captions]
+    begun = [name for name in grounds if name not in SMALL]
+
+    def measure() -> Iterator[Figures]:
+        for name, case in keys:
+            yield grounds[name].painted(grounds[name].captions[case])
+        for name in begun:
+            yield grounds[name].measure(grounds[name].begun())
+
+    return Unit("bounds and start", (*keys, *((name, START) for name in begun)), 2000.0, measure)
+
+
+def _quality(row: Row, grounds: dict[str, Ground], names: Sequence[str]) -> Unit:
+    cases = {OWN: 0, ANOTHER: AHEAD}
+    keys = [(name, f"{case}: {row.key}") for name in names for case in cases]
+
+    def measure() -> Iterator[Figures]:
+        looks = learn_each(row, [grounds[name] for name in names])
+        for name in names:
+            for shift in cases.values():
+                yield grounds[name].measure(looks[name], shift)
+
+    count = sum(len(grounds[name].texts) for name in names)
+    return Unit(row.name, tuple(keys), cost_of(row.options, count), measure)
+
+
+def _noise(row: Row, ground: Ground) -> Unit:
+    def measure() -> Iterator[Figures]:
+        yield ground.measure(learn(ground.painter, ground.lessons_of_noise(row.options.seed), row.options))
+
+    cost = cost_of(row.options, len(ground.texts))
+    return Unit(f"{row.name}: noise", ((ground.name, f"{NOISE}: {row.key}"),), cost, measure)
+
+
+def rival_key(rival: Rival, case: str) -> str:
+    return f"{case}: rival {rival}"
+
+
+def _rival(rival: Rival, grounds: dict[str, Ground], names: Sequence[str]) -> Unit:
+    cases = {OWN: 0, ANOTHER: AHEAD}
+
+    def measure() -> Iterator[Figures]:
+        for name in names:
+            for shift in cases.values():
+                yield grounds[name].measure_rival(rival, shift)
+
+    keys = tuple((name, rival_key(rival, case)) for name in names for case in cases)
+    return Unit(rival.name, keys, 20_000.0, measure)
+
+
+def _curve(row: Row, grounds: dict[str, Ground]) -> Unit:
+    def measure() -> Iterator[Figures]:
+        looks = learn_each(row, [grounds[name] for name in SMALL])
+        for name in SMALL:
+            yield grounds[name].measure(looks[name])
+
+    count = sum(len(grounds[name].texts) for name in SMALL)
+    return Unit(row.name, tuple((name, f"{OWN}: {row.key}") for name in SMALL), cost_of(row.options, count), measure)
+
+
+def good_keys(row: Row) -> tuple[list[tuple[float, Key]], list[tuple[tuple[float, float], Key]]]:
+    """Rows of strengths on both small grounds, and of two looks at once on the pairs."""
+    strengths = [(one, (name, f"strength {one:g}: {row.key}")) for one in STRENGTHS for name in SMALL]
+    return strengths, [(one, (SMALL[0], f"two looks {one}: {row.key}")) for one in WEIGHTS]
+
+
+def _good(row: Row, grounds: dict[str, Ground]) -> Unit:
+    """What *good* looks show by their strength, and two of them at once."""
+    strengths, several = good_keys(row)
+
+    def measure() -> Iterator[Figures]:
+        looks = learn_each(row, [grounds[name] for name in SMALL])
+        for strength, (name, _) in strengths:
+            yield grounds[name].measure(looks[name], 0, strength)
+        for weights, (name, _) in several:
+            yield grounds[name].measure_two(looks[name], weights)
+
+    cost = 1.5 * cost_of(row.options, sum(len(grounds[name].texts) for name in SMALL))
+    return Unit("strengths and two looks", tuple(key for _, key in (*strengths, *several)), cost, measure)
