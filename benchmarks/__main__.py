@@ -14,6 +14,7 @@ NAMES = {
     "stages": "each stage against one clone of its input",
     "loading": "memory and bytes read while a model is loaded",
     "native": "ComfyUI's own Qwen3-VL, its path and ours (run with ComfyUI's Python)",
+    "turns": "Qwen3-VL, text encoder and Z-Image by turns on a small card, under ComfyUI (run with ComfyUI's Python)",
     "adapter": "fitting a picture adapter at the size of Qwen3-VL-4B",
     "tables": "write the tables of docs/performance.md from benchmarks/results",
 }

@@ -128,6 +128,7 @@ class Report:
         except Exception:
             self.failures[title] = traceback.format_exc(limit=-3)
             print(self.failures[title], flush=True)
+        self._save()  # a run that is cut off keeps what it measured
         print(f"   {time.perf_counter() - start:.1f} s", flush=True)
 
     def write(self) -> None:
@@ -135,11 +136,14 @@ class Report:
         print(table(self.rows), flush=True)
         for title, trace in self.failures.items():
             print(f"FAILED {title}: {trace.strip().splitlines()[-1]}", flush=True)
+        print(f"written: {os.path.relpath(self._save())}")
+
+    def _save(self) -> Path:
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / f"{self.name}.json"
         content = {**self.head, "rows": self.rows, "failures": self.failures}
         path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {os.path.relpath(path)}")
+        return path
 
 
 def table(rows: list[dict[str, Any]]) -> str:

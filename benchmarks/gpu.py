@@ -15,7 +15,7 @@ from vl_core.encoder.graphs import GraphPool
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from vl_core.encoder.reader import Reader
 from vl_core.encoder.vision import run_vision
-from vl_core.pictures import Picture, patchify, prepare_picture
+from vl_core.pictures import MERGE, Picture, patchify, prepare_picture
 from vl_core.states.layout import insert_pictures, mrope_positions
 from vl_core.states.statistics import calibrate, calibration_prompts
 from vl_core.zimage.text import batch_reader, text_reader
@@ -52,7 +52,7 @@ class Bench:
     """The model, its inputs on the device, and one method per section."""
 
     def __init__(self, arguments) -> None:
-        self.device, self.runs = torch.device(arguments.device), arguments.runs
+        self.device, self.runs, self.size = torch.device(arguments.device), arguments.runs, arguments.size
         on_gpu = self.device.type == "cuda"
         self.dtype = torch.bfloat16 if on_gpu else torch.float32
         self.report = Report("gpu", self.device, arguments.out, size=arguments.size, dtype=str(self.dtype))
@@ -66,6 +66,7 @@ class Bench:
         self.layout = insert_pictures(self.encoder.tokenize(PROMPT), [prepared.grid], self.encoder.special)
         self.wanted = (LAYER % (self.num_layers + 1),)
         self.note_ms: float | None = None
+        self.floor_ms: float | None = None
 
     # Helpers --------------------------------------------------------------------------------------------------------
 
@@ -78,8 +79,9 @@ class Bench:
             return peak_mib(work, self.device)
 
     def add(self, what: str, ms: float, **values: Any) -> None:
+        floor = {"× the floor": ms / self.floor_ms} if self.floor_ms and "layer" in what else {}
         ratio = {"× faster than the note's way": self.note_ms / ms} if self.note_ms else {}
-        self.report.add(what, ms=ms, **ratio, **values)
+        self.report.add(what, ms=ms, **floor, **ratio, **values)
 
     def reader(self, graphs: bool = False, cache: int = 0, **options) -> Reader:
         return Reader(
@@ -106,6 +108,21 @@ class Bench:
 
     # Sections -------------------------------------------------------------------------------------------------------
 
+    def _floor(self) -> None:
+        """The products of vision tower and blocks at the rate of one large product, attention left out."""
+        if self.device.type != "cuda":
+            return
+        one = torch.randn(8192, 8192, device=self.device, dtype=self.dtype)
+        rate = 2 * 8192**3 / self.time(lambda: one @ one)
+        count, visual = self.wanted[-1], self.model.model.visual
+        blocks = 2 * len(self.layout) * _numbers(*self.model.model.language_model.layers[:count])
+        patches = self.picture.tokens * MERGE**2
+        mergers = _numbers(visual.merger, *visual.deepstack_merger_list)
+        vision = 2 * (patches * _numbers(visual.patch_embed, *visual.blocks) + self.picture.tokens * mergers)
+        self.floor_ms = (blocks + vision) / rate
+        self.report.add(f"floor: vision tower and {count} blocks at the rate of one product of 8192³", ms=self.floor_ms)
+        self.report.add(f"floor: {count} blocks", ms=blocks / rate)
+
     def first_encode(self) -> None:
         eager, kept, graphs = self.reader(), self.reader(cache=GIBIBYTE), self.reader(graphs=True)
         merged = self.reader(exact=False)
@@ -124,6 +141,7 @@ class Bench:
             "eager, merged kernels": lambda: self.read(merged)[0],
             "compiled kernels in captured graphs": lambda: self.read(graphs)[0],
         }
+        self._floor()
         with torch.inference_mode():
             times = in_turns(works, self.device, 3 * self.runs)
             expected = self.note().clone()
@@ -171,14 +189,6 @@ class Bench:
             hidden.clone(), self.layout, self.wanted, spans, deepstack, False, lambda: None
         )))
         self.add("rotary tables", self.time(lambda: self.encoder._rotary(self.layout, 0)))
-        weights = sum(
-            weight.numel() for block in language.layers[:count] for weight in block.parameters() if weight.ndim > 1
-        )
-        one = torch.randn(8192, 8192, device=self.device, dtype=self.dtype) if self.device.type == "cuda" else None
-        if one is not None:
-            rate = 2 * 8192**3 / self.time(lambda: one @ one)
-            self.report.add(f"floor: {count} blocks' products at the rate of one of 8192³",
-                            ms=2 * weights * len(self.layout) / rate)
 
     def whole_calls(self) -> None:
         """From an IMAGE on the CPU to states, everything included."""
@@ -188,7 +198,11 @@ class Bench:
             return self.note()
 
         self.report.add("the note's way from an IMAGE on the CPU", ms=self.time(processed))
-        self.report.add("preparing the picture alone", ms=self.time(lambda: prepare_picture(self.image)))
+        new = iter([picture(self.size, 1000 + number) for number in range(self.runs + 2)])
+        self.report.add("preparing a new picture alone", ms=self.time(lambda: prepare_picture(next(new))))
+        new = iter([prepare_picture(picture(self.size, 2000 + number))[0] for number in range(self.runs + 2)])
+        self.report.add("hashing a new picture alone", ms=self.time(lambda: next(new).digest))
+        self.report.add("preparing and hashing it again", ms=self.time(lambda: prepare_picture(self.image)[0].digest))
         for name, options in (
             ("eager", {"cache_bytes": 0}), ("captured graphs", {"cache_bytes": 0, "compile": True}),
         ):
@@ -300,3 +314,8 @@ class Bench:
         self.report.add("our rotary tables against transformers'", error=max(
             relative_error(cos, theirs[0]), relative_error(sin, theirs[1])
         ))
+
+
+def _numbers(*modules: torch.nn.Module) -> int:
+    """Numbers in their matrices."""
+    return sum(weight.numel() for module in modules for weight in module.parameters() if weight.ndim > 1)

@@ -7,11 +7,15 @@ Run it with ComfyUI's Python. Nothing of the pack but ``nodes/host`` and ``vl_co
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import sys
 import types
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -28,30 +32,53 @@ def add_arguments(parser) -> None:
     parser.add_argument("--comfyui", default=os.environ.get("COMFYUI_PATH", str(Path.home() / "comfy" / "ComfyUI")))
     parser.add_argument("--size", default="full", choices=["tiny", "medium", "full"])
     parser.add_argument("--runs", type=int, default=5, help="timed calls per figure")
+    parser.add_argument("--tokens", type=int, default=120, help="length of an answer")
+    parser.add_argument("--weights", default="bf16", choices=["bf16", "fp8"], help="of the language model")
+    parser.add_argument(
+        "--dynamic", action="store_true", help="with ComfyUI's dynamic memory, which lends weights layer by layer"
+    )
 
 
 def run(arguments) -> None:
     if not (Path(arguments.comfyui) / "comfy" / "sd.py").is_file():
         raise SystemExit(f"--comfyui: expected a ComfyUI folder, found no comfy/sd.py in {arguments.comfyui}.")
     on_gpu = torch.cuda.is_available()
-    host = _import_host(arguments.comfyui, on_gpu)
+    host = import_host(arguments.comfyui, on_gpu, arguments.dynamic)
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-    report = Report("native" if on_gpu else "native_cpu", device, arguments.out, size=arguments.size)
-    clip = _random_clip(arguments.size, device)
+    name = "_".join([
+        "native", *([arguments.weights] if arguments.weights != "bf16" else []),
+        *(["dynamic"] if arguments.dynamic else []), *([] if on_gpu else ["cpu"]),
+    ])
+    report = Report(name, device, arguments.out, size=arguments.size, weights=arguments.weights)
+    clip = random_clip(arguments.size, device, arguments.weights, arguments.dynamic)
     report.section("encode", lambda: _measure(report, host, clip, arguments, device))
     report.section("words", lambda: _measure_words(report, host, clip, arguments, device))
     report.write()
 
 
-def _import_host(comfyui: str, on_gpu: bool):
-    """``nodes/host`` without the nodes, which need the rest of ComfyUI."""
+def import_host(comfyui: str, on_gpu: bool, dynamic: bool = False, options: Sequence[str] = ()) -> Any:
+    """``nodes/host/encoders`` without the nodes, which need the rest of ComfyUI; started as its main.py does.
+
+    Args:
+        dynamic: with dynamic memory. options: more of main.py's.
+    """
     sys.path.insert(0, comfyui)
-    arguments, sys.argv = sys.argv, ["main.py", *([] if on_gpu else ["--cpu"])]
+    arguments, sys.argv = sys.argv, ["main.py", *([] if on_gpu else ["--cpu"]), *options]
     try:
         importlib.import_module("comfy.options").enable_args_parsing()
+        if dynamic:
+            control = importlib.import_module("comfy_aimdo.control")
+            control.init()
         importlib.import_module("comfy.sd")
     finally:
         sys.argv = arguments
+    if dynamic:
+        management = importlib.import_module("comfy.model_management")
+        if not control.init_devices((one.index, 0) for one in management.get_all_torch_devices()):
+            raise SystemExit("--dynamic: this machine has no working comfy-aimdo.")
+        patcher = importlib.import_module("comfy.model_patcher")
+        patcher.CoreModelPatcher = patcher.ModelPatcherDynamic
+        importlib.import_module("comfy.memory_management").aimdo_enabled = True
     for name, path in (("zimage_vl_pack", ROOT), ("zimage_vl_pack.nodes", ROOT / "nodes")):
         package = types.ModuleType(name)
         package.__path__ = [str(path)]
@@ -66,8 +93,9 @@ class _Target:
         self.params, self.clip, self.tokenizer = {}, clip, tokenizer
 
 
-def _random_clip(size: str, device: torch.device):
-    """As Load CLIP gives it, weights in bf16 made on the device."""
+def random_clip(size: str, device: torch.device, weights: str = "bf16", dynamic: bool = False) -> Any:
+    """As Load CLIP gives it: weights made on the device; with dynamic memory they lie on the CPU, as in a file."""
+    import comfy.model_management
     import comfy.sd
     from comfy.text_encoders import qwen3vl
 
@@ -76,24 +104,56 @@ def _random_clip(size: str, device: torch.device):
     if size != "full":
         vision = {key: value for key, value in VISION[size].items() if key in known}
         qwen3vl.QWEN3VL_VISION["qwen3vl_4b"] = {**vision, "hidden_size": 256}
-    clip = comfy.sd.CLIP(
-        _Target(qwen3vl.te(model_type="qwen3vl_4b"), qwen3vl.tokenizer("qwen3vl_4b")),
-        model_options={
-            "qwen3vl_4b_model_config": config, "dtype": torch.bfloat16, "load_device": device,
-            "initial_device": device, "offload_device": torch.device("cpu"),
-        },
-    )
+    quantised = {"llama_quantization_metadata": {"mixed_ops": True}} if weights == "fp8" else {}
+    encoder = qwen3vl.te(dtype_llama=torch.bfloat16, model_type="qwen3vl_4b", **quantised)
+    cpu = torch.device("cpu")
+    with patch.object(comfy.model_management, "load_models_gpu"):  # layers in 8 bits have no weights yet
+        clip = comfy.sd.CLIP(
+            _Target(encoder, qwen3vl.tokenizer("qwen3vl_4b")),
+            model_options={
+                "qwen3vl_4b_model_config": config, "dtype": torch.bfloat16, "load_device": device,
+                "initial_device": device if weights == "bf16" and not dynamic else cpu, "offload_device": cpu,
+            },
+        )
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
-        for name, weight in clip.cond_stage_model.named_parameters():
-            if name.endswith("logit_scale"):
-                continue
-            weight.normal_(generator=generator)
-            if weight.ndim > 1 and "embed" not in name:
-                weight.mul_(weight[0].numel() ** -0.5)
-            elif weight.ndim == 1:
-                weight.mul_(0.1).add_(0.0 if name.endswith("bias") else 1.0)
+        randomize(clip.cond_stage_model, generator)
+        if weights == "fp8":
+            for name, layer in clip.cond_stage_model.named_modules():
+                if type(layer).__name__ == "Linear":
+                    _fill_layer(layer, generator, ".model.layers." in name)
     return clip
+
+
+def randomize(model: torch.nn.Module, generator: torch.Generator) -> None:
+    """Sizes that keep activations at theirs, as training does."""
+    for name, weight in model.named_parameters():
+        if name.endswith("logit_scale"):
+            continue
+        made = torch.empty(weight.shape, dtype=weight.dtype, device=generator.device).normal_(generator=generator)
+        if weight.ndim > 1 and "embed" not in name:
+            made.mul_(weight[0].numel() ** -0.5)
+        elif weight.ndim == 1:
+            made.mul_(0.1).add_(0.0 if name.endswith("bias") else 1.0)
+        weight.copy_(made)
+
+
+def _fill_layer(layer: Any, generator: torch.Generator, in_8_bits: bool) -> None:
+    """Load a layer of ComfyUI's that may be quantised with a random weight, as it stands in an fp8 file."""
+    shape = layer.out_features, layer.in_features
+    weight = torch.empty(shape, dtype=torch.bfloat16, device=generator.device).normal_(generator=generator)
+    weight.mul_(layer.in_features**-0.5)
+    state = {} if layer.bias is None else {"bias": layer.bias}
+    if in_8_bits:
+        scale = weight.abs().amax().float() / torch.finfo(torch.float8_e4m3fn).max
+        format = json.dumps({"format": "float8_e4m3fn"}).encode()
+        state |= {
+            "weight": (weight / scale).to(torch.float8_e4m3fn).cpu(), "weight_scale": scale.cpu(),
+            "comfy_quant": torch.tensor(list(format), dtype=torch.uint8),
+        }
+    else:
+        state["weight"] = weight.cpu()
+    layer.load_state_dict(state)
 
 
 def _measure(report: Report, host, clip, arguments, device: torch.device) -> None:
@@ -134,11 +194,12 @@ def _measure(report: Report, host, clip, arguments, device: torch.device) -> Non
             return encode()
 
         report.add("ours, with what is kept", peak_MiB=peak_mib(unkept, device))
+        native.reader.forget()
 
 
 def _measure_words(report: Report, host, clip, arguments, device: torch.device) -> None:
     """A token's time is the slope between a short and a long answer."""
-    image, lengths = {"image0": picture(arguments.size)}, (16, 112)
+    image, lengths = {"image0": picture(arguments.size)}, (16, arguments.tokens)
     per_token: dict[str, float] = {}
     for way, fast in (("ComfyUI's generate", "0"), ("our step", "1")):
         os.environ["ZIMAGE_VL_FAST"] = fast
@@ -156,3 +217,7 @@ def _measure_words(report: Report, host, clip, arguments, device: torch.device) 
             f"a token, {way}", ms=per_token[way], **{"× faster than generate": ratio}, value="; ".join(notes) or None
         )
         report.add(f"{written[1]} tokens, {way}", ms=times[1])
+    native = sys.modules[f"{host.__package__}.native"]._native_readers.get(clip.cond_stage_model)
+    if native is not None and device.type == "cuda":
+        reason = native.reader.decoder.reason
+        report.add("the step was captured", value=reason or str(bool(native.reader.decoder._graphs)))

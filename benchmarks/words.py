@@ -73,6 +73,7 @@ class Words:
         self.model, self.tokenizer = self._load(self.dtype)
         self.end = self.model.config.text_config.vocab_size - 1  # an end that is hardly ever written
         self.plain_ms: float | None = None
+        self.floor_ms: float | None = None
 
     def _load(self, dtype: torch.dtype) -> tuple[Any, Any]:
         """transformers' model without its head, and its tokenizer."""
@@ -125,7 +126,8 @@ class Words:
 
     def add_token(self, what: str, ms: float) -> None:
         self.plain_ms = self.plain_ms or ms
-        self.report.add(f"a token, {what}", ms=ms, **{"× faster than generate": self.plain_ms / ms})
+        floor = {"× the floor": ms / self.floor_ms} if self.floor_ms else {}
+        self.report.add(f"a token, {what}", ms=ms, **{"× faster than generate": self.plain_ms / ms}, **floor)
 
     # Sections -------------------------------------------------------------------------------------------------------
 
@@ -136,11 +138,12 @@ class Words:
             torch.cuda.empty_cache()
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
-        first = self.once(lambda: self.ours(encoder, [self.image(0)], self.length))
+        images = {number: self.image(number) for number in range(2 + 4 * self.runs)}
+        first = self.once(lambda: self.ours(encoder, [images[0]], self.length))
         memory = {"peak_MiB": (torch.cuda.max_memory_allocated(self.device) - before) / 2**20} if on_gpu else {}
         self.report.add(f"{self.length} tokens, the first after loading", ms=first, **memory)
-        self.report.add(f"{self.length} tokens, kept for later", MiB=encoder.reader.cache.bytes / 2**20)
-        images = {number: self.image(number) for number in range(1, 2 + 4 * self.runs)}
+        self._memory(encoder, before)
+        del images[0]
         pictures = iter(images.values())
 
         def new() -> list[list[int]]:
@@ -166,7 +169,19 @@ class Words:
             self.report.add(f"{self.length} tokens, {what}", ms=ms, **{"× faster than generate": stock / ms})
         encoder.forget()
 
+    def _memory(self, encoder: Qwen3VLEncoder, before: int) -> None:
+        """What of the memory over the weights is whose, after a description."""
+        kept, desk = encoder.reader.cache.bytes, encoder.reader.decoder._desk
+        assert desk is not None
+        buffers = sum(one.nbytes for one in [*desk.keys, *desk.values, desk.cos, desk.sin, desk.said, desk.tokens])
+        self.report.add("of it: the picture, kept for later", MiB=kept / 2**20)
+        self.report.add("of it: what a step reads and writes", MiB=buffers / 2**20)
+        if self.device.type == "cuda":
+            rest = torch.cuda.memory_allocated(self.device) - before - kept - buffers
+            self.report.add("of it: the graph, and what the libraries hold", MiB=rest / 2**20)
+
     def tokens(self) -> None:
+        self._floor()
         image, plain, ours = self.image(0), self.encoder(), self.encoder()
         self.add_token("transformers' generate", self.per_token(lambda count: self.theirs(plain, image, count)))
         work = lambda count, **options: self.ours(ours, [image], count, **options)  # noqa: E731
@@ -185,7 +200,6 @@ class Words:
         self.report.add("not captured because", value=ours.reader.decoder.reason or "it is")
         self.add_token("our step, captured, drawn", self.per_token(lambda count: work(count, sampling=DRAWN)))
         ours.forget()
-        self._floor()
 
     def _knows_filled(self) -> bool:
         config = self.model.config.text_config
@@ -193,12 +207,15 @@ class Words:
         return decoding.knows_filled(self.device, self.dtype, heads, groups, config.head_dim)
 
     def _floor(self) -> None:
+        if self.device.type != "cuda":
+            return
         language = self.model.language_model
         read = sum(weight.nbytes for weight in language.parameters())
         buffer = torch.empty(1 << 31, dtype=torch.uint8, device=self.device)
         # A sum only reads, as a product with one row does.
         seconds = milliseconds(lambda: buffer.view(torch.int64).sum(), self.device, 5) / 1000
-        self.report.add("floor: the weights read once at the rate of a large sum", ms=1000 * read * seconds / (1 << 31))
+        self.floor_ms = 1000 * read * seconds / (1 << 31)
+        self.report.add("floor: the weights read once at the rate of a large sum", ms=self.floor_ms)
 
     def together(self) -> None:
         encoder = self.encoder(cache_bytes=0)

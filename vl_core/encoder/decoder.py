@@ -179,7 +179,7 @@ class Decoder:
         """The two halves of a block, compiled where that is asked for and possible."""
         if not self._compile or desk.token.device.type != "cuda":
             return PLAIN
-        if any(isinstance(part, nn.Module) for parts in plan.blocks for part in parts):
+        if not all(isinstance(part, Tensor) for parts in plan.blocks for part in parts):
             return PLAIN
         if self._halves is None:
             self._halves = PLAIN

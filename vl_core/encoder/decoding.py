@@ -25,7 +25,20 @@ from .sampling import Sampling, choose
 
 log = logging.getLogger(__name__)
 
-Projection = Tensor | nn.Module  # a weight (out, in) without a bias, or a module that is more than its weight
+EIGHT_BITS = torch.float8_e4m3fn, torch.float8_e5m2
+
+STORED_BYTES = 24 << 20  # of an 8-bit weight that is made wide at a time: half of what an H100 keeps beside its memory
+
+
+class Stored(NamedTuple):
+    """A weight kept in 8 bits: ``values`` ``(out, in)`` times ``scale``, as in ComfyUI's fp8 files."""
+
+    values: Tensor
+    scale: float
+
+
+# a weight (out, in) without a bias, one in 8 bits, or a module that is more than its weight
+Projection = Tensor | Stored | nn.Module
 
 
 class Parts(NamedTuple):
@@ -65,7 +78,7 @@ class Plan:
     size: int
     norm: Tensor
     epsilon: float
-    embeddings: Projection
+    embeddings: Tensor | nn.Module
     head: Projection
     vocabulary: int
     resident: bool
@@ -96,7 +109,8 @@ def plan_of(language: Any, head: Projection | None, dtype: torch.dtype, device: 
         gate, up, down = (_projection(module, like) for module in MLP(mlp._modules))
         blocks.append(Parts(weight(before), query, keys, values, output, weight(later), gate, up, down))
         turns.append((weight(query_norm), weight(key_norm)))
-    last, embeddings = weight(language.norm), _projection(language.embed_tokens, like)
+    last, table = weight(language.norm), bare(language.embed_tokens, like)
+    embeddings = language.embed_tokens if table is None else table[0]
     if head is None:
         head = embeddings if isinstance(embeddings, Tensor) else None
     elif isinstance(head, Tensor):
@@ -125,7 +139,25 @@ def _epsilon(norm: nn.Module) -> float | None:
 
 def _projection(module: nn.Module, like: Tensor) -> Projection:
     parts = bare(module, like)
-    return module if parts is None or parts[1] is not None else parts[0]
+    if parts is not None:
+        return module if parts[1] is not None else parts[0]
+    return _stored(module, like) or module
+
+
+def _stored(module: nn.Module, like: Tensor) -> Stored | None:
+    """The weight of a linear layer of ComfyUI's that keeps it in 8 bits and computes in the dtype of ``like``."""
+    weight: Any = module._parameters.get("weight")
+    values, settings = getattr(weight, "_qdata", None), getattr(weight, "_params", None)
+    scale = getattr(settings, "scale", None)
+    if not isinstance(values, Tensor) or values.dtype not in EIGHT_BITS or not isinstance(scale, Tensor):
+        return None
+    if scale.numel() != 1 or values.shape != weight.shape or values.ndim != 2 or values.device != like.device:
+        return None
+    if not getattr(module, "_full_precision_mm", False) or module._parameters.get("bias") is not None:
+        return None  # it also rounds what comes in
+    if any(getattr(module, f"{name}_function", None) for name in ("weight", "bias")):
+        return None
+    return Stored(values, float(scale))
 
 
 def _stays(module: nn.Module, device: torch.device) -> bool:
@@ -136,7 +168,17 @@ def _stays(module: nn.Module, device: torch.device) -> bool:
 
 
 def project(part: Projection, x: Tensor) -> Tensor:
-    return functional.linear(x, part) if isinstance(part, Tensor) else part(x)
+    if isinstance(part, Tensor):
+        return functional.linear(x, part)
+    if not isinstance(part, Stored):
+        return part(x)
+    # Made wide in parts that the product finds where they were just written: what travels is 8 bits a number.
+    rows = max(1, STORED_BYTES // (x.element_size() * x.shape[-1]))
+    found = [
+        torch.addmm(x.new_empty(1, len(values)), x, values.to(x.dtype).t(), beta=0, alpha=part.scale)
+        for values in part.values.split(rows)
+    ]
+    return found[0] if len(found) == 1 else torch.cat(found, -1)
 
 
 def add_projected(hidden: Tensor, part: Projection, x: Tensor) -> Tensor:
@@ -146,7 +188,7 @@ def add_projected(hidden: Tensor, part: Projection, x: Tensor) -> Tensor:
     return hidden + project(part, x)
 
 
-def embed(embeddings: Projection, tokens: Tensor, like: Tensor) -> Tensor:
+def embed(embeddings: Tensor | nn.Module, tokens: Tensor, like: Tensor) -> Tensor:
     """``(B, D)`` in the dtype and on the device of ``like``."""
     if isinstance(embeddings, Tensor):
         return functional.embedding(tokens, embeddings)
