@@ -14,7 +14,8 @@ from ...vl_core.encoder.writing import check_request
 from ...vl_core.pictures import DEFAULT_BUDGET, split_batch
 from ...vl_core.states.families import FAMILIES, ZIMAGE, Family, check_encoders, family_of
 from .loaded import LoadedEncoder
-from .native import check_vision_clip, encode_native, native_model, write_native
+from .native import check_vision_clip, encode_native, native_model
+from .native_words import write_native
 from .text_encoder import EMBEDDING_FILE, SIBLINGS, as_host_reads, check_text_clip
 
 # --- Qwen3-VL as a Hugging Face folder ------------------------------------------------------------------------------

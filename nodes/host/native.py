@@ -13,14 +13,11 @@ import comfy.utils
 import torch
 from comfy.text_encoders import qwen3vl, z_image
 
-from ...vl_core import Description, TokenLayout, VLStates
-from ...vl_core.encoder.answers import finish
+from ...vl_core import TokenLayout, VLStates
 from ...vl_core.encoder.cache import ByteCache, default_limit
-from ...vl_core.encoder.forward import bare, fits, mrope_rotary
+from ...vl_core.encoder.forward import fits, mrope_rotary
 from ...vl_core.encoder.reader import Reader
 from ...vl_core.encoder.room import is_out_of_memory
-from ...vl_core.encoder.sampling import Sampling
-from ...vl_core.encoder.writing import write_answers
 from ...vl_core.pictures import FACTOR, Picture, prepare_picture, to_float
 from ...vl_core.states.families import ZIMAGE, Family, published
 from ...vl_core.states.layout import (
@@ -40,7 +37,6 @@ from .memory import (
     check_interrupted,
     fast_allowed,
     forget_when_unloaded,
-    progress_bar,
     stoppable,
 )
 from .text_encoder import NATIVE_NAME, SIBLINGS, as_host_reads
@@ -93,11 +89,11 @@ def encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes, 
     model = native_model(clip)
     num_layers = model.num_layers
     wanted = sorted({resolve_layer(layer, num_layers) for layer in layers})
-    prepared, grids, images = _native_pictures(pictures, budget, notes)
+    prepared, grids, images = native_pictures(pictures, budget, notes)
     if mute:
         width = model.transformer.model.config.hidden_size
         images = [{"type": "embedding", "data": torch.zeros(rows * columns, width)} for rows, columns in grids]
-    layout, tokens = _native_tokens(clip, prompt, system_prompt, images, grids, family)
+    layout, tokens = native_tokens(clip, prompt, system_prompt, images, grids, family)
     said = as_host_reads(prompt), as_host_reads(system_prompt), clip.cond_stage_model.clip_name
     if fast_allowed() and [picture.grid for picture in prepared] == grids:
         states = _read_native(clip, layout, prepared, wanted, mute)
@@ -107,7 +103,7 @@ def encode_native(clip, pictures, prompt, layers, system_prompt, budget, notes, 
     return VLStates(states, tuple(wanted), num_layers, layout, *said)
 
 
-def _native_pictures(pictures, budget, notes) -> tuple[list[Picture], list[tuple[int, int]], list[dict]]:
+def native_pictures(pictures, budget, notes) -> tuple[list[Picture], list[tuple[int, int]], list[dict]]:
     """Pictures ready for ComfyUI's Qwen3-VL: they, the grids it makes of them, and the entries among its tokens."""
     prepared, grids = [], []
     for index, picture in enumerate(pictures, 1):
@@ -204,11 +200,11 @@ SELF_CHECK_TOLERANCE = {torch.bfloat16: 0.1, torch.float32: 1e-3}
 
 def _read_native(clip, layout, pictures, wanted, mute) -> torch.Tensor | None:
     """States ``(K, L, D)`` by our own forward on ComfyUI's modules; None where that cannot be relied on."""
-    native = _trusted_reader(clip, layout)
+    native = trusted_reader(clip, layout)
     return None if native is None else native.read(clip, layout, pictures, wanted, mute)
 
 
-def _trusted_reader(clip, layout: TokenLayout) -> _NativeReader | None:
+def trusted_reader(clip, layout: TokenLayout) -> _NativeReader | None:
     """What runs ComfyUI's modules by our own forward; None where that cannot be relied on."""
     transformer = native_model(clip).transformer
     if clip.patcher.forced_hooks is not None or clip.patcher.weight_wrapper_patches:
@@ -230,7 +226,7 @@ def _agrees_with_host(native: _NativeReader, clip) -> bool | None:
     ramp = torch.linspace(0, 1, 96).expand(64, 96)
     picture = prepare_picture(torch.stack([ramp, ramp.flip(1), ramp.square()], -1))[0]
     image = {"type": "image", "data": to_float(picture), "original_type": "image"}
-    layout, tokens = _native_tokens(clip, SELF_CHECK_PROMPT, "", [image], [picture.grid], ZIMAGE)
+    layout, tokens = native_tokens(clip, SELF_CHECK_PROMPT, "", [image], [picture.grid], ZIMAGE)
     blocks = native_model(clip).num_layers
     wanted = sorted({1, blocks // 2, blocks})
     expected = _native_states(clip, layout, tokens, wanted, mute=False)
@@ -246,64 +242,6 @@ def _agrees_with_host(native: _NativeReader, clip) -> bool | None:
         log.warning("Qwen3-VL is read through ComfyUI's own, slower encode: ours differs from it by %.2g.", error)
         return False
     return True
-
-
-def write_native(
-    clip, pictures, instruction, system_prompt, max_tokens, budget, seed, sampling: Sampling
-) -> Description:
-    """Words by the pack's own step on the CLIP's modules, or by ``clip.generate``; Stop ends either between tokens."""
-    check_interrupted()
-    notes: list[str] = []
-    prepared, grids, images = _native_pictures(pictures, budget, notes)
-    layout, tokens = _native_tokens(clip, instruction, system_prompt, images, grids, ZIMAGE)
-    written, note = None, "the merged forward pass is turned off, or a picture is enlarged"
-    if fast_allowed() and [picture.grid for picture in prepared] == grids:
-        written, note = _write_ours(clip, layout, prepared, max_tokens, seed, sampling)
-    if written is None:
-        note = f"written by ComfyUI's own generate, which is slower: {note}"
-        log.info("Qwen3-VL: %s.", note)
-        # The host's own defaults would penalise repetitions and cut unlikely tokens, which transformers does not.
-        options = {"min_p": 0.0, "repetition_penalty": 1.0, **sampling.options()}
-        written = clip.generate(tokens, max_length=max_tokens, seed=seed, **options)
-    truncated = not written or written[-1] not in native_model(clip).transformer.model.config.stop_tokens
-    raw = clip.decode(written)
-    words, remarks = finish(raw, len(written), truncated)
-    return Description(words, raw, len(written), truncated, (*notes, *remarks, *([note] if note else [])))
-
-
-def _write_ours(
-    clip, layout: TokenLayout, pictures: list[Picture], max_tokens: int, seed: int, sampling: Sampling
-) -> tuple[list[int] | None, str]:
-    """The tokens, None where our step cannot be relied on; and why not, or why it is slow."""
-    native, language = _trusted_reader(clip, layout), native_model(clip).transformer.model
-    if native is None:
-        return None, "its modules are hooked, patched or not those that the pack knows"
-    bar = progress_bar(max_tokens)
-
-    def hear(_row: int, _token: int) -> bool:
-        bar()
-        return False
-
-    options = native.load(clip, len(layout), max_tokens)
-    with comfy.model_management.cuda_device_context(native.device), held(native_model(clip), native.device):
-        embeddings = bare(language.embed_tokens, torch.empty(0, dtype=native.dtype, device=native.device))
-        tied = None if embeddings is not None else _Head(native_model(clip).transformer)
-        answers, note = write_answers(
-            native.reader, [(layout, pictures)], sampling, seed, max_tokens, language.config.stop_tokens, hear,
-            head=language.lm_head if language.config.lm_head else tied, **options,
-        )
-    return answers and answers[0], note
-
-
-class _Head(torch.nn.Module):
-    """The host's own scores of tokens, for embeddings that are quantised or in another dtype."""
-
-    def __init__(self, transformer: torch.nn.Module) -> None:
-        super().__init__()
-        self._score = transformer.logits  # a method: the transformer is no part of this module
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        return self._score(states[:, None])[:, 0]
 
 
 def _native_grid(picture: Picture) -> tuple[int, int]:
@@ -334,7 +272,7 @@ def _rotary_positions(transformer: torch.nn.Module, layout: TokenLayout) -> Iter
         hook.remove()
 
 
-def _native_tokens(clip, prompt, system_prompt, images, grids, family) -> tuple[TokenLayout, dict]:
+def native_tokens(clip, prompt, system_prompt, images, grids, family) -> tuple[TokenLayout, dict]:
     """Token ids of the family's template, with picture entries put after the user header."""
     # Text that starts with <|im_start|> is taken as it stands: no template, no think block.
     system = SYSTEM_TURN.format(system_prompt) if system_prompt else ""
