@@ -10,6 +10,7 @@ from ..vl_core.pictures import split_batch
 from ..vl_core.reports.grid import draw_grid, pictures_by_id
 from ..vl_core.reports.plots import THEMES
 from ..vl_core.steering.sweep import Plan
+from .host import memory
 from .widgets import node_schema, with_pictures
 
 LONGEST_TITLE = 2000  # letters
@@ -53,7 +54,7 @@ class ZImageVLGrid(io.ComfyNode):
             raise ValueError(f"title: expected at most {LONGEST_TITLE} letters, got {len(title[0])}. Shorten it.")
         drawn = draw_grid(
             planned, pictures_by_id(planned, split_batch(images)), split_batch(reference or []),
-            cell_size=cell_size[0] or None, title=title[0], theme=theme[0],
+            cell_size=cell_size[0] or None, title=title[0], theme=theme[0], check=memory.check_interrupted,
         )
         pages = torch.from_numpy(np.stack(drawn.pages)).float() / 255
         height, width = pages.shape[1:3]

@@ -15,6 +15,7 @@ from ..vl_core.states.families import ZIMAGE, find_family
 from ..vl_core.states.stacks import split_layers, split_padding
 from ..vl_core.states.vl_states import LAYOUT_KEY
 from .entries import Entry, check_one_layer, references_of, words_of
+from .host import memory
 from .widgets import BLANK, Reference, draw, node_schema, with_pictures
 
 
@@ -56,7 +57,7 @@ class ZImageVLInspect(io.ComfyNode):
         if not conditioning:
             raise ValueError("conditioning: expected at least one entry, got an empty CONDITIONING.")
         looked, lines = [], []
-        for index, entry in enumerate(conditioning, 1):
+        for index, entry in enumerate(memory.each(conditioning), 1):
             layout = entry[1].get(LAYOUT_KEY)
             if layout is not None and len(layout) != entry[0].shape[1]:
                 lines.append(f"Its layout describes {len(layout)} tokens; a node changed them, so roles are unknown.")
@@ -66,7 +67,7 @@ class ZImageVLInspect(io.ComfyNode):
                 looked.append((found, title))
                 lines.append(f"{layer}: {found.describe()}" if layer else found.describe())
         pictures, missing = draw(
-            lambda: stack_figures([inspection_figure(*one, plots=plots, theme=theme) for one in looked])
+            lambda: stack_figures([inspection_figure(*one, plots=plots, theme=theme) for one in memory.each(looked)])
         )
         text = "\n\n".join(lines)
         shown = with_pictures("\n\n".join(filter(None, [text, missing])), pictures, cls)

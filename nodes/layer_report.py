@@ -80,7 +80,8 @@ class ZImageVLLayerReport(io.ComfyNode):
         for layer, statistics, target in zip(family.layers, measured, targets, strict=True):
             title = f"{family.name}'s layer {layer} ({layer - blocks - 1})" if family.stacked else ""
             found[title] = layer_report(seen, statistics, target, layout, progress=bar)
-        plots, missing = draw(lambda: stack_figures([layer_figure(one, title) for title, one in found.items()]))
+        titled = memory.each(found.items())
+        plots, missing = draw(lambda: stack_figures([layer_figure(one, title) for title, one in titled]))
         summary = join_reports({title: one.summary() for title, one in found.items()})
         shown = with_pictures("\n".join(filter(None, [*notes, summary, missing])), plots, cls)
         table = join_reports({title: one.table() for title, one in found.items()})

@@ -8,6 +8,7 @@ import torch
 from ...vl_core import Description, VLStates
 from ...vl_core.encoder.home import Home
 from ...vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from ...vl_core.encoder.room import with_room
 from ...vl_core.encoder.writing import describe
 from ...vl_core.pictures import FACTOR, check_picture, fit_size
 from ...vl_core.states.families import ZIMAGE
@@ -57,7 +58,8 @@ class LoadedEncoder:
         buffers = buffer_bytes(encoder.model.config.text_config, tokens + budget * len(images))
         self._load(images, tokens, budget, own_head + buffers)
         return describe(
-            encoder, images, instruction, max_tokens=max_tokens, budget=budget, on_text=lambda _: step(), **options
+            encoder, images, instruction, max_tokens=max_tokens, budget=budget, on_text=lambda _: step(),
+            check=check_interrupted, **options,
         )
 
     def _load(self, images, tokens: int, budget: int, more_bytes: int = 0) -> None:
@@ -68,9 +70,10 @@ class LoadedEncoder:
             rows, columns = fit_size(height, width, budget, f"image {index}")
             tokens += rows * columns // FACTOR**2
         # Plain torch layers cannot be streamed in parts, so the model is loaded whole.
-        comfy.model_management.load_models_gpu(
-            [self.patcher], memory_required=activation_bytes(self.encoder.width, tokens) + more_bytes,
-            force_full_load=True,
+        room = activation_bytes(self.encoder.width, tokens) + more_bytes
+        with_room(
+            lambda: comfy.model_management.load_models_gpu([self.patcher], memory_required=room, force_full_load=True),
+            self.encoder.forget, lambda: bool(self.encoder.reader.cache.bytes),
         )
 
     def describe(self) -> str:

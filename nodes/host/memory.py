@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 import comfy.utils
 import torch
 from comfy.patcher_extension import CallbacksMP
 from PIL import Image
 
+from ...vl_core.encoder.generate import asking
 from ...vl_core.encoder.home import Home
 from ...vl_core.encoder.reader import Reader
 from .folders import EMBEDDINGS
+
+Result = TypeVar("Result")
 
 FAST_VARIABLE = "ZIMAGE_VL_FAST"  # environment: 0 runs every model's own forward and keeps nothing
 
@@ -89,17 +92,16 @@ def check_interrupted() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-@contextmanager
-def stoppable(*blocks: torch.nn.ModuleList) -> Iterator[None]:
+def each(things: Iterable[Result]) -> Iterator[Result]:
+    """The things one by one, and before each a chance to stop."""
+    for thing in things:
+        check_interrupted()
+        yield thing
+
+
+def stoppable(*blocks: Iterable[torch.nn.Module]) -> AbstractContextManager[None]:
     """Have Stop end a forward of the host's before its next block while this lasts; by itself it never asks."""
-    hooks = [
-        block.register_forward_pre_hook(lambda *_: check_interrupted()) for part in blocks for block in part
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return asking(check_interrupted, *blocks)
 
 
 def progress_bar(total: int) -> Callable[[], None]:

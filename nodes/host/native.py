@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import comfy.utils
 import torch
@@ -17,7 +17,7 @@ from ...vl_core import TokenLayout, VLStates
 from ...vl_core.encoder.cache import ByteCache, default_limit
 from ...vl_core.encoder.forward import fits, mrope_rotary
 from ...vl_core.encoder.reader import Reader
-from ...vl_core.encoder.room import is_out_of_memory
+from ...vl_core.encoder.room import is_out_of_memory, with_room
 from ...vl_core.pictures import FACTOR, Picture, prepare_picture, to_float
 from ...vl_core.states.families import ZIMAGE, Family, published
 from ...vl_core.states.layout import (
@@ -43,6 +43,7 @@ from .text_encoder import NATIVE_NAME, SIBLINGS, as_host_reads
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
 # Fewest and most pixels of a picture in comfy.text_encoders.qwen_vl.process_qwen2vl_images, which resizes all others.
 NATIVE_PIXELS = (3136, 12845056)
 LOAD_NATIVE = "Load Qwen3-VL-4B with Load CLIP, type lumina2 (ComfyUI 0.28 or newer), or use Load Qwen3-VL."
@@ -123,15 +124,31 @@ def _native_states(clip, layout: TokenLayout, tokens: dict, wanted: list[int], m
     capturing = clip.clone()
     # A list makes the host capture Hugging Face's hidden_states[k] for every k in it, in one forward.
     capturing.clip_layer(wanted)
-    positions = _rotary_positions(model.transformer, layout) if mute else nullcontext()
-    with positions, stoppable(model.transformer.visual.blocks, model.transformer.model.layers):
-        states = capturing.encode_from_tokens(tokens, return_dict=True)["cond"]
+
+    def encode() -> torch.Tensor:
+        positions = _rotary_positions(model.transformer, layout) if mute else nullcontext()
+        with positions, stoppable(model.transformer.visual.blocks, model.transformer.model.layers):
+            return capturing.encode_from_tokens(tokens, return_dict=True)["cond"]
+
+    states = room_for(clip, encode)
     if tuple(states.shape[:3]) != (1, len(wanted), len(layout)):
         raise RuntimeError(
             f"This ComfyUI gives Qwen3-VL states of shape {tuple(states.shape)} where (1, {len(wanted)}, "
             f"{len(layout)}, width) was expected. Update ComfyUI to 0.28 or newer, or use Load Qwen3-VL."
         )
     return states[0]
+
+
+def room_for(clip: Any, act: Callable[[], Result]) -> Result:
+    """What the host's own code gives, tried again without what is kept of the CLIP if memory ran out.
+
+    Raises:
+        torch.cuda.OutOfMemoryError: see :func:`with_room`.
+    """
+    native = _native_readers.get(clip.cond_stage_model)
+    if native is None:
+        return with_room(act, lambda: None, lambda: False)
+    return with_room(act, native.reader.forget, lambda: bool(native.reader.cache.bytes))
 
 
 class _NativeReader:

@@ -14,7 +14,7 @@ from ...vl_core.states.families import ZIMAGE, Family, detect_text_family, famil
 from ...vl_core.states.layout import PAD_TOKEN, pad_layout, text_layout
 from ...vl_core.states.statistics import ENCODER_LAYER, length_batches
 from ...vl_core.states.vl_states import LAYOUT_KEY
-from .memory import check_interrupted
+from .memory import check_interrupted, stoppable
 
 EMBEDDING_FILE = re.compile(r"(^|\s)embedding:")  # how ComfyUI's tokenizers are told to insert one
 
@@ -34,7 +34,7 @@ LOAD_KLEIN = "For FLUX.2 klein the type is flux2."
 
 def _is_klein(model: Any) -> bool:
     """Whether a text encoder is FLUX.2 klein's; FLUX.2 dev's Mistral is of the same class."""
-    if getattr(model, "clip_name", None) not in SIBLINGS:
+    if getattr(model, "clip_name", None) not in SIBLINGS or isinstance(model, z_image.ZImageTEModel):
         return False
     from comfy.text_encoders import flux  # only here: Z-Image works without it
 
@@ -80,8 +80,15 @@ def encode_text(clip: Any, prompt: str) -> list[list]:
     check_text_clip(clip, klein=True)
     tokens = clip.tokenize(prompt)
     layout = _layout_of_tokens(clip, prompt, tokens)
-    entries = clip.encode_from_tokens_scheduled(tokens)
+    with stoppable(_blocks(clip)):
+        entries = clip.encode_from_tokens_scheduled(tokens)
     return [[states, {**options, LAYOUT_KEY: layout} if layout else options] for states, options in entries]
+
+
+def _blocks(clip: Any) -> Any:
+    """The blocks of a text encoder, in their order."""
+    model = clip.cond_stage_model
+    return getattr(model, model.clip_name).transformer.model.layers
 
 
 def encode_words(clip: Any, prompt: str) -> torch.Tensor:
@@ -146,7 +153,8 @@ def encode_many(clip: Any, texts: list[str]) -> list[torch.Tensor]:
         longest = len(rows[batch[0]])
         # Padding is masked by the host, and comes last, where with causal attention nothing sees it anyway.
         padded = [rows[index] + [(PAD_TOKEN, 1.0)] * (longest - len(rows[index])) for index in batch]
-        together = clip.encode_from_tokens({name: padded}).reshape(len(batch), longest, -1).cpu()
+        with stoppable(_blocks(clip)):
+            together = clip.encode_from_tokens({name: padded}).reshape(len(batch), longest, -1).cpu()
         for one, index in zip(together, batch, strict=True):
             states[index] = one[: len(rows[index])]
     return states

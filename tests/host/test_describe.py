@@ -162,6 +162,114 @@ def test_stop_ends_the_writing_between_two_tokens(writer, write, hook):
     assert write(writer, [noise(1)]).raw
 
 
+# --- Thinking models -------------------------------------------------------------------------------------------------
+
+CLOSED = [151667, 271, 151668, 271]  # <think> \n\n </think> \n\n
+TEMPLATE = "{{ messages[0].content }}{% if add_generation_prompt %}assistant\n<think>\n{% endif %}"
+
+
+@pytest.fixture
+def named(writers, monkeypatch):
+    """The native encoder as Load CLIP gives it from a file of that name."""
+
+    def load(name: str):
+        clip = writers["native"]
+        monkeypatch.setattr(clip.patcher, "cached_patcher_init", (None, ([f"/models/text_encoders/{name}"], None)))
+        return clip
+
+    return load
+
+
+@pytest.fixture
+def opened(part, monkeypatch):
+    """Token ids of every sequence that words are written after."""
+    found, reader = [], part("vl_core.encoder.reader").Reader
+    read = reader.open
+
+    def watch(self, layout, *arguments, **options):
+        found.append(layout.token_ids.tolist())
+        return read(self, layout, *arguments, **options)
+
+    monkeypatch.setattr(reader, "open", watch)
+    return found
+
+
+def test_a_thinking_model_is_told_by_both_encoders_that_its_thought_is_over(
+    tiny, writers, named, write, run, base_folder, opened
+):
+    folder = base_folder / "models" / "text_encoders" / "Qwen3-VL-Thinker"
+    if not folder.is_dir():
+        tiny.write_folder(folder, writers["native"])
+        (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    loaded = run("Loader", folder.name, "fp32", deepest_layer=-1)[0]
+    assert loaded.encoder.variant == "Thinking"
+    ours, theirs = write(named("Qwen3-VL-4B-Thinking_fp8.safetensors"), [noise(1)]), write(loaded, [noise(1)])
+    assert opened[0] == opened[1] and opened[0][-4:] == CLOSED
+    assert ours == theirs and ours.raw
+    plain = write(named("qwen3vl_4b_fp8_scaled.safetensors"), [noise(1)])
+    assert opened[2] == opened[0][:-4] and plain.raw != ours.raw
+
+
+def test_the_hosts_own_generate_is_asked_with_the_thought_closed_too(named, write, monkeypatch, opened):
+    ours = write(named("qwen3-vl-thinking.safetensors"), [noise(1)])
+    monkeypatch.setenv("ZIMAGE_VL_FAST", "0")
+    assert write(named("qwen3-vl-thinking.safetensors"), [noise(1)]).raw == ours.raw
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize("raw", ["<think>\nthe user wants", "I look at it.\n</think>\n\nblue dusk"])
+def test_a_model_that_only_its_answer_gives_away_is_asked_once_more(raw, named, write, opened, monkeypatch, part):
+    module = part("nodes.host.native_words")
+    expected = write(named("a-thinking-file.safetensors"), [noise(1)])
+    clip, told = named("renamed.safetensors"), []
+    decode = clip.decode
+    opened.clear()
+    monkeypatch.setattr(clip, "decode", lambda tokens: told.append(0) or (raw if len(told) == 1 else decode(tokens)))
+    try:
+        found = write(clip, [noise(1)])
+        assert found.words == expected.words and "think" not in found.words
+        assert any("Thinking model" in note for note in found.notes)
+        assert [ids[-4:] == CLOSED for ids in opened] == [False, True]
+        opened.clear()
+        write(clip, [noise(2)])  # it is known from now on
+        assert [ids[-4:] == CLOSED for ids in opened] == [True]
+    finally:
+        module._thinkers.discard(clip.cond_stage_model)
+
+
+def test_thoughts_reach_no_prompt(named, run, picture, monkeypatch, part):
+    clip, answers = named("renamed.safetensors"), iter(["<think>hm", "<think>\n\n</think>\n\nblue dusk, so"])
+    monkeypatch.setattr(clip, "decode", lambda tokens: next(answers))
+    try:
+        words, prompt = run("Describe", clip, images={"image0": picture}, prompt="a cat", max_tokens=4)[:2]
+    finally:
+        part("nodes.host.native_words")._thinkers.discard(clip.cond_stage_model)
+    assert (words, prompt) == ("blue dusk", "a cat, blue dusk")
+
+
+# --- out of memory ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["our step", "the host's generate"])
+def test_memory_that_runs_out_while_words_are_written_says_what_to_change(way, writers, write, monkeypatch, part):
+    clip = writers["native"]
+    tries = []
+
+    def fail(*_arguments, **_options):
+        tries.append(0)
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    write(clip, [noise(1)])  # something is kept
+    if way == "our step":
+        monkeypatch.setattr(part("vl_core.encoder.decoder").Decoder, "write", fail)
+    else:
+        monkeypatch.setenv("ZIMAGE_VL_FAST", "0")
+        monkeypatch.setattr(clip, "generate", fail)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"image_tokens.*cache.*fp8"):
+        write(clip, [noise(1)])
+    assert len(tries) == 2  # once more with nothing kept
+
+
 # --- the node -------------------------------------------------------------------------------------------------------
 
 

@@ -175,3 +175,73 @@ def test_a_partly_unloaded_encoder_is_loaded_whole_again(loaded, management, enc
     loaded.patcher.partially_unload(loaded.patcher.offload_device, loaded.patcher.model_size() // 2)
     assert loaded.encoder.reader.cache.bytes == 0
     assert torch.equal(encode(), before)
+
+
+# Memory that runs out ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("no room"), RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()],
+)
+def test_the_hosts_own_encode_is_tried_again_with_nothing_kept_then_says_what_to_change(
+    error, native, run, part, picture, monkeypatch
+):
+    asked = {"prompt": "a cat in a red hat", "layer": -2, "images": {"image0": picture}}
+    expected = run("Encode", native, **asked)[0][0][0]  # something is kept
+    reader = part("nodes.host.native")._native_readers[native.cond_stage_model].reader
+    encode, tries = type(native).encode_from_tokens, []
+
+    def fail(times: int):
+        def encoding(self, *arguments, **options):
+            tries.append(reader.cache.bytes)
+            if len(tries) <= times:
+                raise error
+            return encode(self, *arguments, **options)
+
+        return encoding
+
+    monkeypatch.setenv("ZIMAGE_VL_FAST", "0")
+    monkeypatch.setattr(type(native), "encode_from_tokens", fail(1))
+    assert torch.allclose(run("Encode", native, **asked)[0][0][0], expected, atol=1e-4)
+    assert tries[0] > 0 and tries[1:] == [0]
+    tries.clear()
+    monkeypatch.setattr(type(native), "encode_from_tokens", fail(99))
+    with pytest.raises(torch.cuda.OutOfMemoryError, match=r"image_tokens.*cache.*fp8"):
+        run("Encode", native, **asked)
+    assert len(tries) == 1  # nothing was kept any more
+
+
+def test_a_passing_shortage_in_the_self_check_does_not_distrust_an_encoder(tiny, run, part, picture, monkeypatch):
+    clip, module = tiny.vision_clip(), part("nodes.host.native")
+    read, tries = module._NativeReader.read, []
+
+    def fail_once(self, *arguments, **options):
+        tries.append(0)
+        if len(tries) == 1:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return read(self, *arguments, **options)
+
+    monkeypatch.setattr(module._NativeReader, "read", fail_once)
+    for trusted in (None, True):
+        run("Encode", clip, "a cat", images={"image0": picture})
+        assert module._native_readers[clip.cond_stage_model].trusted is trusted
+
+
+def test_an_encoder_that_does_not_fit_is_loaded_again_with_nothing_kept_then_says_what_to_change(
+    loaded, run, picture, management, monkeypatch
+):
+    asked = {"prompt": "a cat", "images": {"image0": picture}}
+    run("Encode", loaded, **asked)
+    tries = []
+
+    def fail(*_arguments, **_options):
+        tries.append(loaded.encoder.reader.cache.bytes)
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(management, "load_models_gpu", fail)
+    for node in ("Encode", "Describe"):
+        options = asked if node == "Encode" else {"images": asked["images"]}
+        with pytest.raises(torch.cuda.OutOfMemoryError, match=r"image_tokens.*cache.*fp8"):
+            run(node, loaded, **options)
+    assert tries[0] > 0 and set(tries[1:]) == {0}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,15 +31,30 @@ def speaker_of(encoder: Qwen3VLEncoder) -> Any:
     return speaker.eval()
 
 
+@contextmanager
+def asking(check: Callable[[], None], *parts: Iterable[nn.Module]) -> Iterator[None]:
+    """Have ``check`` called before each module of ``parts`` runs, while this lasts: by themselves they never ask.
+
+    What it raises ends the pass.
+    """
+    hooks = [module.register_forward_pre_hook(lambda *_: check()) for part in parts for module in part]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def generate(
     encoder: Qwen3VLEncoder, layout: TokenLayout, pictures: Sequence[Picture], sampling: Sampling, seed: int,
     max_tokens: int, ends: Sequence[int], stream: Any = None, stop: Callable[[], bool] = lambda: False,
+    check: Callable[[], None] = lambda: None,
 ) -> list[int]:
     """The tokens that transformers writes after a sequence, the one that ended it included.
 
     Args:
         layout: ends where the answer begins.
-        stream: what transformers calls a streamer; ``stop`` is asked after each token.
+        stream: what transformers calls a streamer; ``stop`` is asked after each token, ``check`` before each block.
     """
     from transformers import GenerationConfig
 
@@ -59,7 +75,9 @@ def generate(
         return torch.full((len(tokens),), stop(), device=tokens.device)
 
     # generate draws from torch's global generators.
-    with torch.inference_mode(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    parts, model = [device] if device.type == "cuda" else [], encoder.model
+    blocks = model.visual.blocks, model.language_model.layers
+    with torch.inference_mode(), torch.random.fork_rng(parts), asking(check, *blocks):
         torch.manual_seed(seed)
         written = speaker.generate(**inputs, generation_config=config, streamer=stream, stopping_criteria=[stops])
     return written[0, ids.shape[1] :].tolist()

@@ -32,6 +32,7 @@ from .folder import (
     variant_of,
 )
 from .forward import fits, signed
+from .generate import asking
 from .graphs import GraphPool
 from .modules import Qwen3VL
 from .reader import Reader
@@ -350,7 +351,8 @@ class Qwen3VLEncoder:
         for picture in pictures:
             check()
             pixel_values, grid_thw = patchify(picture)
-            output = self.model.visual(pixel_values.to(self.device, self.dtype), grid_thw=grid_thw.to(self.device))
+            with asking(check, self.model.visual.blocks):
+                output = self.model.visual(pixel_values.to(self.device, self.dtype), grid_thw=grid_thw.to(self.device))
             # transformers 4.57 returns (embeddings, deepstack), 5 an object.
             is_tuple = isinstance(output, tuple)
             seen.append(output[-2:] if is_tuple else (output.pooler_output, output.deepstack_features))

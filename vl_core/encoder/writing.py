@@ -7,6 +7,7 @@ again. Where our own step (:mod:`.decoding`) cannot be used, transformers' ``gen
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -96,6 +97,7 @@ def describe(
     budget: int = DEFAULT_BUDGET,
     on_text: Callable[[str], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Description:
     """Have Qwen3-VL answer an instruction about pictures, in the template that Z-Image's prompts are read in.
 
@@ -116,6 +118,7 @@ def describe(
         on_text: called after each token with the text it added, which may be empty; what it raises ends the writing.
             On a GPU the tokens of a few steps arrive together.
         should_stop: asked after each token; True ends the writing with what there is.
+        check: called before each block while the pictures are read; what it raises is raised.
 
     Returns:
         the words; empty only if it was stopped.
@@ -128,7 +131,7 @@ def describe(
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     check_request(instruction, max_tokens)
     asked = ask(encoder, images, instruction, system_prompt, budget, max_tokens)
-    return _answer(encoder, [asked], sampling, seed, max_tokens, on_text, should_stop)[0]
+    return _answer(encoder, [asked], sampling, seed, max_tokens, on_text, should_stop, check)[0]
 
 
 def describe_each(
@@ -242,6 +245,7 @@ def lengthen(layout: TokenLayout, ids: Sequence[int]) -> TokenLayout:
 def _answer(
     encoder: Qwen3VLEncoder, asked: Sequence[Asked], sampling: Sampling, seed: int, max_tokens: int,
     on_text: Callable[[str], None] | None, should_stop: Callable[[], bool] | None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Description]:
     """The answers, by our own step or by transformers."""
     ends = [encoder.special.im_end, *_ids(encoder, END_OF_TEXT)[:1]]
@@ -263,13 +267,18 @@ def _answer(
     if encoder.fast:
         answers, note = write_answers(
             encoder.reader, [(one.layout, one.pictures) for one in asked], sampling, seed, max_tokens, ends, hear,
-            head=head, dtype=encoder.dtype, device=encoder.device,
+            head=head, dtype=encoder.dtype, device=encoder.device, check=check,
         )
     if answers is None:
         note = f"written by transformers' generate, which is slower: {note}"
         log.info("%s: %s.", encoder.name, note)
         answers = [
-            generate(encoder, one.layout, one.pictures, sampling, seed, max_tokens, ends, stream, stop)
+            with_room(
+                functools.partial(
+                    generate, encoder, one.layout, one.pictures, sampling, seed, max_tokens, ends, stream, stop, check,
+                ),
+                encoder.forget, lambda: bool(encoder.reader.cache.bytes),
+            )
             for one, stream in zip(asked, streams, strict=True)
         ]
     told = []

@@ -5,7 +5,7 @@ Each page begins with the reference pictures and the words alone, so that a cell
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,7 @@ def draw_grid(
     title: str = "",
     theme: ThemeName = "light",
     missing_ok: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Grid:
     """Every cell of a plan where its labels say.
 
@@ -127,6 +128,7 @@ def draw_grid(
             at full size, pixel for pixel.
         title: above the values of the page.
         missing_ok: leave cells without a picture empty and say so on them.
+        check: called before each picture and page; may raise to interrupt.
 
     Raises:
         TypeError, ValueError: for cells without a picture, what is no picture, a cell size below 1, another theme.
@@ -140,9 +142,11 @@ def draw_grid(
             f"pictures: expected one for every cell, got none for {len(missing)} of {len(plan.unique)}, the first "
             f"being: {missing[0].label}."
         )
-    painted = {
-        cell.id: _pixels(pictures[cell.id], cell.label, cell_size) for cell in plan.unique if cell.id in pictures
-    }
+    painted: dict[str, np.ndarray | None] = {}
+    for cell in plan.unique:
+        check()
+        if cell.id in pictures:
+            painted[cell.id] = _pixels(pictures[cell.id], cell.label, cell_size)
     sizes = [pixels.shape[:2] for pixels in painted.values() if pixels is not None]
     height, width = (max((size[axis] for size in sizes), default=cell_size or NARROWEST) for axis in (0, 1))
     shown = [_fitted(reference, number, height, width) for number, reference in enumerate(references, 1)]
@@ -151,6 +155,7 @@ def draw_grid(
 
     pages, boxes, baselines, reference_boxes = [], {}, [], []
     for number, (name, table) in enumerate(plan.pages()):
+        check()
         page = _Page(number, style, painted)
         page.add_title("\n".join(filter(None, (title, name))), _page_width(plan, style))
         words = {one.id: one for row in table for cell in row if (one := plan.baseline_of(cell))}
