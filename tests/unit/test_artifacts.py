@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import io
 import json
+import re
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -197,16 +199,87 @@ def test_blocks_of_jpeg_are_an_8_px_grid():
     assert max(figures.grid_16 for figures in found) < 2
 
 
-def test_grey_pictures_have_no_loose_chroma():
+def test_grey_pictures_have_no_loose_chroma_and_no_blobs():
     grey = drawn_picture().mean(-1, keepdim=True).expand(-1, -1, 3)
-    assert measure_artifacts(grey).loose_chroma == 0
+    assert measure_artifacts(grey).loose_chroma == measure_artifacts(grey).colour_blobs == 0
+
+
+# --- blobs of colour on photographs -----------------------------------------------------------------------------------
+
+DISCS, AMPLITUDE, SEEDS = 14, 96, (1, 2, 3)
+BLOBS = re.compile(r"<!-- colour blobs -->\n+((?:\|.*\n)+)")
+
+
+def photograph(name: str) -> torch.Tensor:
+    data = pytest.importorskip("skimage.data", reason="the photographs come with scikit-image")
+    side = {"motorcycle": 0, "motorcycle, right": 1}.get(name)
+    pixels = getattr(data, name.replace(" ", "_"))() if side is None else data.stereo_motorcycle()[side]
+    pixels = pixels.reshape(*pixels.shape[:2], -1)[..., :3]
+    return torch.from_numpy(np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3))))
+
+
+def with_discs(pixels: torch.Tensor, seed: int, amplitude: float = AMPLITUDE) -> torch.Tensor:
+    """Discs of any hue that leave luma alone (BT.601); the largest change of a channel is ``amplitude`` of 255."""
+    draw = pytest.importorskip("skimage.draw", reason="the discs are scikit-image's")
+    random = np.random.default_rng(seed)
+    planted, (height, width) = pixels.double().numpy().copy(), pixels.shape[:2]
+    for _ in range(DISCS):
+        radius = random.uniform(0.03, 0.08) * min(height, width)
+        centre = random.uniform(0.1, 0.9) * height, random.uniform(0.1, 0.9) * width
+        blue, red = np.cos(hue := random.uniform(0, 2 * np.pi)), np.sin(hue)
+        tint = np.array([1.402 * red, -(0.114 * 1.772 * blue + 0.299 * 1.402 * red) / 0.587, 1.772 * blue])
+        assert abs(tint @ [0.299, 0.587, 0.114]) < 1e-12
+        planted[draw.disk(centre, radius, shape=(height, width))] += amplitude * tint / np.abs(tint).max()
+    return torch.from_numpy(planted.round().clip(0, 255).astype(np.uint8))
+
+
+def blobs_row(name: str) -> list[str]:
+    """A photograph as it is and with discs: the figure, its least over some seeds, how often it stands out."""
+    pixels = photograph(name)
+    clean, planted = measure_artifacts(pixels), [measure_artifacts(with_discs(pixels, seed)) for seed in SEEDS]
+    alarm = "yes" if "colour_blobs" in clean.notable() else "no"
+    found = sum("colour_blobs" in one.notable() for one in planted)
+    least = min(one.colour_blobs for one in planted)
+    return [name, f"{clean.colour_blobs:.2%}", alarm, f"{least:.2%}", f"{found} of {len(SEEDS)}"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["astronaut", "chelsea", "coffee", "motorcycle", "motorcycle, right", "rocket", "retina", "immunohistochemistry",
+     "camera", "gravel", "grass", "brick", "moon", "coins", "hubble deep field"],
+)
+def test_blobs_of_colour_stand_out_on_busy_photographs_and_the_page_says_so(name):
+    row = blobs_row(name)
+    assert row[2] == "no"
+    if name != "hubble deep field":  # on black every colour is light as well
+        assert row[4] == "3 of 3"
+        baseline = photograph(name)
+        assert "colour_blobs" in compare_artifacts(with_discs(baseline, SEEDS[0]), baseline).worse()
+    (table,) = BLOBS.findall((Path(__file__).parents[2] / "docs" / "how_it_works.md").read_text(encoding="utf-8"))
+    rows = [[cell.strip() for cell in line.strip(" |").split("|")] for line in table.splitlines()[2:]]
+    assert row in rows
+
+
+def test_more_colour_is_more_of_a_blob():
+    pixels = photograph("astronaut")
+    found = [measure_artifacts(with_discs(pixels, 1, amplitude)).colour_blobs for amplitude in (0, 24, 48, 96)]
+    assert found == sorted(found) and found[-1] > 4 * found[0]
+
+
+def test_discs_of_another_light_are_no_blobs():
+    """The same places a third lighter in all channels: an edge of light, whatever the photograph is like there."""
+    draw = pytest.importorskip("skimage.draw", reason="the discs are scikit-image's")
+    pixels = photograph("chelsea").double().numpy() * 0.7
+    pixels[draw.disk((150, 220), 60)] *= 1.33
+    assert measure_artifacts(torch.from_numpy(pixels.round().astype(np.uint8))).colour_blobs < 0.0005
 
 
 @pytest.mark.parametrize("level", [0, 77, 255])
 def test_a_flat_picture_has_no_grid_no_border_and_no_colour(level):
     found = measure_artifacts(torch.full((100, 130, 3), level, dtype=torch.uint8))
     assert asdict(found) == pytest.approx(
-        {"grid_16": 1, "grid_8": 1, "border": 1, "loose_chroma": 0, "clipped": float(level != 77)}, abs=1e-4
+        {"grid_16": 1, "grid_8": 1, "border": 1, "loose_chroma": 0, "clipped": float(level != 77), "colour_blobs": 0},
+        abs=1e-4,
     )
 
 
@@ -295,7 +368,29 @@ def numpy_artifacts(pixels: np.ndarray) -> dict[str, float]:
         "border": (energy[ring].mean() + floor) / (energy[~ring].mean() + floor),
         "loose_chroma": (loose**2).mean() / ((colour**2).mean() + floor / 4),
         "clipped": np.isin(pixels, [0, 255]).mean(),
+        "colour_blobs": scipy_blobs(rgb, luma),
     }
+
+
+def scipy_blobs(rgb, luma) -> float:
+    """Means of 8 × 8 pixels and the highest step of luma along a line by scipy's filters, in float64."""
+    ndimage = pytest.importorskip("scipy.ndimage", reason="means and maxima of another make")
+    inside = np.s_[round(0.08 * luma.shape[0]) : -round(0.08 * luma.shape[0]),
+                   round(0.08 * luma.shape[1]) : -round(0.08 * luma.shape[1])]  # fmt: skip
+    means = []
+    for plane in ((rgb[..., 2] - luma) / 1.772, (rgb[..., 0] - luma) / 1.402, luma):
+        whole = ndimage.uniform_filter(plane[inside], 8)  # centred on pixel 4 of 8
+        height, width = whole.shape
+        means.append(whole[4 + height % 2 : height - 3 : 2, 4 + width % 2 : width - 3 : 2])
+    turns = [[plane[:, 4:] - plane[:, :-4] for plane in turned] for turned in (means, [plane.T for plane in means])]
+    colour, light = [np.hypot(*turn[:2]) for turn in turns], [np.abs(turn[2]) for turn in turns]
+    usual = [
+        np.percentile(np.concatenate([one.ravel() for one in steps]), 80, method="inverted_cdf")
+        for steps in (colour, light)
+    ]
+    k = np.clip(16 * usual[0] / (usual[1] + 0.5 / 255), 1, 2)
+    highest = [ndimage.maximum_filter(one, (1, 7), mode="nearest") for one in light]
+    return sum(np.mean(one - k * other > 16 / 255) for one, other in zip(colour, highest, strict=True)) / 2
 
 
 def numpy_gradient(plane):
@@ -361,7 +456,7 @@ def test_a_comparison_says_what_got_worse_what_got_better_and_what_stayed():
         "try a lower alpha, outlier masking or another normalization",
         "colour off its edges: 4× the baseline (8.0% against 2.0%): try a lower alpha or an earlier end",
         "border: 4× less than the baseline",
-        "like the baseline: 8-px grid (latent pixels), clipped values",
+        "like the baseline: 8-px grid (latent pixels), clipped values, blobs of colour",
     ]
 
 

@@ -1,10 +1,12 @@
 """What is wrong with a picture: figures about pixels alone.
 
 Artifacts: seams of the 16-px tokens Z-Image paints and of the 8-px pixels of its latents, a noisy border, colour that
-left its edges, clipping. They mean most next to the picture of the same seed at alpha 0 (:func:`compare_artifacts`):
-a fence photographed at 16 px a post is a grid too. What it holds of a reference is :mod:`.fidelity`'s.
+left its edges, blobs of colour that no light goes with, clipping. They mean most next to the picture of the same seed
+at alpha 0 (:func:`compare_artifacts`): a fence photographed at 16 px a post is a grid too. What it holds of a reference
+is :mod:`.fidelity`'s.
 
-All but clipping are ratios, so neither brightness nor contrast matters. Everything runs on the CPU in float32 or 64.
+All but blobs and clipping are ratios, so neither brightness nor contrast matters. Everything runs on the CPU in float32
+or 64.
 """
 
 from __future__ import annotations
@@ -26,13 +28,25 @@ RING = 0.08  # the border is this share of each side
 EDGE_REACH = 1  # colour belongs to an edge at most this many pixels of the halved picture away
 COLOUR_PER_LUMA = 0.5  # a luma edge accounts for colour edges up to this times its height
 
+# Of blobs: steps between the means of two latent pixels side by side. These figures and the limit below were chosen on
+# photographs of scikit-learn, ultralytics, gradio and matplotlib, none of which the tests know.
+BLOB_CELL, BLOB_STRIDE = 8, 2  # pixels: over a latent pixel texture averages out, a blob does not
+BLOB_STEP = 16 * LEVEL  # colour that nobody overlooks
+BLOB_BOUNDS = 1.0, 2.0  # a step of luma accounts for a step of colour up to so many times its height, …
+BLOB_REACH = 6  # … at most this many pixels away, in the direction of the step;
+BLOB_PER_LUMA, BLOB_USUAL = 16.0, 0.8  # twice its height unless four fifths of the picture are all but grey
+
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 BLUE_SCALE, RED_SCALE = 1.772, 1.402  # 2 (1 − weight of blue), 2 (1 − weight of red), BT.601
 
 # Above these a picture is called out by itself; photographs without JPEG blocks stay below.
-NOTABLE = {"grid_16": 2.0, "grid_8": 2.0, "border": 4.0, "loose_chroma": 0.2, "clipped": 0.2}
+NOTABLE = {
+    "grid_16": 2.0, "grid_8": 2.0, "border": 4.0, "loose_chroma": 0.2, "clipped": 0.2, "colour_blobs": 0.0033,
+}  # fmt: skip
 # Below these pictures count as equal: 0.0002 is not twice as bad as 0.0001, nor a border calmer than the inside bad.
-FLOORS = {"grid_16": 1.0, "grid_8": 1.0, "border": 1.0, "loose_chroma": 0.02, "clipped": 0.01}
+FLOORS = {
+    "grid_16": 1.0, "grid_8": 1.0, "border": 1.0, "loose_chroma": 0.02, "clipped": 0.01, "colour_blobs": 0.001,
+}  # fmt: skip
 WORSE = 2.0  # this many times the baseline is worth a word
 NAMES = {
     "grid_16": "16-px grid (tokens)",
@@ -40,6 +54,7 @@ NAMES = {
     "border": "border",
     "loose_chroma": "colour off its edges",
     "clipped": "clipped values",
+    "colour_blobs": "blobs of colour",
 }
 ADVICE = {
     "grid_16": "try a lower alpha, outlier masking or another normalization",
@@ -47,6 +62,7 @@ ADVICE = {
     "border": "try a layer nearer the end (-2 … -8) or a lower alpha",
     "loose_chroma": "try a lower alpha or an earlier end",
     "clipped": "try a lower alpha or normalization rms",
+    "colour_blobs": "try a lower alpha or an earlier end",
 }
 
 
@@ -62,6 +78,10 @@ class Artifacts:
         loose_chroma: share of the chroma's gradient energy inside the border that has no luma edge near it, in [0, 1].
             Drawings in saturated colours of one lightness have much of it by nature; luma noise hides it.
         clipped: share of the ``3·H·W`` values at 0 or 255. Black and white backgrounds count.
+        colour_blobs: share of the steps between the means of neighbouring latent pixels, inside the border, in which
+            colour changes by more than 16 of 255 that no change of luma beside it accounts for, in [0, 1]. So blobs
+            are found on busy pictures too, where there is a luma edge near everything; not on black, where every colour
+            is light as well. Drawings in saturated colours of one lightness have much of it by nature.
     """
 
     grid_16: float
@@ -69,6 +89,7 @@ class Artifacts:
     border: float
     loose_chroma: float
     clipped: float
+    colour_blobs: float = 0.0
 
     def notable(self) -> tuple[str, ...]:
         """The figures that stand out without anything to compare with, by attribute name."""
@@ -82,6 +103,7 @@ class Artifacts:
             "border": f"{self.border:.3g}× the gradient energy of the inside",
             "loose_chroma": f"{self.loose_chroma:.1%} of its gradient energy",
             "clipped": f"{self.clipped:.1%} at 0 or 255",
+            "colour_blobs": f"{self.colour_blobs:.2%} of its steps",
         }
         marked = self.notable()
         return "\n".join(
@@ -141,7 +163,8 @@ def measure_artifacts(picture: Tensor, name: str = "picture") -> Artifacts:
     blue_and_red, luma = _chroma_and_luma(pixels.float() * LEVEL)
     grid_16, grid_8 = _grid_strengths(luma)
     clipped = float(((pixels == 0) | (pixels == 255)).double().mean())
-    return Artifacts(grid_16, grid_8, _border_ratio(luma), _loose_chroma(blue_and_red, luma), clipped)
+    loose, blobs = _loose_chroma(blue_and_red, luma), _colour_blobs(blue_and_red, luma)
+    return Artifacts(grid_16, grid_8, _border_ratio(luma), loose, clipped, blobs)
 
 
 def compare_artifacts(picture: Tensor, baseline: Tensor) -> ArtifactComparison:
@@ -264,5 +287,36 @@ def _loose_chroma(chroma: Tensor, luma: Tensor) -> float:
     return float(loose / (_inside(colour).double().square().mean() + (LEVEL / 2) ** 2))
 
 
+def _colour_blobs(chroma: Tensor, luma: Tensor) -> float:
+    """Share of steps of colour without a step of luma, across and down averaged.
+
+    A step is the difference of the means of two cells of 8 × 8 pixels that touch, at every second pixel. It counts if
+    |(ΔCb, ΔCr)| − k·max|ΔY| > 16/255, the maximum over steps up to 6 pixels before and after along the same direction.
+    k is 16 × the ratio of the 80th percentiles of |(ΔCb, ΔCr)| and |ΔY|, from 1 to 2: light accounts for less in a
+    picture that is all but grey. The mean of a cell tells a change of light from a texture, in which there is an edge
+    near any place.
+    """
+    top, left = (round(RING * side) for side in luma.shape)
+    planes = torch.cat([chroma, luma[None]])[:, top : luma.shape[0] - top, left : luma.shape[1] - left]
+    spare = [(side - BLOB_CELL) % BLOB_STRIDE for side in planes.shape[1:]]  # at most one pixel
+    cells = functional.avg_pool2d(planes[:, spare[0] :, spare[1] :], BLOB_CELL, BLOB_STRIDE)
+    apart, reach = BLOB_CELL // BLOB_STRIDE, BLOB_REACH // BLOB_STRIDE
+    steps = [along[..., apart:] - along[..., :-apart] for along in (cells, cells.transpose(1, 2))]
+    colour, light = ([of(step) for step in steps] for of in (lambda s: torch.hypot(s[0], s[1]), lambda s: s[2].abs()))
+    usual_colour, usual_light = (_percentile(torch.cat([one.flatten() for one in of])) for of in (colour, light))
+    least, most = BLOB_BOUNDS
+    accounted = min(max(BLOB_PER_LUMA * usual_colour / (usual_light + LEVEL / 2), least), most)
+    nearby = [functional.max_pool2d(one[None], (1, 2 * reach + 1), 1, (0, reach))[0] for one in light]
+    bare = [one - accounted * other > BLOB_STEP for one, other in zip(colour, nearby, strict=True)]
+    return sum(float(one.double().mean()) for one in bare) / 2
+
+
+def _percentile(values: Tensor) -> float:
+    """The smallest value that ``BLOB_USUAL`` of all do not exceed."""
+    return float(values.kthvalue(math.ceil(BLOB_USUAL * values.numel())).values)
+
+
 def _shown(name: str, value: float) -> str:
+    if name == "colour_blobs":
+        return f"{value:.2%}"
     return f"{value:.1%}" if name in ("loose_chroma", "clipped") else f"{value:.3g}"
