@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vl_core import Look, Words, apply_look, learn_look
+from vl_core.looks.batch import Pack
 from vl_core.looks.learn import _adam, learn_looks
-from vl_core.looks.lesson import Lesson, fit_picture
+from vl_core.looks.lesson import Lesson, fit_picture, make_ready
 from vl_core.looks.look import Origin
 from vl_core.looks.options import QUALITIES, LearnOptions
 from vl_core.looks.start import begin
@@ -276,6 +277,19 @@ def test_a_look_learned_under_guidance_is_painted_under_it(painter, picture):
         for own in (0.0, guidance)
     )
     assert under < 0.2 * without
+
+
+def test_noise_levels_lean_to_the_strongest(painter, picture):
+    drawn = {}
+    for lean in (1.0, 3.0):
+        options = replace(FAST, draws=4, lowest=0.5, lean=lean)
+        pack = Pack.of([make_ready(painter, Lesson((picture,), WORDS), options)])
+        batches = [batch for step in range(200) for batch in pack.batches(painter, options, step)]
+        drawn[lean] = torch.cat([batch.levels for batch in batches])
+    assert min(levels.min() for levels in drawn.values()) >= 0.5
+    # The schedule is even from 1 to 0.5, so a level is 1 − u^lean/2 with u even: of mean 1 − 1 / (2·(lean + 1)).
+    for lean, levels in drawn.items():
+        assert float(levels.mean()) == pytest.approx(1 - 0.5 / (lean + 1), abs=0.005)
 
 
 def test_a_look_may_have_more_or_fewer_tokens_than_its_words(painter, picture):

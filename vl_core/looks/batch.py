@@ -147,7 +147,7 @@ class Pack:
                 continue
             schedule = painter.levels(latents[0])
             schedule = schedule[schedule >= options.lowest]
-            levels = schedule[(places * len(schedule)).long()].to(latents.device)
+            levels = schedule[(places**options.lean * len(schedule)).long()].to(latents.device)
             noise = torch.stack([draw_noise(latents[0], options.seed, number) for number in numbers.tolist()])
             chosen, drawn = self.place[pictures[look, draw]].to(latents.device), draw.to(latents.device)
             clean, noise, levels = latents[chosen], noise[drawn], levels[drawn]
