@@ -11,6 +11,7 @@ NAMES = {
     "gpu": "the same and its parts on an NVIDIA GPU, at the size of Qwen3-VL-4B",
     "learn": "learning a look: a step and a whole look, at the size of Z-Image or on the miniature",
     "words": "a description: our step beside transformers' generate, and how often their tokens differ",
+    "evaluate": "a cell of an evaluation beside its painting steps, and the memory of each model's turn",
     "stages": "each stage against one clone of its input",
     "loading": "memory and bytes read while a model is loaded",
     "native": "ComfyUI's own Qwen3-VL, its path and ours (run with ComfyUI's Python)",

@@ -13,7 +13,8 @@ from .train.training import Options
 SECONDS = {"text": 150.0, "vl": 630.0, "vae": 210.0, "judge": 200.0, "dit": 780.0, "answers": 90.0}
 TOY_STEPS = {"text": 12, "vl": 6, "vae": 6, "judge": 6, "dit": 6, "answers": 6}
 STAGES = ("text", "vl", "vae", "judge", "dit", "assemble", "answers", "check")
-MEASURING = ("bench", "takes", "curves", "two-pictures", "adapter-sheet", "looks")  # take the bench's options
+# Take the bench's options.
+MEASURING = ("bench", "takes", "curves", "two-pictures", "adapter-sheet", "looks", "judge-check")
 # Where a stage's module lies.
 MODULES = {
     **dict.fromkeys(STAGES, "train"), "check": "measure", **dict.fromkeys(MEASURING, "measure"),

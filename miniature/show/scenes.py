@@ -46,7 +46,7 @@ def run(options: Options, count: int | None = None) -> dict[str, Any]:
     return {"scenes": len(scenes), "prompts": list(prompts)}
 
 
-def draw(count: int, seed: int) -> tuple[world.Scenes, tuple[str, ...]]:
+def draw(count: int, seed: int, prompts: int = PROMPTS) -> tuple[world.Scenes, tuple[str, ...]]:
     """Scenes of one large shape in the middle, and prompts for shapes and colours that none of them has.
 
     Every scene differs from the next, and the last from the first, in background, style and mood: the next picture is
@@ -55,7 +55,7 @@ def draw(count: int, seed: int) -> tuple[world.Scenes, tuple[str, ...]]:
     if count < 2:
         raise ValueError(f"--count: expected 2 scenes or more, got {count}.")
     generator = torch.Generator().manual_seed(seed)
-    shapes, colors = (torch.randperm(len(names), generator=generator)[:PROMPTS] for names in (
+    shapes, colors = (torch.randperm(len(names), generator=generator)[:prompts] for names in (
         world.SHAPES, world.COLORS,
     ))
     scenes = world.sample_scenes(DRAWN, generator, two_shapes=0.0)
@@ -72,8 +72,8 @@ def draw(count: int, seed: int) -> tuple[world.Scenes, tuple[str, ...]]:
             break
     else:
         raise ValueError(f"--count: expected at most {len(chosen)} scenes, got {count}. Ask for fewer.")
-    prompts = tuple(
+    written = tuple(
         world.PROMPTS[number % 3].format(world.with_article(f"{world.COLORS[color]} {world.SHAPES[shape]}"))
         for number, (shape, color) in enumerate(zip(shapes.tolist(), colors.tolist(), strict=True))
     )
-    return scenes[torch.tensor(chosen)], prompts
+    return scenes[torch.tensor(chosen)], written

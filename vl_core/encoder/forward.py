@@ -181,6 +181,15 @@ def later_mask(past: int, length: int, per_group: int, device: torch.device) -> 
     return (keys <= past + keys[:length, None]).repeat(per_group, 1)
 
 
+def branch_mask(past: int, lengths: Sequence[int], per_group: int, device: torch.device) -> Tensor:
+    """As :func:`later_mask` where several sequences follow the same past: each sees that and itself, no other."""
+    owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), torch.tensor(lengths, device=device))
+    place = torch.arange(len(owner), device=device)
+    own = (owner[:, None] == owner) & (place <= place[:, None])
+    before = torch.ones(len(owner), past, dtype=torch.bool, device=device)
+    return torch.cat([before, own], 1).repeat(per_group, 1)
+
+
 # --- the language model ---------------------------------------------------------------------------------------------
 
 
@@ -227,6 +236,7 @@ def run_blocks(
     deepstack: Sequence[Tensor] = (),
     capture_before: bool = True,
     past: KeyValues | None = None,
+    branches: Sequence[int] = (),
     keep: bool = False,
     kernels: Kernels = MERGED,
     check: Callable[[], None] = lambda: None,
@@ -241,6 +251,7 @@ def run_blocks(
         spans: per picture where its positions start and stop; ``deepstack``: ``(n, D)`` per level for all of them.
         capture_before: take states 1 … 3 before a level is added (transformers 5) or after it (ComfyUI).
         past: keys and values of earlier positions, per block.
+        branches: lengths of the sequences that ``hidden`` is made of, each of which follows ``past`` by itself.
         keep: return keys and values, those of ``past`` left out.
 
     Returns:
@@ -251,7 +262,8 @@ def run_blocks(
     if past is not None and past:
         first = language.layers[0].self_attn
         per_group = first.q_proj.weight.shape[0] // first.k_proj.weight.shape[0]
-        mask = later_mask(before, len(hidden), per_group, hidden.device)
+        make = (branch_mask, branches) if branches else (later_mask, len(hidden))
+        mask = make[0](before, make[1], per_group, hidden.device)
     if 0 in wanted:
         captured[0] = hidden.clone()
     for index in range(wanted[-1]):

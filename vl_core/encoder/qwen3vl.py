@@ -278,6 +278,12 @@ class Qwen3VLEncoder:
             self._head = read_head(self.folder, embeddings.shape, self.dtype)
         return self._head
 
+    def last_state(self, layout: TokenLayout, pictures: list[Picture], check: Callable[[], None]) -> Tensor:
+        """The last position's state ``(D,)`` after the last norm, by the modules' own forward."""
+        with torch.inference_mode():
+            states = self._run_blocks(layout, *self._see(pictures, False, check), (self.num_layers,), check)
+        return states[0][0, -1]
+
     def forget(self) -> None:
         """Give back the memory of everything that is kept for later encodes."""
         self.reader.forget()

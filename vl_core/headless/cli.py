@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from ..zimage.checks import INSTALL
 from . import calibrate, describe, embedded, extract, fit, generate, layers, learn
 from .compare import command as compare
+from .evaluate import command as evaluate
 
 USER_ERROR, INTERRUPTED = 1, 130
 COMMANDS = {
     "demo": embedded, "extract": extract, "generate": generate, "calibrate": calibrate, "compare": compare, "fit": fit,
-    "layers": layers, "describe": describe, "learn": learn,
+    "layers": layers, "describe": describe, "learn": learn, "evaluate": evaluate,
 }
 
 

@@ -60,6 +60,25 @@ def embedded_look_questions() -> tuple[str, str, str]:
     return embedded("world").LOOK_QUESTIONS
 
 
+def embedded_form() -> Any:
+    """How the miniature's Qwen3-VL is asked as a judge.
+
+    Raises:
+        ValueError: if the miniature is not there.
+    """
+    return embedded("measure.vl_judge").WorldForm()
+
+
+def embedded_ground() -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Pictures of the miniature's world by name, uint8 ``(H, W, 3)``, and prompts that disagree with each of them with
+    the thing that they ask for.
+
+    Raises:
+        ValueError: if the miniature is not there.
+    """
+    return embedded("measure.vl_judge").ground()
+
+
 def embedded(module: str) -> ModuleType:
     """A module of the miniature.
 

@@ -18,10 +18,11 @@ from ..states.families import THINK_BLOCK, ZIMAGE, Family
 from ..states.layout import TAIL_TOKENS, USER_TURN
 from ..states.statistics import ReferenceStatistics, calibrate, calibration_prompts
 from ..states.vl_states import VLStates
+from ..steering.host import Host
 from ..steering.store import Store
 from ..steering.takes import Take
 from ..steering.way import Text
-from .pipeline import encode_text, prompt_layout, text_states
+from .pipeline import encode_text, text_states
 from .text import batch_reader, text_reader
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Noised:
         host: the one whose pictures are replaced. seed: of the noise.
     """
 
-    def __init__(self, host: PipelineHost, seed: int) -> None:
+    def __init__(self, host: Host, seed: int) -> None:
         self.host, self.seed = host, seed
         self.family, self.store = host.family, Store(0)
         self.identity, self.check, self.instruction = host.identity, host.check, host.instruction
@@ -143,8 +144,8 @@ class Noised:
         texts = self.host.words(prompt, added)
         if not added:
             return texts
-        own = prompt_layout(self.host.pipeline.tokenizer, prompt, family=self.family)
-        start = len(own) - self.family.tail_tokens
+        (own,) = self.host.words(prompt)
+        start = len(own.states) - self.family.tail_tokens
         generator = torch.Generator().manual_seed(self.seed)
         return [
             replace(text, states=torch.cat([text.states[:start], matched_noise(text.states[start:], generator)]))

@@ -184,7 +184,7 @@ def _keep(
     beside = picture if baseline.id == cell.id else _read(_file(folder, baseline))
     row |= measure(picture, beside, references[0], group.prompt, score)
     _save(folder / row["picture"], painted, study, row)
-    _append(ledger, row)
+    append_row(ledger, row)
     return row
 
 
@@ -202,10 +202,10 @@ def _keep_null(
     }
     row |= measure(_read(file), _read(_file(folder, baseline)), pictures[group.key][0], group.prompt, score)
     theirs = figures_of(row)
-    row["difference"] = _rounded({
+    row["difference"] = rounded({
         name: value - theirs[name] for name, value in figures_of(known[cell.id]).items() if name in theirs
     })
-    _append(ledger, row)
+    append_row(ledger, row)
     return row
 
 
@@ -230,7 +230,8 @@ def _save(path: Path, painted: Painted, study: Study, row: Mapping[str, Any] | N
     save_png(path, Image.fromarray(painted.pixels), {**noted, "models": study.models.identity()})
 
 
-def _append(ledger: Path, row: Mapping[str, Any]) -> None:
+def append_row(ledger: Path, row: Mapping[str, Any]) -> None:
+    """A line more, on disk before this returns."""
     with ledger.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
         file.flush()
@@ -244,9 +245,9 @@ def measure(
     found: dict[str, Any] = {"artifacts": None, "worse": [], "fidelity": None}
     if min(picture.shape[:2]) >= LEAST_SIDE:
         compared = compare_artifacts(picture, baseline)
-        found["artifacts"] = _rounded(asdict(compared.picture))
+        found["artifacts"] = rounded(asdict(compared.picture))
         found["worse"] = list(compared.worse())
-    found["fidelity"] = _rounded(asdict(measure_fidelity(picture, reference)))
+    found["fidelity"] = rounded(asdict(measure_fidelity(picture, reference)))
     if score is not None:
         found["scores"] = dict(score(picture, reference, prompt))
     return found
@@ -287,5 +288,6 @@ def _reorder(ledger: Path, ids: Sequence[str]) -> None:
     os.replace(partial, ledger)
 
 
-def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+def rounded(values: Mapping[str, float]) -> dict[str, float]:
+    """Figures to six digits, as lines hold them."""
     return {name: float(f"{value:.6g}") for name, value in values.items()}

@@ -1,0 +1,245 @@
+"""What an evaluation costs beside its painting steps, and how much memory each model's turn takes.
+
+Weights are random and made on the device, in the sizes of Z-Image-Turbo, its text encoder and Qwen3-VL-4B; everything
+else is what ``python -m vl_core evaluate`` runs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.headless.compare.study import Models
+from vl_core.headless.evaluate.arms import note_compared, ways_tried
+from vl_core.headless.evaluate.command import GIB, together
+from vl_core.headless.evaluate.drawings import DRAWINGS, builtin_pictures
+from vl_core.headless.evaluate.ground import KEPT, TOLD, Fleet
+from vl_core.headless.evaluate.kept import Kept, write_whole
+from vl_core.headless.evaluate.plan import Reference, Rung, Sheet, builtin_prompts, trials_of
+from vl_core.headless.evaluate.runner import Evaluation
+from vl_core.headless.evaluate.turns import Loaders, TextEncoder, Turns
+from vl_core.headless.evaluate.work import measuring
+from vl_core.reports.judge import SHOWS, Sentences
+from vl_core.states.statistics import calibrate
+from vl_core.steering.way import Given
+from vl_core.zimage.painting import Job, decode_each, sample_many
+from vl_core.zimage.text import text_reader
+from vl_core.zimage.tiny import build_tokenizer
+
+from .common import Report, add_output_argument, milliseconds
+from .models import TEXT, VOCABULARY, build_model
+
+TRANSFORMER = {
+    "tiny": {"dim": 96, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 64,
+             "axes_dims": [16, 16, 16], "axes_lens": [1536, 512, 512]},
+    "full": {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30, "cap_feat_dim": 2560,
+             "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512]},
+}  # fmt: skip
+VAE = {
+    "tiny": {"block_out_channels": (16, 32, 32, 32), "layers_per_block": 1, "norm_num_groups": 8},
+    "full": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32},
+}
+SIDE = {"tiny": 128, "full": 1024}  # of a painting
+STEPS = {"tiny": 2, "full": 9}
+WAYS = ("aligned blend", "appended tokens", "research: as published")  # random weights write no words
+SETTINGS = 2  # of each way
+
+
+@dataclass(frozen=True)
+class Random(Loaders):
+    """The models in a size, made where they run."""
+
+    size: str = "tiny"
+
+    def vision(self) -> Qwen3VLEncoder:
+        model, tokenizer = build_model(self.size, self.device, self.dtype)
+        return Qwen3VLEncoder(model.model, tokenizer, TEXT[self.size]["num_hidden_layers"], "random")
+
+    def text(self) -> TextEncoder:
+        from transformers import Qwen3Config, Qwen3Model
+
+        options = {"vocab_size": VOCABULARY[self.size], "max_position_embeddings": 40960, "rope_theta": 1e6}
+        with self.device:
+            model = Qwen3Model._from_config(
+                Qwen3Config(**TEXT[self.size], **options), attn_implementation="sdpa", dtype=self.dtype
+            )
+        fill(model, self.device)
+        read, tokenizer = text_reader(model.eval().requires_grad_(False), build_tokenizer()), build_tokenizer()
+        return TextEncoder(read, tokenizer, lambda: calibrate(read, ["a cat in a red hat", "the sea"]))
+
+    def painter(self) -> Any:
+        from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+        with self.device:
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(self.dtype)
+            try:
+                transformer = ZImageTransformer2DModel(**TRANSFORMER[self.size])
+                vae = AutoencoderKL(
+                    **VAE[self.size], **blocks, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159,
+                    use_quant_conv=False, use_post_quant_conv=False,
+                )
+            finally:
+                torch.set_default_dtype(before)
+        for module in (transformer, vae):
+            fill(module, self.device)
+            module.eval().requires_grad_(False)
+        return ZImagePipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae, text_encoder=None, tokenizer=None,
+            transformer=transformer,
+        )
+
+    def small(self) -> bool:
+        return False
+
+
+@torch.no_grad()
+def fill(module: torch.nn.Module, device: torch.device) -> None:
+    """Weights of a size that keeps activations at theirs, the same ones each time."""
+    generator = torch.Generator(device).manual_seed(0)
+    for name, weight in module.named_parameters():
+        weight.normal_(generator=generator)
+        if weight.ndim > 1 and "embed_tokens" not in name:
+            weight.mul_(weight[0].numel() ** -0.5)
+        elif weight.ndim == 1:
+            weight.mul_(0.1).add_(0.0 if name.endswith("bias") else 1.0)
+
+
+def add_arguments(parser) -> None:
+    add_output_argument(parser)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", choices=list(TRANSFORMER), help="full on a GPU, else tiny")
+    parser.add_argument("--trials", type=int, default=6, metavar="N", help="pairs of a picture and a prompt")
+    parser.add_argument("--batch", type=int, default=0, metavar="N", help="pictures painted together; 0 by --vram")
+    parser.add_argument("--vram", type=float, default=15.0, metavar="GB", help="memory that is allowed")
+    parser.add_argument("--ray", action="store_true", help="once more with two painters of a local Ray cluster")
+    parser.add_argument("--work", default="build/evaluate", metavar="FOLDER", help="pictures and states; made anew")
+
+
+def run(arguments) -> None:
+    bench = Bench(arguments)
+    bench.report.section("painting steps alone", bench.steps)
+    bench.report.section("an evaluation", bench.evaluation)
+    if arguments.ray:
+        bench.report.section("with two painters", bench.two_painters)
+    bench.report.write()
+
+
+class Bench:
+    """One plan, painted once or twice."""
+
+    def __init__(self, arguments) -> None:
+        self.arguments, self.device = arguments, torch.device(arguments.device)
+        self.size = arguments.size or ("full" if self.device.type == "cuda" else "tiny")
+        side = SIDE[self.size]
+        self.models = Models(
+            "random", "random", device=arguments.device, dtype="bfloat16" if self.device.type == "cuda" else "float32",
+            steps=STEPS[self.size], width=side, height=side, layer=-1,
+        )
+        self.loaders = Random(self.models, self.size)
+        self.batch = arguments.batch or (together(arguments.vram * GIB - 12.4 * GIB, side * side)
+                                         if self.size == "full" else 2)
+        self.report = Report(
+            "evaluate" if self.device.type == "cuda" else "evaluate_cpu", self.device, arguments.out, size=self.size,
+            steps=self.models.steps, side=side, batch=self.batch, vram_gb=arguments.vram,
+        )
+        self.step_seconds = float("nan")
+        self.painted: dict[str, bytes] = {}
+
+    def steps(self) -> None:
+        """The transformer's steps and nothing else: what painting cannot do without."""
+        turns = Turns(self.loaders)
+        with turns("painter") as pipeline:
+            self._steps_of(pipeline)
+        self.report.add("loading: Z-Image", s=turns.loading["painter"])
+
+    def _steps_of(self, pipeline: Any) -> None:
+        states = torch.randn(64, TEXT[self.size]["hidden_size"]).to(pipeline.transformer.dtype)
+        jobs, models = [Job(states, seed) for seed in range(self.batch)], self.models
+        options = {"steps": models.steps, "guidance": 0.0, "width": models.width, "height": models.height}
+        latents = sample_many(pipeline, jobs, **options)
+        steps = milliseconds(lambda: sample_many(pipeline, jobs, **options), self.device, 3, 1)
+        decoding = milliseconds(lambda: decode_each(pipeline, latents), self.device, 3, 1) / 1000 / self.batch
+        self.step_seconds = steps / 1000 / self.batch
+        self.report.add("a picture: steps", s=self.step_seconds)
+        self.report.add("a picture: decoding", s=decoding)
+
+    def plan(self, folder: Path, fleet: Fleet) -> tuple[Evaluation, Rung]:
+        """Some settings of some ways on drawings, and what was said of these, which random weights cannot say."""
+        shown = {name: one for name, one in builtin_pictures(256 if self.size == "tiny" else 768).items()
+                 if name in DRAWINGS}
+        references = [Reference(name, f"{number:016x}", True) for number, name in enumerate(shown)]
+        blocks = TEXT[self.size]["num_hidden_layers"]
+        every = [*ways_tried(Given(), blocks), *note_compared(blocks)]
+        arms = [arm for name in WAYS for arm in [one for one in every if one.group == name][:SETTINGS]]
+        sheet = Sheet(self.models, tuple(references), tuple(builtin_prompts()), "0" * 16)
+        kept = Kept(folder / KEPT, "random", build_tokenizer())
+        evaluation = Evaluation(
+            folder, sheet, arms, trials_of(len(references), len(sheet.prompts), 1), list(shown.values()), Sentences(),
+            [Given()] * (len(references) + 1), kept, Turns(self.loaders), 60.0, self.batch, fleet, measuring(),
+        )
+        parts = [*Sentences().parts, SHOWS]
+        told = [{"parts": {part: f"{part} of {name}" for part in parts}, "caption": f"a {name}"} for name in shown]
+        write_whole(folder / TOLD, json.dumps({"references": told, "trust": {"verdict": []}}))
+        return evaluation, Rung("first", tuple(arm.id for arm in arms), self.arguments.trials)
+
+    def evaluation(self) -> None:
+        self.painted = self._run("alone", Fleet())
+
+    def two_painters(self) -> None:
+        found = self._run("two", Fleet("local", 2))
+        same = sum(found[name] == pixels for name, pixels in self.painted.items())
+        self.report.add("two painters: pictures that are the same bit for bit", count=same, of=len(self.painted))
+
+    def _run(self, name: str, fleet: Fleet) -> dict[str, bytes]:
+        folder = Path(self.arguments.work) / name
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "cells").mkdir(parents=True)
+        evaluation, rung = self.plan(folder, fleet)
+        turns = evaluation.turns
+
+        def timed(work) -> float:
+            before, start = sum(turns.loading.values()), time.perf_counter()
+            work()
+            return time.perf_counter() - start - (sum(turns.loading.values()) - before)
+
+        evaluation._write_references()
+        words = timed(lambda: evaluation._text_turn(evaluation._plain_words))
+        captions = [one.caption for one in evaluation.told]
+        words += timed(lambda: evaluation._text_turn(lambda: [evaluation.kept.words(one) for one in captions]))
+        bases = evaluation._bases(1)
+        evaluation._settle(bases)
+        reading = timed(lambda: evaluation._prepare(rung))
+        cells = [cell for row in rung.cells(evaluation.sheet, evaluation.by_id, evaluation.trials) for cell in row]
+        painting = timed(lambda: evaluation._paint(cells))
+        asking = timed(lambda: evaluation._judge(cells))
+        if evaluation.pool is not None:
+            evaluation.pool.shutdown()
+        count, label = len(cells), "" if name == "alone" else "two painters: "
+        each = (painting + asking) / count
+        self.report.add(f"{label}cells", count=count)
+        self.report.add(f"{label}a cell: painted, decoded, written, measured", s=painting / count)
+        self.report.add(f"{label}a cell: asked about", s=asking / count)
+        self.report.add(f"{label}a cell, all of it", s=each, **{"× its painting steps": each / self.step_seconds})
+        self.report.add(f"{label}reading {rung.trials} pairs", s=reading)
+        self.report.add(f"{label}text states", s=words)
+        for model, seconds in turns.loading.items():
+            self.report.add(f"{label}loading: {model}", s=seconds / turns.taken[model], times=turns.taken[model])
+        for model, taken in turns.peak.items():
+            self.report.add(f"{label}peak: {model}", gib=taken / GIB)
+        return {file.name: pixels_of(file) for file in sorted((folder / "cells").glob("*.png"))}
+
+
+def pixels_of(file: Path) -> bytes:
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return image.tobytes()

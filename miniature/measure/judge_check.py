@@ -1,0 +1,236 @@
+"""Stage ``judge-check``: the judge that asks the VL, beside the judge that was trained.
+
+``python -m miniature judge-check --out F --models miniature/models`` paints settings taken evenly from all that the
+bench has, and lets both judges read every painting. The trained one knows the truth about a reference; the VL's judge
+knows only what the VL said of it. Asked: do both put the settings in the same order, do they agree on a painting, where
+do they differ on the average, and does the VL's judge see mistakes that were made on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vl_core.reports.judge import SHOWS, Query, ask_all, describe_parts, figure
+from vl_core.reports.trust import ranks, right_before_wrong
+
+from .. import world
+from ..train import assemble
+from ..train.training import Options, begin, log, measured_with, write_json
+from .bench import TOY, Painting, Switches, mixed, prepare
+from .chain import Chain, as_image
+from .ledger import Ledger
+from .methods import METHODS, TEXT_ONLY, Method, key_of
+from .vl_judge import WorldForm
+
+REPORT = "judge_check.json"
+PAINTINGS, PAIRS = 2000, 50
+THING, LEAK = "thing", "leak"
+FIGURES = (THING, *world.LOOK, LEAK)
+ORDER_GOAL, AGREEMENT_GOAL, PLANTED_GOAL = 0.95, 0.9, 0.95
+APART = 0.1  # settings have to differ by so much, by the trained judge, before their order means anything
+FORM = WorldForm()
+
+
+def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
+    """Paint, read twice, write ``judge_check.json``."""
+    asked = switches or (TOY if options.toy else Switches())
+    pairs = TOY.pairs if options.toy else PAIRS if asked.pairs == Switches().pairs else asked.pairs
+    switches = replace(asked, pairs=pairs, seeds=1)
+    device = begin(options)
+    folder = assemble.models_folder(options)
+    chain = Chain.load(folder, device)
+    bench = prepare(chain, switches, options.seed)
+    painting = Painting(bench, (0,), switches.steps, switches.guidance)
+    chosen = settings(3 if options.toy else PAINTINGS // PAIRS)
+    told = [describe_parts(chain.encoder, image, FORM) for image in bench.images]
+    form = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(folder)}
+    ledger = Ledger(options.out / "judge_rows.jsonl", form, options.resume, measured_with("judge-check", device))
+    rows = []
+    for method in chosen:
+        found = ledger.measured(method.key, lambda method=method: both(painting, told, method))
+        rows.append(row_of(method, found))
+        log(options, "judge-check", name=method.name, setting=method.setting, look=rows[-1]["vl"]["look"])
+    planted_found = ledger.measured("planted", lambda: planted(painting, told))
+    report = {
+        "measured": ledger.mostly_with(), "asked": form, "paintings": len(rows) * len(bench.cases),
+        "described": described(bench.pairs.references, told), **compare(rows),
+        "planted": {name: float(value) for name, value in planted_found.items()}, "settings": [
+            {name: value for name, value in row.items() if name != "each"} for row in rows
+        ],
+    }
+    report["verdict"] = verdict(report)
+    write_json(options.report(REPORT), report)
+    print("\n".join(table(report)))
+    return report
+
+
+def settings(count: int) -> list[Method]:
+    """So many of the bench's rows, evenly over the whole list, words alone and the caption among them."""
+    plain = [method for method in METHODS if "two pictures" not in method.name]
+    step = (len(plain) - 1) / (count - 2)
+    picked = [plain[round(index * step)] for index in range(count - 1)]
+    return [Method(TEXT_ONLY, "none", "words"), *picked]
+
+
+def both(painting: Painting, told: Sequence[Mapping[str, str]], method: Method) -> dict[str, Tensor]:
+    """Per painting ``(N,)`` every figure by the trained judge, and with ``vl `` before its name by the VL's."""
+    bench = painting.bench
+    plain = method.name == TEXT_ONLY
+    pictures = painting.paint([case.states for case in bench.cases] if plain else mixed(bench, method), method.act)
+    logits, pairs = bench.chain.read(pictures), bench.pairs
+    row, scenes = torch.arange(len(pictures)), pairs.references
+    found: dict[str, Tensor] = {
+        THING: logits["pair"][row, pairs.shape * len(world.COLORS) + pairs.color] > 0,
+        LEAK: logits["pair"][row, scenes.shape[:, 0] * len(world.COLORS) + scenes.color[:, 0]] > 0,
+        **{name: logits[name].argmax(1) == getattr(scenes, name) for name in world.LOOK},
+    }
+    ours = [
+        read(bench.chain, picture, case.prompt, words)
+        for picture, case, words in zip(as_image(pictures.cpu()), bench.cases, told, strict=True)
+    ]
+    return {name: value.float() for name, value in found.items()} | {
+        f"vl {name}": torch.tensor([one[name] for one in ours]) for name in FIGURES
+    }
+
+
+def read(chain: Chain, picture: Tensor, prompt: str, words: Mapping[str, str]) -> dict[str, float]:
+    """The VL's figures of one painting.
+
+    Args:
+        prompt: what it was to show. words: what the VL said of its reference.
+    """
+    queries = queries_of(prompt, words)
+    answers = ask_all(chain.encoder, picture, [query for each in queries.values() for query in each])
+    return {name: figure(answers, each) for name, each in queries.items()}
+
+
+def queries_of(prompt: str, words: Mapping[str, str]) -> dict[str, tuple[Query, ...]]:
+    return {
+        THING: FORM.thing(prompt), LEAK: FORM.thing(words[SHOWS]),
+        **{part: FORM.part(part, words[part]) for part in world.LOOK},
+    }
+
+
+def planted(painting: Painting, told: Sequence[Mapping[str, str]]) -> dict[str, Tensor]:
+    """How surely a figure of what is right lies above one of what is wrong: the share of couples, ½ is chance.
+
+    The paintings are the caption's, in which everything is. Wrong: another pair's reference or prompt, and in the
+    painting's place noise, or its own pixels in another order, which still have the reference's colours.
+    """
+    bench = painting.bench
+    pictures = as_image(painting.paint(mixed(bench, METHODS[0])).cpu())
+    count, generator = len(pictures), torch.Generator().manual_seed(0)
+
+    def look(picture: Tensor, prompt: str, words: Mapping[str, str]) -> tuple[float, float]:
+        found = read(bench.chain, picture, prompt, words)
+        return found[THING], sum(found[name] for name in world.LOOK) / len(world.LOOK)
+
+    right, wrong, noise, shuffled = [], [], [], []
+    for index, (picture, case, words) in enumerate(zip(pictures, bench.cases, told, strict=True)):
+        other = (index + 1) % count
+        right.append(look(picture, case.prompt, words))
+        wrong.append(look(picture, bench.cases[other].prompt, told[other]))
+        noise.append(look(torch.rand(picture.shape, generator=generator), case.prompt, words))
+        order = torch.randperm(picture.shape[0] * picture.shape[1], generator=generator)
+        shuffled.append(look(picture.flatten(0, 1)[order].view_as(picture), case.prompt, words))
+    found = {}
+    planted = (("another prompt", wrong, 0), ("another reference", wrong, 1), ("noise, by the prompt", noise, 0))
+    planted += (("noise, by the reference", noise, 1), ("pixels shuffled, by the prompt", shuffled, 0))
+    for name, bad, place in planted:
+        good, worse = ([one[place] for one in rows] for rows in (right, bad))
+        found[name] = torch.tensor([right_before_wrong(good, worse)])
+    return found
+
+
+def described(scenes: world.Scenes, told: Sequence[Mapping[str, str]]) -> dict[str, float]:
+    """How often what the VL said of a reference is true, by part; of what it shows the shape and the colour."""
+    found = {}
+    for name, names in (("background", world.COLORS), ("style", world.STYLES), ("mood", world.MOODS)):
+        truth = [names[index] for index in getattr(scenes, name).tolist()]
+        found[name] = float(np.mean([one[name] == each for one, each in zip(told, truth, strict=True)]))
+    things = [
+        f"{world.COLORS[color]} {world.SHAPES[shape]}" for (shape, color, _), *_ in (
+            scene.objects for scene in scenes.records()
+        )
+    ]
+    found[SHOWS] = float(np.mean([thing in one[SHOWS] for one, thing in zip(told, things, strict=True)]))
+    return found
+
+
+def row_of(method: Method, found: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A setting's means by both judges, and the single paintings."""
+    ways = {"trained": "", "vl": "vl "}
+    means = {judge: {name: float(found[mark + name].mean()) for name in FIGURES} for judge, mark in ways.items()}
+    for each in means.values():
+        each["look"] = sum(each[name] for name in world.LOOK) / len(world.LOOK)
+    return {"name": method.name, "key": key_of({"name": method.name, "layer": method.layer, "setting": method.setting}),
+            "layer": method.layer, "setting": method.setting, **means, "each": found}
+
+
+def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Per figure: order of the settings, agreement on single paintings, and bias."""
+    found = {}
+    for name in (*FIGURES, "look"):
+        theirs, ours = (np.array([row[judge][name] for row in rows]) for judge in ("trained", "vl"))
+        entry = {"order": ranks(theirs, ours), "span": float(theirs.max() - theirs.min()),
+                 "bias": float((ours - theirs).mean()), "largest": float(np.abs(ours - theirs).max())}
+        if name != "look":
+            truth = torch.cat([row["each"][name] for row in rows]) > 0.5
+            said = torch.cat([row["each"][f"vl {name}"] for row in rows]) > 0.5
+            entry |= {
+                "agreement": float((truth == said).float().mean()), "there": float(truth.float().mean()),
+                "missed": _share(~said, truth), "invented": _share(said, ~truth),
+            }
+        found[name] = entry
+    own = [row for row in rows if "described" in row["name"]]
+    rest = [row for row in rows if "described" not in row["name"]]
+    bias = {
+        name: float(np.mean([row["vl"]["look"] - row["trained"]["look"] for row in some])) if some else None
+        for name, some in (("its own words", own), ("all else", rest))
+    }
+    return {"figures": found, "bias_by_words": bias}
+
+
+def _share(of: Tensor, among: Tensor) -> float:
+    return float((of & among).sum() / among.sum().clamp_min(1))
+
+
+def verdict(report: Mapping[str, Any]) -> list[str]:
+    """What is not good enough, a line each; none if all goals are reached."""
+    lines = []
+    for name, entry in report["figures"].items():
+        if entry["span"] >= APART and (entry["order"] or 0.0) < ORDER_GOAL:
+            lines.append(f"{name}: the settings' order agrees to {shown(entry['order'])}, wanted is {ORDER_GOAL}.")
+        if "agreement" in entry and entry["agreement"] < AGREEMENT_GOAL:
+            share = entry["agreement"]
+            lines.append(f"{name}: {share:.3f} of the paintings are read alike, wanted is {AGREEMENT_GOAL}.")
+    for name, share in report["planted"].items():
+        if share < PLANTED_GOAL:
+            lines.append(f"{name}: told apart in {share:.3f} of the couples, wanted is {PLANTED_GOAL}.")
+    return lines
+
+
+def table(report: Mapping[str, Any]) -> list[str]:
+    """The report as lines of Markdown."""
+    lines = [
+        "| figure | order of settings | span | agreement | there | missed | invented | bias | largest |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in report["figures"].items():
+        single = [f"{entry[one]:.3f}" if one in entry else "" for one in ("agreement", "there", "missed", "invented")]
+        means = f"{entry['bias']:+.3f} | {entry['largest']:.3f}"
+        lines.append(f"| {name} | {shown(entry['order'])} | {entry['span']:.2f} | {' | '.join(single)} | {means} |")
+    lines += ["", "| mistake made on purpose | told apart |", "|---|---|"]
+    lines += [f"| {name} | {share:.3f} |" for name, share in report["planted"].items()]
+    lines += ["", *(report["verdict"] or ["All goals are reached."])]
+    return lines
+
+
+def shown(order: float | None) -> str:
+    return "none" if order is None else f"{order:.3f}"

@@ -1,0 +1,172 @@
+"""Questions with one-token answers: their probabilities are transformers' own, of many questions at once and of one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from miniature import world
+from miniature.measure.judge_check import AGREEMENT_GOAL, ORDER_GOAL, compare, verdict
+from miniature.measure.vl_judge import WorldForm, thing_of
+from miniature.train.assemble import MODELS, VISION
+from vl_core.encoder.judging import Question, answer, read_answers, tokens_of
+from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.pictures import patchify, prepare_picture
+from vl_core.reports.judge import Query, Sentences, ask_all, describe_parts, figure
+from vl_core.reports.trust import ranks, right_before_wrong
+
+transformers = pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
+scipy_stats = pytest.importorskip("scipy.stats", reason="ranks are held against scipy's")
+
+FORM = WorldForm()
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Qwen3VLEncoder:
+    return Qwen3VLEncoder.from_pretrained(MODELS / VISION, "cpu", torch.float32)
+
+
+@pytest.fixture(scope="module")
+def scene():
+    scenes = world.sample_scenes(1, torch.Generator().manual_seed(5), two_shapes=0.0)
+    pictures, _ = world.render(scenes, torch.Generator().manual_seed(5))
+    return scenes.records()[0], ((pictures[0].permute(1, 2, 0) + 1) / 2)
+
+
+def questions() -> list[Question]:
+    return [
+        Question("what style is it?", world.STYLES), Question("what is the background color?", world.COLORS),
+        Question("is there a red star?"),
+    ]
+
+
+def own_probabilities(picture: torch.Tensor, question: Question) -> torch.Tensor:
+    """transformers' next-token probabilities after the picture and the question, written in its own words."""
+    model = transformers.Qwen3VLForConditionalGeneration.from_pretrained(MODELS / VISION, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS / VISION)
+    ready = prepare_picture(picture)[0]
+    pixels, grid = patchify(ready)
+    ids = tokenizer(
+        f"<|im_start|>user\n<|vision_start|>{'<|image_pad|>' * ready.tokens}<|vision_end|>{question.ask}<|im_end|>\n"
+        "<|im_start|>assistant\n", add_special_tokens=False, return_tensors="pt",
+    )["input_ids"]
+    types = (ids == model.config.image_token_id).long()
+    extra = {"mm_token_type_ids": types} if int(transformers.__version__.partition(".")[0]) >= 5 else {}
+    with torch.no_grad():
+        scores = model(input_ids=ids, pixel_values=pixels, image_grid_thw=grid, **extra).logits[0, -1]
+    return scores.double().softmax(-1)
+
+
+def test_probabilities_are_those_of_transformers_for_every_question_in_one_pass(encoder, scene):
+    _, picture = scene
+    told = answer(encoder, picture, questions())
+    for question, found in zip(questions(), told, strict=True):
+        theirs = own_probabilities(picture, question)
+        ids = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in question.answers]
+        each = theirs[ids]
+        assert found.mass == pytest.approx(float(each.sum()), abs=1e-4)
+        assert found.shares == pytest.approx((each / each.sum()).tolist(), abs=1e-4)
+
+
+def test_a_question_among_others_is_answered_as_alone_and_by_the_modules_own_forward(encoder, scene):
+    _, picture = scene
+    together = answer(encoder, picture, questions())
+    alone = [answer(encoder, picture, [one])[0] for one in questions()]
+    slow = Qwen3VLEncoder(encoder.model, encoder.tokenizer, encoder.num_layers, fast=False)
+    stock = answer(slow, picture, questions())
+    for one, other, third in zip(together, alone, stock, strict=True):
+        assert one.shares == pytest.approx(other.shares, abs=1e-5)
+        assert one.shares == pytest.approx(third.shares, abs=1e-4)
+
+
+def test_what_was_read_before_changes_no_bit(encoder, scene):
+    _, picture = scene
+    encoder.forget()
+    first = answer(encoder, picture, questions())
+    encoder.encode([picture], "a blue ring", (-2, -1))
+    assert answer(encoder, picture, questions()) == first
+
+
+def test_the_miniature_knows_its_scene(encoder, scene):
+    truth, picture = scene
+    said = describe_parts(encoder, picture, FORM)
+    assert (said["style"], said["background"]) == (world.STYLES[truth.style], world.COLORS[truth.background])
+    shape, color, _ = truth.objects[0]
+    own = FORM.thing(f"{world.COLORS[color]} {world.SHAPES[shape]}")
+    other = FORM.thing(f"{world.COLORS[(color + 1) % 10]} {world.SHAPES[(shape + 1) % 8]}")
+    answers = ask_all(encoder, picture, [*own, *other])
+    assert figure(answers, own) > 0.9 > 0.1 > figure(answers, other)
+
+
+def test_shares_sum_over_the_forms_of_a_word(encoder):
+    scores = torch.full((1, 5), -50.0)
+    scores[0, :3] = torch.tensor([0.2, 0.3, 0.5]).log()
+    (found,) = read_answers(scores, [[[0, 1], [2]]])
+    assert found.shares == pytest.approx((0.5, 0.5)) and found.mass == pytest.approx(1.0)
+
+
+def test_answers_that_cannot_be_told_apart_are_refused(encoder):
+    with pytest.raises(ValueError, match="two or more"):
+        tokens_of(encoder.tokenizer, Question("which?", ("yes",)))
+    with pytest.raises(ValueError, match="begin with the same"):
+        tokens_of(encoder.tokenizer, Question("which?", ("red star", "red ring")))
+    with pytest.raises(ValueError, match="at least one"):
+        answer(encoder, torch.rand(64, 64, 3), [])
+
+
+def test_things_are_found_in_words():
+    assert thing_of("a large red star in the center") == (world.SHAPES.index("star"), world.COLORS.index("red"))
+    with pytest.raises(ValueError, match="a colour and a shape"):
+        thing_of("a cat")
+    with pytest.raises(ValueError, match="style"):
+        FORM.part("style", "impressionist")
+
+
+def test_sentences_ask_for_what_the_reference_was_said_to_be():
+    (query,) = Sentences().part("style", "oil painting")
+    assert "oil painting" in query.question.ask and query.wanted == "yes"
+    assert {*Sentences().parts} == {"style", "colours", "light and mood", "composition"}
+
+
+def test_ranks_are_scipys():
+    drawn = torch.rand(40, generator=torch.Generator().manual_seed(0)).numpy().round(1)
+    other = torch.rand(40, generator=torch.Generator().manual_seed(1)).numpy()
+    assert ranks(drawn, other) == pytest.approx(scipy_stats.spearmanr(drawn, other).statistic)
+    assert ranks([1.0, 1.0], [0.0, 1.0]) is None
+
+
+def test_right_before_wrong_counts_couples():
+    assert right_before_wrong([0.9, 0.4], [0.1, 0.4]) == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+
+
+def test_a_judge_that_is_not_good_enough_says_so():
+    drawn = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(12):
+        truth = (torch.rand(20, generator=drawn) < number / 11).float()
+        each = {name: truth for name in ("thing", "background", "style", "mood", "leak")}
+        rows.append({"name": f"setting {number}", "each": each | {f"vl {name}": truth for name in each}})
+    fair = [with_means(row) for row in rows]
+    assert verdict({**compare(fair), "planted": {"another prompt": 1.0}}) == []
+    constant = [with_means({**row, "each": row["each"] | {
+        f"vl {name}": torch.full((20,), 0.8) for name in ("thing", "background", "style", "mood", "leak")
+    }}) for row in rows]
+    lines = verdict({**compare(constant), "planted": {"another prompt": 0.5}})
+    assert any("order" in line and str(ORDER_GOAL) in line for line in lines)
+    assert any("read alike" in line and str(AGREEMENT_GOAL) in line for line in lines)
+    assert any("another prompt" in line for line in lines)
+
+
+def with_means(row: dict) -> dict:
+    figures = ("thing", "background", "style", "mood", "leak")
+    means = {
+        judge: {name: float(row["each"][mark + name].mean()) for name in figures}
+        for judge, mark in (("trained", ""), ("vl", "vl "))
+    }
+    for one in means.values():
+        one["look"] = sum(one[name] for name in ("background", "style", "mood")) / 3
+    return {**row, **means}
+
+
+def test_a_query_is_known_by_its_words_and_its_answer():
+    assert Query(Question("which?", ("a", "b")), "a").key != Query(Question("which?", ("a", "b")), "b").key

@@ -1,0 +1,286 @@
+"""Runs an evaluation: each model in its turn, every painting and answer on disk as soon as it is there.
+
+A run that is killed goes on where it was. What decides what is painted (how many settings go on, how many trials) is
+written down once and read again, batches are those of an unbroken run, and finished lines are never written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from ...pictures import read_picture
+from ...reports.judge import Query
+from ...states.files import parse_json
+from ...steering.desk import Desk
+from ...steering.sweep import Cell
+from ...zimage.files import save_png
+from ...zimage.painting import Job
+from ...zimage.progress import progress
+from ..compare.fleet import on_ray
+from ..compare.nulls import NULL
+from .arms import Arm
+from .ground import CELLS, JUDGED, MEASURED, PAINTED, PLAN, TOLD, Ground
+from .judging import Told, trust
+from .kept import NotItsTurn, write_whole
+from .plan import Rung, first_rungs, next_rung
+from .work import Asker, Brush, measure_file
+
+SPENT_PAINTING = 0.9  # of the time; the rest is for loading, reading and describing
+AHEAD = 4  # pictures that are written beside the GPU's work
+
+Batch = tuple[Cell, ...]
+Scores = Callable[["Evaluation", Rung], Mapping[str, "tuple[bool, float]"]]
+
+
+class Evaluation(Ground):
+    """See :class:`Ground`; :meth:`run` does all of it."""
+
+    def run(self, scores: Scores) -> None:
+        """Describe, paint, ask, rung after rung; ``scores`` says of a rung's arms which is better."""
+        (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
+        self._write_references()
+        self._text_turn(self._plain_words)
+        self._describe()
+        self._text_turn(lambda: [self.kept.words(told.caption) for told in self.told])
+        self._settle(self._bases(1))
+        for number in range(4):
+            rung = self._decided(number, scores)
+            if rung is None:
+                break
+            self.rungs.append(rung)
+            used = self.trials[: rung.trials]
+            self._settle(self._bases(1 + max(trial.seed for trial in used)))
+            self._prepare(rung)
+            self._settle([cell for arm in rung.cells(self.sheet, self.by_id, self.trials) for cell in arm])
+
+    def _decided(self, number: int, scores: Scores) -> Rung | None:
+        """The rung that stands in the plan, or a new one that is written into it; None after the last."""
+        path = self.folder / PLAN
+        plan = parse_json(path.read_text(encoding="utf-8"), PLAN) if path.is_file() else {"rungs": []}
+        if number < len(plan["rungs"]):
+            return Rung(**{**plan["rungs"][number], "arms": tuple(plan["rungs"][number]["arms"])})
+        if self.rungs and self.rungs[-1].noise:
+            return None
+        left = self._cells_left()
+        if number == 0:
+            new = first_rungs(self.arms, left, len(self.trials))
+        else:
+            before = next(rung for rung in reversed(self.rungs) if rung.name != "note")
+            new = [next_rung(before, self.by_id, scores(self, before), left, len(self.trials))]
+        plan["rungs"] += [rung.as_dict() for rung in new]
+        write_whole(path, json.dumps(plan, indent=1) + "\n")
+        return new[0]
+
+    def _cells_left(self) -> float:
+        """How many more cells there is time for, by what they have taken so far."""
+        spent = sum(row["seconds"] for rows in self.rows.values() for row in rows.values())
+        many = max(1, len(self.rows[PAINTED]))
+        beside = self.rows[MEASURED] if self.pool is not None else {}  # measured beside the painting
+        each = (spent - sum(row["seconds"] for row in beside.values())) / many
+        return max(0.0, (SPENT_PAINTING * 60 * self.minutes - each * many) / max(each, 1e-6))
+
+    def _settle(self, cells: Sequence[Cell]) -> None:
+        """Paint, measure and ask for what is not there yet."""
+        # What an earlier rung has settled is in none of this one's batches, whether or not it was killed in between.
+        cells = list({cell.id: cell for cell in cells if cell.id not in self.settled}.values())
+        self._paint(cells)
+        self._judge(cells)
+        self.settled |= {cell.id for cell in cells}
+
+    # --- turns before the painting ----------------------------------------------------------------------------------
+
+    def _write_references(self) -> None:
+        from PIL import Image
+
+        for reference, picture in zip(self.sheet.references, self.pictures, strict=True):
+            path = self.reference(reference.key)
+            if not path.is_file():
+                save_png(path, Image.fromarray(picture.numpy()), {"name": reference.name})
+
+    def _text_turn(self, act: Callable[[], object]) -> None:
+        """Act from what is kept; where that lacks something, once more with the text encoder there."""
+        try:
+            act()
+        except NotItsTurn:
+            with self.turns("text") as text:
+                self.kept.text = text
+                try:
+                    act()
+                finally:
+                    self.kept.text = None
+
+    def _vision_turn(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except NotItsTurn:
+            with self.turns("vision") as encoder:
+                self.kept.vision = encoder
+                try:
+                    act()
+                finally:
+                    self.kept.vision = None
+
+    def _plain_words(self) -> None:
+        self.kept.statistics()
+        for text in (*(prompt.text for prompt in self.sheet.prompts), self.sheet.models.negative):
+            self.kept.words(text)
+
+    def _describe(self) -> None:
+        """What Qwen3-VL says of the references, and whether it can be trusted as a judge of them."""
+        path = self.folder / TOLD
+        if not path.is_file():
+            budget = self.sheet.models.image_tokens
+            with self.turns("vision") as encoder, progress("Describing", len(self.pictures)) as move:
+                told = []
+                for picture in self.pictures:
+                    told.append(Told.of(encoder, picture, self.form, budget))
+                    move()
+                trusted = trust(encoder, self.pictures, told, self.form, budget)
+            content = {"references": [asdict(one) for one in told], "trust": trusted}
+            write_whole(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+    def _prepare(self, rung: Rung) -> None:
+        """All readings that a rung's arms need, then all their text states."""
+        arms = [self.by_id[id] for id in rung.arms]
+        pairs = list(dict.fromkeys((trial.picture, trial.prompt) for trial in self.trials[: rung.trials]))
+        todo = [
+            cell for cells in rung.cells(self.sheet, self.by_id, self.trials) for cell in cells
+            if cell.id not in self.rows[PAINTED]
+        ]
+        if not todo:
+            return
+
+        def over_pairs(title: str, act: Callable[[Desk, Arm], object]) -> Callable[[], None]:
+            def all_of_them() -> None:
+                with progress(title, len(pairs)) as move:
+                    for picture, prompt in pairs:
+                        for arm in arms:
+                            act(self.desk(picture, prompt, 0), arm)
+                        move()
+
+            return all_of_them
+
+        self._vision_turn(over_pairs("Reading", lambda desk, arm: desk.fetch(arm.settings)))
+        self._text_turn(over_pairs("Encoding words", lambda desk, arm: desk.run(arm.settings)))
+
+    # --- painting ---------------------------------------------------------------------------------------------------
+
+    def _bases(self, seeds: int) -> list[Cell]:
+        """The words alone and every picture's own caption, for so many seeds."""
+        words = [
+            self.sheet.words_alone(prompt, seed) for seed in range(seeds) for prompt in range(len(self.sheet.prompts))
+        ]
+        return words + [self.sheet.bound(told.caption, seed) for seed in range(seeds) for told in self.told]
+
+    def jobs(self, batch: Batch) -> tuple[list[Job], list[str]]:
+        found, reports = [], []
+        for cell in batch:
+            if cell.words_only:
+                states = self.kept.words(dict(cell.extra)["prompt"])[0].states
+                found.append(Job(states, cell.seed))
+                reports.append(cell.label)
+                continue
+            outcome = self.outcome(cell)
+            found.append(Job(outcome.entries[0].states, cell.seed, outcome.texts[0].states))
+            reports.append(outcome.report())
+        return found, reports
+
+    def _paint(self, cells: Sequence[Cell]) -> None:
+        batches = self._batches(cells)
+        todo = [one for one in batches if any(cell.id not in self.rows[PAINTED] for cell in one)]
+        done = sum(len(one) for one in batches) - sum(len(one) for one in todo)
+        with progress("Painting", len(cells)) as move, ThreadPoolExecutor(AHEAD) as writers:
+            move(done, len(cells))
+            for batch, (pictures, seconds), reports in self._painted(todo) if todo else ():
+                new = [number for number, cell in enumerate(batch) if cell.id not in self.rows[PAINTED]]
+                for number, written in [(one, writers.submit(self.save, batch[one], pictures[one])) for one in new]:
+                    written.result()
+                    cell, said = batch[number], {"report": reports[number], "seconds": seconds}
+                    self.line(PAINTED, {"id": cell.id, **self.head(cell), **said})
+                    if self.pool is not None:
+                        self.measured[cell.id] = self.pool.submit(measure_file, *self._files_of(cell))
+                done += len(batch)
+                move(done, len(cells))
+        self._measure(cells)
+
+    def _batches(self, cells: Sequence[Cell]) -> list[Batch]:
+        """Cells that are painted together: of one setting, so that they are of like length and act at the same time."""
+        groups: dict[tuple, list[Cell]] = {}
+        for cell in cells:
+            groups.setdefault((cell.settings, dict(cell.extra).get(NULL)), []).append(cell)
+        return [tuple(own[at : at + self.batch]) for own in groups.values() for at in range(0, len(own), self.batch)]
+
+    def _painted(self, todo: Sequence[Batch]) -> Iterable[tuple[Batch, tuple[list, float], list[str]]]:
+        unwanted = self.kept.words(self.sheet.models.negative)[0].states if self.sheet.models.guidance > 0 else None
+        if self.fleet.ray:
+            reports: dict[Batch, list[str]] = {}
+
+            def send(worker: Any, batch: Batch) -> Any:
+                jobs, reports[batch] = self.jobs(batch)
+                return worker.paint.remote(jobs, batch[0].settings.window, unwanted)
+
+            found = on_ray(self.fleet.ray, self.fleet.workers, Brush, (self.turns.loaders,), send, todo, ordered=True)
+            for batch, painted in zip(todo, found, strict=True):
+                yield batch, painted, reports.pop(batch)
+            return
+        with self.turns("painter") as pipeline, ThreadPoolExecutor(1) as ahead:
+            brush, coming = Brush(self.turns.loaders, pipeline), ahead.submit(self.jobs, todo[0])
+            for number, batch in enumerate(todo):
+                jobs, reports_of = coming.result()
+                if number + 1 < len(todo):
+                    coming = ahead.submit(self.jobs, todo[number + 1])
+                yield batch, brush.paint(jobs, batch[0].settings.window, unwanted), reports_of
+
+    def _measure(self, cells: Sequence[Cell]) -> None:
+        """Artifacts and likeness of what was painted; with processes of their own it was begun meanwhile."""
+        todo = [cell for cell in cells if cell.id not in self.rows[MEASURED]]
+        with progress("Measuring", len(todo)) as move:
+            for cell in todo:
+                start, coming = time.perf_counter(), self.measured.pop(cell.id, None)
+                figures = measure_file(*self._files_of(cell)) if coming is None else coming.result()
+                self.line(MEASURED, {"id": cell.id, **figures, "seconds": time.perf_counter() - start})
+                move()
+
+    def _files_of(self, cell: Cell) -> tuple[str, str, str]:
+        """A cell's picture, the words alone beside it, and its reference; "" where there is none."""
+        if cell.words_only:
+            return str(self.file(cell.id)), "", ""
+        words = self.sheet.words_alone(self.places(cell)[1], cell.seed)
+        return str(self.file(cell.id)), str(self.file(words.id)), str(self.reference(dict(cell.extra)["pictures"]))
+
+    # --- judging ----------------------------------------------------------------------------------------------------
+
+    def _judge(self, cells: Sequence[Cell]) -> None:
+        todo = [cell for cell in cells if cell.id not in self.rows[JUDGED]]
+        if not todo:
+            return
+        with progress("Asking", len(todo)) as move:
+            for cell, (answers, seconds) in self._asked(todo):
+                self.line(JUDGED, {"id": cell.id, "answers": answers, "seconds": seconds})
+                move()
+
+    def _asked(self, todo: Sequence[Cell]) -> Iterable[tuple[Cell, tuple[dict, float]]]:
+        def see(cell: Cell) -> tuple[Tensor, list[Query]]:
+            return read_picture(self.file(cell.id)), self.queries(cell)
+
+        if self.fleet.ray:
+            found = on_ray(
+                self.fleet.ray, self.fleet.workers, Asker, (self.turns.loaders,),
+                lambda worker, cell: worker.ask.remote(*see(cell)), todo, ordered=True,
+            )
+            yield from zip(todo, found, strict=True)
+            return
+        with self.turns("vision") as encoder, ThreadPoolExecutor(1) as ahead:
+            asker, coming = Asker(self.turns.loaders, encoder), ahead.submit(see, todo[0])
+            for number, cell in enumerate(todo):
+                seen = coming.result()
+                if number + 1 < len(todo):
+                    coming = ahead.submit(see, todo[number + 1])
+                yield cell, asker.ask(*seen)

@@ -1,0 +1,113 @@
+"""Models take turns: on a GPU one of them is in memory at a time."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...encoder.qwen3vl import Qwen3VLEncoder
+from ...states.statistics import ReferenceStatistics, calibrate, calibration_prompts
+from ...zimage import checks
+from ...zimage.painting import load_painter
+from ...zimage.text import batch_reader, open_text_encoder, text_reader
+from ..compare.study import Models
+from ..vision import load_encoder
+
+SMALL = 1 << 30  # bytes of weights below which all models stay where they are
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """Z-Image's: from a prompt to states ``(L, D)``, and its tokenizer."""
+
+    read: Callable[[str], Tensor]
+    tokenizer: Any
+    measure: Callable[[], ReferenceStatistics]
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """How each model comes into memory, from the folders of ``models``."""
+
+    models: Models
+
+    @property
+    def device(self) -> torch.device:
+        return checks.pick_device(self.models.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return checks.DTYPES[self.models.dtype]
+
+    def vision(self) -> Qwen3VLEncoder:
+        return load_encoder(self.models.vision, self.device, self.dtype, -1)
+
+    def text(self) -> TextEncoder:
+        model, tokenizer, *_ = checks.text_encoder_folder(self.models.zimage, "--model")
+        parts = open_text_encoder(model, tokenizer, self.device, self.dtype)
+        read = text_reader(*parts)
+        return TextEncoder(
+            read, parts[1], lambda: calibrate(read, calibration_prompts(), encode_many=batch_reader(*parts))
+        )
+
+    def painter(self) -> Any:
+        return load_painter(self.models.zimage, self.device, self.dtype)
+
+    def small(self) -> bool:
+        """Whether all models fit beside one another anywhere."""
+        folders = (Path(self.models.zimage), Path(self.models.vision))
+        return sum(file.stat().st_size for one in folders for file in one.rglob("*.safetensors")) < SMALL
+
+
+@dataclass
+class Turns:
+    """One model at a time.
+
+    Attributes:
+        taken: how often each was loaded. loading: seconds that took. peak: most bytes that a GPU held in a turn of its.
+    """
+
+    loaders: Loaders
+    keep: bool = False
+    taken: dict[str, int] = field(default_factory=dict)
+    loading: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, int] = field(default_factory=dict)
+    _here: dict[str, Any] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[Any]:
+        """The model ``name`` of the loaders; afterwards its memory is given back."""
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            give_back()  # what the last turn's caller still held when it ended
+            torch.cuda.reset_peak_memory_stats()
+        if name not in self._here:
+            self.taken[name] = self.taken.get(name, 0) + 1
+            start = time.perf_counter()
+            self._here[name] = getattr(self.loaders, name)()
+            self.loading[name] = self.loading.get(name, 0.0) + time.perf_counter() - start
+        try:
+            yield self._here[name]
+        finally:
+            if on_gpu:
+                self.peak[name] = max(self.peak.get(name, 0), torch.cuda.max_memory_allocated())
+            if not self.keep:
+                if name == "vision":
+                    self._here[name].forget()
+                del self._here[name]
+                give_back()
+
+
+def give_back() -> None:
+    """Memory that nothing refers to any more, a GPU's too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,128 @@
+"""A judge that asks Qwen3-VL about a picture: whether what was asked for is there, and what of the reference.
+
+Every figure is a probability that Qwen3-VL gives a one-token answer (:mod:`~vl_core.encoder.judging`). What a reference
+looks like is its own description, part by part; each part is then asked for in a painting. How far such a judge can be
+trusted is measured on the miniature, beside one that was trained (docs/evidence.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from ..encoder.judging import Answer, Question, answer
+from ..encoder.qwen3vl import Qwen3VLEncoder
+from ..encoder.writing import INSTRUCTIONS, describe
+from ..pictures import DEFAULT_BUDGET
+
+YES, NO = YES_NO = ("yes", "no")
+SHOWS = "shows"  # beside the parts: what a reference shows, which should not come along
+LONGEST = 24  # tokens of a part's description
+DOUBTFUL = 0.5  # mass of the answers below which a question was not understood
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question and the answer that is hoped for."""
+
+    question: Question
+    wanted: str
+
+    @property
+    def key(self) -> str:
+        """Of its share in a record of answers."""
+        return f"{self.question.ask} {self.wanted}"
+
+
+class Form(Protocol):
+    """How a Qwen3-VL is asked.
+
+    Attributes:
+        parts: of a look, by name. caption: what is asked of a reference to have all of it in words.
+    """
+
+    parts: tuple[str, ...]
+    caption: str
+
+    def describe(self, part: str) -> str:
+        """What is asked of a reference about a part, or about what it shows."""
+        ...
+
+    def thing(self, words: str) -> tuple[Query, ...]:
+        """What is asked to know whether a thing is there; it is as far as the least likely answer says so."""
+        ...
+
+    def part(self, part: str, words: str) -> tuple[Query, ...]:
+        """What is asked to know whether a part of a look is there."""
+        ...
+
+
+ONLY = "Answer with these words only."
+DESCRIBE = {
+    "style": f"Name the visual style of this picture in one to four words, such as oil painting. {ONLY}",
+    "colours": f"Name the two or three main colours of this picture. {ONLY}",
+    "light and mood": f"Name the light and the mood of this picture in two to five words. {ONLY}",
+    "composition": f"Name the viewpoint and the distance of this picture in two to five words. {ONLY}",
+    SHOWS: f"Name the main thing that this picture shows in one to three words. {ONLY}",
+}
+ASK = {
+    "style": "Is this picture made in this style: {}?",
+    "colours": "Are these the main colours of this picture: {}?",
+    "light and mood": "Does this picture have this light and mood: {}?",
+    "composition": "Does this picture have this viewpoint and distance: {}?",
+}
+THING = "Is there {} in this picture?"
+ANSWER = "Answer with yes or no."
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Whole sentences, for a Qwen3-VL that was trained on many."""
+
+    parts: tuple[str, ...] = tuple(ASK)
+    caption: str = INSTRUCTIONS["variation of the picture"]
+
+    def describe(self, part: str) -> str:
+        return DESCRIBE[part]
+
+    def thing(self, words: str) -> tuple[Query, ...]:
+        return (Query(Question(f"{THING.format(words)} {ANSWER}", YES_NO), YES),)
+
+    def part(self, part: str, words: str) -> tuple[Query, ...]:
+        return (Query(Question(f"{ASK[part].format(words)} {ANSWER}", YES_NO), YES),)
+
+
+def describe_parts(
+    encoder: Qwen3VLEncoder, picture: Tensor, form: Form, *, budget: int = DEFAULT_BUDGET
+) -> dict[str, str]:
+    """What Qwen3-VL says of each part of a reference's look, and of what it shows; "" where it has no words for it."""
+    found = {}
+    for part in (*form.parts, SHOWS):
+        told = describe(encoder, [picture], form.describe(part), max_tokens=LONGEST, budget=budget).words
+        found[part] = " ".join(told.split()).strip(" .,;:\"'").lower()
+    return found
+
+
+def ask_all(
+    encoder: Qwen3VLEncoder, picture: Tensor, queries: Sequence[Query], *, budget: int = DEFAULT_BUDGET
+) -> dict[str, tuple[float, float]]:
+    """By each query's key how likely its answer is among those it may have, and their probability among all tokens.
+
+    Queries of the same question share it.
+    """
+    questions = list(dict.fromkeys(query.question for query in queries))
+    told: Mapping[Question, Answer] = dict(
+        zip(questions, answer(encoder, picture, questions, budget=budget), strict=True)
+    )
+    return {
+        query.key: (told[query.question].shares[query.question.answers.index(query.wanted)], told[query.question].mass)
+        for query in queries
+    }
+
+
+def figure(answers: Mapping[str, tuple[float, float]], queries: Sequence[Query]) -> float:
+    """How far something is there, in [0, 1]: the least likely of the answers that say so."""
+    return min(answers[query.key][0] for query in queries)

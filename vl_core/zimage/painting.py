@@ -1,0 +1,98 @@
+"""Z-Image without its text encoder: many pictures at a time from states that are there already."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .progress import without_library_bars
+
+if TYPE_CHECKING:
+    from diffusers import ZImagePipeline
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One picture to paint.
+
+    Attributes:
+        states: ``(L, D)``. outside: what rules before and after the window, ``(L, D)``; as ``states`` if None.
+        seed: of the noise, which is drawn on the CPU.
+    """
+
+    states: Tensor
+    seed: int
+    outside: Tensor | None = None
+
+
+def load_painter(folder: str | Path, device: torch.device, dtype: torch.dtype) -> ZImagePipeline:
+    """The pipeline with its transformer and VAE alone; a transformer that diffusers saved quantised stays so."""
+    from diffusers import ZImagePipeline
+
+    with warnings.catch_warnings(), without_library_bars():
+        warnings.simplefilter("ignore", FutureWarning)
+        pipeline = ZImagePipeline.from_pretrained(
+            folder, text_encoder=None, tokenizer=None, torch_dtype=dtype, local_files_only=True
+        )
+    return pipeline.to(device)
+
+
+@torch.no_grad()
+def sample_many(
+    pipeline: ZImagePipeline, jobs: Sequence[Job], *, steps: int, guidance: float, width: int, height: int,
+    unwanted: Tensor | None = None, window: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:
+    """Latents ``(N, C, h, w)`` of pictures that are painted together.
+
+    Args:
+        unwanted: states ``(L, D)`` that guidance leads away from; needed if ``guidance`` > 0.
+        window: shares of the steps between which ``states`` rule.
+
+    Raises:
+        ValueError: for guidance without ``unwanted``.
+    """
+    if guidance > 0 and unwanted is None:
+        raise ValueError("unwanted: expected states to lead away from with guidance above 0, got none.")
+    device = pipeline.transformer.device
+    first, last = (round(share * steps) for share in window)
+    acting = [job.states.to(device) for job in jobs]
+    plain = [job.states.to(device) if job.outside is None else job.outside.to(device) for job in jobs]
+    away = None if guidance <= 0 or unwanted is None else [unwanted.to(device)] * len(jobs)
+
+    def ruling(step: int) -> list[Tensor]:
+        return acting if first <= step < last else plain
+
+    def step_done(_pipeline, step, _timestep, values):
+        return {**values, "prompt_embeds": ruling(step + 1)}
+
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt_embeds=ruling(0), negative_prompt_embeds=away, num_inference_steps=steps, guidance_scale=guidance,
+        width=width, height=height, generator=[torch.Generator().manual_seed(job.seed) for job in jobs],
+        callback_on_step_end=step_done, output_type="latent",
+    ).images
+
+
+@torch.no_grad()
+def decode_each(pipeline: ZImagePipeline, latents: Tensor) -> list[np.ndarray]:
+    """Pictures uint8 ``(H, W, 3)`` of latents, one by one, which takes the least memory."""
+    vae = pipeline.vae
+    raw = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+    pictures = []
+    for one in raw.split(1):
+        decoded = vae.decode(one, return_dict=False)[0]
+        pixels = pipeline.image_processor.postprocess(decoded, output_type="np")[0]
+        pictures.append((pixels * 255).round().astype(np.uint8))
+    return pictures
+
+
+def paint_many(pipeline: ZImagePipeline, jobs: Sequence[Job], **options: Any) -> list[np.ndarray]:
+    """Pictures uint8 ``(H, W, 3)``; ``options`` as :func:`sample_many` takes them."""
+    return decode_each(pipeline, sample_many(pipeline, jobs, **options))
