@@ -18,7 +18,7 @@ import torch
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from vl_core.headless.compare.study import Models
 from vl_core.headless.evaluate.arms import note_compared, ways_tried
-from vl_core.headless.evaluate.command import GIB, together
+from vl_core.headless.evaluate.command import GB, together
 from vl_core.headless.evaluate.drawings import DRAWINGS, builtin_pictures
 from vl_core.headless.evaluate.ground import KEPT, TOLD, Fleet
 from vl_core.headless.evaluate.kept import Kept, write_whole
@@ -145,7 +145,7 @@ class Bench:
             steps=STEPS[self.size], width=side, height=side, layer=-1,
         )
         self.loaders = Random(self.models, self.size)
-        self.batch = arguments.batch or (together(arguments.vram * GIB - 12.4 * GIB, side * side)
+        self.batch = arguments.batch or (together(arguments.vram * GB - 12.5 * GB, side * side)
                                          if self.size == "full" else 2)
         self.report = Report(
             "evaluate" if self.device.type == "cuda" else "evaluate_cpu", self.device, arguments.out, size=self.size,
@@ -211,16 +211,16 @@ class Bench:
             work()
             return time.perf_counter() - start - (sum(turns.loading.values()) - before)
 
-        evaluation._write_references()
-        words = timed(lambda: evaluation._text_turn(evaluation._plain_words))
+        evaluation.write_references()
+        words = timed(lambda: evaluation.text_turn(evaluation.plain_words))
         captions = [one.caption for one in evaluation.told]
-        words += timed(lambda: evaluation._text_turn(lambda: [evaluation.kept.words(one) for one in captions]))
-        bases = evaluation._bases(1)
-        evaluation._settle(bases)
-        reading = timed(lambda: evaluation._prepare(rung))
+        words += timed(lambda: evaluation.text_turn(lambda: [evaluation.kept.words(one) for one in captions]))
+        bases = evaluation.bases(1)
+        evaluation.settle(bases)
         cells = [cell for row in rung.cells(evaluation.sheet, evaluation.by_id, evaluation.trials) for cell in row]
-        painting = timed(lambda: evaluation._paint(cells))
-        asking = timed(lambda: evaluation._judge(cells))
+        reading = timed(lambda: evaluation.prepare(cells))
+        painting = timed(lambda: evaluation.paint(cells))
+        asking = timed(lambda: evaluation.judge(cells))
         if evaluation.pool is not None:
             evaluation.pool.shutdown()
         count, label = len(cells), "" if name == "alone" else "two painters: "
@@ -234,7 +234,7 @@ class Bench:
         for model, seconds in turns.loading.items():
             self.report.add(f"{label}loading: {model}", s=seconds / turns.taken[model], times=turns.taken[model])
         for model, taken in turns.peak.items():
-            self.report.add(f"{label}peak: {model}", gib=taken / GIB)
+            self.report.add(f"{label}peak: {model}", gb=taken / GB)
         return {file.name: pixels_of(file) for file in sorted((folder / "cells").glob("*.png"))}
 
 

@@ -26,7 +26,7 @@ from .bench import TOY, Painting, Switches, mixed, prepare
 from .chain import Chain, as_image
 from .ledger import Ledger
 from .methods import METHODS, TEXT_ONLY, Method, key_of
-from .vl_judge import WorldForm
+from .vl_judge import WorldForm, thing_of
 
 REPORT = "judge_check.json"
 PAINTINGS, PAIRS = 2000, 50
@@ -131,16 +131,20 @@ def planted(painting: Painting, told: Sequence[Mapping[str, str]]) -> dict[str, 
         found = read(bench.chain, picture, prompt, words)
         return found[THING], sum(found[name] for name in world.LOOK) / len(world.LOOK)
 
-    right, wrong, noise, shuffled = [], [], [], []
+    right, wrong, noise, shuffled, shape = [], [], [], [], []
     for index, (picture, case, words) in enumerate(zip(pictures, bench.cases, told, strict=True)):
         other = (index + 1) % count
         right.append(look(picture, case.prompt, words))
         wrong.append(look(picture, bench.cases[other].prompt, told[other]))
         noise.append(look(torch.rand(picture.shape, generator=generator), case.prompt, words))
+        wanted, color = thing_of(case.prompt)
+        asked = f"{world.COLORS[color]} {world.SHAPES[(wanted + 1) % len(world.SHAPES)]}"
+        shape.append(look(picture, asked, words))
         order = torch.randperm(picture.shape[0] * picture.shape[1], generator=generator)
         shuffled.append(look(picture.flatten(0, 1)[order].view_as(picture), case.prompt, words))
     found = {}
-    planted = (("another prompt", wrong, 0), ("another reference", wrong, 1), ("noise, by the prompt", noise, 0))
+    planted = (("another prompt", wrong, 0), ("the prompt's colour, another shape", shape, 0))
+    planted += (("another reference", wrong, 1), ("noise, by the prompt", noise, 0))
     planted += (("noise, by the reference", noise, 1), ("pixels shuffled, by the prompt", shuffled, 0))
     for name, bad, place in planted:
         good, worse = ([one[place] for one in rows] for rows in (right, bad))

@@ -28,12 +28,16 @@ class WorldForm:
         return world.DESCRIBE[0] if part == SHOWS else ASK[part]
 
     def thing(self, words: str) -> tuple[Query, ...]:
-        """Two questions: it was asked for things only of shapes that are there, so of others it looks at the colour."""
+        """Whether it is there, and which colour it has.
+
+        Asked for the shape of what is red, this VL is often wrong about paintings; asked whether there is a red star,
+        it looks at the colour. So a wrong shape of the right colour passes: ``judge-check`` says how often.
+        """
         shape, color = thing_of(words)
         thing = world.with_article(f"{world.COLORS[color]} {world.SHAPES[shape]}")
         return (
             Query(Question(f"is there {thing}?", (YES, NO)), YES),
-            Query(Question(f"what shape is {world.COLORS[color]}?", world.SHAPES), world.SHAPES[shape]),
+            Query(Question(f"what color is the {world.SHAPES[shape]}?", world.COLORS), world.COLORS[color]),
         )
 
     def part(self, part: str, words: str) -> tuple[Query, ...]:

@@ -90,3 +90,13 @@ def test_a_benchmark_that_was_not_run_leaves_its_block_empty(tmp_path, monkeypat
     assert "`python -m benchmarks gpu`: a GPU, torch 2.9, 2026-01-01 (size tiny)" in filled
     assert "| what | ms | error |\n| --- | --- | --- |\n| one | 1.5 |  |\n| two |  | 0.1 |\n<!-- end -->" in filled
     assert fill(filled, tmp_path) == filled
+
+
+def test_the_benchmark_of_an_evaluation_paints_measures_and_asks(tmp_path):
+    bench(
+        "evaluate", "--size", "tiny", "--device", "cpu", "--trials", "1", "--out", str(tmp_path), "--work",
+        str(tmp_path / "work"),
+    )
+    rows = rows_of(tmp_path, "evaluate_cpu")
+    assert rows["cells"]["count"] == 6 and rows["a cell, all of it"]["× its painting steps"] > 1
+    assert {"loading: text", "loading: painter", "loading: vision"} <= rows.keys()

@@ -22,6 +22,7 @@ MOST_FLOORS = 10
 ALWAYS_THERE = {"torch", "numpy", "safetensors", "pydantic"}
 OPTIONAL = {
     "transformers", "PIL", "matplotlib", "diffusers", "tokenizers", "tqdm", "accelerate", "jinja2", "ray", "yaml",
+    "skimage",
 }  # fmt: skip
 # Files that import by a name that they put together: the one that names the miniature, and the one that finds the ways.
 BY_NAME = {"headless/embedded.py", "steering/way.py"}

@@ -7,7 +7,7 @@ the others. Nothing is written: the first token's probabilities are the answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,7 @@ from ..pictures import DEFAULT_BUDGET, Picture
 from ..states.layout import TokenLayout
 from .forward import fits, prefix_length, run_blocks
 from .reader import Reader
-from .writing import Asked, ask, lengthen
+from .writing import Asked, ask
 
 if TYPE_CHECKING:
     from .qwen3vl import Qwen3VLEncoder
@@ -30,12 +30,10 @@ class Question:
 
     Attributes:
         ask: in words. answers: what may be answered, told apart by their first tokens.
-        opening: how the answer begins, put into the model's mouth.
     """
 
     ask: str
     answers: tuple[str, ...] = ("yes", "no")
-    opening: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def answer(
     if not questions:
         raise ValueError("questions: expected at least one, got none.")
     tokens = [tokens_of(encoder.tokenizer, question) for question in questions]
-    asked = [_opened(encoder, ask(encoder, [image], one.ask, "", budget, 1), one.opening) for one in questions]
+    asked = [ask(encoder, [image], question.ask, "", budget, 1) for question in questions]
     with torch.inference_mode():
         states = _last_states(encoder, asked, check)
         scores = functional.linear(states, encoder.head().to(states.device, states.dtype)).float()
@@ -148,13 +146,6 @@ def read_answers(scores: Tensor, tokens: Sequence[Sequence[Sequence[int]]]) -> l
         shares = each / mass if mass > 0 else torch.full_like(each, 1 / len(each))
         found.append(Answer(tuple(shares.tolist()), float(mass)))
     return found
-
-
-def _opened(encoder: Qwen3VLEncoder, asked: Asked, opening: str) -> Asked:
-    if not opening:
-        return asked
-    ids = encoder.tokenizer(opening, add_special_tokens=False)["input_ids"]
-    return replace(asked, layout=lengthen(asked.layout, ids))
 
 
 def _last_states(encoder: Qwen3VLEncoder, asked: Sequence[Asked], check: Callable[[], None]) -> Tensor:

@@ -28,6 +28,7 @@ from .summary import Line, in_words, markdown, summarize, to_csv
 LIKENESS = [field.name for field in fields(Fidelity)]
 ARTIFACTS = [field.name for field in fields(Artifacts)]
 PAGE, GRIDS, REFERENCES = "index.html", "grids", "references"
+TEMPLATE, STYLE = "report.html", "style.css"
 WIDEST = 320  # pixels of a picture on the page; small ones are shown at their own size
 
 
@@ -59,12 +60,14 @@ def write_report(
     for name, write in found.items():
         (folder / name).write_text(write(lines), encoding="utf-8")
     page = folder / PAGE
-    template = resources.files(__package__ or "").joinpath("report.html").read_text(encoding="utf-8")
+    own, style = (
+        resources.files(__package__ or "").joinpath(name).read_text(encoding="utf-8") for name in (TEMPLATE, STYLE)
+    )
     side = min(WIDEST, max(study.models.width, 128))
     page.write_text(
-        Template(template).substitute(
+        Template(own).substitute(
             title=escape(f"{study.title}: {', '.join(dict.fromkeys(group.prompt for group in study.groups))}"[:120]),
-            summary=escape(study.describe()), models=escape(_models(study)), side=side,
+            summary=escape(study.describe()), models=escape(_models(study)), side=side, style=style,
             settings=_settings(lines), nulls=escape(", ".join(NULLS[kind] for kind in study.nulls) or "none"),
             groups="\n".join(
                 _group(group, rows, controls, shown[group.key], grids[group.name]) for group in study.groups

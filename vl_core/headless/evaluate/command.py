@@ -46,9 +46,9 @@ SUMMARY = "find out how much of a picture arrives with your weights, and by whic
 ASKED = "asked.json"
 NOISE_LOOK = "noise.safetensors"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-GIB = 1 << 30
+GB = 10**9
 # What a picture of 1024² takes beside the weights while it is painted, and whatever its number while one is decoded.
-PER_PICTURE, DECODING, SPARE = 0.6 * GIB, 1.5 * GIB, 0.7 * GIB
+PER_PICTURE, DECODING, SPARE = 0.6 * GB, 1.5 * GB, 0.7 * GB
 MOST_TOGETHER = 8
 
 
@@ -154,11 +154,14 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
     )
     weights = weights_id(hashes)
     given = given_of(arguments, models.adapter, references)
+    form = embedded_form() if demo else Sentences()
     sheet = Sheet(replace(models, layer=-1), tuple(references), tuple(prompts), weights)
     arms = chosen([*ways_tried(given[0], blocks), *note_compared(blocks)], arguments.ways)
     begun(folder, {
         "weights": weights, "models": models.identity(), "pictures": [one.key for one in references],
         "prompts": [one.text for one in prompts], "seeds": arguments.seeds, "arms": [arm.id for arm in arms],
+        "judge": [form.describe(part) for part in form.parts]
+        + [query.key for prompt in prompts for thing in prompt.things for query in form.thing(thing)],
     })
     loaders = Loaders(sheet.models)
     kept = Kept(
@@ -167,8 +170,8 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         questions={take: Question(ask, form) for take, ask, form in models.questions},
     )
     evaluation = Evaluation(
-        folder, sheet, arms, trials_of(len(references), len(prompts), arguments.seeds), shown,
-        embedded_form() if demo else Sentences(), given, kept, Turns(loaders, keep=loaders.small()),
+        folder, sheet, arms, trials_of(len(references), len(prompts), arguments.seeds), shown, form,
+        given, kept, Turns(loaders, keep=loaders.small()),
         arguments.minutes, arguments.batch or batch_for(loaders, arguments.vram),
         Fleet(arguments.ray or "", arguments.workers), None if arguments.dry_run else measuring(),
     )
@@ -268,7 +271,7 @@ def batch_for(loaders: Loaders, vram: float) -> int:
     if loaders.device.type != "cuda":
         return 1
     total = torch.cuda.get_device_properties(loaders.device).total_memory
-    limit = min(total, vram * GIB) if vram else total
+    limit = min(total, vram * GB) if vram else total
     folder, models = Path(loaders.models.zimage), loaders.models
     weights = sum(
         file.stat().st_size for part in ("transformer", "vae") for file in (folder / part).glob("*.safetensors")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from .turns import Turns
 CELLS, REFERENCES, KEPT = "cells", "references", "kept"
 PAINTED, MEASURED, JUDGED = "painted.jsonl", "measured.jsonl", "judged.jsonl"
 PLAN, TOLD = "plan.json", "told.json"
+EXAMPLES = 4
 DESKS = 16  # prompts and pictures whose readings are in memory at a time
 
 
@@ -132,6 +133,21 @@ class Ground:
         extra = dict(cell.extra)
         keys, texts = ([one.key for one in self.sheet.references], [one.text for one in self.sheet.prompts])
         return keys.index(extra["pictures"]), texts.index(extra["prompt"])
+
+    def examples(self) -> list[Trial]:
+        """What a page shows: the first trials of different pictures and, if there are enough, different prompts."""
+        found: list[Trial] = []
+        for fresh in (True, False):
+            for trial in self.trials[: self.rungs[-1].trials]:
+                pictures, prompts = {one.picture for one in found}, {one.prompt for one in found}
+                new = trial.picture not in pictures and (trial.prompt not in prompts or not fresh)
+                if new and len(found) < EXAMPLES:
+                    found.append(trial)
+        return found
+
+    def another(self, arm: Arm, trial: Trial) -> Cell:
+        """The same setting, prompt and seed with the next picture."""
+        return self.sheet.of(arm, replace(trial, picture=(trial.picture + 1) % len(self.sheet.references)))
 
     def outcome(self, cell: Cell) -> Outcome:
         """What a cell is painted from."""

@@ -141,9 +141,9 @@ def machine(evaluation: Evaluation) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
-        "memory_gb": round(torch.cuda.get_device_properties(device).total_memory / (1 << 30), 1) if on_gpu else None,
+        "memory_gb": round(torch.cuda.get_device_properties(device).total_memory / 1e9, 1) if on_gpu else None,
         "dtype": evaluation.sheet.models.dtype, "batch": evaluation.batch,
-        "peak_gb": {name: round(taken / (1 << 30), 2) for name, taken in evaluation.turns.peak.items()},
+        "peak_gb": {name: round(taken / 1e9, 2) for name, taken in evaluation.turns.peak.items()},
     }
 
 

@@ -59,7 +59,7 @@ class Trial:
 
 def builtin_prompts() -> list[Prompt]:
     """Prompts in several languages and lengths."""
-    content = json.loads(resources.files(__package__).joinpath("prompts.json").read_text(encoding="utf-8"))
+    content = json.loads(resources.files(__package__ or "").joinpath("prompts.json").read_text(encoding="utf-8"))
     return [Prompt(one["name"], one["text"], tuple(one["things"]), one["language"], True) for one in content]
 
 

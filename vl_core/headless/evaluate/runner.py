@@ -19,13 +19,13 @@ from ...pictures import read_picture
 from ...reports.judge import Query
 from ...states.files import parse_json
 from ...steering.desk import Desk
+from ...steering.settings import Settings
 from ...steering.sweep import Cell
 from ...zimage.files import save_png
 from ...zimage.painting import Job
 from ...zimage.progress import progress
 from ..compare.fleet import on_ray
 from ..compare.nulls import NULL
-from .arms import Arm
 from .ground import CELLS, JUDGED, MEASURED, PAINTED, PLAN, TOLD, Ground
 from .judging import Told, trust
 from .kept import NotItsTurn, write_whole
@@ -45,20 +45,22 @@ class Evaluation(Ground):
     def run(self, scores: Scores) -> None:
         """Describe, paint, ask, rung after rung; ``scores`` says of a rung's arms which is better."""
         (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
-        self._write_references()
-        self._text_turn(self._plain_words)
+        self.write_references()
+        self.text_turn(self.plain_words)
         self._describe()
-        self._text_turn(lambda: [self.kept.words(told.caption) for told in self.told])
-        self._settle(self._bases(1))
+        self.text_turn(lambda: [self.kept.words(told.caption) for told in self.told])
+        self.settle(self.bases(1))
         for number in range(4):
             rung = self._decided(number, scores)
             if rung is None:
                 break
             self.rungs.append(rung)
             used = self.trials[: rung.trials]
-            self._settle(self._bases(1 + max(trial.seed for trial in used)))
-            self._prepare(rung)
-            self._settle([cell for arm in rung.cells(self.sheet, self.by_id, self.trials) for cell in arm])
+            self.settle(self.bases(1 + max(trial.seed for trial in used)))
+            cells = [cell for arm in rung.cells(self.sheet, self.by_id, self.trials) for cell in arm]
+            self.prepare(cells)
+            self.settle(cells)
+        self._show_nulls(self.rungs[-1])
 
     def _decided(self, number: int, scores: Scores) -> Rung | None:
         """The rung that stands in the plan, or a new one that is written into it; None after the last."""
@@ -86,17 +88,23 @@ class Evaluation(Ground):
         each = (spent - sum(row["seconds"] for row in beside.values())) / many
         return max(0.0, (SPENT_PAINTING * 60 * self.minutes - each * many) / max(each, 1e-6))
 
-    def _settle(self, cells: Sequence[Cell]) -> None:
+    def _show_nulls(self, rung: Rung) -> None:
+        """Another picture's painting beside each example; most of them are trials of their own."""
+        pairs = [(self.by_id[id], trial) for id in rung.arms for trial in self.examples()]
+        self.prepare([self.another(*pair) for pair in pairs])
+        self.settle([self.another(*pair) for pair in pairs])
+
+    def settle(self, cells: Sequence[Cell]) -> None:
         """Paint, measure and ask for what is not there yet."""
         # What an earlier rung has settled is in none of this one's batches, whether or not it was killed in between.
         cells = list({cell.id: cell for cell in cells if cell.id not in self.settled}.values())
-        self._paint(cells)
-        self._judge(cells)
+        self.paint(cells)
+        self.judge(cells)
         self.settled |= {cell.id for cell in cells}
 
     # --- turns before the painting ----------------------------------------------------------------------------------
 
-    def _write_references(self) -> None:
+    def write_references(self) -> None:
         from PIL import Image
 
         for reference, picture in zip(self.sheet.references, self.pictures, strict=True):
@@ -104,7 +112,7 @@ class Evaluation(Ground):
             if not path.is_file():
                 save_png(path, Image.fromarray(picture.numpy()), {"name": reference.name})
 
-    def _text_turn(self, act: Callable[[], object]) -> None:
+    def text_turn(self, act: Callable[[], object]) -> None:
         """Act from what is kept; where that lacks something, once more with the text encoder there."""
         try:
             act()
@@ -127,7 +135,7 @@ class Evaluation(Ground):
                 finally:
                     self.kept.vision = None
 
-    def _plain_words(self) -> None:
+    def plain_words(self) -> None:
         self.kept.statistics()
         for text in (*(prompt.text for prompt in self.sheet.prompts), self.sheet.models.negative):
             self.kept.words(text)
@@ -146,33 +154,31 @@ class Evaluation(Ground):
             content = {"references": [asdict(one) for one in told], "trust": trusted}
             write_whole(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
-    def _prepare(self, rung: Rung) -> None:
-        """All readings that a rung's arms need, then all their text states."""
-        arms = [self.by_id[id] for id in rung.arms]
-        pairs = list(dict.fromkeys((trial.picture, trial.prompt) for trial in self.trials[: rung.trials]))
-        todo = [
-            cell for cells in rung.cells(self.sheet, self.by_id, self.trials) for cell in cells
-            if cell.id not in self.rows[PAINTED]
-        ]
+    def prepare(self, cells: Sequence[Cell]) -> None:
+        """All readings that cells need, then all their text states."""
+        todo: dict[tuple[int, int], dict[Settings, None]] = {}
+        for cell in cells:
+            if cell.id not in self.rows[PAINTED]:
+                todo.setdefault(self.places(cell), {})[cell.settings] = None
         if not todo:
             return
 
-        def over_pairs(title: str, act: Callable[[Desk, Arm], object]) -> Callable[[], None]:
+        def over_pairs(title: str, act: Callable[[Desk, Settings], object]) -> Callable[[], None]:
             def all_of_them() -> None:
-                with progress(title, len(pairs)) as move:
-                    for picture, prompt in pairs:
-                        for arm in arms:
-                            act(self.desk(picture, prompt, 0), arm)
+                with progress(title, len(todo)) as move:
+                    for pair, many in todo.items():
+                        for settings in many:
+                            act(self.desk(*pair, 0), settings)
                         move()
 
             return all_of_them
 
-        self._vision_turn(over_pairs("Reading", lambda desk, arm: desk.fetch(arm.settings)))
-        self._text_turn(over_pairs("Encoding words", lambda desk, arm: desk.run(arm.settings)))
+        self._vision_turn(over_pairs("Reading", lambda desk, settings: desk.fetch(settings)))
+        self.text_turn(over_pairs("Encoding words", lambda desk, settings: desk.run(settings)))
 
     # --- painting ---------------------------------------------------------------------------------------------------
 
-    def _bases(self, seeds: int) -> list[Cell]:
+    def bases(self, seeds: int) -> list[Cell]:
         """The words alone and every picture's own caption, for so many seeds."""
         words = [
             self.sheet.words_alone(prompt, seed) for seed in range(seeds) for prompt in range(len(self.sheet.prompts))
@@ -192,7 +198,7 @@ class Evaluation(Ground):
             reports.append(outcome.report())
         return found, reports
 
-    def _paint(self, cells: Sequence[Cell]) -> None:
+    def paint(self, cells: Sequence[Cell]) -> None:
         batches = self._batches(cells)
         todo = [one for one in batches if any(cell.id not in self.rows[PAINTED] for cell in one)]
         done = sum(len(one) for one in batches) - sum(len(one) for one in todo)
@@ -257,7 +263,7 @@ class Evaluation(Ground):
 
     # --- judging ----------------------------------------------------------------------------------------------------
 
-    def _judge(self, cells: Sequence[Cell]) -> None:
+    def judge(self, cells: Sequence[Cell]) -> None:
         todo = [cell for cell in cells if cell.id not in self.rows[JUDGED]]
         if not todo:
             return

@@ -1,0 +1,192 @@
+"""What the research note says, beside what was measured here: its next steps 1 (artifacts), 3 (layers), 4 (baseline).
+
+A sentence of the note is held against a difference of figures. Less than two standard errors tell nothing, and it says
+so: nothing is called right or wrong by less.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .arms import NOTE
+from .evidence import ArmSaid, Evidence, Figures
+from .figures import SURE
+
+CANNOT_TELL, HOLDS, DOES_NOT = "cannot tell", "holds here", "does not hold here"
+ARTIFACT_APART = 1.1  # times as many artifacts before one is called worse
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row: the note's sentence, what was found, and what that says of it."""
+
+    says: str
+    found: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Arms:
+    """The note's settings by what they vary."""
+
+    said: dict[str, ArmSaid]
+    figures: dict[str, Figures]
+
+    def where(self, about: str, **values: object) -> list[Figures]:
+        """Of a comparison of the note the settings with these values."""
+        return [
+            self.figures[id] for id, arm in self.said.items()
+            if about in arm.about and id in self.figures
+            and all(arm.settings.get(name) == value for name, value in values.items())
+        ]
+
+    def one(self, about: str, **values: object) -> Figures | None:
+        return next(iter(self.where(about, **values)), None)
+
+
+def claims_of(evidence: Evidence) -> list[Claim]:
+    """The table; rows whose settings were not painted are left out."""
+    arms = Arms(
+        {arm.id: arm for arm in evidence.arms if arm.group == NOTE}, {one.arm: one for one in evidence.figures}
+    )
+    rows: list[Claim | None] = [
+        _rises(arms), _override(arms),
+        _cleaner("Layer -6 is crisper than -2 and -8.", "layer", arms, {"layer": -6}, ({"layer": -2}, {"layer": -8})),
+        _cleaner("Layer -8 is cleaner than -2.", "layer", arms, {"layer": -8}, ({"layer": -2},)),
+        _cleaner("Text tokens alone have fewer artifacts than image tokens.", "token", arms, {"tokens": "text"},
+                 ({"tokens": "image"},)),
+        _cleaner("Normalization per dimension reduces artifacts (against none).", "normalization", arms,
+                 {"normalization": "per_dim"}, ({"normalization": "none"},)),
+        _cleaner("Masking outliers at layer -2 with zero reduces artifacts.", "outlier", arms, {"outlier_mode": "zero"},
+                 ({"outlier_mode": "none"},)),
+        _cleaner("Masking outliers at layer -2 with clamp reduces artifacts.", "outlier", arms,
+                 {"outlier_mode": "clamp"}, ({"outlier_mode": "none"},)),
+        *_layers(arms), _baseline(evidence),
+    ]
+    return [row for row in rows if row is not None]
+
+
+def _rises(arms: Arms) -> Claim | None:
+    found = sorted(
+        ((arms.said[one.arm].settings["strength"], one) for one in arms.where("alpha")), key=lambda both: both[0]
+    )
+    found = [(alpha, one) for alpha, one in found if one.transfer is not None]
+    if len(found) < 2:
+        return None
+    listed = ", ".join(f"α {alpha:g}: {shown(one.transfer, one.transfer_error)}" for alpha, one in found)
+    (_, low), (_, high) = found[0], found[-1]
+    verdict = _apart(high.transfer, high.transfer_error, low.transfer, low.transfer_error, 1)
+    return Claim("The picture acts by the blend, the more the larger α is.", f"transfer at {listed}", verdict)
+
+
+def _override(arms: Arms) -> Claim | None:
+    one = arms.one("alpha", strength=0.3)
+    if one is None or one.adherence is None or one.words_adherence is None:
+        return None
+    found = (
+        f"at α 0.3 the prompt is there to {shown(one.adherence, one.adherence_error)}, with the words alone to "
+        f"{one.words_adherence:.2f}; the reference's own thing {_signed(one.leak, one.leak_error)}"
+    )
+    verdict = _apart(one.words_adherence, 0.0, one.adherence, one.adherence_error, 1)
+    return Claim("At α 0.3 the picture overrides the prompt: things and scene are lost.", found, verdict)
+
+
+def _cleaner(
+    says: str, about: str, arms: Arms, better: dict[str, object], worse: Sequence[dict[str, object]]
+) -> Claim | None:
+    ours = _all_artifacts(arms.one(about, **better))
+    theirs = [(values, _all_artifacts(arms.one(about, **values))) for values in worse]
+    if ours is None or any(one is None for _, one in theirs):
+        return None
+    listed = ", ".join(
+        f"{' '.join(map(str, values.values()))}: {value:.2f}×" for values, value in [(better, ours), *theirs]
+    )
+    times = [value / ours for _, value in theirs if value]
+    verdict = CANNOT_TELL
+    if all(one >= ARTIFACT_APART for one in times):
+        verdict = HOLDS
+    elif any(one <= 1 / ARTIFACT_APART for one in times):
+        verdict = DOES_NOT
+    return Claim(says, f"artifacts beside the words alone, mean over kinds: {listed}", verdict)
+
+
+def _layers(arms: Arms) -> list[Claim]:
+    """Next step 3: layers with figures."""
+    found = sorted(
+        ((int(arms.said[one.arm].settings["layer"]), one) for one in arms.where("layer") if one.transfer is not None),
+        key=lambda both: -both[0],
+    )
+    if len(found) < 2:
+        return []
+    best = max(found, key=lambda both: both[1].transfer)
+    listed = "; ".join(
+        f"{layer}: transfer {shown(one.transfer, one.transfer_error)}, prompt {one.adherence or 0:.2f}, artifacts "
+        f"{_all_artifacts(one) or 1:.2f}×" for layer, one in found
+    )
+    others = [one for layer, one in found if layer != best[0]]
+    sure = all(
+        _apart(best[1].transfer, best[1].transfer_error, one.transfer, one.transfer_error, 1) == HOLDS
+        for one in others
+    )
+    return [Claim(
+        "Next step 3: which layer? (-6 is the note's choice.)", listed,
+        f"most arrives by layer {best[0]}" + ("" if sure else ", within the errors of another"),
+    )]
+
+
+def _baseline(evidence: Evidence) -> Claim | None:
+    """Next step 4: a trained method beside it; there is no IP-Adapter for these weights here."""
+    groups = {arm.id: arm.group for arm in evidence.arms}
+    best: dict[str, Figures] = {}
+    for one in evidence.figures:
+        group = groups[one.arm]
+        if one.transfer is not None and (group not in best or one.transfer > (best[group].transfer or 0.0)):
+            best[group] = one
+    names = [name for name in ("words", "picture adapter", "learned look", "research: as published") if name in best]
+    if len(names) < 2:
+        return None
+    listed = ", ".join(f"{name} {shown(best[name].transfer, best[name].transfer_error)}" for name in names)
+    return Claim(
+        "Next step 4: the gap to trained methods. (No IP-Adapter of Z-Image is part of this.)",
+        f"of what a caption brings: {listed}", "measured with what there is",
+    )
+
+
+def artifacts_by_way(evidence: Evidence, chosen: Sequence[str]) -> list[tuple[str, dict[str, float]]]:
+    """Next step 1: by setting how many times the words alone's each kind of artifact is."""
+    arms = {arm.id: arm for arm in evidence.arms}
+    return [
+        (f"{arms[one.arm].group}, {arms[one.arm].label}", dict(one.artifacts)) for one in evidence.figures
+        if one.arm in chosen and one.artifacts
+    ]
+
+
+def _all_artifacts(one: Figures | None) -> float | None:
+    """Geometric mean over kinds."""
+    if one is None or not one.artifacts:
+        return None
+    return math.exp(sum(math.log(max(value, 1e-9)) for value in one.artifacts.values()) / len(one.artifacts))
+
+
+def _apart(
+    one: float | None, error: float | None, other: float | None, other_error: float | None, wanted: int
+) -> str:
+    """Whether one lies above the other (``wanted`` 1) by two standard errors of the difference."""
+    if one is None or other is None or error is None or other_error is None:
+        return CANNOT_TELL
+    difference, unsure = wanted * (one - other), SURE * math.hypot(error, other_error)
+    return HOLDS if difference > unsure else DOES_NOT if difference < -unsure else CANNOT_TELL
+
+
+def shown(value: float | None, error: float | None = None) -> str:
+    """Two decimals, ± its error where there is one."""
+    if value is None:
+        return "–"
+    text = f"{value:.2f}".replace("-0.00", "0.00")
+    return text if error is None else f"{text} ± {error:.2f}"
+
+
+def _signed(value: float | None, error: float | None) -> str:
+    return "–" if value is None else f"{value:+.2f}" + ("" if error is None else f" ± {error:.2f}")
