@@ -62,6 +62,20 @@ INSTRUCTIONS = {
 }
 
 
+def rewrite_request(prompt: str) -> str:
+    """What to ask for a prompt rewritten with pictures in view.
+
+    Raises:
+        ValueError: without a prompt.
+    """
+    if not prompt.strip():
+        raise ValueError("prompt: expected words to rewrite with the picture in view, got none.")
+    return (
+        f"Rewrite this prompt for an image generator so that it fits the picture: {prompt.strip()}\n"
+        f"Keep what it is about, and add style, colours, light and composition as the picture has them. {PLAIN}"
+    )
+
+
 @dataclass(frozen=True)
 class Description:
     """What the model wrote.

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
-from torch import Tensor
-
-from ..adapters.examples import PICTURE_FILES
-from ..encoder.qwen3vl import Qwen3VLEncoder
-from ..encoder.writing import MAX_TOKENS, TOGETHER, Description, check_request, describe_each
+from ..adapters.captions import find_pictures, groups, tell_group, text_files, without_text, write_texts
+from ..encoder.writing import MAX_TOKENS, TOGETHER, check_request, describe_each, rewrite_request
 from ..steering.takes import find_take, take_names
 from ..zimage import checks
 from ..zimage.files import load_picture
 from ..zimage.progress import progress
+from .compare.fleet import on_ray
 from .vision import load_encoder
 
 SUMMARY = "have Qwen3-VL write a text for every picture of a folder"
@@ -32,6 +31,9 @@ def add_arguments(parser) -> None:
     )
     parser.add_argument("--take", choices=take_names(), default="everything", help="what to write about")
     parser.add_argument("--instruction", metavar="TEXT", help="what to ask Qwen3-VL, in place of --take")
+    parser.add_argument(
+        "--rewrite", metavar="PROMPT", help="rewrite this prompt with each picture in view, in place of --take"
+    )
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="most tokens of a text")
     parser.add_argument("--image-tokens", type=int, default=1024, metavar="N", help="most tokens of a picture")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X", help="0 writes the likeliest words")
@@ -39,43 +41,79 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--together", type=int, default=TOGETHER, metavar="N", help="pictures at a time; fewer take less memory"
     )
+    parser.add_argument("--ray", metavar="ADDRESS", help="describe on a Ray cluster; local, auto, or its address")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="of the cluster; 0 is one per GPU")
     checks.add_device_arguments(parser)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked about each picture, and who is. Plain values: they travel to other machines."""
+
+    model: str
+    blocks: int
+    device: str
+    dtype: str
+    instruction: str
+    max_tokens: int
+    image_tokens: int
+    temperature: float
+    seed: int
+    together: int
+
+
+class Teller:
+    """Qwen3-VL, loaded, telling groups of pictures."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        device, dtype = checks.pick_device(asked.device), checks.DTYPES[asked.dtype]
+        self.encoder = load_encoder(asked.model, device, dtype, asked.blocks)
+
+    def tell(self, files: Sequence[Path]) -> list[str | Exception]:
+        """See :func:`tell_group`."""
+        asked = self.asked
+
+        def words(pictures) -> list[str]:
+            told = describe_each(
+                self.encoder, pictures, asked.instruction, max_tokens=asked.max_tokens, budget=asked.image_tokens,
+                temperature=asked.temperature, seed=asked.seed, together=asked.together,
+            )
+            return [one.words for one in told]
+
+        return tell_group(files, words, partial(_load, budget=asked.image_tokens))
+
+    def process(self) -> int:
+        """Its process number, for people who want to watch it."""
+        return os.getpid()
 
 
 def run(arguments) -> None:
     checks.require_packages("transformers", "tqdm", "PIL")
-    pictures = find_pictures(Path(arguments.folder))
-    if arguments.output == BESIDE:
-        texts = {picture: picture.with_suffix(".txt") for picture in pictures}
-    else:
-        folder = checks.output_folder(arguments.output, "--output")
+    pictures = find_pictures(Path(arguments.folder), "--folder")
+    folder = None if arguments.output == BESIDE else checks.output_folder(arguments.output, "--output")
+    texts = text_files(pictures, folder)
+    if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        texts = {picture: folder / f"{picture.stem}.txt" for picture in pictures}
-    instruction = find_take(arguments.take).instruction if arguments.instruction is None else arguments.instruction
+    instruction = _instruction(arguments)
     check_request(instruction, arguments.max_tokens)
     checks.in_range(arguments.together, "--together", 1)
-    left = [picture for picture, text in texts.items() if not (text.is_file() and text.read_bytes().strip())]
+    checks.in_range(arguments.workers, "--workers", 0)
+    left = without_text(texts)
     if len(left) < len(pictures):
         print(f"{len(pictures) - len(left)} of {len(pictures)} pictures have a text already, which stays")
     if not left:
         return
     _, blocks = checks.vision_folder(arguments.model, "--model")
-    device = checks.pick_device(arguments.device)
-    encoder = load_encoder(arguments.model, device, checks.DTYPES[arguments.dtype], blocks)
-    options = {
-        "max_tokens": arguments.max_tokens, "budget": arguments.image_tokens, "temperature": arguments.temperature,
-        "seed": arguments.seed, "together": arguments.together,
-    }
-    failed: list[str] = []
+    asked = Asked(
+        os.path.abspath(arguments.model), blocks, arguments.device, arguments.dtype, instruction,
+        arguments.max_tokens, arguments.image_tokens, arguments.temperature, arguments.seed, arguments.together,
+    )
+    found = tell_here(asked, left) if arguments.ray is None else tell_on_ray(
+        asked, left, arguments.ray, arguments.workers
+    )
     with progress("Describing", len(left)) as move:
-        for at in range(0, len(left), arguments.together):
-            group = left[at : at + arguments.together]
-            for picture, told in zip(group, _tell(encoder, group, instruction, options), strict=True):
-                if isinstance(told, Description):
-                    _write(texts[picture], told.words)
-                else:
-                    failed.append(f"{picture.name}: {told}")
-                move()
+        failed = write_texts(texts, found, move)
     print(f"{len(left) - len(failed)} texts: {next(iter(texts.values())).parent}")
     for line in failed:
         print(line, file=sys.stderr)
@@ -83,57 +121,31 @@ def run(arguments) -> None:
         raise ValueError(f"{len(failed)} of {len(left)} pictures have no text; the others do. Mend them and run again.")
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """Pictures of a folder by name.
-
-    Raises:
-        FileNotFoundError: if there is no such folder.
-        ValueError: if it holds no picture, or two that would share a text.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--folder: expected a folder of pictures, found none at {folder}.")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_FILES)
-    if not files:
-        raise ValueError(f"--folder: expected pictures ({', '.join(PICTURE_FILES)}) in {folder}, found none.")
-    names: dict[str, Path] = {}
-    for file in files:
-        other = names.setdefault(file.stem, file)
-        if other is not file:
-            raise ValueError(
-                f"--folder: expected one text a picture, {other.name} and {file.name} would share {file.stem}.txt. "
-                "Rename one of them."
-            )
-    return files
+def tell_here(asked: Asked, left: Sequence[Path]) -> Iterator[tuple[Sequence[Path], list[str | Exception]]]:
+    """Groups of pictures and their words, in this process."""
+    teller = Teller(asked)
+    for group in groups(left, asked.together):
+        yield group, teller.tell(group)
 
 
-def _tell(
-    encoder: Qwen3VLEncoder, files: Sequence[Path], instruction: str, options: dict
-) -> list[Description | ValueError]:
-    """A description of each picture, or why there is none."""
-    pictures: dict[int, Tensor] = {}
-    told: dict[int, Description | ValueError] = {}
-    for number, file in enumerate(files):
-        try:
-            pictures[number] = load_picture(str(file), "--folder", options["budget"])
-        except ValueError as error:
-            told[number] = error
-    try:
-        found = describe_each(encoder, list(pictures.values()), instruction, **options) if pictures else []
-        told.update(zip(pictures, found, strict=True))
-    except ValueError:  # one of them: the others shall have their words
-        for number, picture in pictures.items():
-            try:
-                told[number] = describe_each(encoder, [picture], instruction, **options)[0]
-            except ValueError as error:
-                told[number] = error
-    return [told[number] for number in range(len(files))]
+def tell_on_ray(
+    asked: Asked, left: Sequence[Path], address: str, workers: int,
+    on_start: Callable[[list], None] = lambda actors: None,
+) -> Iterator[tuple[Sequence[Path], list[str | Exception]]]:
+    """The same by workers, each with a Qwen3-VL of its own; the folders must lie in the same places everywhere."""
+    whole = groups([Path(os.path.abspath(picture)) for picture in left], asked.together)
+    found = on_ray(
+        address, workers, Teller, (asked,), lambda worker, group: worker.tell.remote(group), whole, on_start,
+        ordered=True,
+    )
+    yield from zip(groups(left, asked.together), found, strict=True)
 
 
-def _write(path: Path, words: str) -> None:
-    """The file appears whole or not at all, so that a run that is stopped goes on where it was."""
-    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
-        part.write_text(words + "\n", encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def _instruction(arguments) -> str:
+    if arguments.rewrite is not None:
+        return rewrite_request(arguments.rewrite)
+    return find_take(arguments.take).instruction if arguments.instruction is None else arguments.instruction
+
+
+def _load(file: Path, budget: int):
+    return load_picture(str(file), "--folder", budget)
