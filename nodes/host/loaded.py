@@ -9,7 +9,7 @@ from ...vl_core import Description, VLStates
 from ...vl_core.encoder.home import Home
 from ...vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from ...vl_core.encoder.room import with_room
-from ...vl_core.encoder.writing import describe
+from ...vl_core.encoder.writing import describe, describe_each
 from ...vl_core.pictures import FACTOR, check_picture, fit_size
 from ...vl_core.states.families import ZIMAGE
 from .folders import encoder_folders, encoder_roots
@@ -60,6 +60,23 @@ class LoadedEncoder:
         return describe(
             encoder, images, instruction, max_tokens=max_tokens, budget=budget, on_text=lambda _: step(),
             check=check_interrupted, **options,
+        )
+
+    def write_each(self, images, instruction, max_tokens, budget, **options) -> list[Description]:
+        """Words about each picture by itself, all written at the same time; see :func:`describe_each`."""
+        encoder = self.encoder
+        own_head = 0 if encoder.model.config.tie_word_embeddings else encoder.head().nbytes
+        tokens = len(encoder.tokenize(instruction, options.get("system_prompt"))) + max_tokens
+        buffers = buffer_bytes(encoder.model.config.text_config, tokens + budget)
+        self._load(images[:1], tokens, budget, own_head + buffers * len(images))
+
+        def stop() -> bool:
+            check_interrupted()
+            return False
+
+        return describe_each(
+            encoder, images, instruction, max_tokens=max_tokens, budget=budget, together=len(images),
+            should_stop=stop, check=check_interrupted, **options,
         )
 
     def _load(self, images, tokens: int, budget: int, more_bytes: int = 0) -> None:

@@ -180,14 +180,15 @@ class _NativeReader:
             states = self.reader.read(layout, pictures, wanted, mute=mute, **options)
         return torch.stack(states).to(comfy.model_management.intermediate_device(), torch.float32)
 
-    def load(self, clip, tokens: int, more: int = 0) -> dict[str, Any]:
-        """Have the CLIP on its device, with room for so many tokens and as many ``more`` to write.
+    def load(self, clip, tokens: int, more: int = 0, answers: int = 1) -> dict[str, Any]:
+        """Have the CLIP on its device, with room for so many tokens and as many ``more`` to write in each answer.
 
         Returns:
             what the reader needs to know of it.
         """
         config = native_model(clip).transformer.model.config
-        room = activation_bytes(config.hidden_size, tokens) + (buffer_bytes(config, tokens + more) if more else 0)
+        buffers = answers * buffer_bytes(config, tokens + more) if more else 0
+        room = activation_bytes(config.hidden_size, tokens) + buffers
         comfy.model_management.load_models_gpu([clip.patcher], memory_required=room)
         forget_when_unloaded(clip.patcher, self.reader)
         self.device = torch.device(clip.patcher.load_device)

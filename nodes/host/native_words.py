@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import weakref
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +34,66 @@ _thinkers: weakref.WeakSet = weakref.WeakSet()  # models whose answers showed th
 def write_native(
     clip, pictures, instruction, system_prompt, max_tokens, budget, seed, sampling: Sampling
 ) -> Description:
+    """Words about pictures told together, with a bar on the node; see :func:`write_each_native`."""
+    options = system_prompt, max_tokens, budget, seed, sampling
+    return write_each_native(clip, [pictures], instruction, *options, progress_bar(max_tokens))[0]
+
+
+def write_each_native(
+    clip, groups: Sequence[Sequence[torch.Tensor]], instruction, system_prompt, max_tokens, budget, seed,
+    sampling: Sampling, step: Callable[[], None] = check_interrupted,
+) -> list[Description]:
     """Words by the pack's own step on the CLIP's modules, or by ``clip.generate``; Stop ends either between tokens.
 
     A Thinking model is told that its thought is over; one that only its answer gives away is asked once more.
+
+    Args:
+        groups: the pictures that each answer is about. Our step writes all answers at the same time.
+        step: called for every token that our step writes.
     """
     check_interrupted()
-    notes: list[str] = []
-    prepared, grids, images = native_pictures(pictures, budget, notes)
+    prepared = []
+    for pictures in groups:
+        notes: list[str] = []
+        prepared.append((*native_pictures(pictures, budget, notes), notes))
 
-    def write(thinking: bool) -> tuple[list[int], str, str]:
+    def write(thinking: bool) -> tuple[list[list[int]], list[str], str]:
         family = THINKING if thinking else ZIMAGE
-        layout, tokens = native_tokens(clip, instruction, system_prompt, images, grids, family)
-        written, note = _write(clip, layout, tokens, prepared, grids, max_tokens, seed, sampling)
-        return written, clip.decode(written), note
+        asked = []
+        for ready, grids, images, _ in prepared:
+            layout, tokens = native_tokens(clip, instruction, system_prompt, images, grids, family)
+            asked.append(_Asked(layout, tokens, ready, [picture.grid for picture in ready] == grids))
+        written, note = _write(clip, asked, max_tokens, seed, sampling, step)
+        return written, [clip.decode(one) for one in written], note
 
     thinking = thinks(clip)
-    written, raw, note = write(thinking)
-    if not thinking and strip_thoughts(raw) != raw.strip():
+    written, raws, note = write(thinking)
+    more = ()
+    if not thinking and any(strip_thoughts(raw) != raw.strip() for raw in raws):
         _thinkers.add(clip.cond_stage_model)
-        notes.append("this is a Thinking model: asked once more, with its thought closed")
-        written, raw, note = write(True)
-    truncated = not written or written[-1] not in native_model(clip).transformer.model.config.stop_tokens
-    words, remarks = finish(raw, len(written), truncated)
-    return Description(words, raw, len(written), truncated, (*notes, *remarks, *([note] if note else [])))
+        more = ("this is a Thinking model: asked once more, with its thought closed",)
+        written, raws, note = write(True)
+    stops, told = native_model(clip).transformer.model.config.stop_tokens, []
+    for ids, raw, (*_, changes) in zip(written, raws, prepared, strict=True):
+        truncated = not ids or ids[-1] not in stops
+        words, remarks = finish(raw, len(ids), truncated)
+        notes = *changes, *more, *remarks, *([note] if note else [])
+        told.append(Description(words, raw, len(ids), truncated, notes))
+    return told
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """One sequence to be answered, for our step and for the host's.
+
+    Attributes:
+        fits: whether the host sees the pictures in the size that we give them.
+    """
+
+    layout: TokenLayout
+    tokens: dict
+    pictures: list[Picture]
+    fits: bool
 
 
 def thinks(clip: Any) -> bool:
@@ -70,46 +109,45 @@ def thinks(clip: Any) -> bool:
 
 
 def _write(
-    clip, layout: TokenLayout, tokens: dict, prepared: list[Picture], grids, max_tokens: int, seed: int,
-    sampling: Sampling,
-) -> tuple[list[int], str]:
+    clip, asked: Sequence[_Asked], max_tokens: int, seed: int, sampling: Sampling, step: Callable[[], None]
+) -> tuple[list[list[int]], str]:
     """The tokens, and a line for people where they are not written as fast as they could be."""
     written, note = None, "the merged forward pass is turned off, or a picture is enlarged"
-    if fast_allowed() and [picture.grid for picture in prepared] == grids:
-        written, note = _write_ours(clip, layout, prepared, max_tokens, seed, sampling)
+    if fast_allowed() and all(one.fits for one in asked):
+        written, note = _write_ours(clip, asked, max_tokens, seed, sampling, step)
     if written is None:
         note = f"written by ComfyUI's own generate, which is slower: {note}"
         log.info("Qwen3-VL: %s.", note)
         # The host's own defaults would penalise repetitions and cut unlikely tokens, which transformers does not.
         options = {"min_p": 0.0, "repetition_penalty": 1.0, **sampling.options()}
-        model = native_model(clip).transformer
-        with stoppable(model.visual.blocks, model.model.layers):
-            written = room_for(clip, lambda: clip.generate(tokens, max_length=max_tokens, seed=seed, **options))
+        model, written = native_model(clip).transformer, []
+        for one in asked:
+            tell = partial(clip.generate, one.tokens, max_length=max_tokens, seed=seed, **options)
+            with stoppable(model.visual.blocks, model.model.layers):
+                written.append(room_for(clip, tell))
     return written, note
 
 
 def _write_ours(
-    clip, layout: TokenLayout, pictures: list[Picture], max_tokens: int, seed: int, sampling: Sampling
-) -> tuple[list[int] | None, str]:
+    clip, asked: Sequence[_Asked], max_tokens: int, seed: int, sampling: Sampling, step: Callable[[], None]
+) -> tuple[list[list[int]] | None, str]:
     """The tokens, None where our step cannot be relied on; and why not, or why it is slow."""
-    native, language = trusted_reader(clip, layout), native_model(clip).transformer.model
+    native, language = trusted_reader(clip, asked[0].layout), native_model(clip).transformer.model
     if native is None:
         return None, "its modules are hooked, patched or not those that the pack knows"
-    bar = progress_bar(max_tokens)
 
     def hear(_row: int, _token: int) -> bool:
-        bar()
+        step()
         return False
 
-    options = native.load(clip, len(layout), max_tokens)
+    options = native.load(clip, max(len(one.layout) for one in asked), max_tokens, len(asked))
     with comfy.model_management.cuda_device_context(native.device), held(native_model(clip), native.device):
         embeddings = bare(language.embed_tokens, torch.empty(0, dtype=native.dtype, device=native.device))
         tied = None if embeddings is not None else _Head(native_model(clip).transformer)
-        answers, note = write_answers(
-            native.reader, [(layout, pictures)], sampling, seed, max_tokens, language.config.stop_tokens, hear,
-            head=language.lm_head if language.config.lm_head else tied, **options,
+        return write_answers(
+            native.reader, [(one.layout, one.pictures) for one in asked], sampling, seed, max_tokens,
+            language.config.stop_tokens, hear, head=language.lm_head if language.config.lm_head else tied, **options,
         )
-    return answers and answers[0], note
 
 
 class _Head(torch.nn.Module):
