@@ -9,6 +9,7 @@ from .blend import ZImageVLBlend
 from .condition import ZImageVLCondition
 from .delta import ZImageVLDelta
 from .describe import ZImageVLDescribe
+from .describe_folder import ZImageVLDescribeFolder
 from .encode import ZImageVLEncode
 from .files import ZImageVLLoadSaved, ZImageVLSave
 from .grid import ZImageVLGrid
@@ -34,6 +35,7 @@ NODES: list[type[io.ComfyNode]] = [
     ZImageVLBlend,
     ZImageVLDelta,
     ZImageVLDescribe,
+    ZImageVLDescribeFolder,
     ZImageVLAdapterFit,
     ZImageVLAdapterApply,
     ZImageVLLookLearn,

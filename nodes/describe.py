@@ -5,9 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core.encoder.answers import append_words
-from ..vl_core.encoder.writing import INSTRUCTIONS, MAX_TOKENS, TOP_K
+from ..vl_core.encoder.writing import INSTRUCTIONS, MAX_TOKENS, TOP_K, rewrite_request
 from .host import encoders
 from .widgets import budget_input, encoder_input, node_schema, pictures_input, report
+
+REWRITE = "rewrite the prompt"
 
 
 class ZImageVLDescribe(io.ComfyNode):
@@ -23,10 +25,11 @@ class ZImageVLDescribe(io.ComfyNode):
                 encoder_input(),
                 pictures_input(),
                 io.Combo.Input(
-                    "take", options=list(INSTRUCTIONS), default="everything",
+                    "take", options=[*INSTRUCTIONS, REWRITE], default="everything",
                     tooltip="What the words are about. everything: subject and look. look: the look alone. The next "
                     "six are what the recipes of those names take from a picture. slots: one line each for style, "
-                    "palette, light, background and composition.",
+                    "palette, light, background and composition. rewrite the prompt: your prompt, told anew with the "
+                    "picture in view.",
                 ),
                 io.String.Input(
                     "instruction", default="", multiline=True,
@@ -43,8 +46,10 @@ class ZImageVLDescribe(io.ComfyNode):
                     "phrase.",
                 ),
                 io.Int.Input(
-                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-                    tooltip="Which of the possible answers; does nothing at temperature 0.",
+                    "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=io.ControlAfterGenerate.fixed,
+                    tooltip="Which of the possible answers; does nothing at temperature 0. It stays as it is from run "
+                    "to run, so that the same words are not written twice.",
                 ),
                 io.Float.Input(
                     "temperature", default=0.0, min=0.0, max=2.0, step=0.05,
@@ -61,10 +66,28 @@ class ZImageVLDescribe(io.ComfyNode):
                     "top_k", default=TOP_K, min=0, max=1000, optional=True, advanced=True,
                     tooltip="Draw only from this many of the likeliest tokens; 0 leaves none out.",
                 ),
+                io.Boolean.Input(
+                    "one_by_one", default=False, optional=True,
+                    tooltip="On: every picture is described by itself, and the nodes after this one run once for each "
+                    "text. Off: one text about all of them.",
+                ),
+                io.Float.Input(
+                    "min_p", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
+                    tooltip="Leave out tokens less likely than this part of the likeliest one's probability; 0 leaves "
+                    "none out.",
+                ),
+                io.Float.Input(
+                    "repetition_penalty", default=1.0, min=0.1, max=3.0, step=0.01, optional=True, advanced=True,
+                    tooltip="Above 1: words that were said, or asked with, come less often again. 1 is none.",
+                ),
+                io.String.Input(
+                    "system_prompt", default="", multiline=True, optional=True, advanced=True,
+                    tooltip="Tells Qwen3-VL how to answer, e.g. 'Answer in French.' Empty is Z-Image's own template.",
+                ),
             ],
             outputs=[
-                io.String.Output(display_name="words"),
-                io.String.Output(display_name="prompt_with_words"),
+                io.String.Output(display_name="words", is_output_list=True),
+                io.String.Output(display_name="prompt_with_words", is_output_list=True),
             ],
         )
 
@@ -72,10 +95,23 @@ class ZImageVLDescribe(io.ComfyNode):
     def execute(
         cls, encoder, take: str = "everything", instruction: str = "", prompt: str = "", max_tokens: int = MAX_TOKENS,
         seed: int = 0, temperature: float = 0.0, image_tokens: int = 1024, images: dict | None = None,
-        top_p: float = 1.0, top_k: int = TOP_K,
+        top_p: float = 1.0, top_k: int = TOP_K, one_by_one: bool = False, min_p: float = 0.0,
+        repetition_penalty: float = 1.0, system_prompt: str = "",
     ) -> io.NodeOutput:
-        found = encoders.write_words(
-            encoder, images, instruction if instruction.strip() else INSTRUCTIONS[take], max_tokens=max_tokens,
-            seed=seed, temperature=temperature, top_p=top_p, top_k=top_k, budget=image_tokens,
-        )
-        return io.NodeOutput(found.words, append_words(prompt, found.words), ui=report(found.words, found.notes))
+        rewrites = take == REWRITE and not instruction.strip()
+        request = rewrite_request(prompt) if rewrites else instruction if instruction.strip() else INSTRUCTIONS[take]
+        pictures, lines, told = encoders.single_pictures(images), [], []
+        for number, shown in enumerate(([one] for one in pictures) if one_by_one else [pictures], 1):
+            found, before = encoders.known_words(
+                encoder, {f"image{index}": one for index, one in enumerate(shown)}, request, max_tokens=max_tokens,
+                seed=seed, temperature=temperature, top_p=top_p, top_k=top_k, budget=image_tokens, min_p=min_p,
+                repetition_penalty=repetition_penalty, system_prompt=system_prompt,
+            )
+            told.append(found.words)
+            notes = [*found.notes, *(["written before: the same words"] if before else [])]
+            many = one_by_one and len(pictures) > 1
+            lines += [f"{number}. {found.words}" if many else found.words, *notes]
+        if not told:
+            encoders.known_words(encoder, {}, request, max_tokens=max_tokens)  # says that there is no picture
+        prompts = told if rewrites else [append_words(prompt, words) for words in told]
+        return io.NodeOutput(told, prompts, ui=report(lines))

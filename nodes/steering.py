@@ -21,7 +21,7 @@ from ..vl_core.steering.way import Steered, Text
 from .entries import Entry, attend_words, repack, timed, words_of
 from .host import memory
 from .host.calibration import measure_layers
-from .host.encoders import check_widths, encode_vision, pick_family, write_words
+from .host.encoders import check_widths, encode_vision, known_words, pick_family, write_words
 from .host.identity import identity_of
 from .host.text_encoder import check_text_clip, encode_text
 
@@ -64,9 +64,10 @@ class ComfyHost:
         )
 
     def write(self, pictures: Sequence[Tensor], instruction: str, *, longest: int, budget: int) -> Description:
-        return write_words(
-            self.vision, _named(pictures), instruction, max_tokens=longest, budget=budget, name="vision"
-        )
+        return known_words(
+            self.vision, _named(pictures), instruction, max_tokens=longest, budget=budget, name="vision",
+            write=write_words,
+        )[0]
 
     def instruction(self, take: Take) -> str:
         return take.instruction

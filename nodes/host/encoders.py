@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,11 +13,14 @@ import torch
 from ...vl_core import Description, VLStates
 from ...vl_core.encoder.sampling import TOP_K, Sampling
 from ...vl_core.encoder.writing import check_request
+from ...vl_core.encoder.written import WrittenStore, description_key
 from ...vl_core.pictures import DEFAULT_BUDGET, split_batch
 from ...vl_core.states.families import FAMILIES, ZIMAGE, Family, check_encoders, family_of
+from .identity import identity_of
 from .loaded import LoadedEncoder
+from .memory import fast_allowed
 from .native import check_vision_clip, encode_native, native_model
-from .native_words import write_native
+from .native_words import write_each_native, write_native
 from .text_encoder import EMBEDDING_FILE, SIBLINGS, as_host_reads, check_text_clip
 
 # --- Qwen3-VL as a Hugging Face folder ------------------------------------------------------------------------------
@@ -104,10 +109,81 @@ def write_words(
             pictures, as_host_reads(instruction), max_tokens, budget, seed=seed,
             system_prompt=as_host_reads(system_prompt), **asdict(sampling),
         )
+    check_writer(encoder, name)
+    return write_native(encoder, pictures, instruction, system_prompt, max_tokens, budget, seed, sampling)
+
+
+def write_each(
+    encoder: Any, pictures: Sequence[torch.Tensor], instruction: str, *, max_tokens: int, seed: int = 0,
+    temperature: float = 0.0, budget: int = DEFAULT_BUDGET, name: str = "encoder", **more: Any,
+) -> list[Description]:
+    """:func:`write_words` about each picture by itself, written at the same time; Stop ends them between two tokens.
+
+    Args:
+        pictures: ``(1, H, W, C)`` or ``(H, W, C)`` each.
+    """
+    sampling = Sampling(temperature, **{"top_k": TOP_K, **more})
+    check_request(instruction, max_tokens)
+    if EMBEDDING_FILE.search(instruction):
+        raise ValueError("instruction: contains an embedding: file; Qwen3-VL has none. Remove it from the words.")
+    if isinstance(encoder, LoadedEncoder):
+        return encoder.write_each(
+            pictures, as_host_reads(instruction), max_tokens, budget, seed=seed, **asdict(sampling)
+        )
+    check_writer(encoder, name)
+    groups = [[one if one.ndim == 4 else one[None]] for one in pictures]
+    return write_each_native(encoder, groups, instruction, "", max_tokens, budget, seed, sampling)
+
+
+def check_writer(encoder: Any, name: str = "encoder") -> None:
+    """Refuse what is no Qwen3-VL of a size that this pack knows.
+
+    Raises:
+        ValueError: see :func:`check_vision_clip`.
+    """
+    if isinstance(encoder, LoadedEncoder):
+        return
     clip_name = getattr(getattr(encoder, "cond_stage_model", None), "clip_name", None)
     families = [family for family in FAMILIES if family.vision_encoder == SIBLINGS.get(clip_name)]
     check_vision_clip(encoder, name, families[0] if families else ZIMAGE)
-    return write_native(encoder, pictures, instruction, system_prompt, max_tokens, budget, seed, sampling)
+
+
+WORDS_VARIABLE = "ZIMAGE_VL_WORDS"  # environment: a folder where descriptions outlive ComfyUI
+_written: dict[Path | None, WrittenStore] = {}
+
+
+def written_store() -> WrittenStore:
+    """Descriptions that were written before: in memory, and in the folder that ``ZIMAGE_VL_WORDS`` names."""
+    named = os.environ.get(WORDS_VARIABLE, "").strip()
+    folder = Path(named).expanduser() if named else None
+    return _written.setdefault(folder, WrittenStore(folder))
+
+
+def known_words(
+    encoder: Any, images: dict[str, torch.Tensor] | None, instruction: str, *, max_tokens: int, seed: int = 0,
+    system_prompt: str = "", budget: int = DEFAULT_BUDGET, name: str = "encoder",
+    write: Callable[..., Description] = write_words, **sampling: Any,
+) -> tuple[Description, bool]:
+    """:func:`write_words`, and whether they had been written before: then no model is loaded.
+
+    What one encoder wrote is never taken for another's: the key has its weights' fingerprint.
+    """
+    options: dict[str, Any] = {"max_tokens": max_tokens, "seed": seed, "system_prompt": system_prompt, "budget": budget}
+    pictures = single_pictures(images)
+    known_kind = isinstance(encoder, LoadedEncoder) or native_model(encoder) is not None
+    if not (pictures and known_kind and fast_allowed()):
+        return write(encoder, images, instruction, **options, name=name, **sampling), False
+    key = description_key(
+        identity_of(encoder), instruction, pictures, max_tokens=max_tokens, budget=budget, seed=seed,
+        system_prompt=system_prompt, sampling=Sampling(**{"top_k": TOP_K, **sampling}),
+    )
+    store = written_store()
+    found = store.get(key)
+    if found is not None:
+        return found, True
+    found = write(encoder, images, instruction, **options, name=name, **sampling)
+    store.put(key, found)
+    return found, False
 
 
 def width_note(states: torch.Tensor, group: str = ZIMAGE.group) -> str:

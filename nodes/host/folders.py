@@ -89,6 +89,19 @@ def input_folder(name: str) -> Path:
     return path
 
 
+def output_folder(name: str) -> Path:
+    """A folder below ComfyUI's output folder.
+
+    Raises:
+        ValueError: if the name leads out of it.
+    """
+    root = os.path.abspath(folder_paths.get_output_directory())
+    path = Path(os.path.abspath(os.path.join(root, name)))
+    if not path.is_relative_to(root):
+        raise ValueError(f"texts: expected a folder below {root}, got {name!r}. Use a relative one without .. in it.")
+    return path
+
+
 def read_prompts(name: str, least: int = 1) -> tuple[str, ...]:
     """The built-in prompts for an empty name, else the lines of a text file in ComfyUI's input folder.
 

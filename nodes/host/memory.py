@@ -147,6 +147,14 @@ def _running_node() -> str:
     return context.node_id if context else ""
 
 
+def say(text: str, node: str | None) -> None:
+    """Show a line on the running node while it runs; nothing where no ComfyUI is there to show it."""
+    server = sys.modules.get("server")
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    if node is not None and hasattr(instance, "send_progress_text"):
+        instance.send_progress_text(text, node)
+
+
 def states_to_host(states: torch.Tensor) -> torch.Tensor:
     """States ``(L, D)`` as a CONDITIONING tensor ``(1, L, D)``: float32 on the intermediate device."""
     return states.to(comfy.model_management.intermediate_device(), torch.float32, copy=True).unsqueeze(0)

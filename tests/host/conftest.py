@@ -81,6 +81,13 @@ def part(pack):
     return lambda path: importlib.import_module(f"{pack.__name__}.{path}")
 
 
+@pytest.fixture(autouse=True)
+def nothing_written_before(request):
+    """No test finds the descriptions of another."""
+    if "part" in request.fixturenames:
+        request.getfixturevalue("part")("nodes.host.encoders")._written.clear()
+
+
 @pytest.fixture(scope="session")
 def core(base_folder):
     """ComfyUI's own ``nodes`` module."""

@@ -14,7 +14,8 @@ PACK = Path(__file__).resolve().parents[2]
 # Ids are forever: workflows name them. This list only grows.
 IDS = {
     "ZImageVLAdapterApply", "ZImageVLAdapterFit", "ZImageVLBlend", "ZImageVLCondition", "ZImageVLDelta",
-    "ZImageVLDescribe", "ZImageVLEncode", "ZImageVLGrid", "ZImageVLInspect", "ZImageVLLayerReport", "ZImageVLLoadSaved",
+    "ZImageVLDescribe", "ZImageVLDescribeFolder", "ZImageVLEncode", "ZImageVLGrid",
+    "ZImageVLInspect", "ZImageVLLayerReport", "ZImageVLLoadSaved",
     "ZImageVLLoader", "ZImageVLLookApply", "ZImageVLLookLearn",
     "ZImageVLMaskOutliers", "ZImageVLMatchSpace", "ZImageVLNormalize", "ZImageVLReference",
     "ZImageVLSave", "ZImageVLSelectTokens", "ZImageVLSweep",

@@ -14,6 +14,7 @@ PACK = Path(__file__).resolve().parents[2]
 NODE_IDS = [
     f"ZImageVL{name}" for name in (
         "Condition", "Loader", "Encode", "SelectTokens", "MaskOutliers", "Normalize", "Blend", "Delta", "Describe",
+        "DescribeFolder",
         "AdapterFit", "AdapterApply", "LookLearn", "LookApply",
         "Reference", "MatchSpace", "Inspect", "LayerReport", "Sweep", "Grid", "Save",
         "LoadSaved",

@@ -164,6 +164,7 @@ def describe_each(
     budget: int = DEFAULT_BUDGET,
     together: int = TOGETHER,
     should_stop: Callable[[], bool] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Description]:
     """:func:`describe` of each picture by itself, several written at a time: the same words up to rounding.
 
@@ -171,7 +172,7 @@ def describe_each(
 
     Args:
         together: most pictures at a time.
-        instruction … should_stop: as :func:`describe` takes them; each picture draws from ``seed`` anew.
+        instruction … check: as :func:`describe` takes them; each picture draws from ``seed`` anew.
 
     Raises:
         TypeError, ValueError: as :func:`describe` does; for a picture whose answer has no words too.
@@ -184,7 +185,7 @@ def describe_each(
     for at in range(0, len(pictures), together):
         group = pictures[at : at + together]
         asked = [ask(encoder, [one], instruction, system_prompt, budget, max_tokens, number) for number, one in group]
-        told += _answer(encoder, asked, sampling, seed, max_tokens, None, should_stop)
+        told += _answer(encoder, asked, sampling, seed, max_tokens, None, should_stop, check)
     return told
 
 
