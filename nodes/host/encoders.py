@@ -16,9 +16,9 @@ from ...vl_core.encoder.writing import check_request
 from ...vl_core.encoder.written import WrittenStore, description_key
 from ...vl_core.pictures import DEFAULT_BUDGET, split_batch
 from ...vl_core.states.families import FAMILIES, ZIMAGE, Family, check_encoders, family_of
+from . import memory
 from .identity import identity_of
 from .loaded import LoadedEncoder
-from .memory import fast_allowed
 from .native import check_vision_clip, encode_native, native_model
 from .native_words import write_each_native, write_native
 from .text_encoder import EMBEDDING_FILE, SIBLINGS, as_host_reads, check_text_clip
@@ -171,7 +171,7 @@ def known_words(
     options: dict[str, Any] = {"max_tokens": max_tokens, "seed": seed, "system_prompt": system_prompt, "budget": budget}
     pictures = single_pictures(images)
     known_kind = isinstance(encoder, LoadedEncoder) or native_model(encoder) is not None
-    if not (pictures and known_kind and fast_allowed()):
+    if not (pictures and known_kind and memory.fast_allowed()):
         return write(encoder, images, instruction, **options, name=name, **sampling), False
     key = description_key(
         identity_of(encoder), instruction, pictures, max_tokens=max_tokens, budget=budget, seed=seed,

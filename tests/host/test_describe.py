@@ -241,7 +241,7 @@ def test_thoughts_reach_no_prompt(named, run, picture, monkeypatch, part):
     clip, answers = named("renamed.safetensors"), iter(["<think>hm", "<think>\n\n</think>\n\nblue dusk, so"])
     monkeypatch.setattr(clip, "decode", lambda tokens: next(answers))
     try:
-        words, prompt = run("Describe", clip, images={"image0": picture}, prompt="a cat", max_tokens=4)[:2]
+        (words,), (prompt,) = run("Describe", clip, images={"image0": picture}, prompt="a cat", max_tokens=4)[:2]
     finally:
         part("nodes.host.native_words")._thinkers.discard(clip.cond_stage_model)
     assert (words, prompt) == ("blue dusk", "a cat, blue dusk")
@@ -274,7 +274,7 @@ def test_memory_that_runs_out_while_words_are_written_says_what_to_change(way, w
 
 
 def test_the_node_gives_the_words_and_shows_them(writer, run, told, picture):
-    words, prompt = run("Describe", writer, images={"image0": picture}, prompt="a cat. ", max_tokens=12)[:2]
+    (words,), (prompt,) = run("Describe", writer, images={"image0": picture}, prompt="a cat. ", max_tokens=12)[:2]
     assert words and prompt.startswith("a cat, ")
     assert " ".join(words.split()).strip(" ,.;:") in prompt
     assert words in told(run("Describe", writer, images={"image0": picture}, max_tokens=12))
@@ -284,19 +284,108 @@ def test_the_choice_is_the_request_and_own_words_overrule_it(writer, run, part, 
     instructions = part("vl_core.encoder.writing").INSTRUCTIONS
     given = {"images": {"image0": picture}, "max_tokens": 12}
     for take in ("style hint", "slots"):
-        assert run("Describe", writer, take, **given)[0] == write(writer, [picture], instructions[take], 12).words
-    own = run("Describe", writer, "slots", instruction=REQUEST, **given)[0]
+        assert run("Describe", writer, take, **given)[0] == [write(writer, [picture], instructions[take], 12).words]
+    (own,) = run("Describe", writer, "slots", instruction=REQUEST, **given)[0]
     assert own == write(writer, [picture], REQUEST, 12).words
 
 
 def test_without_a_prompt_the_second_output_is_the_words_alone(writer, run, picture):
-    words, alone = run("Describe", writer, images={"image0": picture}, max_tokens=12)[:2]
+    (words,), (alone,) = run("Describe", writer, images={"image0": picture}, max_tokens=12)[:2]
     assert alone == " ".join(words.split()).strip(" \t\r\n,.;:")
 
 
 def test_an_answer_that_did_not_fit_says_so(writer, run, told, picture):
     output = run("Describe", writer, images={"image0": picture}, max_tokens=6)
     assert "ended at its limit after 6 tokens" in told(output)
+
+
+def test_one_by_one_hands_out_a_text_for_every_picture(writer, run, told, write):
+    pictures = [noise(1), noise(2)]
+    shown = {"image0": torch.cat(pictures)}
+    output = run("Describe", writer, images=shown, prompt="a cat", max_tokens=12, one_by_one=True)
+    alone = [
+        run("Describe", writer, images={"image0": one}, prompt="a cat", max_tokens=12)[:2] for one in pictures
+    ]
+    assert output[0] == [words for (words,), _ in alone] and output[1] == [prompt for _, (prompt,) in alone]
+    assert output[0][0] != output[0][1] and f"2. {output[0][1]}" in told(output)
+    together = run("Describe", writer, images=shown, prompt="a cat", max_tokens=12)[0]
+    assert len(together) == 1 and together != output[0][:1]
+
+
+def test_a_prompt_is_rewritten_with_the_picture_in_view(writer, run, write, part, picture):
+    given = {"images": {"image0": picture}, "max_tokens": 12}
+    request = part("vl_core.encoder.writing").rewrite_request("a cat in a hat")
+    assert "a cat in a hat" in request
+    words, prompts = run("Describe", writer, "rewrite the prompt", prompt="a cat in a hat", **given)[:2]
+    assert words == prompts == [write(writer, [picture], request, 12).words]
+    with pytest.raises(ValueError, match="prompt: expected words to rewrite"):
+        run("Describe", writer, "rewrite the prompt", **given)
+
+
+def test_settings_of_the_choice_reach_the_model(writer, run, write, picture, part):
+    given = {"max_tokens": 12, "min_p": 0.02, "repetition_penalty": 1.3, "temperature": 1.0, "seed": 3, "top_k": 0}
+    instruction = part("vl_core.encoder.writing").INSTRUCTIONS["look"]
+    expected = write(writer, [picture], instruction, system_prompt="Answer in French.", **given).words
+    found = run("Describe", writer, "look", images={"image0": picture}, system_prompt="Answer in French.", **given)[0]
+    assert found == [expected]
+
+
+# --- written once ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Every model that ComfyUI is asked to load."""
+    import comfy.model_management as management
+
+    asked, load = [], management.load_models_gpu
+    monkeypatch.setattr(management, "load_models_gpu", lambda models, *a, **o: asked.extend(models) or load(
+        models, *a, **o
+    ))
+    return asked
+
+
+def test_the_same_words_are_not_written_twice_and_nothing_is_loaded_for_them(writer, run, told, picture, loads):
+    def tell(**inputs):
+        return run("Describe", writer, images={"image0": picture}, max_tokens=12, **inputs)
+
+    first = tell()
+    assert loads and "written before" not in told(first)
+    loads.clear()
+    again = tell(prompt="another prompt")
+    assert again[0] == first[0] and not loads and "written before: the same words" in told(again)
+    tell(take="look")
+    assert loads
+
+
+def test_a_prompt_on_kept_words_loads_no_qwen3_vl(writer, run, text_clip, picture, loads):
+    def steer(prompt):
+        return run("Condition", text_clip, writer, prompt, 1.0, "words", images={"image0": picture.flip(1)})
+
+    first = steer("a cat")
+    assert writer.patcher in loads
+    loads.clear()
+    again = steer("a dog on a hill")
+    assert writer.patcher not in loads and text_clip.patcher in loads
+    assert not torch.equal(first[0][0][0], again[0][0][0])
+
+
+def test_words_outlive_comfyui_where_a_folder_is_named(writer, run, part, picture, loads, monkeypatch, tmp_path):
+    monkeypatch.setenv("ZIMAGE_VL_WORDS", str(tmp_path / "words"))
+    given = {"images": {"image0": picture}, "max_tokens": 12}
+    first = run("Describe", writer, **given)[0]
+    assert len(list((tmp_path / "words").glob("*.json"))) == 1
+    part("nodes.host.encoders")._written.clear()  # as after a restart
+    loads.clear()
+    assert run("Describe", writer, **given)[0] == first and not loads
+
+
+def test_what_one_encoder_wrote_is_not_another_s(writers, run, part, picture, loads):
+    given = {"images": {"image0": picture}, "max_tokens": 12}
+    for name, encoder in writers.items():
+        loads.clear()
+        run("Describe", encoder, **given)
+        assert loads, name
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
