@@ -89,8 +89,10 @@ def klein_clip(seed: int = 2, **text) -> comfy.sd.CLIP:
     return build_clip(flux.klein_te(), flux.KleinTokenizer, "qwen3_4b", seed, **{"num_hidden_layers": DEEP, **text})
 
 
-def _build_diffusion_model(config, seed: int) -> comfy.model_patcher.ModelPatcher:
-    config.set_inference_dtype(torch.float32, None)
+def _build_diffusion_model(
+    config, seed: int, dtype: torch.dtype = torch.float32, cast: torch.dtype | None = None
+) -> comfy.model_patcher.ModelPatcher:
+    config.set_inference_dtype(dtype, cast)
     model = config.get_model({}, "")
     randomize(model.diffusion_model, seed)
     return comfy.model_patcher.CoreModelPatcher(
@@ -99,15 +101,17 @@ def _build_diffusion_model(config, seed: int) -> comfy.model_patcher.ModelPatche
     )
 
 
-def zimage_model(seed: int = 3) -> comfy.model_patcher.ModelPatcher:
-    """Z-Image, as Load Diffusion Model returns it."""
+def zimage_model(
+    seed: int = 3, dtype: torch.dtype = torch.float32, cast: torch.dtype | None = None
+) -> comfy.model_patcher.ModelPatcher:
+    """Z-Image, as Load Diffusion Model returns it; ``cast``: the type that its weights are brought to for use."""
     config = comfy.supported_models.ZImage({
         "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": WIDTH, "n_layers": 2,
         "qk_norm": True, "n_heads": 4, "n_kv_heads": 4, "axes_dims": [16, 24, 24], "axes_lens": [1536, 512, 512],
         "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0,
         "pad_tokens_multiple": 32,
     })
-    return _build_diffusion_model(config, seed)
+    return _build_diffusion_model(config, seed, dtype, cast)
 
 
 def flux2_model(seed: int = 3) -> comfy.model_patcher.ModelPatcher:
