@@ -114,10 +114,44 @@ def test_replacing_is_done_when_asked_for(learn, models, looks_folder):
     assert [path.name for path in looks_folder.iterdir()] == ["dusk.safetensors"]
 
 
-def test_qwen3_vl_writes_what_nobody_wrote(learn, models, native, part):
-    look = learn(models["Z-Image"], words="", shows="", vision=native)[0]
-    expected = part("nodes.host.encoders")
-    assert look.origin.look.strip() and expected
+def test_qwen3_vl_writes_what_nobody_wrote_once_for_each_picture_and_once_for_their_look(
+    learn, models, native, part, monkeypatch
+):
+    encoders, asked = part("nodes.host.encoders"), []
+
+    def write(encoder, images, instruction, **options):
+        asked.append((len(images), instruction))
+        return part("vl_core").Description(f"words {len(asked)}", "", 1, False)
+
+    monkeypatch.setattr(encoders, "write_words", write)
+    instructions = part("vl_core.encoder.writing").INSTRUCTIONS
+    pictures = {"image0": torch.rand(2, 64, 64, 3)}
+    look = learn(models["Z-Image"], words="", shows="", vision=native, images=pictures)[0]
+    assert asked == [(1, instructions["shows"]), (1, instructions["shows"]), (2, instructions["look"])]
+    assert look.origin.shows == ("words 1", "words 2") and look.origin.look == "words 3"
+    learn(models["Z-Image"], words="", shows="", vision=native, images=pictures, seed=1)
+    assert len(asked) == 3
+
+
+def test_previews_are_painted_and_change_nothing_of_what_is_learned(learn, chosen, part, looks_folder, monkeypatch):
+    plain = learn(chosen, steps=4, name="dusk")[0]
+    (looks_folder / "dusk.safetensors").unlink()
+    seen = []
+
+    class Bar:
+        def __init__(self, total):
+            assert total == 4
+
+        def update_absolute(self, value, total, preview=None):
+            seen.append((value, preview))
+
+    monkeypatch.setattr(part("nodes.host.memory").comfy.utils, "ProgressBar", Bar)
+    output = learn(chosen, steps=4, preview=True, name="dusk")
+    shown = [preview[1] for _, preview in seen if preview is not None]
+    assert [value for value, _ in seen] == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert len(shown) == 4 and {one.size for one in shown} == {(80, 48)}
+    assert torch.equal(output[0].tokens, plain.tokens) and torch.equal(output[0].tail, plain.tail)
+    assert len(output.ui["images"]) == 1
 
 
 # --- stopped, and out of memory ---------------------------------------------------------------------------------------

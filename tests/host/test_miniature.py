@@ -293,3 +293,34 @@ def test_an_adapter_fitted_here_brings_the_look_if_the_text_encoder_can_read_the
     for path in part("nodes.host.folders").saved_adapters().values():
         path.unlink()  # other tests list what is there
     assert found["prompts.txt"] >= 8 and found[""] <= 4  # of 9
+
+
+def test_a_learned_look_carries_the_background_of_its_picture_and_not_of_another(
+    world, mini, clips, run, pairs, paint, tmp_path, monkeypatch
+):
+    import folder_paths
+
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    with torch.inference_mode():
+        model, decoder = mini.zimage_model(), mini.vae()
+    scenes = world.module.sample_scenes(len(pairs), torch.Generator().manual_seed(1), two_shapes=0.0).records()
+    things = [
+        f"a {world.module.COLORS[color]} {world.module.SHAPES[shape]}" for ((shape, color, _), *_), *_ in scenes
+    ]
+    looks = [
+        # No word of the background: what comes of it was learned.
+        run(
+            "LookLearn", model, clips.text, decoder, images={"image0": image}, words="neutral colors", shows=thing,
+            steps=25, preview=False,
+        )[0]
+        for (_, image, _), thing in zip(pairs[:2], things[:2], strict=True)
+    ]
+    prompts = ("a red star", "a green circle", "a white heart")
+    own = other = 0
+    for number, look in enumerate(looks):
+        for prompt in prompts:
+            found = world.read(paint(run("LookApply", clip=clips.text, prompt=prompt, look=look)[0]))
+            background = int(found["background"].argmax())
+            own += background == pairs[number][0][0]
+            other += background == pairs[1 - number][0][0]
+    assert own >= 5 and other == 0  # of 6
