@@ -311,7 +311,7 @@ def test_a_learned_look_carries_the_background_of_its_picture_and_not_of_another
         # No word of the background: what comes of it was learned.
         run(
             "LookLearn", model, clips.text, decoder, images={"image0": image}, words="neutral colors", shows=thing,
-            steps=25, preview=False,
+            quality="quick", preview=False,
         )[0]
         for (_, image, _), thing in zip(pairs[:2], things[:2], strict=True)
     ]
