@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from vl_core.headless.compare.presets import AS_PUBLISHED
 from vl_core.headless.compare.presets import PRESETS as COMPARISONS
+from vl_core.headless.compare.study import choose_axes
 from vl_core.stages import published as ours
 from vl_core.stages.published import PRESETS, PublishedSettings
 from vl_core.states.layout import TokenLayout, TokenRole
@@ -679,10 +682,38 @@ def test_every_preset_runs(reading):
             assert mixed.isfinite().all(), name
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_compare_paints_what_the_note_painted(name):
+    axes, base, _ = choose_axes(name, {})
+    cells = set()
+    for values in product(*(axis.values for axis in axes)):
+        chosen = {**base, **{axis.name: value for axis, value in zip(axes, values, strict=True)}}
+        denoise, think = chosen.pop("denoise"), chosen.pop("think")
+        cell = Settings.from_dict(chosen)
+        assert cell.way == AS_PUBLISHED
+        cells.add((cell.of_note(), cell.layer, denoise, think))
+    runs = {(run.settings, run.layer, run.denoise, run.think) for run in PRESETS[name].runs() if run.settings.alpha}
+    assert runs and runs <= cells
+    assert PRESETS[name].only or runs == cells
+
+
+def test_settings_are_written_as_they_are_read():
+    chosen = PublishedSettings(
+        tokens="full", normalization="hybrid", per_dim_weight=0.25, unit_delta=False, gram_steps=7
+    )
+    written = ours.write_settings(chosen)
+    assert written == "tokens full + normalization hybrid + per_dim_weight 0.25 + unit_delta False + gram_steps 7"
+    assert PublishedSettings(**ours.read_settings(written)) == chosen
+    assert ours.read_settings("clip=0+ unit_delta off") == {"clip": 0.0, "unit_delta": False}
+    for wrong in ("tokens", "colour red", "clip 3 tokens full"):
+        with pytest.raises(ValueError, match="published: "):
+            Settings(AS_PUBLISHED, published=wrong)
+
+
 @pytest.mark.parametrize("mode", ["none", "zero", "clamp", "scale"])
-def test_compare_s_outlier_preset_is_the_published_arithmetic(reading, mode):
+def test_masking_by_this_packs_stages_is_the_published_arithmetic(reading, mode):
     y, text_layout, x, _, layout, mean, std = reading
-    base = COMPARISONS["outlier"].base
+    base = COMPARISONS["masking"].base
     open_blend = Settings.from_dict({"way": OPEN_BLEND, **base, "outlier_mode": mode, "layer": -8})
     seen = VLStates(tensor(x)[None], (29,), 36, layout)
     reference = reference_of(mean, std)

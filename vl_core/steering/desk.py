@@ -9,10 +9,11 @@ from torch import Tensor
 
 from ..encoder.answers import append_words
 from ..encoder.writing import Description
+from ..stages.published import neutral_picture
 from ..states.statistics import ReferenceStatistics
 from ..states.vl_states import VLStates
 from .host import Host
-from .references import Reference, check_joined, read_alone, read_as_one, whole_pictures
+from .references import Reference, check_joined, cropped, read_alone, read_as_one, whole_pictures
 from .settings import BY_TAKE, Settings
 from .way import Given, Needs, Readings, Steered, Text, Way, candidates
 
@@ -81,6 +82,7 @@ class Desk:
         self.given = replace(given, family=host.family)
         self._layers: dict[_Ask, tuple[set[int], bool]] = {}
         self._seen: dict[_Ask, tuple[VLStates, VLStates | None, list[str]]] = {}
+        self._neutral: dict[tuple[_Ask, tuple[int, ...]], VLStates] = {}
         self._alone: dict[tuple, tuple[tuple[VLStates, ...], list[str]]] = {}
         self._texts: dict[tuple[str, str], tuple[Text, ...]] = {}
         self._words: dict[tuple, tuple[str, list[str]]] = {}
@@ -167,6 +169,8 @@ class Desk:
             self.host.check()
             seen, muted, _ = self._reading(settings, needs)
             found = replace(found, seen=seen, muted=muted if needs.muted or settings.combine else None)
+        if needs.neutral:
+            found = replace(found, neutral=self._grey(settings, needs))
         if needs.alone:
             found = replace(found, alone=self._each(settings, needs)[0])
         if needs.words:
@@ -250,6 +254,24 @@ class Desk:
                 lines.append(f"read once{twice}, layers {', '.join(map(str, sorted(layers)))}")
             self._seen[ask] = seen, silent, lines
         return self._seen[ask]
+
+    def _grey(self, settings: Settings, needs: Needs) -> VLStates:
+        """The reading with a grey picture, as wide as it was shown, in the place of each."""
+        ask = self._ask(settings)
+        if (ask, needs.layers) not in self._neutral:
+            shown, _ = cropped(self.references, settings)
+            grey = [
+                Reference(neutral_picture(picture.shape[-2]).float() / 255, None, one.weight)
+                for picture, one in zip(shown, self.references, strict=True)
+            ]
+
+            def read(pictures: Sequence[Tensor], muted: bool = False) -> tuple[VLStates, list[str]]:
+                return self.host.read(
+                    pictures, ask.prompt, needs.layers, muted=muted, system_prompt=ask.attend, budget=ask.budget
+                )
+
+            self._neutral[ask, needs.layers] = read_as_one(grey, settings, read, False)[0]
+        return self._neutral[ask, needs.layers]
 
     def _each(self, settings: Settings, needs: Needs) -> tuple[tuple[VLStates, ...], list[str]]:
         beside = self.prompt if needs.beside is None else needs.beside

@@ -15,7 +15,7 @@ from ..stages.blend import BlendMethod, BlendSpace
 from ..stages.combine import COMBINATIONS, Combination
 from ..stages.normalize import NormalizeMode
 from ..stages.outliers import Direction, MaskMode
-from ..stages.published.settings import METHODS
+from ..stages.published.settings import METHODS, PublishedSettings, read_settings
 from ..stages.select import SELECTIONS, TokenSelection
 from ..states.fields import Field, Value, choice, number, switch, text, whole
 from ..states.sinks import Sinks
@@ -32,8 +32,6 @@ BY_TAKE: ByTake = "by the take"
 WORDS_ONLY = "words only"
 DEFAULT_LAYER = -2  # what Z-Image was trained on; a way may choose another
 WHOLE_SENTENCES = ("all", "text")  # selections that keep every token of the text
-# A style delta needs a second reading, of a grey picture: it is reached from Python (stages/published).
-NOTE_METHODS = tuple(method for method in METHODS if method != "style_delta")
 BLENDS: tuple[str, ...] = get_args(BlendMethod)
 Curve = Literal["flat", "linear", "ease_in", "ease_out"]
 ChangedTokens = Literal["text", "prompt"]
@@ -128,7 +126,7 @@ class Settings:
     append_position: AppendPosition = choice(
         "end", get_args(AppendPosition), "Where appended tokens go.", acts=_by_method("append"), also=("position",)
     )
-    published_method: str = choice("interpolate", NOTE_METHODS, "Which of the research note's methods.")
+    published_method: str = choice("interpolate", METHODS, "Which of the research note's methods.")
     remove_prompt_direction: bool = switch(False, "Take out of the delta what points along the prompt.")
     rank: int = whole(0, 0, 256, "Keep that many directions of the delta; 0 keeps all.")
     sinks: Sinks = choice("exclude", get_args(Sinks), "Whether attention sinks are left out.")
@@ -137,12 +135,20 @@ class Settings:
     )
     start_percent: float = number(0.0, 0, 1, "The share of the steps at which the picture starts to act.")
     end_percent: float = number(1.0, 0, 1, "The share of the steps at which it stops.")
+    published: str = text(
+        "", "More of the research note's settings by its own names, such as tokens full + normalization hybrid."
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "way", find_way(self.way).name)
         for name, field in FIELDS.items():
             object.__setattr__(self, name, field.check(name, getattr(self, name)))
         check_strength(self.row, self.strength)
+        if self.published:
+            try:
+                self.of_note()
+            except ValueError as error:
+                raise ValueError(f"published: {error}") from error
         if not self.start_percent < self.end_percent:
             raise ValueError(
                 f"start_percent: expected less than end_percent ({self.end_percent:g}), got {self.start_percent:g}."
@@ -152,6 +158,11 @@ class Settings:
                 f"tokens: expected {' or '.join(WHOLE_SENTENCES)} with aligned, which pairs the words, got "
                 f"{self.tokens}. Choose method resample or append."
             )
+
+    def of_note(self) -> PublishedSettings:
+        """What the way *research: as published* does: its method and strength, and what is written besides."""
+        alpha = min(max(self.strength, 0.0), 1.0)
+        return PublishedSettings(**{"method": self.published_method, "alpha": alpha, **read_settings(self.published)})
 
     @property
     def row(self) -> Way:

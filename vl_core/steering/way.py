@@ -72,6 +72,7 @@ class Needs:
         alone: hidden states of each picture read by itself, beside ``beside`` (None for the prompt itself).
         words: whether Qwen3-VL's words are needed.
         statistics: whether the text encoder's statistics are needed.
+        neutral: the same reading with grey pictures in the places of the others as well.
     """
 
     layers: tuple[int, ...] = ()
@@ -80,6 +81,7 @@ class Needs:
     beside: str | None = None
     words: bool = False
     statistics: bool = False
+    neutral: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +94,7 @@ class Readings:
         words: what Qwen3-VL wrote, or somebody in its place; ``described``: the prompt with these words after it, the
             entry that belongs to the text.
         statistics: of the text encoder, one for each layer the family reads.
+        neutral: the reading of grey pictures.
     """
 
     seen: VLStates | None = None
@@ -101,6 +104,7 @@ class Readings:
     words: str = ""
     described: Text | None = None
     statistics: tuple[ReferenceStatistics | None, ...] = (None,)
+    neutral: VLStates | None = None
 
 
 @dataclass(frozen=True, eq=False)

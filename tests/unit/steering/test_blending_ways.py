@@ -8,10 +8,12 @@ import torch
 
 from vl_core.stages.delta import image_delta
 from vl_core.states.layout import TokenLayout, TokenRole, insert_pictures, text_layout
-from vl_core.states.statistics import ReferenceStatistics
+from vl_core.states.statistics import PUBLISHED_TARGET_STD, ReferenceStatistics
 from vl_core.states.vl_states import VLStates
 from vl_core.steering.condition import condition
+from vl_core.steering.references import Reference
 from vl_core.steering.settings import FIELDS, Settings
+from vl_core.steering.steer import steer
 from vl_core.steering.way import Given, check_strength, find_way, ways
 from vl_core.steering.ways.blends import needs_statistics
 
@@ -113,6 +115,30 @@ def test_blend_as_published_resamples_to_another_length_with_half_pixel_centres(
     high, weight = np.minimum(low + 1, source - 1), (at - low)[:, None]
     expected = 0.5 * text.double().numpy() + 0.5 * ((1 - weight) * x[low] + weight * x[high])
     np.testing.assert_allclose(mixed.numpy(), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("written", ["", "tokens full + unit_delta off", "tokens image_only + delta_to_text off"])
+def test_the_style_delta_is_what_a_picture_has_over_a_grey_one(host, picture, written):
+    """y + α·δ: δ the difference of two readings at std 61, of std 1 if asked for, stretched, at the text's std."""
+    settings = Settings("research: as published", strength=0.6, published_method="style_delta", published=written)
+    outcome = steer(host, "a cat in a hat", [Reference(picture)], settings)
+    grey = torch.full((picture.shape[-2],) * 2 + (3,), 128 / 255)
+    assert [one.layers for one in host.called("read")] == [[-6], [-6]]
+    y = host.words("a cat in a hat")[0].states.double().numpy()
+    sides = []
+    for shown in (picture, grey):
+        states, layout = host.read([shown], "a cat in a hat", [-6], budget=1024)[0].at(-6)
+        kept = {"": (0, 1), "tokens full": (0, 1, 2, 3), "tokens image_only": (2, 3)}[written.split(" + ")[0]]
+        x = states.double().numpy()[np.isin(layout.roles.numpy(), kept)]
+        sides.append(x * PUBLISHED_TARGET_STD / x.std(ddof=1))
+    delta = sides[0] - sides[1]
+    delta = delta if "unit_delta off" in written else delta / delta.std(ddof=1)
+    at = np.clip((np.arange(len(y)) + 0.5) * len(delta) / len(y) - 0.5, 0, len(delta) - 1)
+    low = np.floor(at).astype(int)
+    high, weight = np.minimum(low + 1, len(delta) - 1), (at - low)[:, None]
+    delta = (1 - weight) * delta[low] + weight * delta[high]
+    delta = delta if "delta_to_text off" in written else delta / delta.std(ddof=1) * y.std(ddof=1)
+    np.testing.assert_allclose(outcome.entries[0].states.double().numpy(), y + 0.6 * delta, rtol=1e-5, atol=1e-4)
 
 
 def test_blend_as_published_counts_sinks_like_any_token(text, seen):

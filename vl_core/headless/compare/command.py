@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ...adapters.picture_adapter import PictureAdapter
 from ...states.vl_states import resolve_layer
+from ...steering.axes import Axis, parse_axis
 from ...steering.desk import needed_layers
 from ...steering.takes import take_names
 from ...steering.way import Given, way_names
@@ -134,19 +135,32 @@ def study_of(arguments):
     if not prompts:
         raise ValueError("--prompt: expected at least one, or a file with --prompts, got none.")
     models = models_of(arguments)
-    pictures = [arguments.image] if arguments.together else [[path] for path in arguments.image]
     if JUDGE in arguments.score and arguments.model != DEMO:
         raise ValueError("--score judge: reads pictures of the demo's world only. Give a CLIP or DINO instead.")
-    study, shown = make_study(models, pictures, prompts, axes, base, title, arguments.null)
     zimage = ZImageFolder.check(models.zimage, "--model")
-    zimage.check_size(models.width, models.height)
     blocks = vision_blocks(models.vision, zimage.width)
+    axes = [within_model(axis, arguments.sweep, blocks) for axis in axes]
+    pictures = [arguments.image] if arguments.together else [[path] for path in arguments.image]
+    study, shown = make_study(models, pictures, prompts, axes, base, title, arguments.null)
+    zimage.check_size(models.width, models.height)
     for layer in layers_of(study):
         resolve_layer(layer, blocks)
     tokenizer = load_tokenizer(zimage.tokenizer)
     for prompt in prompts.values():
         zimage.check_caption(len(prompt_layout(tokenizer, prompt)))
     return replace(study, models=replace(models, layer=deepest(study))), shown
+
+
+def within_model(axis: Axis, preset: str | None, blocks: int) -> Axis:
+    """A preset's own layers without those that a smaller Qwen3-VL has not got; layers that somebody asked for stay."""
+    own = PRESETS[preset].axes.get("layer") if preset else None
+    if axis.name != "layer" or own is None or axis != parse_axis("layer", own):
+        return axis
+    there = tuple(layer for layer in axis.values if -blocks - 1 <= int(layer))
+    if there != axis.values:
+        left_out = ", ".join(str(layer) for layer in axis.values if layer not in there)
+        print(f"left out, since this Qwen3-VL has {blocks} blocks: layer {left_out}")
+    return Axis("layer", there)
 
 
 def models_of(arguments) -> Models:

@@ -1,10 +1,18 @@
-"""Ready-made comparisons: which settings vary over which values, and what holds besides."""
+"""Ready-made comparisons: which settings vary over which values, and what holds besides.
+
+Those of the research note's names are its own table (:data:`vl_core.stages.published.PRESETS`), by its own arithmetic;
+the whole grid is painted where the note painted a part of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 
+from ...stages.published.presets import DENOISE, LAYER, THINK, PublishedPreset
+from ...stages.published.presets import PRESETS as PUBLISHED
+from ...stages.published.settings import write_settings
 from ...states.fields import Value
 from ...steering.takes import take_names
 
@@ -24,24 +32,55 @@ class Preset:
     base: Mapping[str, Value] = field(default_factory=dict)
 
 
-# The research note's way of mixing; its presets are compared by it, as its runner does.
+AS_PUBLISHED = "research: as published"
+# What the note's settings are called here; all others are written into one, ``published``.
+NAMES = {"alpha": "strength", "method": "published_method", LAYER: LAYER, DENOISE: DENOISE, THINK: THINK}
+
+
+def of_note(preset: PublishedPreset) -> Preset:
+    """A comparison of the note as settings of the way *research: as published*."""
+    shared = {name: values for name, values in preset.axes.items() if name in NAMES}
+    axes = {NAMES[name]: ", ".join(_said(value) for value in values) for name, values in shared.items()}
+    own = {name: values for name, values in preset.axes.items() if name not in NAMES}
+    together = product(*own.values())
+    base, settings = preset.base, preset.base.settings
+    written = [
+        write_settings(replace(settings, **dict(zip(own, values, strict=True))), "alpha", "method")
+        or " + ".join(f"{name} {value}" for name, value in zip(own, values, strict=True))
+        for values in together
+    ]
+    holds: dict[str, Value] = {
+        "way": AS_PUBLISHED, "strength": settings.alpha, "published_method": settings.method, LAYER: base.layer,
+        DENOISE: base.denoise, THINK: base.think,
+    }
+    if own:
+        axes["published"] = ", ".join(written)
+    else:
+        holds["published"] = written[0]
+    return Preset(preset.meaning, axes, {name: value for name, value in holds.items() if name not in axes})
+
+
+def _said(value: Value) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+
+# The note's way of mixing with this pack's stages, for what the note's own comparisons lack.
 NOTE = {
     "method": "resample", "space": "raw", "normalization": "global", "sinks": "include", "antialias": False,
     "tokens": "text", "layer": -6, "strength": 0.5, "target_std": 61.0,
 }
 
 PRESETS: dict[str, Preset] = {
-    # The research note's own.
-    "alpha": Preset("how strongly the picture is mixed in", {"strength": "0, 0.1, 0.3, 0.5, 0.7, 1"}, NOTE),
-    "layer": Preset("which hidden state of Qwen3-VL", {"layer": "-1, -2, -4, -6, -8, -12"}, NOTE),
-    "token": Preset(
-        "which of its tokens", {"tokens": "text, image, image_no_markers, all", "strength": "0.3, 1"}, NOTE
+    **{name: of_note(preset) for name, preset in PUBLISHED.items()},
+    # Ours, of the same questions.
+    "selections": Preset(
+        "which of Qwen3-VL's tokens", {"tokens": "text, image, image_no_markers, all", "strength": "0.3, 1"}, NOTE
     ),
-    "normalization": Preset(
-        "how they are brought to the text encoder's scale",
+    "scales": Preset(
+        "how VL states are brought to the text encoder's scale",
         {"normalization": "none, global, per_dim, hybrid, rms", "tokens": "text, image"}, NOTE | {"target_std": 0.0},
     ),
-    "outlier": Preset(
+    "masking": Preset(
         "what becomes of dimensions that spread too far",
         {"outlier_mode": "none, zero, clamp, scale", "layer": "-2, -8"},
         NOTE
@@ -50,18 +89,14 @@ PRESETS: dict[str, Preset] = {
             "outlier_gamma": 1.0,
         },
     ),
-    "full": Preset(
-        "alpha, layer and tokens together", {"strength": "0.3, 0.6, 1", "layer": "-2, -6, -8", "tokens": "text, all"},
-        NOTE,
-    ),
     "vl_only": Preset(
         "nothing but Qwen3-VL's states", {"layer": "-2, -6, -8", "tokens": "text, all"}, NOTE | {"strength": 1.0}
     ),
-    "style_transfer": Preset(
+    "statistics": Preset(
         "ways that carry statistics only", {"method": "adain, adain_per_dim, style_dims", "strength": "0.3, 0.6, 1"},
         {"layer": -2, "tokens": "all"},
     ),
-    "blend_comparison": Preset(
+    "lengths": Preset(
         "the ways to bring two lengths together",
         {"method": "resample, truncate, append, adain", "layer": "-2, -6"}, {"tokens": "all", "strength": 0.5},
     ),
@@ -73,7 +108,6 @@ PRESETS: dict[str, Preset] = {
         "with and without an empty think block after the prompt", {"think": "off, on", "strength": "0.3, 0.7, 1"},
         {"method": "aligned", "layer": -6},
     ),
-    # Ours.
     "methods": Preset(
         "the ways side by side",
         {

@@ -62,7 +62,7 @@ from .gram import gram_matrix, gram_style_transfer
 from .mix import clean, published
 from .presets import PRESETS, PublishedPreset, PublishedRun
 from .reading import estimate_token_count, native_template, neutral_picture
-from .settings import FIELDS, PublishedSettings
+from .settings import FIELDS, PublishedSettings, read_settings, write_settings
 
 __all__ = [
     "FIELDS",
@@ -98,7 +98,9 @@ __all__ = [
     "normalize_hybrid",
     "normalize_per_dimension",
     "published",
+    "read_settings",
     "scale_embeddings",
     "slerp_blend",
     "surgical_dimension_fix",
+    "write_settings",
 ]

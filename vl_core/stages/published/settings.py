@@ -136,4 +136,33 @@ class PublishedSettings:
         return {name: getattr(self, name) for name, field in FIELDS.items() if field.acts(self)}
 
 
+WAYS_TO_SAY: dict[str, bool] = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
+
+
+def read_settings(written: str) -> dict[str, Value]:
+    """Settings as people write them in one line: ``"tokens full + normalization hybrid"``.
+
+    Raises:
+        ValueError: for a setting there is not, or one without a value.
+    """
+    found: dict[str, Value] = {}
+    for part in filter(None, (part.strip() for part in written.split("+"))):
+        name, _, value = (piece.strip() for piece in part.replace("=", " ", 1).partition(" "))
+        if name not in FIELDS or not value:
+            raise ValueError(f"expected names of {', '.join(FIELDS)} with a value, parted by +, got {part!r}.")
+        kind = FIELDS[name].kind
+        try:
+            found[name] = WAYS_TO_SAY.get(value.lower(), value) if kind is bool else kind(value)
+        except ValueError:
+            found[name] = value  # the field says what it expected
+    return found
+
+
+def write_settings(settings: PublishedSettings, *besides: str) -> str:
+    """What :func:`read_settings` reads: every setting that is not the default, but ``besides``."""
+    plain = PublishedSettings()
+    told = {name: getattr(settings, name) for name in FIELDS if name not in besides}
+    return " + ".join(f"{name} {value}" for name, value in told.items() if value != getattr(plain, name))
+
+
 FIELDS: dict[str, Field] = {field.name: field.metadata["field"] for field in fields(PublishedSettings)}
