@@ -20,9 +20,9 @@ import comfy.supported_models
 import torch
 from torch import Tensor
 
+from ...vl_core.looks.padding import Paddings
 from ...vl_core.states.families import ZIMAGE, Family
 from ...vl_core.states.layout import TokenLayout
-from ...vl_core.states.stacks import Padding, restore_padding, split_padding
 from ...vl_core.states.vl_states import LAYOUT_KEY
 from . import gradients, identity
 from .text_encoder import check_text_clip, encode_text
@@ -55,7 +55,7 @@ class ComfyPainter:
         self.multiple = _compression(vae, model) * int(model.model.diffusion_model.patch_size)
         self._first: tuple[int, int] | None = None
         self._largest: tuple[int, ...] = ()
-        self._read: list[tuple[Tensor, Padding]] = []
+        self._paddings = Paddings(self.family.tail_tokens)
         self._options: dict[str, Any] = {}
 
     @property
@@ -78,9 +78,7 @@ class ComfyPainter:
                 f"words: expected plain words, got an embedding: file or tokens of pictures in {prompt!r}."
             )
         states = _usable(states[0])
-        own, _, padding = split_padding(states, layout)
-        if padding is not None:
-            self._read.append((own[: len(own) - self.family.tail_tokens].float(), padding))
+        self._paddings.remember(states, layout)
         return states, layout
 
     def latents(self, picture: Tensor) -> Tensor:
@@ -105,7 +103,7 @@ class ComfyPainter:
         found: list[Tensor | None] = [None] * len(captions)
         for group in _alike(captions):
             same = all(captions[index] is captions[group[0]] for index in group)
-            one = [self._padded(captions[index]) for index in (group[:1] if same else group)]
+            one = [self._paddings.behind(captions[index]) for index in (group[:1] if same else group)]
             painted = self._velocity(noisy[group], levels[group], torch.stack(one))
             for index, part in zip(group, painted, strict=True):
                 found[index] = part
@@ -132,7 +130,7 @@ class ComfyPainter:
             with torch.inference_mode():
                 empty = torch.zeros(1, _channels(self.model), *self._preview_sides(size))
                 noise = comfy.sample.prepare_noise(empty, seed)
-                positive = [[self._padded(caption.detach())[None].cpu(), {}]]
+                positive = [[self._paddings.behind(caption.detach())[None].cpu(), {}]]
                 latents = comfy.sample.sample(
                     self.model, noise, PAINTED_IN, 1.0, SAMPLER, SCHEDULER, positive, positive, empty, seed=seed,
                     disable_pbar=True,
@@ -183,18 +181,6 @@ class ComfyPainter:
         comfy.samplers.encode_model_conds(base.extra_conds, cond, noisy, noisy.device, "positive")
         (clean,) = comfy.samplers.calc_cond_batch(base, [cond], noisy, levels.to(noisy.device), self._options)
         return (clean - noisy) / levels.to(noisy.device)[:, None, None, None]
-
-    def _padded(self, caption: Tensor) -> Tensor:
-        """A caption with the padding behind it that its text has where the model is asked to paint."""
-        if not self.family.padded_to:
-            return caption
-        begun = [
-            (head, padding) for head, padding in self._read
-            if len(head) < len(caption) and torch.equal(head.to(caption.device), caption[: len(head)].detach())
-        ]
-        _, padding = max(begun or self._read, key=lambda one: len(one[0]))
-        states = padding.states.to(caption.device, caption.dtype)
-        return restore_padding(caption, None, Padding(states, padding.length))[0]
 
 
 def _usable(tensor: Tensor) -> Tensor:

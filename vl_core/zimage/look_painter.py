@@ -65,31 +65,37 @@ class PipelinePainter:
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """Weights are frozen, and every block decides for itself whether to keep what its backward pass needs."""
-        modules = (self.dit, self.vae, self.pipeline.text_encoder)
-        asked = [weight for module in modules for weight in module.parameters() if weight.requires_grad]
-        switches = vars(self.dit)
-        names = ("gradient_checkpointing", "_gradient_checkpointing_func")
-        before = {name: switches[name] for name in names if name in switches}
-        for weight in asked:
-            weight.requires_grad_(False)
-        self.dit._gradient_checkpointing_func = _run_block
-        self.dit.gradient_checkpointing = True
-        try:
+        with frozen(self.dit, self.vae, self.pipeline.text_encoder):
             yield
-        finally:
-            for name in names:
-                switches.pop(name)
-            switches.update(before)
-            for weight in asked:
-                weight.requires_grad_(True)
 
 
-def _run_block(block: nn.Module, hidden: Tensor, *rest: Any) -> Tensor:
+@contextmanager
+def frozen(dit: Any, *others: nn.Module) -> Iterator[None]:
+    """Weights are frozen, and every block of the first decides for itself whether to keep what its way back needs."""
+    asked = [weight for module in (dit, *others) for weight in module.parameters() if weight.requires_grad]
+    switches = vars(dit)
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    before = {name: switches[name] for name in names if name in switches}
+    for weight in asked:
+        weight.requires_grad_(False)
+    dit._gradient_checkpointing_func = _run_block
+    dit.gradient_checkpointing = True
+    try:
+        yield
+    finally:
+        for name in names:
+            switches.pop(name)
+        switches.update(before)
+        for weight in asked:
+            weight.requires_grad_(True)
+
+
+def _run_block(block: nn.Module, hidden: Tensor, *rest: Any) -> Any:
     """A block whose inputs no gradient reaches, or for which there is room, runs as it is; others run again later."""
     from torch.utils.checkpoint import checkpoint
 
-    if not hidden.requires_grad or hidden.numel() * hidden.element_size() * KEPT_PER_TOKEN < _room(hidden.device):
+    tracked = any(isinstance(part, Tensor) and part.requires_grad for part in (hidden, *rest))
+    if not tracked or hidden.numel() * hidden.element_size() * KEPT_PER_TOKEN < _room(hidden.device):
         return block(hidden, *rest)
     return checkpoint(block, hidden, *rest, use_reentrant=False)
 
