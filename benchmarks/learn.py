@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +38,7 @@ AT_ONCE = {
     "full": {256: (1, 4), 384: (1, 4), 512: (1, 2, 4), 768: (1,)}, "miniature": {128: (1, 4)}, "tiny": {64: (1,)},
 }
 AGAIN, KEPT, AS_IT_IS = "every block run again", "every block kept", "as the painter decides"
+SOME, SOME_GIBIBYTES = "blocks kept in half a GiB", 0.5
 
 
 def add_arguments(parser) -> None:
@@ -109,15 +110,24 @@ def steps(report: Report, painter: PipelinePainter, device: torch.device, size: 
     """Milliseconds and memory of a step, by the picture's size, noisy pictures at once, and what blocks keep."""
     for side, at_once in AT_ONCE[size].items():
         for draws in at_once:
-            for what in (AGAIN, KEPT, AS_IT_IS) if device.type == "cuda" else (AGAIN, KEPT):
+            for what in (AGAIN, SOME, KEPT, AS_IT_IS) if device.type == "cuda" else (AGAIN, KEPT):
                 options = replace(QUALITIES["good"], steps=STEPS, draws=draws, size=side)
                 before = look_painter._room
-                look_painter._room = {AGAIN: lambda _: 0.0, KEPT: lambda _: float("inf")}.get(what, before)
+                rooms = {AGAIN: lambda _: 0.0, SOME: half_a_gibibyte(device), KEPT: lambda _: float("inf")}
+                look_painter._room = rooms.get(what, before)
                 try:
                     ms, peak = a_step(painter, device, options)
                 finally:
                     look_painter._room = before
                 report.add(f"{side} × {side}, {draws} at once, {what}", ms=ms, GiB_over_weights=peak)
+
+
+def half_a_gibibyte(device: torch.device) -> Callable[[torch.device], float]:
+    """What is left of so much over what is taken now, in bytes."""
+    if device.type != "cuda":
+        return lambda _: float("inf")
+    most = torch.cuda.memory_allocated(device) + SOME_GIBIBYTES * GIBIBYTE
+    return lambda _: most - torch.cuda.memory_allocated(device)
 
 
 def a_step(painter: PipelinePainter, device: torch.device, options: LearnOptions) -> tuple[float, float | None]:

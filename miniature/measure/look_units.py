@@ -14,8 +14,8 @@ from .look_rivals import RIVALS, Rival
 GOOD = QUALITIES["good"]
 CHANGES: dict[str, tuple[float, ...]] = {
     "steps": (20, 40, 60, 200, 300), "draws": (1, 2, 4, 8), "rate": (0.02, 0.05, 0.1, 0.2),
-    "anchor": (0.0, 0.005, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75), "tokens": (2, 4, 16),
-    "guidance": (0.0, 0.5, 1.0), "tail_first": (0.0, 0.3, 0.6, 1.0), "spare": (0.0, 0.5, 1.0),
+    "anchor": (0.0, 0.005, 0.02, 0.1), "lowest": (0.0, 0.5, 0.75, 0.85, 0.9, 0.95), "tokens": (2, 4, 16),
+    "lean": (1.0, 2.0, 4.0), "tail_first": (0.0, 0.3, 0.6, 1.0), "spare": (0.0, 0.5, 1.0),
     "average": (0.0, 0.25, 0.5),
 }
 TOLD = ("object", "nothing")
@@ -115,7 +115,7 @@ def share(found: Sequence[Unit], shard: str) -> list[Unit]:
 
 
 def cost_of(options: LearnOptions, looks: int) -> float:
-    return options.steps * options.draws * looks * (4 / 3 if options.guidance else 1.0)
+    return options.steps * options.draws * looks
 
 
 def learn_each(row: Row, grounds: Sequence[Ground]) -> dict[str, list[Look]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from miniature.measure.chain import Chain
 from miniature.measure.look_painter import MiniaturePainter
 from vl_core import Words, apply_look, learn_look
 from vl_core.looks.options import LearnOptions
-from vl_core.zimage import look_painter, tiny
+from vl_core.zimage import lean, look_painter, tiny
 from vl_core.zimage.look_painter import PipelinePainter
 
 MODELS = Path(__file__).parents[2] / "miniature" / "models"
@@ -126,7 +128,44 @@ def test_gradients_are_the_same_where_blocks_run_again(painter, monkeypatch):
         torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-4)
     transformer = painter.pipeline.transformer
     # The refiner of the noise sees no caption: no gradient reaches it, and it never runs again.
-    assert set(runs) == {*transformer.context_refiner, *transformer.layers}
+    assert {run.args[0] for run in runs} == {*transformer.context_refiner, *transformer.layers}
+
+
+@pytest.mark.parametrize("part", ["layers", "context_refiner"])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_lean_block_is_diffusers_block(painter, part, is_masked):
+    transformer = painter.pipeline.transformer
+    block = getattr(transformer, part)[0]
+    generator = torch.Generator().manual_seed(6)
+    hidden = torch.randn(2, 9, transformer.config.dim, generator=generator)
+    angles = torch.rand(2, 9, block.head_dim // 2, generator=generator)
+    mask = (torch.arange(9) < torch.tensor([[9], [6]])) if is_masked else None
+    rest = [mask, torch.polar(torch.ones_like(angles), angles)]
+    if part == "layers":
+        rest.append(torch.randn(2, block.adaLN_modulation[0].in_features, generator=generator))
+    goal = torch.randn(hidden.shape, generator=generator)
+    assert lean.fits(block, None, None)
+    found = []
+    for run in (block, partial(lean.run, block)):
+        given = hidden.clone().requires_grad_()
+        made = run(given, *rest)
+        made.mul(goal).sum().backward()
+        found.append((made.detach(), given.grad))
+    for theirs, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+        assert not torch.equal(theirs, hidden)
+
+
+def test_a_block_with_another_processor_or_input_runs_as_it_is(painter):
+    block = copy.deepcopy(painter.pipeline.transformer.layers[0])
+    assert lean.fits(block) and not lean.fits(block, torch.ones(1))
+    block.attention.processor = object()
+    assert not lean.fits(block) and not lean.fits(torch.nn.Linear(2, 2))
+
+
+def test_the_gates_gradient_is_autograds():
+    a, b = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert torch.autograd.gradcheck(lean.Gate.apply, (a.requires_grad_(), b.requires_grad_()))
 
 
 def test_a_learned_look_is_painted_from(painter, picture):

@@ -261,24 +261,6 @@ def test_learning_moves_what_is_painted_towards_the_picture(painter, picture):
     assert look.origin.losses[-1] < 0.1 * look.origin.losses[0]
 
 
-def test_a_look_learned_under_guidance_is_painted_under_it(painter, picture):
-    goal, guidance = painter.latents((picture * 255).to(torch.uint8))[:, 0, 0], 1.5
-    nothing = painter.text("")[0]
-
-    def painted(look):
-        caption, _, _ = apply_look(*painter.text("a cat"), look)
-        noise, level = torch.zeros(2, CHANNELS, 1, 1), torch.ones(2)
-        wanted, unwanted = painter.velocity(noise, level, [caption, nothing])[:, :, 0, 0]
-        return wanted + guidance * (wanted - unwanted)
-
-    options = replace(FAST, steps=200, anchor=0.0)
-    without, under = (
-        (painted(learn_look(painter, [picture], WORDS, replace(options, guidance=own))) - goal).norm()
-        for own in (0.0, guidance)
-    )
-    assert under < 0.2 * without
-
-
 def test_noise_levels_lean_to_the_strongest(painter, picture):
     drawn = {}
     for lean in (1.0, 3.0):
@@ -405,9 +387,7 @@ def test_a_look_needs_words_to_begin_with():
         Words(("a cat",), "  ")
 
 
-@pytest.mark.parametrize(
-    "name, value", [("steps", 0), ("rate", 2.0), ("lowest", 1.0), ("spare", -1), ("seed", -1), ("guidance", -1)]
-)
+@pytest.mark.parametrize("name, value", [("steps", 0), ("rate", 2.0), ("lowest", 1.0), ("spare", -1), ("seed", -1)])
 def test_options_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=f"{name}: expected"):
         LearnOptions(**{name: value})

@@ -64,7 +64,7 @@ class Pack:
         latents, weights: by size ``(P_s, C, h, w)`` and ``(P_s, h, w)``.
         heads: texts before the tail, padded, ``(P, H, S·D)``. ``tails``: ``(P, T, S·D)``. ``sizes``: ``(N, K, S)``.
         order: for each picture's caption the rows of [heads | tokens | tails], padded, ``(P, L)``.
-        lengths: of the captions. ``bare``: the caption without words, ``(L, S·D)``.
+        lengths: of the captions.
     """
 
     counts: Tensor
@@ -79,7 +79,6 @@ class Pack:
     sizes: Tensor
     order: Tensor
     lengths: tuple[int, ...]
-    bare: Tensor
 
     @classmethod
     def of(cls, ready: Sequence[Ready]) -> Pack:
@@ -103,7 +102,6 @@ class Pack:
             )
             order.append(torch.cat([torch.arange(begin, begin + count) for begin, count in parts]))
             lengths.append(len(order[-1]))
-        bare = ready[0].start.bare
         return cls(
             counts, counts.cumsum(0) - counts, owner, kind, place,
             tuple(torch.stack([latents[at] for at in chosen]) for chosen in members),
@@ -112,7 +110,6 @@ class Pack:
             torch.stack([each.tail for each in told]),
             torch.stack([F.pad(one.start.sizes, (0, 0, 0, most - len(one.start.sizes))) for one in ready]),
             torch.nn.utils.rnn.pad_sequence(order, batch_first=True).to(device), tuple(lengths),
-            torch.cat([bare.head, bare.tail]),
         )
 
     def captions(self, values: Tensor, pictures: Tensor) -> Captions:

@@ -184,7 +184,7 @@ def _step(
     values = state.values.clone().requires_grad_()
     losses = values.new_zeros(len(values))
     for batch in (part for whole in pack.batches(painter, options, state.step) for part in whole.split(at_once)):
-        each = _losses(painter, pack, options, values, batch) / options.draws
+        each = _losses(painter, pack, values, batch) / options.draws
         if state.step == 0 and not each.requires_grad:
             raise ValueError(
                 "the image model lets no gradient through to its caption, so nothing can be learned on it. Use weights "
@@ -217,11 +217,7 @@ def _adam(state: LearnState, options: LearnOptions, gradient: Tensor, losses: tu
     return LearnState(step, values, first, second, total, (*state.losses, losses))
 
 
-def _losses(painter: Painter, pack: Pack, options: LearnOptions, values: Tensor, batch: Batch) -> Tensor:
+def _losses(painter: Painter, pack: Pack, values: Tensor, batch: Batch) -> Tensor:
     """Mean square error of each noisy picture's velocity, float32 ``(B,)``."""
     found = painter.velocity(batch.noisy, batch.levels, pack.captions(values, batch.pictures))
-    if options.guidance:
-        with torch.no_grad():
-            unwanted = painter.velocity(batch.noisy, batch.levels, [pack.bare] * len(found))
-        found = found + options.guidance * (found - unwanted)
     return ((found - batch.target).square().mean(1) * batch.weights).mean((1, 2))

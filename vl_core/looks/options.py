@@ -21,7 +21,6 @@ class LearnOptions:
         spare: weight that the loss takes off where the told subject is, 0 to 1.
         average: share of the steps, at their end, over which the look is averaged.
         seed: of noise and noise levels.
-        guidance: that the model paints with, as v + g·(v − v of no words); 0 for a distilled model.
         tokens: of the look; 0 for as many as its words have.
         lean: how far drawn noise levels lean to the strongest: a share u of the schedule becomes u^lean.
 
@@ -39,7 +38,6 @@ class LearnOptions:
     spare: float = 0.0
     average: float = 0.5
     seed: int = 0
-    guidance: float = 0.0
     tokens: int = 0
     lean: float = 1.0
 
@@ -47,8 +45,7 @@ class LearnOptions:
         bounds = {
             "steps": (1, 10_000), "draws": (1, 64), "rate": (1e-6, 1.0), "anchor": (0.0, 100.0), "lowest": (0.0, 0.99),
             "size": (32, LARGEST_SIDE), "tail_first": (0.0, 1.0), "spare": (0.0, 1.0), "average": (0.0, 1.0),
-            "seed": (0, 2**31 - 1), "guidance": (0.0, 30.0), "tokens": (0, 256),
-            "lean": (0.1, 10.0),
+            "seed": (0, 2**31 - 1), "tokens": (0, 256), "lean": (0.1, 10.0),
         }
         for each in fields(self):
             value, (low, high) = getattr(self, each.name), bounds[each.name]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..states.families import ZIMAGE, Family, family_of
 from ..states.layout import TokenLayout
+from . import lean
 from .pipeline import encode_text
 
 if TYPE_CHECKING:
@@ -95,9 +96,12 @@ def _run_block(block: nn.Module, hidden: Tensor, *rest: Any) -> Any:
     from torch.utils.checkpoint import checkpoint
 
     tracked = any(isinstance(part, Tensor) and part.requires_grad for part in (hidden, *rest))
-    if not tracked or hidden.numel() * hidden.element_size() * KEPT_PER_TOKEN < _room(hidden.device):
-        return block(hidden, *rest)
-    return checkpoint(block, hidden, *rest, use_reentrant=False)
+    kept, work = KEPT_PER_TOKEN, block
+    if lean.fits(block, *rest[3:]):
+        kept, work, rest = lean.KEPT_PER_TOKEN, partial(lean.run, block), rest[:3]
+    if not tracked or hidden.numel() * hidden.element_size() * kept < _room(hidden.device):
+        return work(hidden, *rest)
+    return checkpoint(work, hidden, *rest, use_reentrant=False, preserve_rng_state=work is block)
 
 
 def _room(device: torch.device) -> float:
