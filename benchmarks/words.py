@@ -173,7 +173,7 @@ class Words:
         """What of the memory over the weights is whose, after a description."""
         kept, desk = encoder.reader.cache.bytes, encoder.reader.decoder._desk
         assert desk is not None
-        buffers = sum(one.nbytes for one in [*desk.keys, *desk.values, desk.cos, desk.sin, desk.said, desk.tokens])
+        buffers = sum(one.nbytes for one in [*desk.kept, desk.cos, desk.sin, desk.said, desk.tokens])
         self.report.add("of it: the picture, kept for later", MiB=kept / 2**20)
         self.report.add("of it: what a step reads and writes", MiB=buffers / 2**20)
         if self.device.type == "cuda":

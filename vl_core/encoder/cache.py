@@ -67,14 +67,14 @@ def stored_bytes(tensors: Iterable[Tensor]) -> int:
     return sum({(one := tensor.untyped_storage()).data_ptr(): one.nbytes() for tensor in tensors}.values())
 
 
-def has_room(tensors: Iterable[Tensor]) -> bool:
-    """Whether the device of ``tensors`` has as much memory free as they take; without a GPU there always is."""
+def has_room(tensors: Iterable[Tensor], size: int | None = None) -> bool:
+    """Whether the device of ``tensors`` has ``size`` bytes free, else what they take; without a GPU it always has."""
     tensors = list(tensors)
     if not tensors or tensors[0].device.type != "cuda":
         return True
     device = tensors[0].device
     idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + idle >= stored_bytes(tensors)
+    return torch.cuda.mem_get_info(device)[0] + idle >= (stored_bytes(tensors) if size is None else size)
 
 
 class ByteCache:

@@ -47,17 +47,15 @@ Hear = Callable[[int, int], bool]
 
 @dataclass(frozen=True, eq=False)
 class Opening:
-    """A sequence that was read to its end, ready to be continued.
+    """A sequence that was read to its end into a row of a desk, ready to be continued.
 
     Attributes:
         state: ``(D,)``, the last position's after the last norm.
-        segments: keys and values of the positions one after the other, per block ``(length, G, d)``.
         rotary: cosines and signed sines ``(M, 1, d)`` of the positions to come.
         token_ids: int64 ``(L,)``.
     """
 
     state: Tensor
-    segments: tuple[KeyValues, ...]
     rotary: tuple[Tensor, Tensor]
     token_ids: Tensor
 
@@ -70,14 +68,25 @@ class Decoder:
     """Continues openings with one language model; keeps its buffers and graphs for the next time.
 
     Attributes:
+        lock: held while a desk is filled and written on.
         captures: whether steps are captured where the device can.
         reason: why they are not, for people; empty if they are, or if no GPU is there.
     """
 
-    def __init__(self, language: nn.Module, *, compile: bool = False) -> None:
-        """``compile``: merge the operations around the matrix products (``torch.compile``); slow the first time."""
+    def __init__(
+        self, language: nn.Module, *, compile: bool = False,
+        spill: Callable[[Hashable, int, KeyValues], None] = lambda *_: None,
+    ) -> None:
+        """Continue nothing yet.
+
+        Args:
+            compile: merge the operations around the matrix products (``torch.compile``); slow the first time.
+            spill: called with the name, the number of positions and the keys and values that a row held, before
+                they are written over.
+        """
         self._language, self._compile = language, compile
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
+        self._spill = spill
         self._plan: Plan | None = None
         self._planned_for: tuple = ()
         self._weights_identity = WeightsIdentity()
@@ -88,7 +97,7 @@ class Decoder:
 
     def forget(self) -> None:
         """Give back buffers and graphs, and look at the weights anew."""
-        with self._lock:
+        with self.lock:
             self._graphs.clear()
             self._desk = self._plan = None
 
@@ -103,50 +112,57 @@ class Decoder:
             self._plan, self._planned_for = plan_of(self._language, head, dtype, device), asked
         return self._plan
 
+    def reserve(
+        self, plan: Plan, rows: int, longest: int, room: int, dtype: torch.dtype, device: torch.device
+    ) -> Desk:
+        """Buffers for so many answers, the ones of before where they fit.
+
+        Args:
+            longest: most positions of an answer, what is read before it included; ``room``: most that are written.
+        """
+        desk, length = self._desk, -(-longest // LENGTHS) * LENGTHS
+        if desk is None or desk.rows != rows or not length <= desk.length <= 2 * length or desk.room < room:
+            self._graphs.clear()
+            if desk is not None:
+                for row in range(desk.rows):
+                    self.clear(desk, row)
+            desk = self._desk = None  # before the new ones are taken
+            desk = self._desk = set_desk(plan, rows, length, room, dtype, device)
+        return desk
+
+    def clear(self, desk: Desk, row: int) -> None:
+        """Give a row for other contents; what it holds is handed to whoever keeps such things."""
+        held, desk.holds[row] = desk.holds[row], None
+        if held is not None:
+            self._spill(*held, desk.row(row, 0, held[1]))
+
     def write(
-        self, openings: Sequence[Opening], plan: Plan, sampling: Sampling, seeds: Sequence[int], max_tokens: int,
-        ends: Sequence[int], hear: Hear,
+        self, desk: Desk, openings: Sequence[Opening], plan: Plan, sampling: Sampling, seeds: Sequence[int],
+        max_tokens: int, ends: Sequence[int], hear: Hear,
     ) -> list[list[int]]:
         """The tokens written after each opening, the one that ended it included.
 
         Args:
+            desk: what :meth:`reserve` gave; its rows hold the openings.
             plan: what :meth:`plan` gave.
             seeds: one an opening. Its tokens are those it would draw alone.
             ends: tokens that end an answer.
         """
         device = openings[0].state.device
-        with self._lock, torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            desk = self._set(openings, plan, seeds, max_tokens)
+        with self.lock, torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            for row, opening in enumerate(openings):
+                for table, rotary in zip((desk.cos, desk.sin), opening.rotary, strict=True):
+                    table[row, : len(rotary)] = rotary[:, 0]
+                desk.filled[row] = len(opening.token_ids)
+                desk.generators[row].manual_seed(seeds[row])
+            desk.turn.zero_()
             if desk.said.numel() and sampling.penalises:
                 desk.said.zero_()
-                for row, opening in zip(desk.said, openings, strict=True):
-                    row[opening.token_ids.to(row.device)] = True
+                for said, opening in zip(desk.said, openings, strict=True):
+                    said[opening.token_ids.to(said.device)] = True
             longest = max(len(opening.token_ids) for opening in openings)
             pick(desk, torch.stack([opening.state for opening in openings]), plan, sampling)
             return self._continue(desk, plan, sampling, longest, max_tokens, frozenset(ends), hear)
-
-    def _set(self, openings: Sequence[Opening], plan: Plan, seeds: Sequence[int], max_tokens: int) -> Desk:
-        """Buffers that hold the openings."""
-        longest = max(len(opening.token_ids) for opening in openings) + max_tokens
-        room = len(openings[0].rotary[0])
-        like, desk, length = openings[0].state, self._desk, -(-longest // LENGTHS) * LENGTHS
-        if desk is None or desk.rows != len(openings) or not length <= desk.length <= 2 * length or desk.room < room:
-            self._graphs.clear()
-            desk = self._desk = None  # before the new ones are taken
-            desk = self._desk = set_desk(plan, len(openings), length, room, like.dtype, like.device)
-        for row, opening in enumerate(openings):
-            at = 0
-            for segment in opening.segments:
-                for index, (keys, values) in enumerate(segment):
-                    desk.keys[index][row, at : at + len(keys)] = keys
-                    desk.values[index][row, at : at + len(values)] = values
-                at += len(segment[0][0])
-            for table, rotary in zip((desk.cos, desk.sin), opening.rotary, strict=True):
-                table[row, :room] = rotary[:, 0]
-            desk.filled[row] = at
-            desk.generators[row].manual_seed(seeds[row])
-        desk.turn.zero_()
-        return desk
 
     def _continue(
         self, desk: Desk, plan: Plan, sampling: Sampling, longest: int, max_tokens: int, ends: frozenset[int],
@@ -185,7 +201,8 @@ class Decoder:
             self._halves = PLAIN
             if compiles(desk.token.device):
                 # Tuned, a product with one row is a kernel of its own that also does what stands around it.
-                options = {"coordinate_descent_tuning": True, "compile_threads": 1}
+                tuned = dict.fromkeys(("coordinate_descent_tuning", "max_autotune", "combo_kernels"), True)
+                options = {**tuned, "compile_threads": 1}
                 before, after = (torch.compile(half, dynamic=False, options=options) for half in PLAIN)
                 self._halves = before, after
         return self._halves

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .forward import ATTENTION, BLOCK, MLP, bare
+from .forward import ATTENTION, BLOCK, MLP, KeyValues, bare
 from .sampling import Sampling, choose
 
 log = logging.getLogger(__name__)
@@ -205,24 +205,28 @@ def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float) -> Tensor:
 
 def before_attention(
     hidden: Tensor, norm: Tensor, projections: Sequence[Projection], turn: tuple[Tensor, Tensor],
-    kept: tuple[Tensor, Tensor], rows: Tensor, groups: int, epsilon: float,
+    kept: Tensor, rows: Tensor, groups: int, epsilon: float,
 ) -> Tensor:
-    """Queries ``(B, H, d)``; keys and values go to their places.
+    """Queries ``(B, H, d)``; keys and values go to their place.
 
     Args:
         norm, projections: of :class:`Parts`; the latter query, keys and values.
         turn: rotary tables times the norms' weights, cosines and signed sines ``(B, H + G, d)``.
-        kept: keys and values ``(B T, G, d)``; ``rows`` int64 ``(B,)`` of them are written.
+        kept: keys and values ``(B T, 2 G, d)``; ``rows`` int64 ``(B,)`` of them are written.
     """
     x = rms_norm(hidden, norm, epsilon)
     cos, sin = turn
     size, heads = cos.shape[-1], cos.shape[-2] - groups
     mixed = torch.cat([project(part, x) for part in projections], -1).view(len(x), -1, size)
     unit = rms_norm(mixed[:, : heads + groups], None, epsilon)
-    turned = (unit * cos).addcmul_(unit.roll(size // 2, -1), sin)
-    kept[0].index_copy_(0, rows, turned[:, heads:])
-    kept[1].index_copy_(0, rows, mixed[:, heads + groups :])
-    return turned[:, :heads]
+    if torch.compiler.is_compiling():
+        turned = unit * cos + unit.roll(size // 2, -1) * sin
+        kept.index_copy_(0, rows, torch.cat([turned[:, heads:], mixed[:, heads + groups :]], 1))
+        return turned[:, :heads]
+    # In place: keys then lie before the values, and both go to their place at once.
+    torch.mul(unit, cos, out=mixed[:, : heads + groups]).addcmul_(unit.roll(size // 2, -1), sin)
+    kept.index_copy_(0, rows, mixed[:, heads:])
+    return mixed[:, :heads]
 
 
 def after_attention(
@@ -297,16 +301,16 @@ class Desk:
     """What a step reads and changes: ``B`` answers of which each may become ``T`` positions long.
 
     Attributes:
-        keys, values: per block ``(B, T, G, d)``.
+        kept: keys and values per block ``(B, T, 2 G, d)``.
         cos, sin: rotary tables of the positions to come, ``(B, M, d)``, sines signed.
         tokens: int64 ``(B, M)``, what is written; ``token`` ``(B,)``: the newest of each.
         turn: int64 ``(1,)``, how many steps were made; ``filled``: int32 ``(B,)``, positions in the buffers.
         said: bool ``(B, vocabulary)``, tokens of prompt and answer.
         generators: one a row.
+        holds: what the first positions of each row are, by name and number; None where nobody needs to know.
     """
 
-    keys: list[Tensor]
-    values: list[Tensor]
+    kept: list[Tensor]
     cos: Tensor
     sin: Tensor
     tokens: Tensor
@@ -315,6 +319,12 @@ class Desk:
     filled: Tensor
     said: Tensor
     generators: tuple[torch.Generator, ...]
+    holds: list[tuple[Hashable, int] | None]
+
+    def row(self, row: int, start: int = 0, stop: int | None = None) -> KeyValues:
+        """Keys and values of a row's positions, per block ``(length, G, d)``: the buffers themselves."""
+        pairs = [kept[row, start:stop].chunk(2, 1) for kept in self.kept]
+        return [(keys, values) for keys, values in pairs]
 
     @property
     def rows(self) -> int:
@@ -322,7 +332,7 @@ class Desk:
 
     @property
     def length(self) -> int:
-        return self.keys[0].shape[1]
+        return self.kept[0].shape[1]
 
     @property
     def room(self) -> int:
@@ -334,12 +344,11 @@ def set_desk(plan: Plan, rows: int, length: int, room: int, dtype: torch.dtype, 
     def empty(*shape: int, kind: torch.dtype = dtype) -> Tensor:
         return torch.zeros(shape, dtype=kind, device=device)
 
-    shape = rows, length, plan.groups, plan.size
     return Desk(
-        [empty(*shape) for _ in plan.blocks], [empty(*shape) for _ in plan.blocks], empty(rows, room, plan.size),
+        [empty(rows, length, 2 * plan.groups, plan.size) for _ in plan.blocks], empty(rows, room, plan.size),
         empty(rows, room, plan.size), empty(rows, room, kind=torch.long), empty(rows, kind=torch.long),
         empty(1, kind=torch.long), empty(rows, kind=torch.int32), empty(rows, plan.vocabulary, kind=torch.bool),
-        tuple(torch.Generator(device) for _ in range(rows)),
+        tuple(torch.Generator(device) for _ in range(rows)), [None] * rows,
     )
 
 
@@ -371,12 +380,12 @@ def step(
     attend, length = _attention(desk, plan, longest)
     hidden = embed(plan.embeddings, desk.token, desk.cos)
     for index, parts in enumerate(plan.blocks):
-        keys, values = desk.keys[index], desk.values[index]
+        kept = desk.kept[index]
         query = before(
             hidden, parts.norm, (parts.query, parts.keys, parts.values), (cos[index], sin[index]),
-            (keys.flatten(0, 1), values.flatten(0, 1)), rows, plan.groups, plan.epsilon,
+            kept.flatten(0, 1), rows, plan.groups, plan.epsilon,
         )
-        seen = attend(query, keys[:, :length], values[:, :length])
+        seen = attend(query, kept[:, :length, : plan.groups], kept[:, :length, plan.groups :])
         projections = parts.output, parts.gate, parts.up, parts.down
         hidden = after(hidden, parts.later_norm, projections, seen, plan.epsilon)
     pick(desk, rms_norm(hidden, plan.norm, plan.epsilon), plan, sampling)

@@ -238,6 +238,7 @@ def run_blocks(
     past: KeyValues | None = None,
     branches: Sequence[int] = (),
     keep: bool = False,
+    into: KeyValues | None = None,
     kernels: Kernels = MERGED,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[dict[int, Tensor], KeyValues]:
@@ -253,6 +254,7 @@ def run_blocks(
         past: keys and values of earlier positions, per block.
         branches: lengths of the sequences that ``hidden`` is made of, each of which follows ``past`` by itself.
         keep: return keys and values, those of ``past`` left out.
+        into: write them here instead, ``(L, G, d)`` each; they are not returned.
 
     Returns:
         states ``(L, D)`` by index, and keys and values per block if they are to be kept.
@@ -269,7 +271,10 @@ def run_blocks(
     for index in range(wanted[-1]):
         check()
         pair = run_block(language.layers[index], hidden, rotary, past[index] if past else None, mask, kernels)
-        if keep:
+        if into is not None:
+            for buffer, part in zip(into[index], pair, strict=True):
+                buffer.copy_(part[before:])
+        elif keep:
             kept.append(tuple(part[before:].clone() if before else part.contiguous() for part in pair))
         number, adds = index + 1, index < len(deepstack) and bool(spans)
         if number in wanted and (capture_before or not adds):

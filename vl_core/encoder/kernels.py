@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -131,3 +132,20 @@ def _compiled(function: Callable) -> Callable:
 
 def _trial(x: Tensor) -> Tensor:
     return 2 * x + 1
+
+
+@contextmanager
+def quick_attention(device: torch.device) -> Iterator[None]:
+    """torch's own attention on a GPU while this lasts, not cuDNN's.
+
+    cuDNN makes a plan for every new length, which takes most of a second on an H100: longer than all else together
+    where each prompt is as long as its words.
+    """
+    before = device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled()
+    if before:
+        torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        if before:
+            torch.backends.cuda.enable_cudnn_sdp(True)

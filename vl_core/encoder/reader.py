@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -20,12 +20,13 @@ from torch.nn import functional
 
 from ..pictures import MERGE, Picture, patchify
 from ..states.layout import TokenLayout
-from .cache import ByteCache, digest
+from .cache import ByteCache, digest, has_room
 from .decoder import Decoder, Opening
+from .decoding import Desk
 from .forward import KeyValues, picture_spans, prefix_length, run_blocks
 from .graphs import GraphPool
 from .identity import WeightsIdentity, modules_of, weights_of
-from .kernels import EXACT, MERGED, Kernels, compiled_kernels
+from .kernels import EXACT, MERGED, Kernels, compiled_kernels, quick_attention
 from .modules import Language, Vision
 from .room import with_room
 from .vision import PATCHES_PER_PASS, VisionTables, run_vision, vision_tables
@@ -54,6 +55,12 @@ class Prefix:
 
     def tensors(self) -> list[Tensor]:
         return [*itertools.chain.from_iterable(self.pairs), *self.states.values()]
+
+
+def _fill(places: KeyValues, pairs: KeyValues) -> None:
+    for place, pair in zip(places, pairs, strict=True):
+        for buffer, part in zip(place, pair, strict=True):
+            buffer.copy_(part)
 
 
 def _lengthened(layout: TokenLayout, by: int) -> TokenLayout:
@@ -93,7 +100,7 @@ class Reader:
         self._weights_identity = WeightsIdentity()
         self._last_weights = -1
         self.cache, self.every_layer = cache, every_layer
-        self.decoder = Decoder(language, compile=graphs is not None)
+        self.decoder = Decoder(language, compile=graphs is not None, spill=self._spill)
 
     def forget(self) -> None:
         """Give back everything that is kept, captured graphs and the decoder's buffers included.
@@ -128,28 +135,72 @@ class Reader:
                 them at each load.
         """
         key = (*self._identify(identity, weights), dtype, device, mute)
-        return self._with_room(lambda: self._read(layout, pictures, wanted, key, dtype, device, mute, check))
+        with quick_attention(device):
+            return self._with_room(lambda: self._read(layout, pictures, wanted, key, dtype, device, mute, check))
+
+    def name_of(
+        self, dtype: torch.dtype, device: torch.device, identity: Any = None, weights: Iterable[Tensor] | None = None
+    ) -> tuple:
+        """What everything that is kept of this model is called by, as it is now; see :meth:`read`."""
+        return (*self._identify(identity, weights), dtype, device, False)
 
     def open(
-        self,
-        layout: TokenLayout,
-        pictures: Sequence[Picture],
-        room: int,
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
-        identity: Any = None,
-        weights: Iterable[Tensor] | None = None,
+        self, layout: TokenLayout, pictures: Sequence[Picture], room: int, desk: Desk, row: int, key: tuple,
         check: Callable[[], None] = lambda: None,
     ) -> Opening:
-        """Read a sequence to its end, for :attr:`decoder` to write on; what reading shares with it is run once.
+        """Read a sequence to its end into a row of a desk, for :attr:`decoder` to write on.
+
+        What reading shares with it is run once; what the row holds of the same pictures stays where it is.
 
         Args:
             room: positions to come that rotary tables are made for.
-            dtype … check: as :meth:`read` takes them.
+            key: what :meth:`name_of` gave.
         """
-        key = (*self._identify(identity, weights), dtype, device, False)
-        return self._with_room(lambda: self._open(layout, pictures, room, key, dtype, device, check))
+        dtype, device = key[-3:-1]
+        seen = tuple(picture.digest for picture in pictures) if self.cache.limit else ()
+        length, name, prefix = self._prefix(layout, key, seen)
+        last, total = (self._num_layers,), len(layout)
+        past = self._past(desk, row, name, length, prefix)
+        if past is not None:
+            states, pairs = self._later(layout, length, past, last, dtype, device, check, keep=True)
+            _fill(desk.row(row, length, total), pairs)
+        else:
+            hidden, spans, deepstack = self._inputs(layout, pictures, key, seen, dtype, device, False, check)
+            # Not by a graph: it would hold the keys and values of every position a second time.
+            states, _ = run_blocks(
+                self.language, hidden, self._rotary(layout, 0), last, self._num_layers, spans=spans,
+                deepstack=deepstack, capture_before=self._capture_before, into=desk.row(row, 0, total),
+                kernels=self._plain_kernels(hidden), check=check,
+            )
+        if length and self.cache.limit:
+            desk.holds[row] = name, length
+        rotary = self._rotary(_lengthened(layout, room), total)
+        return Opening(states[self._num_layers][-1].clone(), rotary, layout.token_ids)
+
+    def _past(self, desk: Desk, row: int, name: tuple, length: int, prefix: Prefix | None) -> KeyValues | None:
+        """Keys and values of the positions up to the last picture, in their row; None if they are not known.
+
+        The row is nobody's afterwards.
+        """
+        if desk.holds[row] == (name, length):
+            desk.holds[row] = None
+            return desk.row(row, 0, length)
+        self.decoder.clear(desk, row)
+        if prefix is None or len(prefix.pairs) < self._num_layers:
+            return None
+        _fill(desk.row(row, 0, length), prefix.pairs)
+        return desk.row(row, 0, length)
+
+    def _spill(self, name: Hashable, length: int, pairs: KeyValues) -> None:
+        """Keep what a row of a desk held; what was kept of the same positions stays with it."""
+        before, size = self.cache.get(name), sum(keys.nbytes + values.nbytes for keys, values in pairs)
+        if before is not None and len(before.pairs) == len(pairs):
+            return
+        if size > self.cache.limit or not has_room([pairs[0][0]], size):
+            return
+        kept = [(keys.clone(), values.clone()) for keys, values in pairs]
+        prefix = Prefix(kept, before.states if before is not None else {})
+        self.cache.put(name, prefix, prefix.tensors())
 
     def _identify(self, identity: Any, weights: Iterable[Tensor] | None) -> tuple:
         if weights is None:
@@ -186,7 +237,7 @@ class Reader:
         """States ``(L, D)`` by index, with what is kept of the part up to the last picture."""
         length, name, prefix = self._prefix(layout, key, seen)
         if prefix is not None and prefix.serves(wanted):
-            later, _ = self._later(layout, length, prefix, wanted, dtype, device, check)
+            later, _ = self._later(layout, length, prefix.pairs, wanted, dtype, device, check)
             return {layer: torch.cat([prefix.states[layer], later[layer]]) for layer in wanted}
         hidden, spans, deepstack = self._inputs(layout, pictures, key, seen, dtype, device, mute, check)
         keep = bool(length and self.cache.limit)
@@ -194,30 +245,6 @@ class Reader:
         if keep:
             self._keep_prefix(name, length, pairs, captured, prefix)
         return captured
-
-    def _open(
-        self, layout: TokenLayout, pictures: Sequence[Picture], room: int, key: tuple, dtype: torch.dtype,
-        device: torch.device, check: Callable[[], None],
-    ) -> Opening:
-        seen = tuple(picture.digest for picture in pictures) if self.cache.limit else ()
-        length, name, prefix = self._prefix(layout, key, seen)
-        last = (self._num_layers,)
-        if prefix is not None and len(prefix.pairs) == self._num_layers:
-            states, pairs = self._later(layout, length, prefix, last, dtype, device, check, keep=True)
-            segments = prefix.pairs, pairs
-        else:
-            hidden, spans, deepstack = self._inputs(layout, pictures, key, seen, dtype, device, False, check)
-            # Not by a graph: it would hold the keys and values of every position a second time.
-            states, pairs = run_blocks(
-                self.language, hidden, self._rotary(layout, 0), last, self._num_layers, spans=spans,
-                deepstack=deepstack, capture_before=self._capture_before, keep=True,
-                kernels=self._plain_kernels(hidden), check=check,
-            )
-            segments = (pairs,)
-            if length and self.cache.limit:
-                self._keep_prefix(name, length, pairs, {}, prefix)
-        rotary = self._rotary(_lengthened(layout, room), len(layout))
-        return Opening(states[self._num_layers][-1].clone(), segments, rotary, layout.token_ids)
 
     def _prefix(self, layout: TokenLayout, key: tuple, seen: tuple) -> tuple[int, tuple, Prefix | None]:
         """Positions up to the last picture, their name in the cache, and what is kept of them."""
@@ -238,14 +265,14 @@ class Reader:
         self.cache.put(name, prefix, prefix.tensors())
 
     def _later(
-        self, layout: TokenLayout, length: int, prefix: Prefix, wanted: tuple[int, ...], dtype: torch.dtype,
+        self, layout: TokenLayout, length: int, past: KeyValues, wanted: tuple[int, ...], dtype: torch.dtype,
         device: torch.device, check: Callable[[], None], keep: bool = False,
     ) -> tuple[dict[int, Tensor], KeyValues]:
         """The positions after a prefix: states by index, and their own keys and values."""
         rotary = self._rotary(layout, length)
         hidden = self._embed(layout.token_ids[length:], dtype, device)
         return run_blocks(
-            self.language, hidden, rotary, wanted, self._num_layers, past=prefix.pairs, keep=keep,
+            self.language, hidden, rotary, wanted, self._num_layers, past=past, keep=keep,
             kernels=self._plain_kernels(hidden), check=check,
         )
 

@@ -25,6 +25,7 @@ from .answers import finish
 from .decoder import Hear
 from .forward import fits
 from .generate import generate
+from .kernels import quick_attention
 from .reader import Reader
 from .room import with_room
 from .sampling import TOP_K, Sampling
@@ -316,7 +317,7 @@ def write_answers(
         asked: layouts that end where the answer begins, and their pictures; all are written at the same time.
         seed … hear: see :meth:`Decoder.write`; every answer draws from ``seed``.
         head: what turns states into scores, None for the embeddings.
-        dtype, device, options: as :meth:`Reader.open` takes them.
+        dtype, device, options: as :meth:`Reader.read` takes them.
 
     Returns:
         the tokens, None where the modules are not those the step knows; and a line for people if something is not as
@@ -326,16 +327,24 @@ def write_answers(
         return None, "a module is hooked, or is not plain Qwen3-VL"
     room = -(-max_tokens // ROOM) * ROOM
 
-    def write() -> list[list[int]] | None:
-        openings = [
-            reader.open(layout, pictures, room, dtype=dtype, device=device, **options) for layout, pictures in asked
-        ]
-        plan = reader.decoder.plan(head, dtype, device)
-        if plan is None:
-            return None
-        return reader.decoder.write(openings, plan, sampling, [seed] * len(asked), max_tokens, ends, hear)
+    check = options.pop("check", lambda: None)
+    longest = max(len(layout) for layout, _ in asked) + max_tokens
 
-    with torch.inference_mode():
+    def write() -> list[list[int]] | None:
+        decoder = reader.decoder
+        with decoder.lock:
+            key = reader.name_of(dtype, device, **options)
+            plan = decoder.plan(head, dtype, device)
+            if plan is None:
+                return None
+            desk = decoder.reserve(plan, len(asked), longest, room, dtype, device)
+            openings = [
+                reader.open(layout, pictures, room, desk, row, key, check)
+                for row, (layout, pictures) in enumerate(asked)
+            ]
+            return decoder.write(desk, openings, plan, sampling, [seed] * len(asked), max_tokens, ends, hear)
+
+    with torch.inference_mode(), quick_attention(device):
         answers = with_room(write, reader.forget, lambda: bool(reader.cache.bytes))
     if answers is None:
         return None, "a norm or the head is of a kind that the step does not know"
