@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -13,8 +16,8 @@ Image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow")
 from miniature import world
 from miniature.measure.chain import as_image
 from miniature.train.assemble import MODELS, PIPELINE, VISION
-from vl_core import Look
-from vl_core.headless import learn
+from vl_core import Look, Words
+from vl_core.headless import learn, learn_each
 from vl_core.headless.cli import main
 from vl_core.looks import resumed
 
@@ -106,3 +109,90 @@ def test_what_does_not_fit_is_said_before_a_model_is_loaded(files, options, faul
 def test_too_many_pictures_are_refused(files, capsys):
     assert main(["learn", "-i", *([files[0]] * 17)]) == 1
     assert "expected 1 to 16, got 17" in capsys.readouterr().err
+
+
+# --- a look for each picture ------------------------------------------------------------------------------------------
+
+
+EACH = ["--each", "--words", "flat style", "--shows", "a blue star", "a red ring", *FAST]
+
+
+def test_each_picture_has_a_look_of_its_own_the_one_it_would_have_alone(files, tmp_path, capsys, monkeypatch):
+    folder, alone = tmp_path / "looks", tmp_path / "alone.safetensors"
+    assert main(["learn", "-i", *files, "-o", str(folder), *EACH]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["0.safetensors", "1.safetensors"]
+    command = ["learn", "-i", files[1], "-o", str(alone), "--words", "flat style", "--shows", "a red ring", *FAST]
+    assert main(command) == 0
+    assert (folder / "1.safetensors").read_bytes() == alone.read_bytes()
+    # Another run does what is left, and nothing twice.
+    (folder / "0.safetensors").unlink()
+    monkeypatch.setattr(learn_each.Learner, "learn", watched := Watched(learn_each.Learner.learn))
+    assert main(["learn", "-i", *files, "-o", str(folder), *EACH]) == 0
+    assert [job.output.name for job in watched.jobs] == ["0.safetensors"]
+    assert "1 of 2 looks are there already" in capsys.readouterr().out
+
+
+class Watched:
+    """A method that remembers its jobs."""
+
+    def __init__(self, real):
+        self.real, self.jobs = real, []
+
+    def __get__(self, learner, kind=None):
+        def learn(job):
+            self.jobs.append(job)
+            return self.real(learner, job)
+
+        return learn
+
+
+def test_each_writes_words_for_every_picture_alone(files, tmp_path):
+    assert main(["learn", "-i", *files, "-o", str(tmp_path / "looks"), "--each", *FAST]) == 0
+    scenes = world.sample_scenes(2, torch.Generator().manual_seed(1), two_shapes=0.0).records()
+    for index, scene in enumerate(scenes):
+        assert Look.load(tmp_path / "looks" / f"{index}.safetensors").origin.look == world.look_answer(scene)
+
+
+def test_on_a_ray_cluster_the_looks_are_the_same_also_when_a_worker_dies(files, tmp_path):
+    ray = pytest.importorskip("ray", reason="the optional extra ray is not installed")
+    folder, here = tmp_path / "cluster", tmp_path / "here"
+    assert main(["learn", "-i", *files, "-o", str(here), *EACH]) == 0
+    words = [Words((shows,), "flat style") for shows in ("a blue star", "a red ring")]
+    options = learn.QUALITIES["good"]
+    options = learn.replace(options, steps=3, size=learn.DEMO_SIZE)
+    pictures = [learn.load_picture(path, "--image", 1024) for path in files]
+    jobs = [
+        learn_each.Job(picture, one, options, folder / f"{index}.safetensors", learn.learning_key(
+            PIPELINE, [picture], one, options
+        ))
+        for index, (picture, one) in enumerate(zip(pictures, words, strict=True))
+    ]
+
+    def kill_one(actors):
+        os.kill(ray.get(actors[0].process.remote()), signal.SIGKILL)
+
+    learn_each.learn_each(jobs, str(MODELS / PIPELINE), "cpu", "float32", ray="local", workers=2, on_start=kill_one)
+    for name in ("0.safetensors", "1.safetensors"):
+        assert (folder / name).read_bytes() == (here / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["--ray", "local"], "--ray: expected --each with it"), (["--workers", "-1"], "--workers: expected"),
+        (["--each", "--shows", "a"], "--shows: expected 2 texts"),
+    ],
+)
+def test_what_does_not_go_with_several_looks_is_said_first(files, options, fault, capsys, monkeypatch):
+    monkeypatch.setattr(learn, "load_encoder", lambda *_: pytest.fail("a model was loaded"))
+    assert main(["learn", "-i", *files, *options]) == 1
+    assert fault in capsys.readouterr().err
+
+
+def test_two_pictures_of_one_name_and_a_file_of_another_look_are_refused(files, tmp_path, capsys):
+    assert main(["learn", "-i", files[0], files[0], *EACH]) == 1
+    assert "--image: expected pictures of different names with --each, got 0 twice" in capsys.readouterr().err
+    folder = tmp_path / "looks"
+    assert main(["learn", "-i", *files, "-o", str(folder), *EACH]) == 0
+    assert main(["learn", "-i", *files, "-o", str(folder), *EACH, "--seed", "1"]) == 1
+    assert "holds another look" in capsys.readouterr().err
