@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vl_core import Look
 from vl_core.looks.options import QUALITIES, LearnOptions
@@ -13,11 +14,14 @@ from .look_rivals import RIVALS, Rival
 
 GOOD = QUALITIES["good"]
 CHANGES: dict[str, tuple[float, ...]] = {
-    "steps": (20, 40, 60, 200, 300), "draws": (1, 2, 4, 8), "rate": (0.02, 0.05, 0.1, 0.2),
-    "anchor": (0.0, 0.005, 0.02, 0.1), "lowest": (0.0, 0.5, 0.75, 0.85, 0.9, 0.95), "tokens": (2, 4, 16),
+    "steps": (20, 50, 100, 200, 300), "draws": (1, 2, 3, 4, 8), "rate": (0.02, 0.05, 0.1, 0.2),
+    "anchor": (0.0, 0.005, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75, 0.85, 0.9, 0.95), "tokens": (2, 4, 16),
     "lean": (1.0, 2.0, 4.0), "tail_first": (0.0, 0.3, 0.6, 1.0), "spare": (0.0, 0.5, 1.0),
     "average": (0.0, 0.25, 0.5),
 }
+LONGER: tuple[dict[str, Any], ...] = (  # what is changed of *best*
+    {}, {"rate": 0.05}, {"rate": 0.02}, {"lowest": 0.75}, {"average": 0.5}, {"anchor": 0.1},
+)
 TOLD = ("object", "nothing")
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.25, 1.5, 2.0)
 WEIGHTS = ((1.0, 1.0), (3.0, 1.0), (1.0, 3.0))  # of two looks at once
@@ -81,6 +85,10 @@ def curves(toy: bool = False) -> list[Row]:
             for value in values if value != getattr(good, name)
         ]
     found += [Row(f"told: {told}", good, told=told) for told in TOLD]
+    for change in LONGER:
+        best = replace(QUALITIES["best"], **change, **({"steps": 2, "draws": 1} if toy else {}))
+        shown = ", ".join(f"{name} {value:g}" for name, value in change.items())
+        found.append(Row(f"best: {shown or 'as it is'}", best))
     return found[:: 8 if toy else 1]
 
 

@@ -29,14 +29,14 @@ class LearnOptions:
     """
 
     steps: int = 100
-    draws: int = 4
+    draws: int = 3
     rate: float = 0.1
     anchor: float = 0.02
-    lowest: float = 0.5
+    lowest: float = 0.9
     size: int = 512
     tail_first: float = 0.0
     spare: float = 0.0
-    average: float = 0.5
+    average: float = 0.25
     seed: int = 0
     tokens: int = 0
     lean: float = 1.0
@@ -58,7 +58,7 @@ class LearnOptions:
 
 
 QUALITIES = {
-    "quick": LearnOptions(steps=40),
+    "quick": LearnOptions(steps=50, draws=2),
     "good": LearnOptions(steps=100),
-    "best": LearnOptions(steps=300),
+    "best": LearnOptions(steps=300, draws=4),
 }
