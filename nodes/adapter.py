@@ -24,6 +24,7 @@ from ..vl_core.adapters.picture_adapter import MAX_STRENGTH, AdapterInfo, Pictur
 from ..vl_core.adapters.spec import AdapterSpec
 from ..vl_core.stages.combine import parse_weights
 from ..vl_core.stages.description import SLOTS, slot_request
+from . import told
 from .entries import Entry, attend_words, check_conditioning, layout_of, repack, words_of
 from .host import encoders, folders, memory, text_encoder
 from .host.identity import identity_of
@@ -52,7 +53,7 @@ class ZImageVLAdapterFit(io.ComfyNode):
             display_name="Fit Picture Adapter",
             description="Learn from a folder of pictures what a description of a picture would be to Z-Image, or to "
             "FLUX.2 klein, in one solve.",
-            search_aliases=["train adapter", "ip adapter", "style adapter", "calibrate pictures"],
+            search_aliases=["train adapter", "calibrate pictures"],
             is_output_node=True,
             inputs=[
                 io.Clip.Input(
@@ -79,8 +80,8 @@ class ZImageVLAdapterFit(io.ComfyNode):
                 budget_input(),
                 io.String.Input(
                     "prompts", default="", optional=True, advanced=True,
-                    tooltip="A text file in ComfyUI's input folder with prompts such as you write, one a line: the "
-                    "words of the pictures are put after them, in turn. Empty takes built-in ones, English sentences.",
+                    tooltip="A text file in ComfyUI's input folder with prompts such as you write, one a line. Empty "
+                    "takes built-in ones.",
                 ),
                 io.Boolean.Input(
                     "replace", default=False, optional=True, advanced=True,
@@ -128,9 +129,9 @@ class ZImageVLAdapterFit(io.ComfyNode):
         seen = look(examples[0].pixels(), PROBE)
         answers = path.with_name(f"{path.stem}_words.jsonl")
         if captions == DESCRIBED:
-            examples, told = _described(vision, examples, image_tokens, answers)
-            if told:
-                lines.append(f"took the words of {told} pictures from a fit that was stopped")
+            examples, kept = _described(vision, examples, image_tokens, answers)
+            if kept:
+                lines.append(f"took the words of {kept} pictures from a fit that was stopped")
         slots = slots_of(examples)
         if slots == FREE_TEXT:
             names = ", ".join(slot.name for slot in SLOTS)
@@ -152,7 +153,8 @@ class ZImageVLAdapterFit(io.ComfyNode):
         answers.unlink(missing_ok=True)
         if resumed:
             lines.append(f"went on after {resumed} pictures of a fit that was stopped")
-        return io.NodeOutput(adapter, ui=report(adapter.describe(), lines, f"kept as {path.name}"))
+        head = told.fitted(adapter), f"Kept as {path.name}."
+        return io.NodeOutput(adapter, ui=report(head, adapter.describe(), lines))
 
 
 class ZImageVLAdapterApply(io.ComfyNode):
@@ -162,7 +164,7 @@ class ZImageVLAdapterApply(io.ComfyNode):
             node_id="ZImageVLAdapterApply",
             display_name="Apply Picture Adapter",
             description="Append to the prompt what the picture's description would be, without words for it.",
-            search_aliases=["ip adapter", "image prompt", "reference image", "style reference", "redux"],
+            search_aliases=["use adapter", "load adapter"],
             inputs=[
                 encoder_input(),
                 pictures_input(),
@@ -194,9 +196,8 @@ class ZImageVLAdapterApply(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "combine", options=["average", "append", "parts"], default="average", optional=True, advanced=True,
-                    tooltip="Several pictures: average is one description between theirs; append puts one after the "
-                    "other; parts takes the first's style, the second's palette and so on in turn, where they "
-                    "differ: with it both show most often.",
+                    tooltip="Several pictures: average is between them, append puts one after the other, parts takes "
+                    "each part from another picture.",
                 ),
             ],
             outputs=[io.Conditioning.Output()],
@@ -234,7 +235,8 @@ class ZImageVLAdapterApply(io.ComfyNode):
             lines.append(info.describe())
             if not info.familiar:
                 lines.append("The adapter has not seen pictures like this: Describe Picture with Qwen3-VL needs none.")
-        return io.NodeOutput(entries, ui=report(lines))
+        head = f"The picture's description added to your prompt at strength {strength:g}."
+        return io.NodeOutput(entries, ui=report(head, lines))
 
 
 def _described(vision, examples: list[Example], budget: int, kept: Path) -> tuple[list[Example], int]:

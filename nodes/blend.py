@@ -10,8 +10,10 @@ from torch import Tensor
 from ..vl_core import TokenLayout, TokenRole, alpha_curve, alpha_on_words, blend, positions_of_words
 from ..vl_core.stages.alpha import parse_words, split_kept
 from ..vl_core.stages.blend import BlendInfo
+from ..vl_core.states.counts import counted
 from ..vl_core.states.families import check_pair
 from ..vl_core.states.stacks import by_layer, split_layers
+from . import told
 from .entries import (
     TENSOR_OPTIONS,
     Entry,
@@ -53,8 +55,8 @@ def _alpha_end() -> list:
 def _space() -> io.Combo.Input:
     return io.Combo.Input(
         "space", options=["dit", "raw", "slerp"], default="dit",
-        tooltip="dit: mix as Z-Image sees the tokens, each brought to unit size first, so alpha means what it says. "
-        "raw: plain mixture, in which large tokens win. slerp: along the arc between both.",
+        tooltip="dit: as Z-Image sees the tokens, each at unit size. raw: as they are, large ones win. slerp: along "
+        "the arc between both.",
     )
 
 
@@ -72,7 +74,7 @@ class ZImageVLBlend(io.ComfyNode):
             node_id="ZImageVLBlend",
             display_name="Blend VL with Text",
             description="Mix VL conditioning into Z-Image's text conditioning, token by token, or append it.",
-            search_aliases=["alpha blend", "mix conditioning", "adain", "reference strength"],
+            search_aliases=["alpha blend", "mix conditioning", "adain"],
             inputs=[
                 io.Conditioning.Input("text", tooltip="Z-Image's own encoding of the prompt, from CLIP Text Encode."),
                 io.Conditioning.Input("vl", tooltip="VL states of the same prompt with the picture."),
@@ -92,9 +94,8 @@ class ZImageVLBlend(io.ComfyNode):
                                 ),
                                 io.Combo.Input(
                                     "position", options=list(POSITIONS), default="end", optional=True,
-                                    tooltip="Where VL tokens go. end: after the whole text. before the template tail: "
-                                    "right after your words, so the last tokens stay the ones Z-Image expects; needs "
-                                    "text from a Z-Image VL node, which says where the words end.",
+                                    tooltip="end: after the whole text. before the template tail: right after your "
+                                    "words, for text from one of these nodes.",
                                 ),
                             ],
                         ),
@@ -102,10 +103,8 @@ class ZImageVLBlend(io.ComfyNode):
                         io.DynamicCombo.Option("adain_per_dim", [_alpha()]),
                         io.DynamicCombo.Option("style_dims", [_alpha(), _antialias()]),
                     ],
-                    tooltip="aligned: same word with same word (same prompt on both sides). resample: stretch VL "
-                    "tokens over the text. truncate: cut both to the shorter. append: words first, then VL tokens. "
-                    "adain, adain_per_dim: take over the VL's mean and spread. style_dims: mix the upper third of "
-                    "the dimensions.",
+                    tooltip="aligned: each word with itself. append: words, then picture tokens. The others stretch, "
+                    "cut, or take over mean and spread.",
                 ),
                 io.Float.Input(
                     "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True,
@@ -118,14 +117,12 @@ class ZImageVLBlend(io.ComfyNode):
                 sinks_input(),
                 io.String.Input(
                     "words", default="", optional=True, advanced=True,
-                    tooltip="Only these words of the prompt are mixed, the others stay as they are: red hat, sea. With "
-                    "a minus it is the other way round: -red hat keeps these and mixes the rest. Write them as the "
-                    "prompt does; each must be there once. Empty mixes all. Not for append.",
+                    tooltip="Only these words of the prompt are mixed, such as red hat, sea; with a minus, all but "
+                    "these. Empty mixes all. Not for append.",
                 ),
                 io.Int.Input(
                     "budget", default=0, min=0, max=16384, optional=True, advanced=True,
-                    tooltip="With append: most tokens that each picture may append; 0 is no limit. A larger picture is "
-                    "averaged further, so that no picture outweighs another by its size.",
+                    tooltip="With append: most tokens that each picture may add; 0 is no limit.",
                 ),
             ],
             outputs=[io.Conditioning.Output()],
@@ -160,7 +157,7 @@ class ZImageVLBlend(io.ComfyNode):
             }
         elif budget:
             raise ValueError(f"budget: only append adds picture tokens that it could limit, got {budget}. Set it to 0.")
-        entries, lines = [], []
+        entries, lines, added = [], [], 0
         if unused := sorted({key for _, extra in vl for key in extra} - TENSOR_OPTIONS):
             lines.append(f"vl: its {', '.join(unused)} are not used. Set them on the text, or after this node.")
         for entry, seen in zip(text, vl * len(text) if len(vl) == 1 else vl, strict=True):
@@ -172,7 +169,7 @@ class ZImageVLBlend(io.ComfyNode):
                 positions = positions_of_words(layout, chosen_words, text_encoder.tokenize_words)
                 steps = alpha_on_words(layout, ~positions if are_kept else positions, steps)
                 which = "not" if are_kept else "only"
-                lines.append(f"{which} on {int(positions.sum())} tokens: {', '.join(chosen_words)}")
+                lines.append(f"{which} on {counted(int(positions.sum()), 'token')}: {', '.join(chosen_words)}")
             stage = partial(
                 _blend_layer, split_layers(seen[0], family), alpha=steps, method=chosen, text_layout=layout_of(own),
                 vl_layout=layout_of(seen), sinks=sinks, **options,
@@ -180,7 +177,9 @@ class ZImageVLBlend(io.ComfyNode):
             mixed, infos = by_layer(own[0], family, stage)
             entries += timed(entry, put_padding(entry, mixed, infos[0].layout, padding), start_percent, end_percent)
             lines.append(describe_layers(infos, family))
-        return io.NodeOutput(entries, ui=report(lines))
+            added = mixed.shape[1] - own[0].shape[1]
+        head = told.blended(chosen, alpha, alpha if curve == "flat" else alpha_end, added)
+        return io.NodeOutput(entries, ui=report(head, lines))
 
 
 def _blend_layer(vl: tuple[Tensor, ...], text: Tensor, index: int, **options) -> tuple[Tensor, BlendInfo]:

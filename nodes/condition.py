@@ -20,7 +20,7 @@ from ..vl_core.steering.settings import (
     Settings,
 )
 from ..vl_core.steering.steer import steer
-from ..vl_core.steering.takes import TAKES, take_names
+from ..vl_core.steering.takes import take_names
 from ..vl_core.steering.way import Given, Way, find_way, ways
 from . import widgets
 from .adapter import NO_FILE, load_adapter
@@ -30,12 +30,21 @@ from .look import look_file_input, look_input, pick_look
 from .steering import ComfyHost, collect, entries_of
 from .widgets import Adapter, Names, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
+SLIDER = (0.0, 1.5)
 NO_RECIPE = "none"  # what version 0.1 called no recipe: now the default take
 
 
 def offered_ways() -> list[str]:
     """The ways that this node has inputs for."""
     return [name for name in ways() if name != OPEN_BLEND]
+
+
+def strength_ranges() -> dict[str, tuple[float, float]]:
+    """How far the slider goes with each way: to ``SLIDER``, further where the way takes more."""
+    return {
+        name: (min(SLIDER[0], way.low), max(SLIDER[1], way.high)) for name, way in ways().items()
+        if name in offered_ways()
+    }
 
 
 def listed_recipes() -> list[str]:
@@ -51,7 +60,7 @@ class ZImageVLCondition(io.ComfyNode):
             node_id="ZImageVLCondition",
             display_name="Z-Image Vision Conditioning",
             description="Let a reference picture steer Z-Image: connect both encoders, a picture and your prompt.",
-            search_aliases=["ip adapter", "reference image", "image prompt", "redux", "style reference"],
+            search_aliases=["ip adapter", "ipadapter", "reference", "style", "image prompt", "redux", "revision"],
             inputs=[
                 io.Clip.Input(
                     "clip",
@@ -62,12 +71,13 @@ class ZImageVLCondition(io.ComfyNode):
                 prompt_input(),
                 io.Float.Input(
                     "strength", default=1.0, min=-MAX_STRENGTH, max=MAX_STRENGTH, step=0.01,
+                    display_mode=io.NumberDisplay.slider, extra_dict={"ranges": strength_ranges()},
                     tooltip="How much the picture counts. 0 is your words alone, 1 is all of it.",
                 ),
                 io.Combo.Input(
                     "mode", display_name="way", options=Names.taking(offered_ways(), named_way), default=AUTOMATIC,
-                    tooltip="How it travels. "
-                    + " ".join(f"{name}: {way.meaning}." for name, way in ways().items() if name in offered_ways()),
+                    tooltip="How it travels. automatic takes a learned look, else a good picture adapter, else "
+                    "Qwen3-VL's words. The help page tells them all.",
                 ),
                 io.Int.Input(
                     "layer", default=0, min=-37, max=0, advanced=True,
@@ -77,8 +87,8 @@ class ZImageVLCondition(io.ComfyNode):
                 io.Combo.Input(
                     "recipe", display_name="take", options=Names.taking(listed_recipes(), find_recipe),
                     default=DEFAULT_TAKE, optional=True,
-                    tooltip="What to take from the picture. "
-                    + " ".join(f"{take.name}: {take.meaning}." for take in TAKES),
+                    tooltip="What to take from the picture: the look is all but what it shows, everything is what it "
+                    "shows as well.",
                 ),
                 widgets.weights_input(),
                 widgets.combine_input(),

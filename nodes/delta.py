@@ -34,7 +34,7 @@ class ZImageVLDelta(io.ComfyNode):
             node_id="ZImageVLDelta",
             display_name="Image Delta",
             description="Add to each word what the picture did to it: read with the picture, minus read without.",
-            search_aliases=["difference", "image prompt", "style reference"],
+            search_aliases=["difference", "what a picture adds"],
             inputs=[
                 encoder_input(),
                 pictures_input(),
@@ -44,15 +44,14 @@ class ZImageVLDelta(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "weight", default=1.0, min=-MAX_WEIGHT, max=MAX_WEIGHT, step=0.05,
-                    tooltip="How much of the difference is added: 1 is what the picture did, more exaggerates it. 0 is "
-                    "the text alone; negative takes it away, which showed next to nothing where measured.",
+                    tooltip="How much of the difference is added: 0 is the text alone, 1 is what the picture did, "
+                    "more exaggerates it.",
                 ),
                 layer_input(-2),
                 io.Combo.Input(
                     "baseline", options=["muted", "absent", "grey", "blurred"], default="muted", advanced=True,
-                    tooltip="What the picture is compared with. muted: its places left empty, so only what it shows "
-                    "counts. absent: the prompt alone. grey: an even grey picture. blurred: its own blurred colours, "
-                    "so shapes and textures count and the light at large does not.",
+                    tooltip="What the picture is compared with. muted: its places left empty. absent: none. grey: an "
+                    "even grey. blurred: its blurred colours.",
                 ),
                 io.Boolean.Input(
                     "remove_prompt_direction", default=False, advanced=True,
@@ -60,14 +59,14 @@ class ZImageVLDelta(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "rank", default=0, min=0, max=256, advanced=True,
-                    tooltip="Keep only this many strongest directions of the difference; 0 keeps all. 1 moves every "
-                    "word along one line, an overall mood; more lets each word go its own way.",
+                    tooltip="Keep only this many strongest directions of the difference; 0 keeps all, 1 is one "
+                    "overall mood.",
                 ),
                 budget_input(),
                 Space.Input(
                     "space", optional=True,
-                    tooltip="Brings both readings to where the text encoder has them before they are compared. "
-                    "From Match Text Encoder, fitted on the same layer; needed with a Qwen3-VL of another width.",
+                    tooltip="From Match Text Encoder, on the same layer: both readings are brought there first. "
+                    "Needed with a Qwen3-VL of another width.",
                 ),
             ],
             outputs=[io.Conditioning.Output()],
@@ -113,7 +112,8 @@ class ZImageVLDelta(io.ComfyNode):
             states, layout, done = steer_layers(entry[0], layout_of(entry), family, act, words=words_of(entry))
             entries.append(attend_words(repack(entry, states, layout)))
             lines += done
-        return io.NodeOutput(entries, ui=report(lines))
+        head = f"What the picture did to each word, added at strength {weight:g}."
+        return io.NodeOutput(entries, ui=report(head, lines))
 
 
 def _family(text: list[Entry], encoder: Any, spaces: tuple[SpaceAdapter | None, ...]) -> Family:

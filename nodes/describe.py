@@ -26,10 +26,8 @@ class ZImageVLDescribe(io.ComfyNode):
                 pictures_input(),
                 io.Combo.Input(
                     "take", options=[*INSTRUCTIONS, REWRITE], default="everything",
-                    tooltip="What the words are about. everything: subject and look. look: the look alone. The next "
-                    "six are what the recipes of those names take from a picture. slots: one line each for style, "
-                    "palette, light, background and composition. rewrite the prompt: your prompt, told anew with the "
-                    "picture in view.",
+                    tooltip="What the words are about. everything: subject and look. look: the look alone. slots: a line for "
+                    "each part. rewrite the prompt: yours, told anew.",
                 ),
                 io.String.Input(
                     "instruction", default="", multiline=True,

@@ -15,7 +15,7 @@ from ..vl_core.states.families import GROUPS, ZIMAGE
 from ..vl_core.states.stacks import stack_layers
 from ..vl_core.steering.references import read_as_one
 from ..vl_core.steering.settings import Settings
-from . import widgets
+from . import told, widgets
 from .entries import pack_states
 from .host import encoders, memory
 from .steering import collect
@@ -38,7 +38,7 @@ class ZImageVLEncode(io.ComfyNode):
             node_id="ZImageVLEncode",
             display_name="Qwen3-VL Encode",
             description="What Qwen3-VL thinks after looking at the pictures and reading the prompt, as CONDITIONING.",
-            search_aliases=["vision encode", "image to conditioning", "reference image", "ip adapter"],
+            search_aliases=["vision encode", "image to conditioning"],
             inputs=[
                 encoder_input(),
                 pictures_input(),
@@ -46,9 +46,8 @@ class ZImageVLEncode(io.ComfyNode):
                 layer_input(-6),
                 io.Combo.Input(
                     "tokens", options=list(SELECTIONS), default="all",
-                    tooltip="Which tokens come out. text: the ones that match Z-Image's own encoding; prompt: your "
-                    "words only; image: what each part of the picture became. Blend VL with Text (aligned) wants all "
-                    "or text.",
+                    tooltip="Which tokens come out. text: those that match Z-Image's own. prompt: your words. image: "
+                    "the picture's. Blends want all or text.",
                 ),
                 budget_input(),
                 system_prompt_input(),
@@ -63,8 +62,8 @@ class ZImageVLEncode(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "family", options=list(GROUPS), default=ZIMAGE.group, optional=True, advanced=True,
-                    tooltip="Which image model will paint from this. FLUX.2 klein reads layers 9, 18 and 27 side by "
-                    "side and has a template of its own, so the layer inputs here are not used.",
+                    tooltip="Which image model will paint from this. FLUX.2 klein reads three fixed layers, so layer "
+                    "is not used there.",
                 ),
             ],
             outputs=[io.Conditioning.Output()],
@@ -102,6 +101,6 @@ class ZImageVLEncode(io.ComfyNode):
         conditioning = pack_states(memory.states_to_host(states), layout)
         read_at = ", ".join(f"{one} × {share:g}" for one, share in zip(layers, shares, strict=True))
         at = chosen.describe_layers() if chosen.stacked else f"layer {layer if not mix_layers.strip() else read_at}"
-        return io.NodeOutput(
-            conditioning, ui=report(notes, f"{layout.describe()}; {at}", encoders.width_note(states, family))
-        )
+        figures = f"{layout.describe()}; {at}"
+        lines = report(told.read(len(given), prompt), notes, figures, encoders.width_note(states, family))
+        return io.NodeOutput(conditioning, ui=lines)

@@ -71,7 +71,7 @@ def check_one_layer(reference: ReferenceStatistics | tuple[ReferenceStatistics, 
 def references_of(
     reference: ReferenceStatistics | tuple[ReferenceStatistics, ...] | None, family: Family
 ) -> tuple[ReferenceStatistics | None, ...]:
-    """Statistics for each layer of a family, as Reference Statistics measured them.
+    """Statistics for each layer of a family, as Text Encoder Statistics measured them.
 
     Raises:
         ValueError: if they are of another family.
@@ -85,7 +85,7 @@ def references_of(
         layer = "s of another family" if isinstance(reference, tuple) else f" {reference.layer}"
         raise ValueError(
             f"reference: expected statistics of {family.describe_layers()}, which {family.name} reads, got layer"
-            f"{layer}. Connect Load CLIP, type flux2, to Reference Statistics."
+            f"{layer}. Connect Load CLIP, type flux2, to Text Encoder Statistics."
         )
     return reference
 
@@ -124,8 +124,8 @@ def layout_of(entry: Entry) -> TokenLayout | None:
     layout = entry[1].get(LAYOUT_KEY)
     if layout is not None and len(layout) != entry[0].shape[1]:
         raise ValueError(
-            f"conditioning: has {entry[0].shape[1]} tokens but its layout describes {len(layout)}: a node between ours "
-            "changed the tokens. Place it after the last Z-Image VL node."
+            f"conditioning: expected {len(layout)} tokens, as the node before described them, got {entry[0].shape[1]}: "
+            "a node in between changed them. Place it after the last Z-Image VL node."
         )
     return layout
 

@@ -38,7 +38,8 @@ class ZImageVLSave(io.ComfyNode):
         left_out = save_conditioning(path, conditioning)
         missing = f"Not saved, no file can hold them: {', '.join(left_out)}." if left_out else ""
         size = path.stat().st_size / 2**20
-        return io.NodeOutput(ui=report(f"{path.relative_to(folders.embeddings_folder())}, {size:.1f} MiB", missing))
+        name = path.relative_to(folders.embeddings_folder())
+        return io.NodeOutput(ui=report(f"Saved as {name}, {size:.1f} MiB.", missing))
 
 
 class ZImageVLLoadSaved(io.ComfyNode):
@@ -80,10 +81,10 @@ class ZImageVLLoadSaved(io.ComfyNode):
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
         conditioning = load_conditioning(folders.find_saved(file))
-        lines = []
+        lines = [f"Loaded {file}."]
         for entry in conditioning:
             layout = layout_of(entry)
-            lines.append(layout.describe() if layout else f"{entry[0].shape[1]} tokens without a layout")
+            lines.append(layout.describe() if layout else f"{entry[0].shape[1]} tokens, which is which is not known")
             if layout and layout.prompt:
                 lines.append(f"prompt: {layout.prompt}")
         return io.NodeOutput(conditioning, ui=report(lines))

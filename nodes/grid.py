@@ -8,10 +8,10 @@ from comfy_api.latest import io
 
 from ..vl_core.pictures import split_batch
 from ..vl_core.reports.grid import draw_grid, pictures_by_id
-from ..vl_core.reports.plots import THEMES
+from ..vl_core.states.counts import counted
 from ..vl_core.steering.sweep import Plan
 from .host import memory
-from .widgets import node_schema, with_pictures
+from .widgets import FOLLOW, node_schema, theme_of, theme_options, with_pictures
 
 LONGEST_TITLE = 2000  # letters
 
@@ -38,8 +38,8 @@ class ZImageVLGrid(io.ComfyNode):
                 ),
                 io.String.Input("title", default="", tooltip="Written above every page, such as the prompt."),
                 io.Combo.Input(
-                    "theme", options=list(THEMES), default="light", advanced=True,
-                    tooltip="Colours of the page: dark on white, or light on dark grey.",
+                    "theme", options=theme_options(), default=FOLLOW, advanced=True,
+                    tooltip="Colours of the page: those of ComfyUI's theme, dark on white, or light on dark grey.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="pages")],
@@ -47,16 +47,18 @@ class ZImageVLGrid(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images, plan, reference=None, cell_size=(0,), title=("",), theme=("light",)
+        cls, images, plan, reference=None, cell_size=(0,), title=("",), theme=(FOLLOW,)
     ) -> io.NodeOutput:
         planned = Plan.from_json(plan[0])
         if len(title[0]) > LONGEST_TITLE:
             raise ValueError(f"title: expected at most {LONGEST_TITLE} letters, got {len(title[0])}. Shorten it.")
         drawn = draw_grid(
             planned, pictures_by_id(planned, split_batch(images)), split_batch(reference or []),
-            cell_size=cell_size[0] or None, title=title[0], theme=theme[0], check=memory.check_interrupted,
+            cell_size=cell_size[0] or None, title=title[0], theme=theme_of(theme[0]),
+            check=memory.check_interrupted,
         )
         pages = torch.from_numpy(np.stack(drawn.pages)).float() / 255
         height, width = pages.shape[1:3]
         size = f"{len(pages)} page{'s' if len(pages) > 1 else ''} of {width}×{height} pixels"
-        return io.NodeOutput(pages, ui=with_pictures(f"{planned.describe()}\n{size}", pages, cls))
+        head = f"{counted(len(planned.cells), 'picture')} side by side."
+        return io.NodeOutput(pages, ui=with_pictures(f"{head}\n{planned.describe()}\n{size}", pages, cls))

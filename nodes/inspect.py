@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from comfy_api.latest import io
 
 from ..vl_core import TokenLayout
 from ..vl_core.reports.inspection import Inspection, inspect
-from ..vl_core.reports.plots import THEMES, inspection_figure, stack_figures
+from ..vl_core.reports.plots import SINGLE, Plots, inspection_figure, stack_figures
 from ..vl_core.states.families import ZIMAGE, find_family
 from ..vl_core.states.stacks import split_layers, split_padding
 from ..vl_core.states.vl_states import LAYOUT_KEY
+from . import told
 from .entries import Entry, check_one_layer, references_of, words_of
 from .host import memory
-from .widgets import BLANK, Reference, draw, node_schema, with_pictures
+from .widgets import BLANK, FOLLOW, Reference, draw, node_schema, theme_of, theme_options, with_pictures
 
 
 class ZImageVLInspect(io.ComfyNode):
@@ -31,20 +32,20 @@ class ZImageVLInspect(io.ComfyNode):
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="Any conditioning: text, VL or a blend of both."),
                 Reference.Input(
-                    "reference", optional=True, tooltip="Compare every dimension with this. From Reference Statistics."
+                    "reference", optional=True,
+                    tooltip="Compare every dimension with this. From Text Encoder Statistics.",
                 ),
                 io.Float.Input(
                     "threshold", default=10.0, min=1.0, max=1000.0, step=0.5, advanced=True,
                     tooltip="Dimensions whose spread differs by more than this factor are named.",
                 ),
                 io.Combo.Input(
-                    "plots", options=["overview", "all"], default="overview", optional=True,
-                    tooltip="overview: the size of every token, and with a reference the spread of every dimension. "
-                    "all: means and spreads against the reference, and how alike every two tokens are, as well.",
+                    "plots", options=list(get_args(Plots)), default=SINGLE, optional=True,
+                    tooltip="Which plot is drawn: one at a time can be read on the node, all are for the plots output.",
                 ),
                 io.Combo.Input(
-                    "theme", options=list(THEMES), default="light", optional=True, advanced=True,
-                    tooltip="Colours of the plots: dark on white, or light on dark grey.",
+                    "theme", options=theme_options(), default=FOLLOW, optional=True, advanced=True,
+                    tooltip="Colours of the plots: those of ComfyUI's theme, dark on white, or light on dark grey.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="plots"), io.String.Output(display_name="report")],
@@ -52,7 +53,7 @@ class ZImageVLInspect(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, conditioning, reference=None, threshold: float = 10.0, plots: str = "overview", theme: str = "light"
+        cls, conditioning, reference=None, threshold: float = 10.0, plots: str = SINGLE, theme: str = FOLLOW
     ) -> io.NodeOutput:
         if not conditioning:
             raise ValueError("conditioning: expected at least one entry, got an empty CONDITIONING.")
@@ -60,16 +61,18 @@ class ZImageVLInspect(io.ComfyNode):
         for index, entry in enumerate(memory.each(conditioning), 1):
             layout = entry[1].get(LAYOUT_KEY)
             if layout is not None and len(layout) != entry[0].shape[1]:
-                lines.append(f"Its layout describes {len(layout)} tokens; a node changed them, so roles are unknown.")
+                lines.append(f"A node changed the tokens, {len(layout)} were described: which is which is unknown.")
                 layout = None
             for layer, found in _inspected(entry, layout, reference, threshold):
                 title = ", ".join(filter(None, [f"entry {index}" if len(conditioning) > 1 else "", layer]))
                 looked.append((found, title))
                 lines.append(f"{layer}: {found.describe()}" if layer else found.describe())
         pictures, missing = draw(
-            lambda: stack_figures([inspection_figure(*one, plots=plots, theme=theme) for one in memory.each(looked)])
+            lambda: stack_figures(
+                [inspection_figure(*one, plots=plots, theme=theme_of(theme)) for one in memory.each(looked)]
+            )
         )
-        text = "\n\n".join(lines)
+        text = "\n\n".join([told.looked(found for found, _ in looked), *lines])
         shown = with_pictures("\n\n".join(filter(None, [text, missing])), pictures, cls)
         return io.NodeOutput(torch.ones(BLANK) if pictures is None else pictures, text, ui=shown)
 

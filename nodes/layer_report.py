@@ -7,15 +7,17 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vl_core import TokenLayout
-from ..vl_core.reports.layer_report import join_csv, join_reports, layer_report
+from ..vl_core.reports.layer_report import METRICS, join_csv, join_reports, layer_report
 from ..vl_core.reports.plots import layer_figure, stack_figures
 from ..vl_core.states.families import KLEIN_4B, ZIMAGE, Family, find_family
 from ..vl_core.states.layers import parse_layers
 from ..vl_core.states.stacks import split_layers, split_padding
+from . import told
 from .entries import check_conditioning, layout_of, references_of, words_of
 from .host import encoders, loaded, memory, native
 from .widgets import (
     BLANK,
+    FOLLOW,
     Reference,
     budget_input,
     draw,
@@ -23,8 +25,12 @@ from .widgets import (
     node_schema,
     pictures_input,
     prompt_input,
+    theme_of,
+    theme_options,
     with_pictures,
 )
+
+ALL, LIKENESS = "all", "Mean cosine with the text"
 
 
 class ZImageVLLayerReport(io.ComfyNode):
@@ -41,7 +47,7 @@ class ZImageVLLayerReport(io.ComfyNode):
                 pictures_input(),
                 prompt_input(),
                 Reference.Input(
-                    "reference", optional=True, tooltip="Compare every layer with this. From Reference Statistics."
+                    "reference", optional=True, tooltip="Compare every layer with this. From Text Encoder Statistics."
                 ),
                 io.Conditioning.Input(
                     "text", optional=True,
@@ -50,9 +56,17 @@ class ZImageVLLayerReport(io.ComfyNode):
                 io.String.Input(
                     "layers", default="all",
                     tooltip="Layers to compare, counted from the end: -1, -2, -4:-12:-2 (from, to, step). all takes "
-                    "every layer that is loaded. They come from one reading, so more of them cost little.",
+                    "every loaded layer.",
                 ),
                 budget_input(),
+                io.Combo.Input(
+                    "plot", options=[ALL, *(metric.title for metric in METRICS)], default=LIKENESS, optional=True,
+                    tooltip="Which measure is drawn: one can be read on the node, all are for the plots output.",
+                ),
+                io.Combo.Input(
+                    "theme", options=theme_options(), default=FOLLOW, optional=True, advanced=True,
+                    tooltip="Colours of the plots: those of ComfyUI's theme, dark on white, or light on dark grey.",
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="plots"),
@@ -64,7 +78,7 @@ class ZImageVLLayerReport(io.ComfyNode):
     @classmethod
     def execute(
         cls, encoder, prompt: str, layers: str = "all", image_tokens: int = 1024, images: dict | None = None,
-        reference=None, text=None,
+        reference=None, text=None, plot: str = LIKENESS, theme: str = FOLLOW,
     ) -> io.NodeOutput:
         words, layout = _only_sequence(text) if text is not None else (None, None)
         family = _family(encoder, reference, words, layout)
@@ -81,9 +95,14 @@ class ZImageVLLayerReport(io.ComfyNode):
             title = f"{family.name}'s layer {layer} ({layer - blocks - 1})" if family.stacked else ""
             found[title] = layer_report(seen, statistics, target, layout, progress=bar)
         titled = memory.each(found.items())
-        plots, missing = draw(lambda: stack_figures([layer_figure(one, title) for title, one in titled]))
+        plots, missing = draw(
+            lambda: stack_figures(
+                [layer_figure(one, title, theme=theme_of(theme), only=plot) for title, one in titled]
+            )
+        )
         summary = join_reports({title: one.summary() for title, one in found.items()})
-        shown = with_pictures("\n".join(filter(None, [*notes, summary, missing])), plots, cls)
+        lines = filter(None, [told.likest(found.values()), *notes, summary, missing])
+        shown = with_pictures("\n".join(lines), plots, cls)
         table = join_reports({title: one.table() for title, one in found.items()})
         rows = join_csv({layer: one.csv() for layer, one in zip(family.layers, found.values(), strict=True)})
         return io.NodeOutput(torch.ones(BLANK) if plots is None else plots, table, rows, ui=shown)

@@ -15,7 +15,7 @@ class ZImageVLLoader(io.ComfyNode):
             node_id="ZImageVLLoader",
             display_name="Load Qwen3-VL",
             description="Load Qwen3-VL-4B from a Hugging Face folder. For a single file use Load CLIP, type lumina2.",
-            search_aliases=["qwen3vl loader", "vision encoder", "vlm", "ip adapter"],
+            search_aliases=["qwen3vl loader", "vision encoder", "vlm"],
             inputs=[
                 io.Combo.Input(
                     "folder", options=list(folders.encoder_folders()),
@@ -34,14 +34,13 @@ class ZImageVLLoader(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "cache", options=list(loaded.CACHES), default="on", optional=True, advanced=True,
-                    tooltip="What to keep of pictures seen before, at most 512 MiB (environment: ZIMAGE_VL_CACHE_MIB): "
-                    "a new prompt then runs its own tokens only. every layer: changing the layer runs nothing as well. "
-                    "What is painted stays the same.",
+                    tooltip="What to keep of pictures seen before, so that a new prompt runs sooner. every layer: a "
+                    "new layer runs nothing as well.",
                 ),
                 io.Boolean.Input(
                     "compile", default=False, optional=True, advanced=True,
-                    tooltip="Replay the model as CUDA graphs, which spares launching its kernels one by one; each size "
-                    "of picture and prompt takes GPU memory. What is painted stays the same.",
+                    tooltip="Replay the model as CUDA graphs: faster, and more GPU memory for each size of picture "
+                    "and prompt.",
                 ),
             ],
             outputs=[Qwen3VL.Output(display_name="qwen3-vl")],
@@ -59,4 +58,4 @@ class ZImageVLLoader(io.ComfyNode):
         cls, folder: str, dtype: str = "auto", deepest_layer: int = -1, cache: str = "on", compile: bool = False
     ) -> io.NodeOutput:
         encoder = loaded.load_encoder(folder, dtype, deepest_layer, cache, compile)
-        return io.NodeOutput(encoder, ui=report(encoder.describe()))
+        return io.NodeOutput(encoder, ui=report("Qwen3-VL is ready.", encoder.describe()))

@@ -27,7 +27,7 @@ class ZImageVLLookApply(io.ComfyNode):
             node_id="ZImageVLLookApply",
             display_name="Apply Look",
             description="Paint your prompt in a look that was learned on a picture.",
-            search_aliases=["style", "textual inversion", "learned look", "reference"],
+            search_aliases=["textual inversion", "learned look"],
             inputs=[
                 io.Conditioning.Input(
                     "text", optional=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import normalize
+from . import told
 from .entries import map_layers
 from .widgets import SCOPES, Reference, node_schema, report, sinks_input
 
@@ -53,11 +54,10 @@ class ZImageVLNormalize(io.ComfyNode):
                         io.DynamicCombo.Option("rms", []),
                         io.DynamicCombo.Option("none", []),
                     ],
-                    tooltip="global: one factor for all. per_dim: every dimension gets the reference's mean and "
-                    "spread, which image tokens lack; on words it takes away what they all hold of the picture. "
-                    "hybrid: a mixture of both. rms: every token gets the same size.",
+                    tooltip="global: one factor for all. per_dim: each dimension for itself, good for image tokens. "
+                    "hybrid: both. rms: each token to one size.",
                 ),
-                Reference.Input("reference", optional=True, tooltip="The target. From Reference Statistics."),
+                Reference.Input("reference", optional=True, tooltip="The target. From Text Encoder Statistics."),
                 io.Combo.Input(
                     "scope", options=SCOPES, default="all tokens", advanced=True,
                     tooltip="Which tokens are measured and changed.",
@@ -81,4 +81,4 @@ class ZImageVLNormalize(io.ComfyNode):
             )
 
         scaled, lines = map_layers(conditioning, reference, scope, stage)
-        return io.NodeOutput(scaled, ui=report(lines))
+        return io.NodeOutput(scaled, ui=report(told.normalized(chosen), lines))

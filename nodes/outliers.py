@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core import mask_outlier_dimensions
+from . import told
 from .entries import map_layers
 from .widgets import SCOPES, Reference, node_schema, report, sinks_input
 
@@ -19,7 +20,7 @@ class ZImageVLMaskOutliers(io.ComfyNode):
             search_aliases=["outlier masking", "clamp embeddings", "massive activations"],
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="What to clean: VL or plain text conditioning."),
-                Reference.Input("reference", tooltip="What is normal. From Reference Statistics."),
+                Reference.Input("reference", tooltip="What is normal. From Text Encoder Statistics."),
                 io.DynamicCombo.Input(
                     "mode",
                     options=[
@@ -36,8 +37,8 @@ class ZImageVLMaskOutliers(io.ComfyNode):
                         ),
                         io.DynamicCombo.Option("none", []),
                     ],
-                    tooltip="clamp: shrink (or grow) an outlier to the threshold. zero: remove it, to test whether it "
-                    "makes the artifacts. scale: pull it back part of the way. none: only report.",
+                    tooltip="clamp: bring an outlier to the threshold. zero: remove it. scale: pull it back part of "
+                    "the way. none: only report.",
                 ),
                 io.Float.Input(
                     "threshold", default=10.0, min=1.0, max=1000.0, step=0.5,
@@ -46,8 +47,8 @@ class ZImageVLMaskOutliers(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "direction", options=["both", "over", "under"], default="both", advanced=True,
-                    tooltip="over: spreads more than the reference. under: spreads less. The famous 617× of the "
-                    "research note is an 'under', which its own code could not find.",
+                    tooltip="over: dimensions that spread more than the reference. under: those that spread less. "
+                    "both: either.",
                 ),
                 io.Combo.Input(
                     "scope", options=SCOPES, default="image tokens",
@@ -64,12 +65,15 @@ class ZImageVLMaskOutliers(io.ComfyNode):
         scope: str = "image tokens", sinks: str = "exclude",
     ) -> io.NodeOutput:
         chosen = mode if isinstance(mode, dict) else {"mode": mode}
+        counts: list[int] = []
 
         def stage(states, statistics, positions, layout):
-            return mask_outlier_dimensions(
+            masked, info = mask_outlier_dimensions(
                 states, threshold, chosen["mode"], reference=statistics, direction=direction,
                 gamma=chosen.get("gamma", 0.5), sinks=sinks, positions=positions, layout=layout,
             )
+            counts.append(len(info.masked_dimensions))
+            return masked, info
 
         cleaned, lines = map_layers(conditioning, reference, scope, stage)
-        return io.NodeOutput(cleaned, ui=report(lines))
+        return io.NodeOutput(cleaned, ui=report(told.tamed(chosen["mode"], counts), lines))

@@ -16,14 +16,14 @@ class ZImageVLReference(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return node_schema(
             node_id="ZImageVLReference",
-            display_name="Reference Statistics",
+            display_name="Text Encoder Statistics",
             description="Measure Z-Image's text encoder once, over built-in prompts; kept on disk for the next time.",
             search_aliases=["calibrate", "encoder statistics"],
             inputs=[
                 io.MultiType.Input(
                     "source", [io.Clip, io.Conditioning],
-                    tooltip="Z-Image's text encoder (Load CLIP, type lumina2), measured over the built-in prompts; or "
-                    "any text conditioning, measured over its own tokens.",
+                    tooltip="Z-Image's text encoder (Load CLIP, type lumina2), measured over built-in prompts; or "
+                    "any text conditioning.",
                 )
             ],
             outputs=[Reference.Output(display_name="reference")],
@@ -34,7 +34,8 @@ class ZImageVLReference(io.ComfyNode):
         if not isinstance(source, list):
             measured, origin = calibration.measure_layers(source)
             reference = measured[0] if len(measured) == 1 else tuple(measured)
-            return io.NodeOutput(reference, ui=report(*(one.describe() for one in measured), origin))
+            figures = [one.describe() for one in measured]
+            return io.NodeOutput(reference, ui=report("The text encoder is measured.", figures, origin))
         check_conditioning(source, "source")
         family, warning = entry_family(source[0]), ""
         measured: list[ReferenceStatistics] = []
@@ -51,4 +52,5 @@ class ZImageVLReference(io.ComfyNode):
         few = "" if measured[0].ordinary.count >= 100 else "Few tokens: the spread per dimension is a rough guess."
         reference = tuple(measured) if family.stacked else measured[0]
         origin = "from the connected conditioning"
-        return io.NodeOutput(reference, ui=report(*(one.describe() for one in measured), origin, few, warning))
+        figures = [one.describe() for one in measured]
+        return io.NodeOutput(reference, ui=report("The connected text is measured.", figures, origin, few, warning))

@@ -51,7 +51,7 @@ class ZImageVLSelectTokens(io.ComfyNode):
             states, kept = select_tokens(
                 entry[0], layout, tokens, downsample=downsample, mask=mask, budget=budget or None
             )
-            return repack(entry, states, kept), f"kept {len(kept)} of {len(layout)} tokens: {kept.describe()}"
+            return repack(entry, states, kept), f"Kept {len(kept)} of {len(layout)} tokens: {kept.describe()}."
 
         selected, lines = map_entries(conditioning, stage)
         return io.NodeOutput(selected, ui=report(lines))

@@ -12,6 +12,7 @@ from ..vl_core.adapters.space_adapter import SpaceAdapter, SpaceMethod, fit_spac
 from ..vl_core.states.families import Family
 from ..vl_core.states.stacks import by_layer, split_layers
 from ..vl_core.states.statistics import ENCODER_LAYER
+from . import told
 from .entries import Entry, check_conditioning, describe_layers, entry_family, layout_of, repack, require_layout
 from .host import encoders, folders, memory, text_encoder
 from .host.identity import identity_of
@@ -42,10 +43,8 @@ class ZImageVLMatchSpace(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "method", options=list(get_args(SpaceMethod)), default="ridge",
-                    tooltip="ridge: a full linear map, held in check by what it does on held-out prompts. "
-                    "reduced_rank: its main directions only. procrustes: a rotation and one scale. per_dimension: each "
-                    "dimension for itself. whitening: mean and covariance alone. The last two need encoders of "
-                    "one width.",
+                    tooltip="ridge: a full linear map. reduced_rank: its main directions. procrustes: a rotation. "
+                    "per_dimension, whitening: for encoders of one width.",
                 ),
                 io.String.Input(
                     "prompts", default="",
@@ -82,7 +81,8 @@ class ZImageVLMatchSpace(io.ComfyNode):
             spaces.append(space)
             entries.append(repack(entry, mapped, layout))
             lines += [describe_layers(space, family), origin]
-        return io.NodeOutput(entries, spaces[0] if family.stacked else spaces[0][0], ui=report(lines))
+        head = told.brought(one for space in spaces for one in space)
+        return io.NodeOutput(entries, spaces[0] if family.stacked else spaces[0][0], ui=report(head, lines))
 
 
 def _layers_of(entry: Entry, family: Family) -> tuple[int, ...]:

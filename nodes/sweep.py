@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..vl_core.adapters.picture_adapter import PictureAdapter
 from ..vl_core.looks.look import Look
+from ..vl_core.states.counts import counted
 from ..vl_core.states.families import Family
 from ..vl_core.states.fields import Value
 from ..vl_core.steering.axes import MAX_SEED, parse_axis
@@ -118,8 +119,8 @@ class ZImageVLSweep(io.ComfyNode):
                 budget_input(),
                 Reference.Input(
                     "reference", optional=True,
-                    tooltip="What normalization and outliers compare with, from Reference Statistics. Measured on the "
-                    "clip if it is needed and not connected.",
+                    tooltip="What normalization and outliers compare with, from Text Encoder Statistics. Measured on "
+                    "the clip if it is needed and not connected.",
                 ),
                 io.Combo.Input(
                     "take", options=list(take_names()), default=DEFAULT_TAKE, optional=True,
@@ -205,7 +206,9 @@ class ZImageVLSweep(io.ComfyNode):
         remarks = list(dict.fromkeys(line for one in outcomes for line in one.lines))
         numbered = [f"{number}. {label}" for number, label in enumerate(labels, 1)]
         seeds = [cell.seed for cell in cells]
-        return io.NodeOutput(entries, seeds, labels, plan.to_json(), ui=report(plan.describe(), remarks, numbered))
+        head = f"{counted(len(cells), 'picture')} to paint, from one reading."
+        lines = report(head, plan.describe(), remarks, numbered)
+        return io.NodeOutput(entries, seeds, labels, plan.to_json(), ui=lines)
 
 
 def _plan(written: Sequence[tuple[str, str]], seed: int, base: dict[str, Value]) -> Plan:

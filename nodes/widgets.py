@@ -14,10 +14,12 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..vl_core.reports.plots import THEMES
 from ..vl_core.stages.combine import COMBINATIONS
 from ..vl_core.steering.settings import CROP, JOINED, MASK_USES
+from .host import folders
 
-CATEGORY = "conditioning/z-image vl"
+CATEGORY = "model/conditioning/z-image vl"
 
 Qwen3VL = io.Custom("QWEN3VL")
 Reference = io.Custom("VL_REFERENCE")
@@ -60,8 +62,7 @@ def prompt_input() -> io.String.Input:
 def layer_input(default: int) -> io.Int.Input:
     return io.Int.Input(
         "layer", default=default, min=-37, max=-1, advanced=True,
-        tooltip="Which hidden state to take, counted from the end. -2 is what Z-Image was trained on; -6 and -8 are "
-        "more abstract and looked cleaner in the research note.",
+        tooltip="Which layer to take, counted from the end. Z-Image was trained on -2; -6 and -8 are more abstract.",
     )
 
 
@@ -83,8 +84,8 @@ def system_prompt_input() -> io.String.Input:
 def sinks_input() -> io.Combo.Input:
     return io.Combo.Input(
         "sinks", options=["exclude", "include"], default="exclude", advanced=True,
-        tooltip="exclude: attention sinks (tokens hundreds of times larger than the rest) are left as they are and "
-        "kept out of the statistics. include: treat them like any token, as the research note did.",
+        tooltip="exclude: leave attention sinks (tokens hundreds of times larger than the rest) as they are. "
+        "include: treat them like any token.",
     )
 
 
@@ -98,6 +99,18 @@ def report(*parts: str | Iterable[str]) -> ui.PreviewText:
     """Lines shown on the node after it ran."""
     lines = [part if isinstance(part, str) else "\n".join(part) for part in parts]
     return ui.PreviewText("\n".join(line for line in lines if line))
+
+
+FOLLOW = "as ComfyUI"  # the colours of plots and pages: those of the theme that is chosen in ComfyUI's settings
+
+
+def theme_options() -> list[str]:
+    return [FOLLOW, *THEMES]
+
+
+def theme_of(name: str) -> str:
+    """The theme of plots that an option names."""
+    return ("light" if folders.light_theme() else "dark") if name == FOLLOW else name
 
 
 BLANK = (1, 64, 64, 3)  # what a node without its plots hands on
@@ -194,19 +207,16 @@ def known(otherwise: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def weights_input() -> io.String.Input:
     return io.String.Input(
-        "weights", default="", optional=True,
-        tooltip="How much each picture counts, in order: 1, 0.5, -0.3. Empty: all alike. 0 leaves a picture out; below "
-        "0 takes away what it does, which showed next to nothing and needs another way to combine than concat.",
+        "weights", default="", optional=True, advanced=True,
+        tooltip="How much each picture counts, in order: 1, 0.5. Empty: all alike. 0 leaves a picture out.",
     )
 
 
 def combine_input() -> io.Combo.Input:
     return io.Combo.Input(
         "combine", options=[JOINED, *COMBINATIONS], default=JOINED, optional=True, advanced=True,
-        tooltip="What several pictures become. concat: read together, one after another. The others read each alone, "
-        "which takes an encode per picture. average: the mean of what they do to each word. add: all in full. "
-        "subtract: the first less the others. norm average: the mean with none louder. max weight per token: each word "
-        "follows the picture that moves it most.",
+        tooltip="What several pictures become. concat: read together. The others read each alone: their mean, sum, "
+        "difference, or the strongest per word.",
     )
 
 
@@ -225,6 +235,6 @@ def masks_input() -> io.Autogrow.Input:
 def mask_use_input() -> io.Combo.Input:
     return io.Combo.Input(
         "mask_use", options=list(MASK_USES), default=CROP, optional=True, advanced=True,
-        tooltip="crop to the box: Qwen3-VL sees only the box around the white part. keep covered tokens: it sees all, "
-        "and only the picture's own tokens under the white part go on, which matters when they are appended.",
+        tooltip="crop to the box: Qwen3-VL sees the box around the white part. keep covered tokens: it sees all, "
+        "only tokens under the white go on.",
     )

@@ -120,6 +120,19 @@ def read_prompts(name: str, least: int = 1) -> tuple[str, ...]:
     return found
 
 
+def light_theme() -> bool:
+    """Whether a light theme is chosen in ComfyUI's settings; its own is dark."""
+    try:
+        file = Path(folder_paths.get_user_directory()) / "default" / "comfy.settings.json"
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    palette = settings.get("Comfy.ColorPalette", "dark") if isinstance(settings, dict) else "dark"
+    own = settings.get("Comfy.CustomColorPalettes") if isinstance(settings, dict) else None
+    chosen = (own or {}).get(str(palette).removeprefix("custom_"), {})
+    return palette == "light" or bool(isinstance(chosen, dict) and chosen.get("light_theme"))
+
+
 def adapters_folder() -> Path:
     """Where picture adapters are kept."""
     return Path(folder_paths.models_dir) / ADAPTERS

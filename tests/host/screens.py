@@ -96,7 +96,7 @@ class Screen:
 
 SCREENS = (
     Screen("1 Start here - reference picture", node="all"),
-    Screen("3 See and edit its words", "its look in words"),
+    Screen("3 The look in words", "its look in words"),
     Screen("5 Learn a look", "in the learned look", {
         "ZImageVLLookLearn": {"shows": SHOWN}, "ZImageVLLookApply": {"prompt": PROMPT},
     }, node="ZImageVLLookLearn", size=(420, 900)),

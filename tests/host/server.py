@@ -22,7 +22,9 @@ PACK = HERE.parents[1]
 PACK_FOLDER = "zimage-vl"  # as the registry and `git clone` name it
 MODELS = {
     "text_encoders": ["qwen_3_4b.safetensors", "qwen3vl_4b_fp8_scaled.safetensors"],
-    "diffusion_models": ["z_image_turbo_bf16.safetensors", "flux-2-klein-4b.safetensors"],
+    "diffusion_models": [
+        "z_image_turbo_bf16.safetensors", "z_image_bf16.safetensors", "flux-2-klein-4b.safetensors",
+    ],
     "vae": ["ae.safetensors", "flux2-vae.safetensors"],
 }
 TINY, MINIATURE = "tiny_pack", "mini_pack"
@@ -164,8 +166,42 @@ def _wait_until_up(server: Server, process: subprocess.Popen) -> None:
     raise AssertionError(f"ComfyUI did not answer within {START_SECONDS} s:\n{server.tail()}")
 
 
+def flat(workflow: dict) -> dict:
+    """A workflow without subgraphs: what is inside takes the place of each node that stands for one.
+
+    Nodes inside are called as in a prompt, ``"30:4"`` for node 4 in the subgraph node 30. A subgraph's inputs that are
+    not connected keep the values that are inside.
+    """
+    inside = {one["id"]: one for one in workflow.get("definitions", {}).get("subgraphs", [])}
+    nodes, links, places = [], [], {}  # places: (node, output) of a subgraph node -> where it comes from inside
+    entered = {node["id"]: inside[node["type"]] for node in workflow["nodes"] if node["type"] in inside}
+    given = {(link[3], link[4]): (link[1], link[2]) for link in workflow["links"]}
+    for number, graph in entered.items():
+        for link in graph["links"]:
+            origin = f"{number}:{link['origin_id']}", link["origin_slot"]
+            if link["origin_id"] == graph["inputNode"]["id"]:
+                origin = given.get((number, link["origin_slot"]))
+            if link["target_id"] == graph["outputNode"]["id"]:
+                places[number, link["target_slot"]] = origin
+            elif origin:
+                links.append([f"{number}/{link['id']}", *origin, f"{number}:{link['target_id']}", link["target_slot"]])
+        kept = {str(link[0]) for link in links}
+        for node in graph["nodes"]:
+            slots = [
+                {**slot, "link": name if (name := f"{number}/{slot.get('link')}") in kept else None}
+                for slot in node["inputs"]
+            ]
+            nodes.append({**node, "id": f"{number}:{node['id']}", "inputs": slots})
+    for link in workflow["links"]:
+        if link[3] not in entered:
+            links.append([link[0], *places.get((link[1], link[2]), (link[1], link[2])), *link[3:]])
+    outer = [node for node in workflow["nodes"] if node["id"] not in entered]
+    return {**workflow, "nodes": outer + nodes, "links": links}
+
+
 def to_prompt(workflow: dict, info: dict) -> dict[str, dict]:
     """The API prompt of a saved workflow, as the frontend makes it when Run is pressed."""
+    workflow = flat(workflow)
     origin = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     prompt = {}
     for node in workflow["nodes"]:

@@ -35,7 +35,7 @@ def test_escaped_parentheses_are_read_once_by_both_encoders(prompt, run, text_cl
 def test_save_refuses_what_load_could_not_read_again(run, core, core_text, native, picture):
     seen = run("Encode", native, PROMPT, -2, images={"image0": picture})[0]
     (joined,) = core.ConditioningConcat().concat(seen, core_text(PROMPT))
-    with pytest.raises(ValueError, match="a node between ours changed the tokens"):
+    with pytest.raises(ValueError, match="a node in between changed them"):
         run("Save", joined, "stale")
 
 
@@ -76,7 +76,7 @@ def test_inspect_looks_at_tokens_that_a_core_node_joined(run, core, core_text, n
     seen = run("Encode", native, PROMPT, -2, images={"image0": picture})[0]
     (joined,) = core.ConditioningConcat().concat(seen, core_text(PROMPT))
     output = run("Inspect", joined)
-    assert "roles are unknown" in output[1]
+    assert "which is which is unknown" in output[1]
     assert output[0].shape[0] == 1
 
 

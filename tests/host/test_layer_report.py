@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,7 +48,8 @@ def test_every_layer_is_reported_as_picture_table_and_csv(run, vision, picture, 
     assert {row["tokens"] for row in rows_of(output) if row["group"] == "image"} == {"6"}
     assert all(row["cka"] and row["cosine"] for row in rows_of(output) if row["group"] == "text")
     assert "image tokens, after x/rms(x)" in report and "*" in report
-    assert told(output).startswith("Best layer by metric") and "text tokens: mean r" in told(output)
+    assert told(output).startswith("Layer") and "the most like the text encoder" in told(output).splitlines()[0]
+    assert "Best layer by metric" in told(output) and "text tokens: mean r" in told(output)
     assert len(output.ui["images"]) == 1
 
 
@@ -159,16 +162,39 @@ def test_stopping_ends_a_report(run, native, picture, part, monkeypatch):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_inspect_draws_all_plots_in_either_theme(theme, run, seen, reference):
-    overview = run("Inspect", seen, reference, theme=theme)
+    overview = run("Inspect", seen, reference, plots="overview", theme=theme)
     full = run("Inspect", seen, reference, plots="all", theme=theme)
     assert full[0].shape[1] > 2 * overview[0].shape[1] and full[0].shape[2] == overview[0].shape[2]
     assert full[1] == overview[1]
     assert bool(full[0].mean() > 0.5) == bool(overview[0].mean() > 0.5) == (theme == "light")
 
 
-def test_inspect_draws_the_light_overview_unless_told_otherwise(run, seen, reference):
-    expected = run("Inspect", seen, reference, 10.0, "overview", "light")[0]
-    assert torch.equal(run("Inspect", seen, reference)[0], expected)
+def test_inspect_draws_one_plot_in_the_colours_of_comfyuis_theme_unless_told_otherwise(run, seen, reference, part):
+    folders = part("nodes.host.folders")
+    settings = Path(folders.folder_paths.get_user_directory()) / "default" / "comfy.settings.json"
+    one = {theme: run("Inspect", seen, reference, 10.0, "token sizes", theme)[0] for theme in ("light", "dark")}
+    assert torch.equal(run("Inspect", seen, reference)[0], one["dark"])  # ComfyUI's own theme
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    palettes = {"arc": {"light_theme": False}, "paper": {"light_theme": True}}
+    try:
+        themes = {"light": "light", "nord": "dark", "custom_paper": "light", "custom_arc": "dark"}
+        for chosen, expected in themes.items():
+            said = {"Comfy.ColorPalette": chosen, "Comfy.CustomColorPalettes": palettes}
+            settings.write_text(json.dumps(said), encoding="utf-8")
+            assert torch.equal(run("Inspect", seen, reference)[0], one[expected]), chosen
+        settings.write_text("no JSON", encoding="utf-8")
+        assert torch.equal(run("Inspect", seen, reference)[0], one["dark"])
+    finally:
+        settings.unlink()
+
+
+def test_one_measure_is_drawn_large_and_all_of_them_where_it_was_not_measured(run, vision, picture, text):
+    def plots(**given):
+        return run("LayerReport", vision, PROMPT, "-1, -2", images={"image0": picture}, **given)[0]
+
+    one, every = plots(text=text), plots(text=text, plot="all")
+    assert one.shape[1] < every.shape[1]
+    assert torch.equal(plots(plot="Mean cosine with the text"), plots(plot="all"))  # no text to compare with
 
 
 def test_inspect_shows_entries_whose_figures_differ_in_size(run, seen, reference):

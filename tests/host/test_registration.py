@@ -73,7 +73,7 @@ def test_a_schema_is_valid_and_can_be_sent_to_the_frontend(node_id, nodes):
     info = schema.get_v1_info(nodes[node_id])
     assert info.name == node_id
     assert info.display_name and info.display_name != node_id
-    assert info.category == "conditioning/z-image vl"
+    assert info.category == "model/conditioning/z-image vl"
 
 
 @pytest.mark.parametrize("node_id", sorted(IDS))

@@ -25,7 +25,7 @@ DISPLAY_NAMES = {
     "ZImageVLDescribe": "Describe Picture with Qwen3-VL",
     "ZImageVLAdapterFit": "Fit Picture Adapter",
     "ZImageVLAdapterApply": "Apply Picture Adapter",
-    "ZImageVLReference": "Reference Statistics",
+    "ZImageVLReference": "Text Encoder Statistics",
     "ZImageVLMatchSpace": "Match Text Encoder",
     "ZImageVLInspect": "Inspect Conditioning",
     "ZImageVLLayerReport": "Layer Report",
@@ -60,7 +60,7 @@ def test_the_server_starts_without_a_failed_import_or_an_exception(server):
 
 def test_every_node_is_registered_under_our_folder_and_category(info):
     assert {told["python_module"] for told in info.values()} == {"custom_nodes.zimage-vl"}
-    assert {told["category"] for told in info.values()} == {"conditioning/z-image vl"}
+    assert {told["category"] for told in info.values()} == {"model/conditioning/z-image vl"}
 
 
 def test_there_is_no_node_that_this_test_does_not_know(server):

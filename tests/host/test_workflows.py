@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -19,6 +21,8 @@ REUSE = WORKFLOWS / "Advanced 4 - paint with what was saved.json"
 NOTES = {"MarkdownNote", "Note"}
 LOADERS = {"CLIPLoader": "text_encoders", "UNETLoader": "diffusion_models", "VAELoader": "vae"}
 TITLE = 30  # height of a node's title, which lies above its position
+SLOT = 20  # of a socket
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 every_workflow = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
@@ -28,7 +32,47 @@ def read(path: Path) -> dict:
 
 
 def working_nodes(workflow: dict) -> list[dict]:
-    return [node for node in workflow["nodes"] if node["type"] not in NOTES]
+    """All nodes that do something, those in subgraphs as well."""
+    inside = {one["id"]: one["nodes"] for one in workflow.get("definitions", {}).get("subgraphs", [])}
+    nodes = [*workflow["nodes"], *(node for nodes in inside.values() for node in nodes)]
+    return [node for node in nodes if node["type"] not in NOTES and node["type"] not in inside]
+
+
+def notes_of(workflow: dict) -> list[dict]:
+    return [node for node in workflow["nodes"] if node["type"] in NOTES]
+
+
+def graphs(workflow: dict) -> Iterator[tuple[list[dict], list[tuple], list[dict]]]:
+    """Nodes, links and groups of a workflow and of each subgraph; links as (origin, output, target, input)."""
+    yield workflow["nodes"], [tuple(link[1:5]) for link in workflow["links"]], workflow["groups"]
+    for one in workflow.get("definitions", {}).get("subgraphs", []):
+        links = [
+            (link["origin_id"], link["origin_slot"], link["target_id"], link["target_slot"]) for link in one["links"]
+            if link["origin_id"] >= 0 <= link["target_id"]
+        ]
+        yield one["nodes"], links, one["groups"]
+
+
+def box_of(node: dict) -> tuple[float, float, float, float]:
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE, x + width, y + height
+
+
+def wire(origin: dict, output: int, target: dict, number: int) -> list[tuple[float, float]]:
+    """Points along a wire, as LiteGraph draws it: a Bézier curve that leaves and arrives level."""
+    sockets = [index for index, slot in enumerate(target["inputs"]) if "widget" not in slot]
+    row = sockets.index(number) if number in sockets else len(sockets) + 1
+    start = origin["pos"][0] + origin["size"][0], origin["pos"][1] + (output + 0.7) * SLOT
+    end = target["pos"][0], target["pos"][1] + (row + 0.7) * SLOT
+    reach = math.dist(start, end) / 4
+    corners = (start, (start[0] + reach, start[1]), (end[0] - reach, end[1]), end)
+    points = []
+    for step in range(1, 80):
+        t = step / 80
+        shares = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3)
+        mixed = list(zip(shares, corners, strict=True))
+        points.append((sum(share * x for share, (x, _) in mixed), sum(share * y for share, (_, y) in mixed)))
+    return points
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +106,7 @@ def test_the_workflows_read_in_the_order_to_learn_them_and_are_all_there():
     assert [path.stem for path in FILES] == [
         "1 Start here - reference picture",
         "2 Take style, colours or light",
-        "3 See and edit its words",
+        "3 The look in words",
         "4 Several pictures",
         "5 Learn a look",
         "6 Picture adapter",
@@ -74,6 +118,7 @@ def test_the_workflows_read_in_the_order_to_learn_them_and_are_all_there():
         "Advanced 4 - paint with what was saved",
         "Advanced 5 - every layer measured",
         "Other models - FLUX.2 klein",
+        "Other models - Z-Image base",
         "Research 1 - append picture tokens",
         "Research 2 - mean of layers",
         "Research 3 - image delta",
@@ -118,11 +163,27 @@ def test_a_workflow_names_the_models_it_needs_and_where_to_get_them(path):
 
 
 @every_workflow
-def test_a_workflow_says_what_to_do(path):
-    notes = [node["widgets_values"][0] for node in read(path)["nodes"] if node["type"] in NOTES]
-    assert any(note.startswith("## ") for note in notes)
-    needed = [m["name"] for node in working_nodes(read(path)) for m in node["properties"].get("models", [])]
-    assert all(name in "\n".join(notes) for name in needed)
+def test_a_workflow_says_what_to_do_in_english_and_chinese_left_of_everything(path):
+    workflow = read(path)
+    texts = [note["widgets_values"][0] for note in notes_of(workflow)]
+    assert texts[0].startswith("## ")
+    english, chinese = texts[0].split("\n---\n")
+    assert not CHINESE.search(english)
+    assert CHINESE.search(chinese) and chinese.strip().startswith("## ")
+    assert chinese.count("\n") == english.count("\n")  # as many steps and paragraphs
+    needed = [m["name"] for node in working_nodes(workflow) for m in node["properties"].get("models", [])]
+    assert needed and all(name in "\n".join(texts) for name in needed)
+    others = [node["pos"][0] for node in workflow["nodes"] if node["type"] not in NOTES]
+    assert all(note["pos"][0] + note["size"][0] < min(others) for note in notes_of(workflow))
+
+
+@every_workflow
+def test_a_workflow_paints_another_picture_each_time(path):
+    for node in working_nodes(read(path)):
+        if node["type"] in ("KSampler", "RandomNoise"):
+            control = node["widgets_values"][1]
+            seeded = any(slot["name"] == "seed" and slot["link"] is not None for slot in node["inputs"])
+            assert control == "randomize" or (seeded and "8 Compare" in path.stem)
 
 
 @every_workflow
@@ -134,19 +195,31 @@ def test_a_workflow_carries_nothing_private(path):
 
 @every_workflow
 def test_no_node_lies_on_another_and_each_lies_in_a_group(path):
-    workflow = read(path)
-    boxes = {
-        f"{node['id']} {node['type']}": (x, y - TITLE, x + width, y + height)
-        for node in workflow["nodes"]
-        for (x, y), (width, height) in [(node["pos"], node["size"])]
-    }
-    for (one, a), (other, b) in combinations(boxes.items(), 2):
-        assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{one} and {other} overlap"
-    groups = [(x, y, x + w, y + h) for x, y, w, h in (group["bounding"] for group in workflow["groups"])]
-    assert all(group["title"] for group in workflow["groups"])
-    for name, (left, top, right, bottom) in boxes.items():
-        if name.split()[1] not in NOTES:
-            assert any(g[0] <= left and g[1] <= top and right <= g[2] and bottom <= g[3] for g in groups), name
+    for nodes, _, groups in graphs(read(path)):
+        boxes = {f"{node['id']} {node['type']}": box_of(node) for node in nodes}
+        for (one, a), (other, b) in combinations(boxes.items(), 2):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], f"{one} and {other} overlap"
+        bounds = [(x, y, x + w, y + h) for x, y, w, h in (group["bounding"] for group in groups)]
+        assert all(group["title"] for group in groups)
+        for name, (left, top, right, bottom) in boxes.items():
+            if groups and name.split()[1] not in NOTES:
+                assert any(g[0] <= left and g[1] <= top and right <= g[2] and bottom <= g[3] for g in bounds), name
+        for a, b in combinations(bounds, 2):
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1], "groups overlap"
+
+
+@every_workflow
+def test_no_wire_runs_behind_a_node(path):
+    looked = 0
+    for nodes, links, _ in graphs(read(path)):
+        named = {node["id"]: node for node in nodes}
+        for origin, output, target, number in links:
+            for x, y in wire(named[origin], output, named[target], number):
+                for left, top, right, bottom in map(box_of, nodes):
+                    looked += 1
+                    hidden = left + 4 < x < right - 4 and top + 4 < y < bottom - 4
+                    assert not hidden, f"{named[origin]['type']} to {named[target]['type']}"
+    assert looked
 
 
 @every_workflow
@@ -155,7 +228,7 @@ def test_a_workflow_has_a_small_thumbnail_beside_it(path):
     assert len(thumbnails) == 1
     assert thumbnails[0].stat().st_size < 60_000
     with Image.open(thumbnails[0]) as picture:
-        assert picture.width >= 400 and picture.height >= 250
+        assert picture.width == picture.height >= 400  # cards are square
 
 
 @every_workflow

@@ -362,7 +362,7 @@ def test_kleins_text_at_strength_0_is_itself_and_without_a_layout_words_say_wher
     known = stacked[1].apply(text, layout, klein_seen(21), neutral="mean")[0]
     found, none, info = stacked[1].apply(text, None, klein_seen(21), neutral="mean", words=15)
     assert torch.equal(found, known) and none is None
-    assert "its last 9 tokens before the padding" in info.describe()
+    assert "the last 9 tokens before the padding" in info.describe()
 
 
 def test_kleins_targets_are_found_before_the_padding():

@@ -289,7 +289,7 @@ def test_a_sink_on_either_side_keeps_the_texts_vector(method):
     blended, info = blend(text, vl, 0.5, method)
     kept = (blended == text).all(1)
     assert kept.tolist() == [True, False, False, True, False, False, False, False]
-    assert info.sinks == 2 and "2 sinks kept" in info.describe()
+    assert info.sinks == 2 and "2 attention sinks kept" in info.describe()
     blended, info = blend(text, vl, 0.5, method, sinks="include")
     assert not (blended == text).all(1).any()
     assert info.sinks == 0

@@ -124,7 +124,7 @@ def test_batches_halves_and_texts_without_a_layout(painter):
     half, _, _ = apply_look(text.half(), layout, look)
     assert half.dtype == torch.float16
     blind, none, info = apply_look(text, None, look)
-    assert torch.equal(blind, plain) and none is None and "no layout" in info.describe()
+    assert torch.equal(blind, plain) and none is None and "Where your words end is not known" in info.describe()
 
 
 def test_several_looks_bring_their_tokens_and_the_mean_change(painter):

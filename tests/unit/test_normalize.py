@@ -199,7 +199,7 @@ def test_a_number_too_large_for_float16_is_held_at_its_largest():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: normalize(x, "per_dim"), "reference: mode per_dim needs.*Connect Reference Statistics"),
+        (lambda x: normalize(x, "per_dim"), "reference: mode per_dim needs.*Connect Text Encoder Statistics"),
         (lambda x: normalize(x, "hybrid", target_std=61.0), "reference: mode hybrid needs"),
         (lambda x: normalize(x, "rms"), "reference: mode rms needs"),
         (lambda x: normalize(x, "global"), "reference: mode global needs.*target_std"),

@@ -255,7 +255,7 @@ def test_a_reference_of_another_width_is_refused_with_a_way_out():
 
 def test_the_description_says_what_was_measured():
     text = ReferenceStatistics.of(sequence(9), "a", -2).describe()
-    assert "1 prompts, 8 tokens and 1 sinks, width 16, layer -2" in text and "median token RMS" in text
+    assert "1 prompt, 8 tokens and 1 attention sink, width 16, layer -2" in text and "median token RMS" in text
 
 
 def test_a_saved_reference_comes_back_exactly(tmp_path):

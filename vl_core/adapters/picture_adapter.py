@@ -249,8 +249,8 @@ class PictureAdapter:
             family = self.spec.text_family
             ends = "before the padding " if family.padded_to else ""
             notes.append(
-                f"The text has no layout: its last {family.tail_tokens} tokens {ends}were taken for the template's "
-                "tail."
+                f"Where your words end is not known: the last {family.tail_tokens} tokens {ends}count as the "
+                "template's tail."
             )
         if not self.spec.own_prompt and any(picture.prompt != self.spec.prompt for picture in pictures):
             notes.append(f"Fitted with the picture read beside {self.spec.prompt!r}, here it was beside other words.")

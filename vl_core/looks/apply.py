@@ -155,5 +155,7 @@ def _notes(looks: Sequence[Look], layout: TokenLayout | None, family: Family, mo
         if model and look.origin.model and look.origin.model != model
     ]
     if layout is None:
-        notes.append(f"The text has no layout: its last {family.tail_tokens} tokens count as the template's tail.")
+        notes.append(
+            f"Where your words end is not known: the last {family.tail_tokens} tokens count as the template's tail."
+        )
     return tuple(dict.fromkeys(notes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,7 +24,8 @@ OUTLIER_COLOUR = "#D55E00"
 LABELLED_OUTLIERS = 8
 COSINE_COLOURS = "viridis"  # perceptually uniform, also in grey and without red or green
 
-Plots = Literal["overview", "all"]
+Plots = Literal["token sizes", "spread per dimension", "means and spreads", "token likeness", "overview", "all"]
+SINGLE: Plots = "token sizes"  # one plot can be read on a node
 ThemeName = Literal["light", "dark"]
 
 
@@ -52,8 +53,10 @@ def inspection_figure(
     """What one sequence looks like.
 
     Args:
-        plots: "overview" is token RMS coloured by role and, with a reference, the std ratio per dimension with outliers
-            named. "all" adds means and stds against the reference's, and the cosine of every token with every other.
+        plots: "token sizes" is token RMS coloured by role; "spread per dimension" the std ratio per dimension with
+            outliers named; "means and spreads" means and stds against the reference's; "token likeness" the cosine of
+            every token with every other. "overview" is the first two, "all" is all. Without a reference, those that
+            compare with it are left out, or give way to token sizes.
 
     Returns:
         uint8 ``(height, width, 3)``, legible at node size. Panels that compare are there only if there is a reference.
@@ -64,6 +67,12 @@ def inspection_figure(
     check_choice("plots", plots, Plots)
     check_choice("theme", theme, ThemeName)
     colours, compared = THEMES[theme], inspection.ratio is not None
+    if plots in PANELS:
+        chosen = plots if compared or plots not in COMPARING else SINGLE
+        width, height, paint = PANELS[chosen]
+        figure = _new_figure(width, height, title, colours)
+        paint(figure, inspection, colours)
+        return _pixels(figure, colours)
     panels = 1 + compared
     heights = [3.6 * panels]
     if plots == "all":
@@ -86,13 +95,14 @@ def inspection_figure(
 
 
 def layer_figure(
-    report: LayerReport, title: str = "", *, sinks: str = "exclude", theme: ThemeName = "light"
+    report: LayerReport, title: str = "", *, sinks: str = "exclude", theme: ThemeName = "light", only: str = ""
 ) -> np.ndarray:
     """A small panel per metric, its figure at every layer: text and image tokens apart, after x/rms(x) drawn through,
     raw dashed; a star is the best layer.
 
     Args:
         sinks: draw the figures without attention sinks ("exclude") or with them ("include").
+        only: the title of the one metric that is drawn, large; all of them if it was not measured, or for "".
 
     Returns:
         uint8 ``(height, width, 3)``.
@@ -104,6 +114,12 @@ def layer_figure(
     if sinks not in SINKS:
         raise ValueError(f"sinks: expected one of {', '.join(SINKS)}, got {sinks!r}.")
     colours, metrics = THEMES[theme], report.metrics()
+    if one := [metric for metric in metrics if metric.title == only]:
+        figure = _new_figure(6, 4.5, title, colours)
+        axes = figure.subplots()
+        _draw_metric(axes, report, one[0], sinks, colours)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False, fontsize=9)
+        return _pixels(figure, colours)
     rows = -(-(len(metrics) + 1) // 2)
     figure = _new_figure(9, 2.7 * rows, title, colours)
     panels = figure.subplots(rows, 2, squeeze=False).flatten()
@@ -168,6 +184,18 @@ def _recolour(axes, colours: Theme) -> None:
         words.set_color(colours.ink)
     for spine in axes.spines.values():
         spine.set_edgecolor(colours.ink)
+
+
+def _alone(draw: Callable[..., None]) -> Callable[..., None]:
+    """Something that draws on axes, on a figure that has no others."""
+
+    def paint(figure, inspection: Inspection, colours: Theme) -> None:
+        axes = figure.subplots()
+        draw(axes, inspection, colours)
+        if axes.get_legend():
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3, frameon=False)
+
+    return paint
 
 
 def _draw_token_rms(axes, inspection: Inspection, colours: Theme) -> None:
@@ -329,3 +357,13 @@ def _logarithmic(axes) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     low, high = axes.get_ylim()
     axes.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
+
+
+COMPARING = ("spread per dimension", "means and spreads")
+# One plot each: width and height in inches, small, so that words are large where it is shown, and what draws it.
+PANELS: dict[str, tuple[float, float, Callable[..., None]]] = {
+    "token sizes": (6, 4.5, _alone(_draw_token_rms)),
+    "spread per dimension": (6, 4.5, _alone(_draw_ratios)),
+    "means and spreads": (8, 4.5, _draw_scatters),
+    "token likeness": (6, 5.5, _draw_cosines),
+}

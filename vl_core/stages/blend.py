@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..states.counts import counted
 from ..states.layout import TokenLayout
 from ..states.sinks import Sinks, counted_among, sinks_among
 from ..states.tensors import (
@@ -71,8 +72,8 @@ class BlendInfo:
             what = f"text unchanged, VL tokens {place} (alpha is not used)"
         else:
             what = f"alpha {alpha}" + ("" if self.method in OWN_MIXING else f" in {self.space} space")
-        kept = f", {self.sinks} sinks kept from the text" if self.sinks else ""
-        lines = [f"{self.method}: {what}, {self.tokens} tokens{kept}."]
+        kept = f", {counted(self.sinks, 'attention sink')} kept from the text" if self.sinks else ""
+        lines = [f"{self.method}: {what}, {counted(self.tokens, 'token')}{kept}."]
         if self.effective_alpha is not None:
             lines.append(f"After Z-Image's token norm alpha acts like {self.effective_alpha:.2f} on average.")
         if self.cosine is not None:

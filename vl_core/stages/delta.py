@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..states.counts import counted
 from ..states.layout import TokenLayout
 from ..states.sinks import Sinks, counted_among
 from ..states.tensors import EPSILON, check_choice, check_layout, median, paired_with, put_back, to_dtype, token_rms
@@ -56,10 +57,11 @@ class DeltaInfo:
         if not self.moved:
             lines = ["image delta: the picture changed no token, the text stays as it is."]
         else:
-            kept = f", {self.sinks} sinks kept from the text" if self.sinks else ""
+            kept = f", {counted(self.sinks, 'attention sink')} kept from the text" if self.sinks else ""
             lines = [
-                f"image delta: weight {weight}, {self.tokens} tokens{kept}.",
-                f"The picture moved {self.moved} tokens, by {self.relative_size:.2f} of their size (median).",
+                f"image delta: weight {weight}, {counted(self.tokens, 'token')}{kept}.",
+                f"The picture moved {counted(self.moved, 'token')}, by {self.relative_size:.2f} of their size "
+                "(median).",
             ]
         if self.energy_kept < 1:
             along = f", {self.direction_removed:.0%} lay along the prompt's own direction"

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..states.counts import counted
 from ..states.layout import TokenLayout
 from ..states.sinks import Sinks, TokenSizes
 from ..states.statistics import PUBLISHED_CLIP, Moments, ReferenceStatistics
@@ -52,7 +53,7 @@ class NormalizeInfo:
 
     def describe(self) -> str:
         """One plain line, then the notes."""
-        left = f", {self.sinks} sinks left alone" if self.sinks else ""
+        left = f", {counted(self.sinks, 'attention sink')} left alone" if self.sinks else ""
         line = (
             f"{self.mode}: std {self.original_std:.2f} -> {self.scaled_std:.2f}, median token RMS "
             f"{self.original_rms:.2f} -> {self.scaled_rms:.2f}{left}."
@@ -194,7 +195,7 @@ def _change(
     if reference is None:
         instead = "give target_std" if mode == "global" else "choose mode global with a target_std"
         raise ValueError(
-            f"reference: mode {mode} needs the text encoder's statistics, got none. Connect Reference Statistics or "
+            f"reference: mode {mode} needs the text encoder's statistics, got none. Connect Text Encoder Statistics or "
             f"{instead}."
         )
     moments = reference_moments(reference, width, sinks)
@@ -205,7 +206,7 @@ def _change(
         if not reference.median_rms > 0:
             raise ValueError(
                 f"reference: mode rms needs the median token RMS, got {reference.median_rms}. A published mean and std "
-                "do not tell it: measure the text encoder with Reference Statistics, or choose mode global."
+                "do not tell it: measure the text encoder with Text Encoder Statistics, or choose mode global."
             )
         return _token_scaling(reference.median_rms)
     return _matching(moments, target, weight if mode == "hybrid" else 1.0, clip)

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..states.counts import counted
 from ..states.layout import TokenLayout
 from ..states.sinks import Sinks, TokenSizes, counted_among
 from ..states.statistics import Moments, ReferenceStatistics
@@ -110,7 +111,7 @@ class OutlierInfo:
         count = len(self.masked_dimensions)
         beyond = {"over": "wider than", "under": "narrower than", "both": "off"}[self.direction]
         done = DONE[self.mode] if count else "nothing to do"
-        left = f" ({self.sinks} sinks left alone)" if self.sinks else ""
+        left = f" ({counted(self.sinks, 'attention sink')} left alone)" if self.sinks else ""
         lines = [
             f"{count} of {self.width} dimensions more than {self.threshold:g}× {beyond} the reference, measured over "
             f"{self.tokens} tokens{left}: {done}."

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .counts import counted
 from .files import check_content
 from .headers import ReferenceHeader
 from .sinks import Sinks, check_sinks, sinks_among
@@ -213,9 +214,9 @@ class ReferenceStatistics:
     def describe(self) -> str:
         """Two lines for people: what was measured and what came out."""
         return (
-            f"{self.prompts} prompts, {self.ordinary.count} tokens and {self.sinks.count} sinks, width {self.width}, "
-            f"layer {self.layer}\n"
-            f"median token RMS {self.median_rms:.2f}, std {self.moments().global_std:.2f} without sinks, "
+            f"{counted(self.prompts, 'prompt')}, {counted(self.ordinary.count, 'token')} and "
+            f"{counted(self.sinks.count, 'attention sink')}, width {self.width}, layer {self.layer}\n"
+            f"median token RMS {self.median_rms:.2f}, std {self.moments().global_std:.2f} without attention sinks, "
             f"{self.moments('include').global_std:.2f} with them"
         )
 

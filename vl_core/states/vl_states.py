@@ -118,8 +118,8 @@ def save_conditioning(path: str | os.PathLike, conditioning: Conditioning) -> li
         layout = options.get(LAYOUT_KEY)
         if layout is not None and len(layout) != states.shape[1]:
             raise ValueError(
-                f"conditioning: entry {index} has {states.shape[1]} tokens but its layout describes {len(layout)}: "
-                "something changed the tokens. Save before that."
+                f"conditioning: expected {len(layout)} tokens in entry {index}, as they were described, got "
+                f"{states.shape[1]}: something changed them. Save before that."
             )
         prefix = f"{index}."
         tensors[prefix + "states"] = states
