@@ -47,7 +47,7 @@ class ZImageVLLookLearn(io.ComfyNode):
             node_id="ZImageVLLookLearn",
             display_name="Learn Look",
             description="Learn from pictures what words cannot say of their look, on the model itself.",
-            search_aliases=["textual inversion", "train style", "learned look", "style reference", "embedding"],
+            search_aliases=["textual inversion", "train a look", "learned look", "embedding"],
             is_output_node=True,
             inputs=[
                 io.Model.Input(

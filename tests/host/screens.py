@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
@@ -28,20 +28,22 @@ LOOKS = ({"background": 6, "style": 2, "mood": 0}, {"background": 2, "style": 3,
 FIT_PICTURES, PROMPTS = 200, "prompts.txt"  # the built-in ones have words that the miniature does not know
 PROMPT = "a red star"
 SHOWN = "a medium black circle at the bottom"  # by the first of them, in the words of its world
-CARD = (640, 480)
-FONT, SMALL_FONT = ImageFont.load_default(20), ImageFont.load_default(15)
 TINY_WIDGETS = {
     "EmptySD3LatentImage": {"width": SIZE, "height": SIZE},
     "ImageScaleToTotalPixels": {"megapixels": (SIZE / 1024) ** 2},
 }
+# Also inside of subgraphs, where what a subgraph's node offers itself is set there, under "subgraph".
 SET_ALL = """(wanted) => {
-  for (const node of app.graph.nodes)
+  const set = (nodes) => nodes.forEach((node) => {
+    const values = wanted[node.subgraph ? "subgraph" : node.type];
     for (const widget of node.widgets ?? [])
-      if (wanted[node.type]?.[widget.name] !== undefined) {
-        const value = wanted[node.type][widget.name];
-        widget.value = value;
-        widget.callback?.(value);
+      if (values?.[widget.name] !== undefined) {
+        widget.value = values[widget.name];
+        widget.callback?.(widget.value);
       }
+    if (node.subgraph) set(node.subgraph.nodes);
+  });
+  set(app.graph.nodes);
 }"""
 SET_PICTURES = """(names) => {
   app.graph.nodes.filter((n) => n.type === "LoadImage").forEach((node, index) => {
@@ -50,21 +52,16 @@ SET_PICTURES = """(names) => {
     widget.callback?.(widget.value);
   });
 }"""
-BOX = """(type) => {
-  const node = app.graph.nodes.find((n) => n.type === type), { scale, offset } = app.canvas.ds;
-  const canvas = app.canvas.canvas.getBoundingClientRect();
-  return { x: canvas.left + (node.pos[0] + offset[0]) * scale - 8,
-           y: canvas.top + (node.pos[1] - 30 + offset[1]) * scale - 8,
-           width: node.size[0] * scale + 16, height: (node.size[1] + 30) * scale + 16 };
-}"""
-# The node alone and in full size, below the tabs and beside the side bar.
+# The node alone and in full size, below the tabs and beside the side bar; one that is in no template is made.
 APART = """([type, size]) => {
-  const node = app.graph.nodes.find((n) => n.type === type);
+  let node = app.graph.nodes.find((n) => n.type === type);
+  if (!node) app.graph.add((node = LiteGraph.createNode(type)));
   node.pos = [9000, 0];
   node.setSize(size);
   app.canvas.ds.scale = 1;
   app.canvas.ds.offset = [-9000 + 120, 120];
   app.canvas.setDirty(true, true);
+  return node.id;
 }"""
 # Inspect what Qwen3-VL gives, not what the stages have made of it.
 INSPECT_RAW = """() => {
@@ -80,7 +77,7 @@ class Screen:
     Attributes:
         caption: below its picture. ``others``: below those it saves after that one, in the order of its nodes.
         widgets: to set beside the sizes, by node type. ``pictures``: how many it loads.
-        node: photographed for the documentation, "all" for the whole graph; ``size``: that it is given.
+        nodes: photographed for their help pages, each with the size that it is given.
         change: JavaScript to run on the graph first.
     """
 
@@ -88,42 +85,53 @@ class Screen:
     caption: str = "with the picture"
     widgets: dict[str, dict[str, Any]] = field(default_factory=dict)
     pictures: int = 1
-    node: str = ""
-    size: tuple[int, int] = (720, 900)
+    nodes: dict[str, tuple[int, int]] = field(default_factory=dict)
     change: str = ""
     others: tuple[str, ...] = ()
 
 
+PLAIN, TALL = (400, 420), (400, 640)
 SCREENS = (
-    Screen("1 Start here - reference picture", node="all"),
-    Screen("3 The look in words", "its look in words"),
-    Screen("5 Learn a look", "in the learned look", {
-        "ZImageVLLookLearn": {"shows": SHOWN}, "ZImageVLLookApply": {"prompt": PROMPT},
-    }, node="ZImageVLLookLearn", size=(420, 900)),
-    Screen("6 Picture adapter", "picture adapter", {"ZImageVLAdapterFit": {"prompts": PROMPTS}}),
+    Screen("1 Start here - reference picture"),
+    Screen("2 Take style, colours or light", "its style", nodes={"ZImageVLCondition": (400, 600)}),
+    Screen("3 The look in words", "its look in words", nodes={"ZImageVLDescribe": TALL}),
+    Screen("4 Several pictures", "a bit of both", pictures=2),
     Screen(
-        "2 Take style, colours or light", "everything",
-        {"ZImageVLCondition": {"recipe": "variation of the picture", "strength": 1.0}},
+        "5 Learn a look", "its look, learned",
+        {"ZImageVLLookLearn": {"shows": SHOWN}, "ZImageVLLookApply": {"prompt": PROMPT}},
+        nodes={"ZImageVLLookLearn": (400, 760), "ZImageVLLookApply": PLAIN},
     ),
-    Screen("Research 3 - image delta", "image delta"),
-    Screen("4 Several pictures", "both, averaged", pictures=2),
-    Screen("Advanced 1 - every step a node", "blend aligned"),
-    Screen("Research 1 - append picture tokens", "every token of the picture", others=("a quarter of them",)),
     Screen(
-        "Advanced 2 - where and when it acts", "the object's words kept, all the time",
-        {"ZImageVLBlend": {"words": f"-{PROMPT[2:]}"}}, others=("second half only",),
+        "6 Picture adapter", "by the adapter", {"ZImageVLAdapterFit": {"prompts": PROMPTS}},
+        nodes={"ZImageVLAdapterFit": PLAIN},
     ),
-    Screen("Research 2 - mean of layers", "mean of layers -4 and -8", others=("layer -4 alone",)),
+    Screen("7 Paint over a picture", "painted over it"),
+    Screen("8 Compare settings side by side", nodes={"ZImageVLSweep": (400, 760), "ZImageVLGrid": (480, 760)}),
     Screen(
-        "Advanced 1 - every step a node", widgets={"ZImageVLInspect": {"plots": "all"}}, node="ZImageVLInspect",
-        size=(640, 1060), change=INSPECT_RAW,
+        "Advanced 1 - every step a node", "step by step", {"ZImageVLInspect": {"plots": "token sizes"}},
+        nodes=dict.fromkeys(
+            ("ZImageVLEncode", "ZImageVLMaskOutliers", "ZImageVLNormalize", "ZImageVLBlend", "ZImageVLReference",
+             "ZImageVLSelectTokens"), PLAIN,
+        ) | {"ZImageVLInspect": (480, 620)},
+        change=INSPECT_RAW,
     ),
-    Screen("7 Paint over a picture", "painted over"),
-    Screen("Advanced 3 - save what was read"),
-    Screen("Advanced 4 - paint with what was saved", "from the file"),
-    Screen("Advanced 5 - every layer measured", node="ZImageVLLayerReport", size=(640, 1060)),
-    Screen("8 Compare settings side by side", node="ZImageVLGrid", size=(700, 1060)),
+    Screen(
+        "Advanced 2 - where and when it acts", "all the time",
+        {"ZImageVLBlend": {"words": f"-{PROMPT[2:]}"}}, others=("second half",),
+    ),
+    Screen("Advanced 3 - save what was read", "kept in a file", nodes={"ZImageVLSave": PLAIN}),
+    Screen("Advanced 4 - paint with what was saved", "from the file", nodes={"ZImageVLLoadSaved": PLAIN}),
+    Screen("Advanced 5 - every layer measured", "every layer", nodes={"ZImageVLLayerReport": (480, 700)}),
+    Screen("Other models - Z-Image base", "with the picture", {"CLIPTextEncode": {"text": ""}}),
+    Screen("Research 1 - append picture tokens", "every token", others=("a quarter",)),
+    Screen("Research 2 - mean of layers", "layers -4 and -8", others=("-4 alone",)),
+    Screen("Research 3 - image delta", "next to nothing"),
 )
+KLEIN = "Other models - FLUX.2 klein"
+ALONE = {  # nodes of no template, and a size
+    "ZImageVLLoader": PLAIN, "ZImageVLDelta": TALL, "ZImageVLAdapterApply": TALL, "ZImageVLMatchSpace": PLAIN,
+    "ZImageVLDescribeFolder": TALL,
+}
 
 
 def load(name: str):
@@ -134,25 +142,33 @@ def load(name: str):
     return module
 
 
+cards = load("cards")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="how workflows begin, such as 1")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="how workflows begin, or nodes")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     sys.path.append(str(PACK))  # for the miniature's world
     server_module, browser = load("server"), load("test_browser")
+    for folder in (chosen.out / "workflows", chosen.out / "help", chosen.out / "screens"):
+        folder.mkdir(exist_ok=True)
     (comfyui,) = [path for path in load("conftest").comfyui_candidates() if (path / "comfy" / "sd.py").is_file()][:1]
     with TemporaryDirectory() as folder, server_module.running(comfyui, Path(folder), "mini_pack") as server:
         names = write_world(server.base / "input")
         with browser.playwright.sync_playwright() as driver:
             chromium = driver.chromium.launch(executable_path=browser.CHROMIUM, headless=True, args=browser.FLAGS)
             page = chromium.new_context(viewport={"width": 1920, "height": 1200}, device_scale_factor=1).new_page()
-            front = browser.Frontend(page, server, modern=False)
+            front = browser.Frontend(page, server, modern=True)
             words = words_alone(server, server_module)
             for screen in SCREENS:
                 if not chosen.only or any(screen.workflow.startswith(name) for name in chosen.only):
                     photograph(screen, front, server, names, words, chosen.out)
+            if not chosen.only or "nodes" in chosen.only:
+                known = server.get("/object_info")
+                photograph_nodes(front, {node: size for node, size in ALONE.items() if node in known}, chosen.out)
             chromium.close()
         for line in server.complaints():
             print("the server complained:", line)
@@ -198,8 +214,8 @@ def words_alone(server, server_module) -> Image.Image:
 def painted(server, outputs: dict) -> list[Image.Image]:
     """The pictures that were saved, in the order of their nodes."""
     saved = [
-        image for number in sorted(outputs, key=int) for image in outputs[number].get("images", [])
-        if image["type"] == "output"
+        image for number in sorted(outputs, key=lambda name: [int(part) for part in name.split(":")])
+        for image in outputs[number].get("images", []) if image["type"] == "output"
     ]
     return [
         Image.open(server.base / "output" / image["subfolder"] / image["filename"]).convert("RGB") for image in saved
@@ -207,13 +223,14 @@ def painted(server, outputs: dict) -> list[Image.Image]:
 
 
 def photograph(screen: Screen, front, server, names: list[str], words: Image.Image, out: Path) -> None:
-    """Run one workflow; leaves its thumbnail, or the picture of one of its nodes, in ``out``."""
-    print(screen.workflow, screen.node, flush=True)
+    """Run one workflow; leaves its thumbnail, the whole of it after the run, and the pictures of its nodes."""
+    print(screen.workflow, flush=True)
     front.page.evaluate("app.refreshComboInNodes()")
     front.open(PACK / "workflows" / f"{screen.workflow}.json")
     prompted = ("ZImageVLCondition", "ZImageVLEncode", "ZImageVLSweep", "ZImageVLDescribe")
     prompts = {name: {"prompt": PROMPT} for name in prompted}
     prompts |= {"PrimitiveStringMultiline": {"value": PROMPT}, "CLIPTextEncode": {"text": PROMPT}}
+    prompts["subgraph"] = {"prompt": PROMPT, "width": SIZE, "height": SIZE}
     for wanted in ({**TINY_WIDGETS, **prompts}, screen.widgets):
         front.page.evaluate(SET_ALL, wanted)
     front.page.evaluate(SET_PICTURES, names)
@@ -223,61 +240,43 @@ def photograph(screen: Screen, front, server, names: list[str], words: Image.Ima
     assert history["status"]["status_str"] == "success", history["status"]
     front.reports(history)
     front.page.wait_for_timeout(2500)  # pictures arrive after their reports, and a message goes away
-    if screen.node == "all":
-        save(front.page.screenshot(), out / "simple.jpg")
-    elif screen.node:
-        front.page.evaluate(APART, [screen.node, screen.size])
-        front.page.wait_for_timeout(800)
-        save(front.page.screenshot(clip=front.page.evaluate(BOX, screen.node)), out / f"{screen.node}.jpg")
-    if not screen.change:
-        panels = panels_of(screen, server, history["outputs"], names, words)
-        card(panels).save(out / f"{screen.workflow}.jpg", quality=86)
+    shot = Image.open(io.BytesIO(front.page.screenshot()))
+    cards.save(shot, out / "screens" / f"{screen.workflow}.jpg")
+    picture = cards.card(panels_of(screen, server, history["outputs"], names, words), f'"{PROMPT}"')
+    cards.save(picture, out / "workflows" / f"{screen.workflow}.jpg")
+    if screen is SCREENS[0]:
+        said = next(output["text"][0] for output in history["outputs"].values() if "text" in output).splitlines()[0]
+        saw = said.partition(". ")[0]
+        reference = Image.open(server.base / "input" / names[0])
+        cards.save(cards.sheet("for FLUX.2 klein", saw, reference), out / "workflows" / f"{KLEIN}.jpg")
+    photograph_nodes(front, screen.nodes, out)
 
 
-def save(shot: bytes, path: Path) -> None:
-    Image.open(io.BytesIO(shot)).convert("RGB").save(path, quality=82)
+def photograph_nodes(front, nodes: dict[str, tuple[int, int]], out: Path) -> None:
+    """Each node alone, for its help page."""
+    for node, size in nodes.items():
+        number = front.page.evaluate(APART, [node, size])
+        front.page.wait_for_timeout(900)
+        shown = front.page.locator(f'[data-node-id="{number}"]').first
+        cards.save(Image.open(io.BytesIO(shown.screenshot())), out / "help" / f"{node}.jpg", 480)
+        front.page.evaluate("(id) => app.graph.getNodeById(id).pos = [20000, 0]", number)
 
 
-def panels_of(screen: Screen, server, outputs: dict, names: list[str], words: Image.Image) -> list[tuple]:
+def panels_of(screen: Screen, server, outputs: dict, names: list[str], words: Image.Image) -> list[cards.Panel]:
     """What a thumbnail shows, with a caption each."""
     references = [Image.open(server.base / "input" / name) for name in names[: screen.pictures]]
-    panels = [("reference" if len(references) == 1 else f"picture {n}", one) for n, one in enumerate(references, 1)]
+    panels = [("picture" if len(references) == 1 else f"picture {n}", one) for n, one in enumerate(references, 1)]
     results = painted(server, outputs)
-    if screen.node == "ZImageVLGrid":
-        return [("every setting, from one reading of the picture", results[-1])]
+    if "ZImageVLGrid" in screen.nodes:
+        return [("settings side by side", results[-1])]
     if results:
         others = list(zip(screen.others, results[1:], strict=True))
         return [*panels, ("words alone", words), *others, (screen.caption, results[0])]
     shown = [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "temp"]
-    if screen.node and shown:
-        plots = Image.open(server.base / "temp" / shown[-1]["subfolder"] / shown[-1]["filename"])
-        return [*panels, ("every layer, measured", plots.crop((0, 0, plots.width, plots.width * 3 // 4)))]
-    note = Image.new("RGB", (SIZE * 2, SIZE * 2), "#353535")
-    ImageDraw.Draw(note).text((SIZE, SIZE), "reference_00001\n.safetensors", "#dddddd", FONT, "mm", align="center")
-    return [*panels, ("its embeddings, kept", note)]
-
-
-def card(panels: list[tuple[str, Image.Image]]) -> Image.Image:
-    """A thumbnail: the last picture large, those before it in a column beside it, captions, and who painted them."""
-    (width, height), margin, line = CARD, 12, 26
-    made = Image.new("RGB", CARD, "#202020")
-    draw, room, *column = ImageDraw.Draw(made), height - 2 * margin - line, *panels[:-1]
-    side = room // len(column) - line if len(column) > 1 else 240
-    left, top = margin, margin if len(column) > 1 else (room - side) // 2
-    for title, one in column:
-        made.paste(one.resize((side, side), Image.LANCZOS), (left, top))
-        draw.text((left + side / 2, top + side + line / 2), title, "#dddddd", SMALL_FONT, anchor="mm")
-        top += side + line
-    title, last = panels[-1]
-    free = width - 2 * margin - (side + margin if column else 0)
-    factor = min(free / last.width, (room - line) / last.height)
-    large = last.resize((round(last.width * factor), round(last.height * factor)), Image.LANCZOS)
-    left, top = width - margin - free + (free - large.width) // 2, margin + (room - line - large.height) // 2
-    made.paste(large, (left, top))
-    draw.text((left + large.width / 2, top + large.height + line / 2), title, "#ffffff", FONT, anchor="mm")
-    painter = f"prompt: {PROMPT} · painted by the pack's 40 MB miniature"
-    draw.text((width / 2, height - line / 2 - 2), painter, "#909090", SMALL_FONT, anchor="mm")
-    return made
+    if shown and "ZImageVLLayerReport" in screen.nodes:
+        plot = Image.open(server.base / "temp" / shown[-1]["subfolder"] / shown[-1]["filename"])
+        return [*panels, (screen.caption, plot)]
+    return [*panels, (screen.caption, cards.file_picture(".safetensors"))]
 
 
 if __name__ == "__main__":
