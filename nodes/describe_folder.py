@@ -37,8 +37,8 @@ class ZImageVLDescribeFolder(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "take", options=list(INSTRUCTIONS), default="slots",
-                    tooltip="What the texts are about. slots: one line each for style, palette, light, background and "
-                    "composition, which fits picture adapters best. The others as in Describe Picture.",
+                    tooltip="What the texts are about. slots: one line for each part of a look, which fits picture "
+                    "adapters best. The others as in Describe Picture.",
                 ),
                 io.String.Input(
                     "instruction", default="", multiline=True,
