@@ -46,8 +46,7 @@ class ZImageVLDescribe(io.ComfyNode):
                 io.Int.Input(
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Which of the possible answers, where the temperature is above 0. The same words are not written "
-                    "twice.",
+                    tooltip="Which of the possible answers, where the temperature is above 0. It stays from run to run.",
                 ),
                 io.Float.Input(
                     "temperature", default=0.0, min=0.0, max=2.0, step=0.05,
