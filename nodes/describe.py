@@ -26,8 +26,8 @@ class ZImageVLDescribe(io.ComfyNode):
                 pictures_input(),
                 io.Combo.Input(
                     "take", options=[*INSTRUCTIONS, REWRITE], default="everything",
-                    tooltip="What the words are about. everything: subject and look. look: the look alone. slots: a line "
-                    "each. rewrite the prompt: yours, told anew.",
+                    tooltip="What the words are about. everything: subject and look. look: the look alone. slots: a "
+                    "line each. rewrite the prompt: yours, told anew.",
                 ),
                 io.String.Input(
                     "instruction", default="", multiline=True,
@@ -46,7 +46,7 @@ class ZImageVLDescribe(io.ComfyNode):
                 io.Int.Input(
                     "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=io.ControlAfterGenerate.fixed,
-                    tooltip="Which of the possible answers, where the temperature is above 0. It stays from run to run.",
+                    tooltip="Which of the possible answers, where the temperature is above 0. It stays as it is.",
                 ),
                 io.Float.Input(
                     "temperature", default=0.0, min=0.0, max=2.0, step=0.05,
