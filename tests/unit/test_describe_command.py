@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +12,10 @@ import torch
 from miniature import world
 from miniature.measure.chain import as_image
 from miniature.train.assemble import MODELS, VISION
+from vl_core.adapters import captions
 from vl_core.adapters.examples import find_examples
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
-from vl_core.encoder.writing import describe
+from vl_core.encoder.writing import Description, describe, rewrite_request
 from vl_core.headless import describe as command
 from vl_core.headless.cli import main
 
@@ -115,3 +119,36 @@ def test_mistakes_are_named(folder, tmp_path, capsys):
     (folder / "00.jpg").unlink()
     assert tell(folder, "--together", "0") == 1 and tell(folder, "--max-tokens", "0") == 1
     assert not list(folder.glob("*.txt"))
+
+
+def test_a_prompt_is_rewritten_with_each_picture_in_view(folder, monkeypatch, capsys):
+    asked = []
+
+    def tell_it(encoder, pictures, instruction, **_):
+        asked.append(instruction)
+        return [Description("words", "words", 1, False)] * len(pictures)
+
+    monkeypatch.setattr(command, "describe_each", tell_it)
+    assert tell(folder, "--rewrite", "a fox in the snow") == 0
+    assert set(asked) == {rewrite_request("a fox in the snow")} and "a fox in the snow" in asked[0]
+    assert tell(folder, "--rewrite", " ") == 1
+    assert "prompt: expected words to rewrite" in capsys.readouterr().err
+
+
+def test_a_cluster_writes_the_same_texts_though_a_worker_is_killed(folder):
+    ray = pytest.importorskip("ray", reason="the optional extra ray is not installed")
+    assert tell(folder) == 0
+    alone = {path.name: path.read_text() for path in folder.glob("*.txt")}
+    pictures = captions.find_pictures(folder)
+    asked = command.Asked(str(MODELS / VISION), -1, "cpu", "float32", ASKED, 40, 1024, 0.0, 0, 4)
+    killed = []
+
+    def kill_one(actors) -> None:
+        killed.append(ray.get(actors[0].process.remote()))
+        os.kill(killed[0], signal.SIGKILL)
+
+    for path in folder.glob("*.txt"):
+        path.unlink()
+    found = command.tell_on_ray(asked, pictures, "local", 2, kill_one)
+    assert captions.write_texts(captions.text_files(pictures), found) == []
+    assert killed and {path.name: path.read_text() for path in folder.glob("*.txt")} == alone

@@ -192,6 +192,47 @@ def test_a_picture_read_for_an_encode_is_not_seen_again_and_the_other_way_round(
     assert counted["blocks"][3] < counted["blocks"][1]  # and what writing kept is still there after it
 
 
+def test_a_picture_told_before_another_one_is_not_read_again(plain, counted):
+    """What lay in the buffers is kept when another picture takes their place, and found there."""
+    first = describe(plain, [noise(1)], REQUEST, max_tokens=12)
+    describe(plain, [noise(2)], REQUEST, max_tokens=12)
+    assert describe(plain, [noise(1)], REQUEST, max_tokens=12) == first
+    assert len(counted["vision"]) == 2 and len(counted["blocks"]) == 3
+    assert counted["blocks"][2] < counted["blocks"][0]
+
+
+def test_one_picture_lies_in_memory_once(plain):
+    """The buffers hold its keys and values: none are kept beside them until another picture needs the place."""
+    def prefixes() -> int:
+        return sum(key[0] == "prefix" for key in plain.reader.cache._entries)
+
+    describe(plain, [noise(1)], REQUEST, max_tokens=4)
+    describe(plain, [noise(1)], "the colours", max_tokens=4)
+    assert prefixes() == 0
+    describe(plain, [noise(2)], REQUEST, max_tokens=4)
+    assert prefixes() == 1
+
+
+def test_buffers_that_are_given_up_for_more_answers_leave_what_they_held(plain, counted):
+    describe(plain, [noise(1)], REQUEST, max_tokens=4)
+    describe_each(plain, [noise(1), noise(2)], "the colours", max_tokens=4)
+    assert len(counted["vision"]) == 2 and counted["blocks"][1] < counted["blocks"][0]
+    describe(plain, [noise(2)], REQUEST, max_tokens=4)
+    assert len(counted["vision"]) == 2 and counted["blocks"][3] < counted["blocks"][0]
+
+
+def test_an_error_while_a_picture_is_read_leaves_nothing_that_is_taken_for_it(plain):
+    expected = describe(plain, [noise(1)], REQUEST, max_tokens=12)
+    plain.forget()
+
+    def stop():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        describe(plain, [noise(1)], REQUEST, max_tokens=12, check=stop)
+    assert describe(plain, [noise(1)], REQUEST, max_tokens=12) == expected
+
+
 def test_what_is_kept_changes_no_state_and_no_word(plain):
     told = describe(plain, [noise()], REQUEST, max_tokens=12)
     kept = plain.encode([noise()], "a cat", [-6, -2, -1]).states
