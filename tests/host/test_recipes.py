@@ -8,7 +8,7 @@ import pytest
 import torch
 
 PROMPT = "a cat in a red hat"
-TAKES = ["the look", "style", "colours", "light and mood", "composition", "everything"]
+TAKES = ["the look", "style", "colours", "light and mood", "everything", "composition"]
 RETIRED = {  # recipes of version 0.1: what their reports say to choose instead
     "style hint": "take style", "colour palette": "take colours", "light and mood (0.1)": "take light and mood",
     "composition (0.1)": "take composition", "variation of the picture": "take everything",

@@ -60,12 +60,13 @@ TAKES = (
         attend="Attend to the light and the mood of the picture.",
     ),
     Take(
-        "composition", "what is where in it: viewpoint, distance, empty space", INSTRUCTIONS["composition"],
-        slots=("composition",), picture="colourless", until=0.4,
-    ),
-    Take(
         "everything", "all of it, what it shows included, as if it were to be painted again",
         INSTRUCTIONS["variation of the picture"],
+    ),
+    # Last, since nothing was seen of it: the miniature paints nothing where words say (docs/methods.md).
+    Take(
+        "composition", "what is where in it: viewpoint, distance, empty space; not shown to work on the miniature",
+        INSTRUCTIONS["composition"], slots=("composition",), picture="colourless", until=0.4,
     ),
 )
 DEFAULT_TAKE = TAKES[0].name

@@ -11,7 +11,7 @@ from vl_core.steering.takes import DEFAULT_TAKE, PICTURE_USES, TAKES, find_take,
 
 
 def test_the_takes_and_their_order():
-    assert take_names() == ("the look", "style", "colours", "light and mood", "composition", "everything")
+    assert take_names() == ("the look", "style", "colours", "light and mood", "everything", "composition")
     assert DEFAULT_TAKE == "the look"
     with pytest.raises(ValueError, match=r"take: expected one of the look, .* got 'hats'"):
         find_take("hats")
