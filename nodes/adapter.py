@@ -28,6 +28,7 @@ from . import told
 from .entries import Entry, attend_words, check_conditioning, layout_of, repack, words_of
 from .host import encoders, folders, memory, text_encoder
 from .host.identity import identity_of
+from .node import Node
 from .widgets import (
     Adapter,
     budget_input,
@@ -45,7 +46,7 @@ PROBE = "a cat"  # any prompt: what the encoders give for it says how wide and d
 LONGEST_ANSWER = 160  # tokens of a description in slots
 
 
-class ZImageVLAdapterFit(io.ComfyNode):
+class ZImageVLAdapterFit(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
@@ -157,7 +158,7 @@ class ZImageVLAdapterFit(io.ComfyNode):
         return io.NodeOutput(adapter, ui=report(head, adapter.describe(), lines))
 
 
-class ZImageVLAdapterApply(io.ComfyNode):
+class ZImageVLAdapterApply(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
@@ -25,6 +26,7 @@ from .entries import (
     timed,
 )
 from .host import text_encoder
+from .node import Node
 from .widgets import node_schema, report, sinks_input
 
 POSITIONS = {"end": "end", "before the template tail": "before_tail"}  # as shown -> as vl_core names them
@@ -66,7 +68,7 @@ def _antialias() -> io.Boolean.Input:
     )
 
 
-class ZImageVLBlend(io.ComfyNode):
+class ZImageVLBlend(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         mixing = [_alpha(), *_alpha_end(), _space()]
@@ -141,7 +143,7 @@ class ZImageVLBlend(io.ComfyNode):
             )
         if not start_percent < end_percent:
             raise ValueError(f"start_percent: expected less than end_percent ({end_percent}), got {start_percent}.")
-        options = dict(method) if isinstance(method, dict) else {"method": method}
+        options: dict[str, Any] = dict(method) if isinstance(method, dict) else {"method": method}
         chosen, alpha = options.pop("method"), options.pop("alpha", 0.5)
         curve, alpha_end = options.pop("curve", "flat"), options.pop("alpha_end", alpha)
         chosen_words, are_kept = split_kept(parse_words(words))

@@ -27,6 +27,7 @@ from .adapter import NO_FILE, load_adapter
 from .entries import check_conditioning
 from .host import folders
 from .look import look_file_input, look_input, pick_look
+from .node import Node
 from .steering import ComfyHost, collect, entries_of
 from .widgets import Adapter, Names, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
@@ -53,7 +54,7 @@ def listed_recipes() -> list[str]:
     return [*take_names(), *(name for name, recipe in found.items() if not recipe.instead)]
 
 
-class ZImageVLCondition(io.ComfyNode):
+class ZImageVLCondition(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(

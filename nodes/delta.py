@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..vl_core import TokenLayout, VLStates
 from ..vl_core.adapters.space_adapter import SpaceAdapter
-from ..vl_core.pictures import baseline_picture, split_batch
+from ..vl_core.pictures import BaselinePicture, baseline_picture, split_batch
 from ..vl_core.stages.delta import MAX_WEIGHT, image_delta
 from ..vl_core.states.families import KLEIN_4B, ZIMAGE, Family, find_family
 from ..vl_core.states.stacks import steer_layers
 from .entries import Entry, attend_words, check_conditioning, describe_layers, layout_of, repack, words_of
 from .host import encoders
+from .node import Node
 from .widgets import (
     Space,
     budget_input,
@@ -26,8 +27,10 @@ from .widgets import (
     report,
 )
 
+Baseline = BaselinePicture | Literal["muted", "absent"]
 
-class ZImageVLDelta(io.ComfyNode):
+
+class ZImageVLDelta(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
@@ -74,7 +77,7 @@ class ZImageVLDelta(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, encoder, prompt: str, text, weight: float = 1.0, layer: int = -2, baseline: str = "muted",
+        cls, encoder, prompt: str, text, weight: float = 1.0, layer: int = -2, baseline: Baseline = "muted",
         remove_prompt_direction: bool = False, rank: int = 0, image_tokens: int = 1024, images: dict | None = None,
         space: SpaceAdapter | tuple[SpaceAdapter, ...] | None = None,
     ) -> io.NodeOutput:
@@ -83,20 +86,20 @@ class ZImageVLDelta(io.ComfyNode):
         if not given or weight == 0:
             reason = "weight 0" if given else "no picture connected"
             return io.NodeOutput(text, ui=report(f"Words only: {reason}."))
-        spaces = space if isinstance(space, tuple) else (space,)
+        spaces = () if space is None else space if isinstance(space, tuple) else (space,)
         family = _family(text, encoder, spaces)
         layers = list(family.layers) if family.stacked else [layer]
-        if space is not None:
+        if spaces:
             _check_spaces(spaces, family, layers)
         options = {"budget": image_tokens, "family": family}
         seen, notes = encoders.encode_vision(encoder, given, prompt, layers, **options)
         blind = _without(encoder, given, prompt, layers, baseline, options)
         read_at = f"{family.describe_layers()} in place of layer {layer}" if family.stacked else f"layer {layer}"
         lines = [*notes, f"{seen.layout.describe()}; {read_at}; baseline {baseline}"]
-        lines += [describe_layers(spaces, family)] if space else []
-        spaces = spaces if space else (None,) * len(layers)
+        lines += [describe_layers(spaces, family)] if spaces else []
+        to_text = spaces or (None,) * len(layers)
         plus, zero = (
-            [_brought(side, one, to) for one, to in zip(layers, spaces, strict=True)] for side in (seen, blind)
+            [_brought(side, one, to) for one, to in zip(layers, to_text, strict=True)] for side in (seen, blind)
         )
 
         def act(states: Tensor, layout: TokenLayout | None, index: int) -> tuple[Tensor, TokenLayout | None, str]:
@@ -116,7 +119,7 @@ class ZImageVLDelta(io.ComfyNode):
         return io.NodeOutput(entries, ui=report(head, lines))
 
 
-def _family(text: list[Entry], encoder: Any, spaces: tuple[SpaceAdapter | None, ...]) -> Family:
+def _family(text: list[Entry], encoder: Any, spaces: tuple[SpaceAdapter, ...]) -> Family:
     """Whose text it is: klein's is as wide as three of the encoder's states, or as three that they are mapped to.
 
     Raises:
@@ -166,7 +169,7 @@ def _brought(seen: VLStates, layer: int, space: SpaceAdapter | None) -> Tensor:
     return space.apply(states, layout=layout) if space else states
 
 
-def _without(encoder: Any, images: dict, prompt: str, layers: list[int], baseline: str, options: dict) -> VLStates:
+def _without(encoder: Any, images: dict, prompt: str, layers: list[int], baseline: Baseline, options: dict) -> VLStates:
     """The same reading without what the pictures say."""
     if baseline == "absent":
         images = {}

@@ -7,12 +7,13 @@ from comfy_api.latest import io
 from ..vl_core.encoder.answers import append_words
 from ..vl_core.encoder.writing import INSTRUCTIONS, MAX_TOKENS, TOP_K, rewrite_request
 from .host import encoders
+from .node import Node
 from .widgets import budget_input, encoder_input, node_schema, pictures_input, report
 
 REWRITE = "rewrite the prompt"
 
 
-class ZImageVLDescribe(io.ComfyNode):
+class ZImageVLDescribe(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(

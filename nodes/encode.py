@@ -8,16 +8,18 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..vl_core import VLStates
+from ..vl_core.stages.combine import Combination
 from ..vl_core.stages.mix_layers import mix_layers as weighted_mean
 from ..vl_core.stages.mix_layers import parse_layers
-from ..vl_core.stages.select import SELECTIONS, select_tokens
+from ..vl_core.stages.select import SELECTIONS, TokenSelection, select_tokens
 from ..vl_core.states.families import GROUPS, ZIMAGE
 from ..vl_core.states.stacks import stack_layers
 from ..vl_core.steering.references import read_as_one
-from ..vl_core.steering.settings import Settings
+from ..vl_core.steering.settings import Joined, Settings
 from . import told, widgets
 from .entries import pack_states
 from .host import encoders, memory
+from .node import Node
 from .steering import collect
 from .widgets import (
     budget_input,
@@ -31,7 +33,7 @@ from .widgets import (
 )
 
 
-class ZImageVLEncode(io.ComfyNode):
+class ZImageVLEncode(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
@@ -71,9 +73,10 @@ class ZImageVLEncode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, encoder, prompt: str, layer: int = -6, tokens: str = "all", image_tokens: int = 1024,
-        system_prompt: str = "", images: dict | None = None, weights: str = "", combine: str = widgets.JOINED,
-        masks: dict | None = None, mask_use: str = widgets.CROP, mix_layers: str = "", family: str = ZIMAGE.group,
+        cls, encoder, prompt: str, layer: int = -6, tokens: TokenSelection = "all", image_tokens: int = 1024,
+        system_prompt: str = "", images: dict | None = None, weights: str = "",
+        combine: Joined | Combination = widgets.JOINED, masks: dict | None = None, mask_use: str = widgets.CROP,
+        mix_layers: str = "", family: str = ZIMAGE.group,
     ) -> io.NodeOutput:
         chosen = encoders.pick_family(family, encoder)
         if chosen.stacked and mix_layers.strip():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,21 +41,26 @@ def check_conditioning(conditioning: list[Entry], name: str = "conditioning") ->
             )
 
 
-def check_reference(reference: ReferenceStatistics | None) -> None:
+def check_reference(
+    reference: ReferenceStatistics | tuple[ReferenceStatistics, ...] | None,
+) -> ReferenceStatistics | None:
     """Refuse statistics of a layer that Z-Image does not read; an unknown layer is taken.
 
     Raises:
         ValueError: naming both layers.
     """
-    check_one_layer(reference)
-    if reference is not None and reference.layer not in (None, ENCODER_LAYER):
+    known = check_one_layer(reference)
+    if known is not None and known.layer not in (None, ENCODER_LAYER):
         raise ValueError(
-            f"reference: expected statistics of layer {ENCODER_LAYER}, which Z-Image reads, got {reference.layer}. "
+            f"reference: expected statistics of layer {ENCODER_LAYER}, which Z-Image reads, got {known.layer}. "
             "Measure the text encoder without CLIP Set Last Layer before it."
         )
+    return known
 
 
-def check_one_layer(reference: ReferenceStatistics | tuple[ReferenceStatistics, ...] | None) -> None:
+def check_one_layer(
+    reference: ReferenceStatistics | tuple[ReferenceStatistics, ...] | None,
+) -> ReferenceStatistics | None:
     """Refuse statistics of layers that lie side by side, one for each.
 
     Raises:
@@ -66,6 +71,7 @@ def check_one_layer(reference: ReferenceStatistics | tuple[ReferenceStatistics, 
             f"reference: expected statistics of one layer ({ENCODER_LAYER}), got those of layers "
             f"{', '.join(str(one.layer) for one in reference)}, which FLUX.2 klein reads. Measure Z-Image's encoder."
         )
+    return reference
 
 
 def references_of(
@@ -77,8 +83,7 @@ def references_of(
         ValueError: if they are of another family.
     """
     if not family.stacked:
-        check_reference(reference)
-        return (reference,)
+        return (check_reference(reference),)
     if reference is None:
         return (None,) * len(family.layers)
     if not isinstance(reference, tuple) or tuple(one.layer for one in reference) != family.layers:
@@ -108,7 +113,7 @@ def put_padding(entry: Entry, states: Tensor, layout: TokenLayout | None, paddin
     return attend_words(changed, states.shape[1]) if padding else changed
 
 
-def describe_layers(infos: list, family: Family) -> str:
+def describe_layers(infos: Sequence[Any], family: Family) -> str:
     """What was done in each layer, in the words of its info; layers that lie side by side are numbered."""
     if not family.stacked:
         return infos[0].describe()
@@ -224,8 +229,9 @@ def timed(text: Entry, mixed: Entry, start: float, end: float) -> list[Entry]:
 def words_of(entry: list) -> int | None:
     """How many tokens of a text entry come before its padding, None if it has no attention mask of its length."""
     mask = entry[1].get("attention_mask")
-    stale = mask is None or mask.shape[-1] != entry[0].shape[1]  # core nodes that join texts keep the first one's
-    return None if stale else int((mask.reshape(-1, mask.shape[-1])[0] != 0).sum())
+    if mask is None or mask.shape[-1] != entry[0].shape[1]:  # core nodes that join texts keep the first one's
+        return None
+    return int((mask.reshape(-1, mask.shape[-1])[0] != 0).sum())
 
 
 def attend_words(entry: list, words: int | None = None) -> list:

@@ -7,10 +7,11 @@ from comfy_api.latest import io
 from ..vl_core import load_conditioning, save_conditioning
 from .entries import check_conditioning, layout_of
 from .host import folders
+from .node import Node
 from .widgets import known, node_schema, report
 
 
-class ZImageVLSave(io.ComfyNode):
+class ZImageVLSave(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
@@ -42,7 +43,7 @@ class ZImageVLSave(io.ComfyNode):
         return io.NodeOutput(ui=report(f"Saved as {name}, {size:.1f} MiB.", missing))
 
 
-class ZImageVLLoadSaved(io.ComfyNode):
+class ZImageVLLoadSaved(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(

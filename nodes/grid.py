@@ -11,12 +11,13 @@ from ..vl_core.reports.grid import draw_grid, pictures_by_id
 from ..vl_core.states.counts import counted
 from ..vl_core.steering.sweep import Plan
 from .host import memory
+from .node import Node
 from .widgets import FOLLOW, node_schema, theme_of, theme_options, with_pictures
 
 LONGEST_TITLE = 2000  # letters
 
 
-class ZImageVLGrid(io.ComfyNode):
+class ZImageVLGrid(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(

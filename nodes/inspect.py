@@ -17,10 +17,11 @@ from ..vl_core.states.vl_states import LAYOUT_KEY
 from . import told
 from .entries import Entry, check_one_layer, references_of, words_of
 from .host import memory
+from .node import Node
 from .widgets import BLANK, FOLLOW, Reference, draw, node_schema, theme_of, theme_options, with_pictures
 
 
-class ZImageVLInspect(io.ComfyNode):
+class ZImageVLInspect(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
@@ -53,7 +54,7 @@ class ZImageVLInspect(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, conditioning, reference=None, threshold: float = 10.0, plots: str = SINGLE, theme: str = FOLLOW
+        cls, conditioning, reference=None, threshold: float = 10.0, plots: Plots = SINGLE, theme: str = FOLLOW
     ) -> io.NodeOutput:
         if not conditioning:
             raise ValueError("conditioning: expected at least one entry, got an empty CONDITIONING.")

@@ -15,6 +15,7 @@ from ..vl_core.states.stacks import split_layers, split_padding
 from . import told
 from .entries import check_conditioning, layout_of, references_of, words_of
 from .host import encoders, loaded, memory, native
+from .node import Node
 from .widgets import (
     BLANK,
     FOLLOW,
@@ -33,7 +34,7 @@ from .widgets import (
 ALL, LIKENESS = "all", "Mean cosine with the text"
 
 
-class ZImageVLLayerReport(io.ComfyNode):
+class ZImageVLLayerReport(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
@@ -86,7 +87,7 @@ class ZImageVLLayerReport(io.ComfyNode):
         blocks, loaded = _blocks(encoder)
         wanted = [index - blocks - 1 for index in parse_layers(layers, blocks, loaded)]  # as people count them
         seen, notes = encoders.encode_vision(encoder, images, prompt, wanted, budget=image_tokens, family=family)
-        if words is not None:
+        if words is not None and text is not None:
             words, layout, _ = split_padding(words, layout, words_of(text[0]) if family.padded_to else None)
         targets = [None] * len(measured) if words is None else split_layers(words, family)
         bar = memory.progress_bar(len(seen.layers) * len(measured))

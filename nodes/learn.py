@@ -28,6 +28,7 @@ from .host import encoders, folders, memory
 from .host.identity import identity_of
 from .host.painter import ComfyPainter
 from .look import find_learned
+from .node import Node
 from .steering import store_of
 from .widgets import LearnedLook, budget_input, encoder_input, node_schema, pictures_input, with_pictures
 
@@ -38,7 +39,7 @@ NO_WORDS = "a picture"  # where learning begins if Qwen3-VL finds none
 OWN = "the quality's own"
 
 
-class ZImageVLLookLearn(io.ComfyNode):
+class ZImageVLLookLearn(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         vision = encoder_input("vision")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .host import folders, loaded
+from .node import Node
 from .widgets import Qwen3VL, known, node_schema, report
 
 
-class ZImageVLLoader(io.ComfyNode):
+class ZImageVLLoader(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(

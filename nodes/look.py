@@ -14,13 +14,14 @@ from .adapter import NO_FILE
 from .entries import Entry, check_conditioning, entry_family, map_entries
 from .host import folders
 from .host.text_encoder import encode_text
+from .node import Node
 from .steering import entry_of, text_of
 from .widgets import LearnedLook, known, node_schema, report
 
 LEARN = "Learn one with Learn Look or `python -m vl_core learn`"
 
 
-class ZImageVLLookApply(io.ComfyNode):
+class ZImageVLLookApply(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(

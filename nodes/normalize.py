@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..vl_core import normalize
+from ..vl_core.states.sinks import Sinks
 from . import told
 from .entries import map_layers
+from .node import Node
 from .widgets import SCOPES, Reference, node_schema, report, sinks_input
 
 
@@ -17,7 +21,7 @@ def _clip() -> io.Float.Input:
     )
 
 
-class ZImageVLNormalize(io.ComfyNode):
+class ZImageVLNormalize(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
@@ -69,9 +73,9 @@ class ZImageVLNormalize(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, conditioning, mode: dict | str, reference=None, scope: str = "all tokens", sinks: str = "exclude"
+        cls, conditioning, mode: dict | str, reference=None, scope: str = "all tokens", sinks: Sinks = "exclude"
     ) -> io.NodeOutput:
-        options = dict(mode) if isinstance(mode, dict) else {"mode": mode}
+        options: dict[str, Any] = dict(mode) if isinstance(mode, dict) else {"mode": mode}
         chosen, target = options.pop("mode"), options.pop("target_std", 0.0)
 
         def stage(states, statistics, positions, layout):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..vl_core import mask_outlier_dimensions
+from ..vl_core.stages.outliers import Direction
+from ..vl_core.states.sinks import Sinks
 from . import told
 from .entries import map_layers
+from .node import Node
 from .widgets import SCOPES, Reference, node_schema, report, sinks_input
 
 
-class ZImageVLMaskOutliers(io.ComfyNode):
+class ZImageVLMaskOutliers(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
@@ -61,10 +66,10 @@ class ZImageVLMaskOutliers(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, conditioning, reference, mode: dict | str, threshold: float = 10.0, direction: str = "both",
-        scope: str = "image tokens", sinks: str = "exclude",
+        cls, conditioning, reference, mode: dict | str, threshold: float = 10.0, direction: Direction = "both",
+        scope: str = "image tokens", sinks: Sinks = "exclude",
     ) -> io.NodeOutput:
-        chosen = mode if isinstance(mode, dict) else {"mode": mode}
+        chosen: dict[str, Any] = mode if isinstance(mode, dict) else {"mode": mode}
         counts: list[int] = []
 
         def stage(states, statistics, positions, layout):

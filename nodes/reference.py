@@ -8,10 +8,11 @@ from ..vl_core import ReferenceStatistics
 from ..vl_core.states.stacks import split_layers
 from .entries import check_conditioning, entry_family, layout_of, take_padding
 from .host import calibration
+from .node import Node
 from .widgets import Reference, node_schema, report
 
 
-class ZImageVLReference(io.ComfyNode):
+class ZImageVLReference(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..vl_core.stages.select import SELECTIONS, select_tokens
+from ..vl_core.stages.select import SELECTIONS, TokenSelection, select_tokens
 from .entries import map_entries, repack, require_layout
+from .node import Node
 from .widgets import node_schema, report
 
 
-class ZImageVLSelectTokens(io.ComfyNode):
+class ZImageVLSelectTokens(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
@@ -44,7 +45,7 @@ class ZImageVLSelectTokens(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, conditioning, tokens: str = "text", downsample: int = 1, mask=None, budget: int = 0
+        cls, conditioning, tokens: TokenSelection = "text", downsample: int = 1, mask=None, budget: int = 0
     ) -> io.NodeOutput:
         def stage(entry):
             layout = require_layout(entry, "selecting tokens")

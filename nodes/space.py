@@ -16,6 +16,7 @@ from . import told
 from .entries import Entry, check_conditioning, describe_layers, entry_family, layout_of, repack, require_layout
 from .host import encoders, folders, memory, text_encoder
 from .host.identity import identity_of
+from .node import Node
 from .widgets import Space, encoder_input, known, node_schema, report
 
 LEAST = 10  # prompts
@@ -24,7 +25,7 @@ MOST_KEPT = 4  # fits of an encoder; one of width 2560 takes 25 MiB a layer
 _fitted: weakref.WeakKeyDictionary[Any, dict[tuple, tuple[SpaceAdapter, ...]]] = weakref.WeakKeyDictionary()
 
 
-class ZImageVLMatchSpace(io.ComfyNode):
+class ZImageVLMatchSpace(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
@@ -65,7 +66,7 @@ class ZImageVLMatchSpace(io.ComfyNode):
             return str(error)
 
     @classmethod
-    def execute(cls, conditioning, encoder, clip, method: str = "ridge", prompts: str = "") -> io.NodeOutput:
+    def execute(cls, conditioning, encoder, clip, method: SpaceMethod = "ridge", prompts: str = "") -> io.NodeOutput:
         check_conditioning(conditioning)
         family = text_encoder.check_text_clip(clip, klein=True)
         texts = folders.read_prompts(prompts, LEAST)
@@ -114,7 +115,7 @@ def _layers_of(entry: Entry, family: Family) -> tuple[int, ...]:
 
 
 def _fit(
-    encoder: Any, clip: Any, family: Family, layers: tuple[int, ...], method: str, texts: tuple[str, ...]
+    encoder: Any, clip: Any, family: Family, layers: tuple[int, ...], method: SpaceMethod, texts: tuple[str, ...]
 ) -> tuple[tuple[SpaceAdapter, ...], str]:
     """The adapters of these two encoders, one a layer; fitted once for as long as the encoder is loaded."""
     key = identity_of(encoder), identity_of(clip), family.group, layers, method, texts

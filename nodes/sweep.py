@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -22,6 +23,7 @@ from .condition import offered_ways
 from .entries import check_conditioning, references_of
 from .host import memory
 from .look import look_file_input, look_input, pick_look
+from .node import Node
 from .steering import ComfyHost, collect, entries_of
 from .widgets import Adapter, Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
 
@@ -46,7 +48,7 @@ def _axis_inputs(name: str, values: str, what: str, default: str, written: str, 
     ]
 
 
-class ZImageVLSweep(io.ComfyNode):
+class ZImageVLSweep(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(
@@ -155,13 +157,13 @@ class ZImageVLSweep(io.ComfyNode):
         Raises:
             ValueError: naming the input; what is returned in its place would be marked at all of these inputs.
         """
-        axes = [(columns, column_values), (rows, row_values), (pages, page_values)]
+        axes: list[tuple[Any, Any]] = [(columns, column_values), (rows, row_values), (pages, page_values)]
         base = {
             "method": method, "alpha": alpha, "layer": layer, "tokens": tokens, "downsample": downsample,
             "space": space, "outlier_mode": outlier_mode, "outlier_threshold": outlier_threshold,
             "normalization": normalization, "take": DEFAULT_TAKE if take is None else take,
         }
-        if None in (seed, *base.values(), *(part for axis in axes for part in axis)):
+        if seed is None or None in (*base.values(), *(part for axis in axes for part in axis)):
             return True
         _plan(axes, seed, base)
         return True

@@ -62,8 +62,9 @@ def measure_layers(clip: Any) -> tuple[list[ReferenceStatistics], str]:
     files = [_reference_file(identity, layer) for layer in family.layers]
     names = ", ".join(file.name for file in files)
     found = [_read_reference(file, identity, layer) for file, layer in zip(files, family.layers, strict=True)]
-    if all(found):
-        return found, f"from the cache: {names}"
+    kept = [one for one in found if one is not None]
+    if len(kept) == len(found):
+        return kept, f"from the cache: {names}"
     prompts = calibration_prompts()
     texts = encode_many(clip, prompts)
     measured = []

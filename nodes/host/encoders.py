@@ -143,7 +143,7 @@ def check_writer(encoder: Any, name: str = "encoder") -> None:
     """
     if isinstance(encoder, LoadedEncoder):
         return
-    clip_name = getattr(getattr(encoder, "cond_stage_model", None), "clip_name", None)
+    clip_name = getattr(getattr(encoder, "cond_stage_model", None), "clip_name", "")
     families = [family for family in FAMILIES if family.vision_encoder == SIBLINGS.get(clip_name)]
     check_vision_clip(encoder, name, families[0] if families else ZIMAGE)
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import comfy.model_management
 import comfy.ops
@@ -127,7 +127,7 @@ def _weights(layer: Any, like: Tensor) -> Iterator[tuple[Tensor | None, Tensor |
     if hasattr(layer, "cast_bias_weight"):  # ComfyUI-GGUF
         weight, bias = layer.cast_bias_weight(like)[:2]
         yield weight, bias
-    elif isinstance(layer, comfy.ops.CastWeightBiasOp) and layer.weight is not None:
+    elif issubclass(type(layer), comfy.ops.CastWeightBiasOp) and layer.weight is not None:
         weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
         try:
             yield weight.dequantize() if hasattr(weight, "_qdata") else weight, bias
@@ -144,11 +144,15 @@ class _Linear(torch.autograd.Function):
     def forward(context: Any, hidden: Tensor, layer: nn.Module) -> Tensor:
         context.layer = layer
         with _weights(layer, hidden) as (weight, bias):
+            assert weight is not None, "a linear layer has one"
             return F.linear(hidden, weight, bias)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (torch says *gradients, and gives one an output)
+        context: Any, gradient: Tensor
+    ) -> tuple[Tensor, None]:
         with _weights(context.layer, gradient) as (weight, _):
+            assert weight is not None, "a linear layer has one"
             return gradient @ weight, None
 
 
@@ -156,7 +160,7 @@ def _linear(layer: nn.Module, own: Callable, hidden: Tensor) -> Tensor:
     if not hidden.requires_grad:
         return own(hidden)
     comfy.model_management.throw_exception_if_processing_interrupted()
-    return _Linear.apply(hidden, layer)
+    return cast(Tensor, _Linear.apply(hidden, layer))
 
 
 def _norm(layer: Any, own: Callable, hidden: Tensor) -> Tensor:
@@ -175,9 +179,8 @@ def _norm(layer: Any, own: Callable, hidden: Tensor) -> Tensor:
 
 def _blocks(dit: nn.Module) -> list[nn.Module]:
     """The blocks that a caption's gradient passes."""
-    if isinstance(dit, lumina.NextDiT):
-        return [*dit.context_refiner, *dit.layers]
-    return [*dit.double_blocks, *dit.single_blocks]
+    lists = ("context_refiner", "layers") if isinstance(dit, lumina.NextDiT) else ("double_blocks", "single_blocks")
+    return [block for name in lists for block in getattr(dit, name)]
 
 
 def checkpoint_bytes(dit: Any, dtype: torch.dtype, pictures: int, sides: Sequence[int]) -> int:
@@ -209,5 +212,6 @@ def _room(device: torch.device) -> float:
     """Bytes that a block may keep: what the device has free, less a part of it. On the CPU all it wants."""
     if device.type == "cpu":
         return float("inf")
-    spared = SPARED * comfy.model_management.get_total_memory(device)
-    return comfy.model_management.get_free_memory(device) - spared
+    total: Any = comfy.model_management.get_total_memory(device)  # these give tuples if asked for more
+    free: Any = comfy.model_management.get_free_memory(device)
+    return free - SPARED * total

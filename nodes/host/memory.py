@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
+import comfy.model_management
+import comfy.model_patcher
 import comfy.utils
 import torch
 from comfy.patcher_extension import CallbacksMP
@@ -41,7 +43,7 @@ class EncoderPatcher(comfy.model_patcher.ModelPatcher):
     home: Home | None = None
 
     def load(
-        self, device_to: Any = None, lowvram_model_memory: float = 0, force_patch_weights: bool = False,
+        self, device_to: Any = None, lowvram_model_memory: Any = 0, force_patch_weights: bool = False,
         full_load: bool = False,
     ) -> None:
         if self.home is not None and full_load and device_to is not None and torch.device(device_to).type != "cpu":
@@ -53,7 +55,7 @@ class EncoderPatcher(comfy.model_patcher.ModelPatcher):
             self.home.give_back()
         super().unpatch_model(device_to, unpatch_weights)
 
-    def partially_unload(self, device_to: Any, memory_to_free: float = 0, *arguments: Any, **options: Any) -> int:
+    def partially_unload(self, device_to: Any, memory_to_free: Any = 0, *arguments: Any, **options: Any) -> int:
         self.forget()
         freed = 0 if self.home is None else self.home.give_back(memory_to_free, leave=self.backup)
         if not freed:
@@ -131,7 +133,7 @@ def telling_bar(total: int) -> Callable[[int, str, torch.Tensor | None], None]:
         bar.update_absolute(done, total, shown)
         server = getattr(sys.modules.get("server"), "PromptServer", None)
         instance = getattr(server, "instance", None)
-        if node and hasattr(instance, "send_progress_text"):
+        if node and instance is not None and hasattr(instance, "send_progress_text"):
             instance.send_progress_text(words, node)
 
     return tell

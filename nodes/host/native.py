@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
+import comfy.model_management
 import comfy.utils
 import torch
 from comfy.text_encoders import qwen3vl, z_image

@@ -207,14 +207,15 @@ def check_models(model: Any, clip: Any) -> Family:
         ValueError: for a MODEL that is neither Z-Image nor FLUX.2 klein, a CLIP of another family, or one of the other
             size.
     """
-    base = getattr(model, "model", None)
+    base: Any = getattr(model, "model", None)
     family = check_text_clip(clip, klein=True)
     config = getattr(base, "model_config", None)
     pixels = getattr(comfy.supported_models, "ZImagePixelSpace", ())
     if isinstance(config, comfy.supported_models.ZImage) and not isinstance(config, pixels):
         group, width = ZIMAGE.group, base.diffusion_model.cap_embedder[0].normalized_shape[-1]
     elif isinstance(base, comfy.model_base.Flux2):
-        group, width = "FLUX.2 klein", base.diffusion_model.params.context_in_dim
+        params: Any = base.diffusion_model.params
+        group, width = "FLUX.2 klein", params.context_in_dim
     else:
         kind = type(base).__name__ if base is not None else type(model).__name__
         raise ValueError(f"model: expected Z-Image or FLUX.2 klein, got {kind}. Load one with Load Diffusion Model.")

@@ -52,7 +52,7 @@ def check_text_clip(clip: Any, name: str = "clip", klein: bool = False) -> Famil
             family's.
     """
     model = getattr(clip, "cond_stage_model", None)
-    if klein and _is_klein(model):
+    if klein and model is not None and _is_klein(model):
         encoder = getattr(model, model.clip_name)
         hidden = encoder.transformer.model.config.hidden_size
         family = detect_text_family(encoder.options_default[0], hidden, SIBLINGS[model.clip_name], name)

@@ -104,7 +104,7 @@ class Decoder:
     def plan(self, head: Projection | None, dtype: torch.dtype, device: torch.device) -> Plan | None:
         """See :func:`~.decoding.plan_of`; made once as long as the weights are the same."""
         weights = weights_of(self._language)
-        weights += [head] if isinstance(head, Tensor) else weights_of(head) if head is not None else []
+        weights += [head] if isinstance(head, Tensor) else weights_of(head) if isinstance(head, nn.Module) else []
         asked = self._weights_identity(weights, modules_of(self._language)), dtype, device
         if asked != self._planned_for:
             self.forget()

@@ -115,7 +115,7 @@ def plan_of(language: Any, head: Projection | None, dtype: torch.dtype, device: 
         head = embeddings if isinstance(embeddings, Tensor) else None
     elif isinstance(head, Tensor):
         head = head.to(device)
-    else:
+    elif isinstance(head, nn.Module):
         head = _projection(head, like)
     if head is None or None in epsilons or len(epsilons) > 1:
         return None

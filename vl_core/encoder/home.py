@@ -95,7 +95,7 @@ def _tensors(module: nn.Module) -> list[tuple[str, Tensor, nn.Module]]:
 
 def _put(owner: nn.Module, name: str, tensor: Tensor, value: Tensor) -> Tensor:
     """Give a parameter or buffer other values, on another device, as ``Module.to`` does; the tensor that has them."""
-    if torch._has_compatible_shallow_copy_type(tensor, value):
+    if torch._has_compatible_shallow_copy_type(tensor, value):  # pyright: ignore[reportPrivateImportUsage] (Module.to)
         tensor.data = value
         return tensor
     name, parameters = name.rpartition(".")[2], owner._parameters
@@ -127,7 +127,9 @@ class _Stage:
                 free.synchronize()
             buffer.copy_(source[start:stop])
             target[start:stop].copy_(buffer, non_blocking=True)
-            self._free[self._turn] = torch.cuda.current_stream(self._device).record_event()
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self._device))
+            self._free[self._turn] = event
             self._turn = 1 - self._turn
 
     def wait(self) -> None:
