@@ -13,12 +13,13 @@ from ..vl_core.adapters.captions import find_pictures, groups, tell_group, text_
 from ..vl_core.encoder.room import is_out_of_memory
 from ..vl_core.encoder.writing import INSTRUCTIONS, MAX_TOKENS, TOGETHER
 from .host import encoders, folders, memory
+from .node import Node
 from .widgets import budget_input, encoder_input, known, node_schema, report
 
 SHOWN = 5  # reasons that an error names
 
 
-class ZImageVLDescribeFolder(io.ComfyNode):
+class ZImageVLDescribeFolder(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return node_schema(

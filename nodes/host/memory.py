@@ -153,7 +153,7 @@ def say(text: str, node: str | None) -> None:
     """Show a line on the running node while it runs; nothing where no ComfyUI is there to show it."""
     server = sys.modules.get("server")
     instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if node is not None and hasattr(instance, "send_progress_text"):
+    if node is not None and instance is not None and hasattr(instance, "send_progress_text"):
         instance.send_progress_text(text, node)
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import comfy.utils
 import torch
 
@@ -68,7 +69,7 @@ def write_each_native(
 
     thinking = thinks(clip)
     written, raws, note = write(thinking)
-    more = ()
+    more: tuple[str, ...] = ()
     if not thinking and any(strip_thoughts(raw) != raw.strip() for raw in raws):
         _thinkers.add(clip.cond_stage_model)
         more = ("this is a Thinking model: asked once more, with its thought closed",)
@@ -77,8 +78,8 @@ def write_each_native(
     for ids, raw, (*_, changes) in zip(written, raws, prepared, strict=True):
         truncated = not ids or ids[-1] not in stops
         words, remarks = finish(raw, len(ids), truncated)
-        notes = *changes, *more, *remarks, *([note] if note else [])
-        told.append(Description(words, raw, len(ids), truncated, notes))
+        said = (*changes, *more, *remarks, *([note] if note else []))
+        told.append(Description(words, raw, len(ids), truncated, said))
     return told
 
 
@@ -103,7 +104,8 @@ def thinks(clip: Any) -> bool:
     """
     if clip.cond_stage_model in _thinkers:
         return True
-    _, arguments, *_ = clip.patcher.cached_patcher_init or (None, ((),))  # how ComfyUI would load it again
+    known: Any = clip.patcher.cached_patcher_init or (None, ((),))
+    arguments = known[1]  # how ComfyUI would load it again
     files = arguments[0] if isinstance(arguments[0], (list, tuple)) else [arguments[0]]
     return any("thinking" in Path(file).name.lower() for file in files)
 
@@ -153,7 +155,7 @@ def _write_ours(
 class _Head(torch.nn.Module):
     """The host's own scores of tokens, for embeddings that are quantised or in another dtype."""
 
-    def __init__(self, transformer: torch.nn.Module) -> None:
+    def __init__(self, transformer: Any) -> None:
         super().__init__()
         self._score = transformer.logits  # a method: the transformer is no part of this module
 

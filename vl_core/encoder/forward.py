@@ -264,8 +264,10 @@ def run_blocks(
     if past is not None and past:
         first = language.layers[0].self_attn
         per_group = first.q_proj.weight.shape[0] // first.k_proj.weight.shape[0]
-        make = (branch_mask, branches) if branches else (later_mask, len(hidden))
-        mask = make[0](before, make[1], per_group, hidden.device)
+        if branches:
+            mask = branch_mask(before, branches, per_group, hidden.device)
+        else:
+            mask = later_mask(before, len(hidden), per_group, hidden.device)
     if 0 in wanted:
         captured[0] = hidden.clone()
     for index in range(wanted[-1]):

@@ -38,14 +38,17 @@ class Query:
 
 
 class Form(Protocol):
-    """How a Qwen3-VL is asked.
+    """How a Qwen3-VL is asked."""
 
-    Attributes:
-        parts: of a look, by name. caption: what is asked of a reference to have all of it in words.
-    """
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Of a look, by name."""
+        ...
 
-    parts: tuple[str, ...]
-    caption: str
+    @property
+    def caption(self) -> str:
+        """What is asked of a reference to have all of it in words."""
+        ...
 
     def describe(self, part: str) -> str:
         """What is asked of a reference about a part, or about what it shows."""
@@ -123,6 +126,6 @@ def ask_all(
     }
 
 
-def figure(answers: Mapping[str, tuple[float, float]], queries: Sequence[Query]) -> float:
+def figure(answers: Mapping[str, Sequence[float]], queries: Sequence[Query]) -> float:
     """How far something is there, in [0, 1]: the least likely of the answers that say so."""
     return min(answers[query.key][0] for query in queries)

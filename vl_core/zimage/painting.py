@@ -15,7 +15,7 @@ from torch import Tensor
 from .progress import without_library_bars
 
 if TYPE_CHECKING:
-    from diffusers import ZImagePipeline
+    from .pipeline import ZImagePipeline
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Job:
 
 def load_painter(folder: str | Path, device: torch.device, dtype: torch.dtype) -> ZImagePipeline:
     """The pipeline with its transformer and VAE alone; a transformer that diffusers saved quantised stays so."""
-    from diffusers import ZImagePipeline
+    from diffusers import ZImagePipeline  # pyright: ignore[reportPrivateImportUsage] (see pipeline.load_pipeline)
 
     with warnings.catch_warnings(), without_library_bars():
         warnings.simplefilter("ignore", FutureWarning)
@@ -72,8 +72,9 @@ def sample_many(
     def step_done(_pipeline, step, _timestep, values):
         return {**values, "prompt_embeds": ruling(step + 1)}
 
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline(
+    runner: Any = pipeline  # it takes and gives more than its annotations say
+    runner.set_progress_bar_config(disable=True)
+    return runner(
         prompt_embeds=ruling(0), negative_prompt_embeds=away, num_inference_steps=steps, guidance_scale=guidance,
         width=width, height=height, generator=[torch.Generator().manual_seed(job.seed) for job in jobs],
         callback_on_step_end=step_done, output_type="latent",
@@ -83,12 +84,13 @@ def sample_many(
 @torch.no_grad()
 def decode_each(pipeline: ZImagePipeline, latents: Tensor) -> list[np.ndarray]:
     """Pictures uint8 ``(H, W, 3)`` of latents, one by one, which takes the least memory."""
-    vae = pipeline.vae
+    vae: Any = pipeline.vae
+    processor: Any = pipeline.image_processor
     raw = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
     pictures = []
     for one in raw.split(1):
         decoded = vae.decode(one, return_dict=False)[0]
-        pixels = pipeline.image_processor.postprocess(decoded, output_type="np")[0]
+        pixels: Any = processor.postprocess(decoded, output_type="np")[0]
         pictures.append((pixels * 255).round().astype(np.uint8))
     return pictures
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 from ...states.fields import Value
 from ...states.vl_states import resolve_layer
@@ -77,7 +78,8 @@ def ways_tried(given: Given, blocks: int) -> list[Arm]:
         if way.tries or way.name == OPEN_BLEND or way.missing(given):  # the open blend stands for the note's arms
             continue
         for values in product(*tried_of(way).values()):
-            settings = Settings(**dict(zip(tried_of(way), values, strict=True)), way=way.name)
+            chosen: dict[str, Any] = dict(zip(tried_of(way), values, strict=True))
+            settings = Settings(**chosen, way=way.name)
             if _fits(settings, given, blocks):
                 found.append(Arm(settings, way.name))
     return _each_once(found)

@@ -120,7 +120,7 @@ def _layers(arms: Arms) -> list[Claim]:
     )
     if len(found) < 2:
         return []
-    best = max(found, key=lambda both: both[1].transfer)
+    best = max(found, key=lambda both: both[1].transfer or 0.0)
     listed = "; ".join(
         f"{layer}: transfer {shown(one.transfer, one.transfer_error)}, prompt {one.adherence or 0:.2f}, artifacts "
         f"{_all_artifacts(one) or 1:.2f}×" for layer, one in found

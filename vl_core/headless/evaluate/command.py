@@ -225,7 +225,8 @@ def pictures_of(arguments: argparse.Namespace, demo: bool) -> tuple[list[Tensor]
         named = {file.stem: load_picture(str(file), "--image", arguments.image_tokens) for file in files}
     found: dict[str, tuple[Tensor, Reference]] = {}
     for name, picture in named.items():
-        fit_size(*picture.shape[:2], arguments.image_tokens, name)
+        height, width = picture.shape[:2]
+        fit_size(height, width, arguments.image_tokens, name)
         key = hashlib.sha256(picture.numpy().tobytes() + str(tuple(picture.shape)).encode()).hexdigest()[:DIGITS]
         found.setdefault(key, (picture, Reference(name, key, builtin)))
     if len(found) < 2:

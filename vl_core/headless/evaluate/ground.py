@@ -130,7 +130,7 @@ class Ground:
 
     def places(self, cell: Cell) -> tuple[int, int]:
         """Where the picture and the prompt of a cell stand in the sheet."""
-        extra = dict(cell.extra)
+        extra: dict[str, Any] = dict(cell.extra)
         keys, texts = ([one.key for one in self.sheet.references], [one.text for one in self.sheet.prompts])
         return keys.index(extra["pictures"]), texts.index(extra["prompt"])
 

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,6 +29,7 @@ from .layers import layers_of
 from .plan import Rung
 from .runner import Evaluation
 
+Kind = Literal["words", "caption", "way"]
 EVIDENCE, RECIPES = "evidence.json", "recipes"
 PACKAGES = ("torch", "diffusers", "transformers")
 NEEDS_FILE = ("picture adapter", "learned look")
@@ -37,7 +38,7 @@ NEEDS_FILE = ("picture adapter", "learned look")
 def records_of(evaluation: Evaluation) -> list[Record]:
     """A record for every painting that is whole: painted, measured and asked about."""
     done = set.intersection(*(set(evaluation.rows[name]) for name in (PAINTED, MEASURED, JUDGED)))
-    cells: dict[str, tuple[str, str, Cell]] = {}
+    cells: dict[str, tuple[Kind, str, Cell]] = {}
     seeds = 1 + max((trial.seed for trial in evaluation.trials), default=0)
     for seed in range(seeds):
         for prompt in range(len(evaluation.sheet.prompts)):
@@ -60,15 +61,16 @@ def records_of(evaluation: Evaluation) -> list[Record]:
     return found
 
 
-def _record(evaluation: Evaluation, kind: str, arm: str, cell: Cell, caption_of: int = -1) -> Record:
+def _record(evaluation: Evaluation, kind: Kind, arm: str, cell: Cell, caption_of: int = -1) -> Record:
     measured, judged = evaluation.rows[MEASURED][cell.id], evaluation.rows[JUDGED][cell.id]
     answers, form, told = judged["answers"], evaluation.form, evaluation.told
-    null = dict(cell.extra).get(NULL, "")
+    extra: dict[str, Any] = dict(cell.extra)
+    null = extra.get(NULL, "")
     if kind == "way":
         picture, prompt = evaluation.places(cell)
         about = [picture] if null else [picture, (picture - 1) % len(told)]
     elif kind == "words":
-        picture, prompt = -1, [one.text for one in evaluation.sheet.prompts].index(dict(cell.extra)["prompt"])
+        picture, prompt = -1, [one.text for one in evaluation.sheet.prompts].index(extra["prompt"])
         about = list(range(len(told)))
     else:
         picture, prompt, about = caption_of, -1, [caption_of]

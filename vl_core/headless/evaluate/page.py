@@ -23,6 +23,7 @@ from .runner import Evaluation
 
 WIDEST = 240  # pixels of a picture on the page
 Best = Sequence[tuple[ArmSaid, Figures]]
+PACKAGE = __package__ or ""
 
 
 def write_page(evaluation: Evaluation, evidence: Evidence, recipes: Mapping[str, Mapping[str, Any]]) -> Path:
@@ -30,7 +31,7 @@ def write_page(evaluation: Evaluation, evidence: Evidence, recipes: Mapping[str,
     best = finalists(evidence)
     own, theirs = (
         resources.files(package).joinpath(name).read_text(encoding="utf-8")
-        for package, name in ((__package__, "page.html"), (f"{__package__.rpartition('.')[0]}.compare", STYLE))
+        for package, name in ((PACKAGE, "page.html"), (f"{PACKAGE.rpartition('.')[0]}.compare", STYLE))
     )
     made = evidence.made
     side = min(WIDEST, max(evaluation.sheet.models.width, 140))

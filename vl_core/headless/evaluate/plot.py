@@ -15,10 +15,13 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 
 def frontier(points: Sequence[tuple[str, Figures]]) -> str:
     """Transfer over adherence: a mark a way with its errors, its nulls hollow."""
-    known = [(name, one) for name, one in points if one.transfer is not None and one.adherence is not None]
+    known = [
+        (name, one, one.adherence, one.transfer) for name, one in points
+        if one.transfer is not None and one.adherence is not None
+    ]
     if not known:
         return "<p>Nothing to plot.</p>"
-    values = [value for _, one in known for value in (one.transfer, *(null[0] for null in one.nulls.values()))]
+    values = [value for _, one, _, transfer in known for value in (transfer, *(null[0] for null in one.nulls.values()))]
     top = max(1.1, max(value for value in values if value is not None) + 0.1)
     low = min(-0.15, min(value for value in values if value is not None) - 0.05)
     parts = [f'<svg viewBox="0 0 {WIDTH + KEY} {HEIGHT}" width="{WIDTH + KEY}" role="img" aria-label="frontier">']
@@ -42,18 +45,18 @@ def frontier(points: Sequence[tuple[str, Figures]]) -> str:
         f'<text transform="translate(18 {(HEIGHT - BOTTOM + TOP) / 2:.0f}) rotate(-90)" text-anchor="middle">'
         "of the picture arrives</text>"
     )
-    for number, (name, one) in enumerate(known):
+    for number, (name, one, adherence, transfer) in enumerate(known):
         colour = COLOURS[number % len(COLOURS)]
-        x, y = at(one.adherence, one.transfer)
+        x, y = at(adherence, transfer)
         for null, _ in one.nulls.values():
             if null is not None:
-                hollow = at(one.adherence, null)
+                hollow = at(adherence, null)
                 parts.append(
                     f'<circle cx="{hollow[0]:.1f}" cy="{hollow[1]:.1f}" r="4" fill="none" stroke="{colour}"/>'
                 )
         error, across = one.transfer_error or 0.0, one.adherence_error or 0.0
-        upright = at(one.adherence, one.transfer - error), at(one.adherence, one.transfer + error)
-        level = at(max(0, one.adherence - across), one.transfer), at(min(1, one.adherence + across), one.transfer)
+        upright = at(adherence, transfer - error), at(adherence, transfer + error)
+        level = at(max(0, adherence - across), transfer), at(min(1, adherence + across), transfer)
         for (x1, y1), (x2, y2) in (upright, level):
             parts.append(f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}"/>')
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{colour}"/>')

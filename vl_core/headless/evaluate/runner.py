@@ -189,7 +189,7 @@ class Evaluation(Ground):
         found, reports = [], []
         for cell in batch:
             if cell.words_only:
-                states = self.kept.words(dict(cell.extra)["prompt"])[0].states
+                states = self.kept.words(str(dict(cell.extra)["prompt"]))[0].states
                 found.append(Job(states, cell.seed))
                 reports.append(cell.label)
                 continue
@@ -259,7 +259,7 @@ class Evaluation(Ground):
         if cell.words_only:
             return str(self.file(cell.id)), "", ""
         words = self.sheet.words_alone(self.places(cell)[1], cell.seed)
-        return str(self.file(cell.id)), str(self.file(words.id)), str(self.reference(dict(cell.extra)["pictures"]))
+        return str(self.file(cell.id)), str(self.file(words.id)), str(self.reference(str(dict(cell.extra)["pictures"])))
 
     # --- judging ----------------------------------------------------------------------------------------------------
 
