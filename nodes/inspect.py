@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..vl_core import TokenLayout
 from ..vl_core.reports.inspection import Inspection, inspect
-from ..vl_core.reports.plots import SINGLE, Plots, inspection_figure, stack_figures
+from ..vl_core.reports.plots import SINGLE, Plots, ThemeName, inspection_figure, stack_figures
 from ..vl_core.states.families import ZIMAGE, find_family
 from ..vl_core.states.stacks import split_layers, split_padding
 from ..vl_core.states.vl_states import LAYOUT_KEY
@@ -18,7 +18,7 @@ from . import told
 from .entries import Entry, check_one_layer, references_of, words_of
 from .host import memory
 from .node import Node
-from .widgets import BLANK, FOLLOW, Reference, draw, node_schema, theme_of, theme_options, with_pictures
+from .widgets import BLANK, FOLLOW, Follow, Reference, draw, node_schema, theme_of, theme_options, with_pictures
 
 
 class ZImageVLInspect(Node):
@@ -54,7 +54,8 @@ class ZImageVLInspect(Node):
 
     @classmethod
     def execute(
-        cls, conditioning, reference=None, threshold: float = 10.0, plots: Plots = SINGLE, theme: str = FOLLOW
+        cls, conditioning, reference=None, threshold: float = 10.0, plots: Plots = SINGLE,
+        theme: Follow | ThemeName = FOLLOW,
     ) -> io.NodeOutput:
         if not conditioning:
             raise ValueError("conditioning: expected at least one entry, got an empty CONDITIONING.")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..vl_core import TokenLayout
 from ..vl_core.reports.layer_report import METRICS, join_csv, join_reports, layer_report
-from ..vl_core.reports.plots import layer_figure, stack_figures
+from ..vl_core.reports.plots import ThemeName, layer_figure, stack_figures
 from ..vl_core.states.families import KLEIN_4B, ZIMAGE, Family, find_family
 from ..vl_core.states.layers import parse_layers
 from ..vl_core.states.stacks import split_layers, split_padding
@@ -19,6 +19,7 @@ from .node import Node
 from .widgets import (
     BLANK,
     FOLLOW,
+    Follow,
     Reference,
     budget_input,
     draw,
@@ -79,7 +80,7 @@ class ZImageVLLayerReport(Node):
     @classmethod
     def execute(
         cls, encoder, prompt: str, layers: str = "all", image_tokens: int = 1024, images: dict | None = None,
-        reference=None, text=None, plot: str = LIKENESS, theme: str = FOLLOW,
+        reference=None, text=None, plot: str = LIKENESS, theme: Follow | ThemeName = FOLLOW,
     ) -> io.NodeOutput:
         words, layout = _only_sequence(text) if text is not None else (None, None)
         family = _family(encoder, reference, words, layout)

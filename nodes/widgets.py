@@ -7,14 +7,14 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..vl_core.reports.plots import THEMES
+from ..vl_core.reports.plots import THEMES, ThemeName
 from ..vl_core.stages.combine import COMBINATIONS
 from ..vl_core.steering.settings import CROP, JOINED, MASK_USES
 from .host import folders
@@ -101,14 +101,15 @@ def report(*parts: str | Iterable[str]) -> ui.PreviewText:
     return ui.PreviewText("\n".join(line for line in lines if line))
 
 
-FOLLOW = "as ComfyUI"  # the colours of plots and pages: those of the theme that is chosen in ComfyUI's settings
+Follow = Literal["as ComfyUI"]
+FOLLOW: Follow = "as ComfyUI"  # the colours of plots and pages: those of the theme that is chosen in ComfyUI's settings
 
 
 def theme_options() -> list[str]:
     return [FOLLOW, *THEMES]
 
 
-def theme_of(name: str) -> str:
+def theme_of(name: Follow | ThemeName) -> ThemeName:
     """The theme of plots that an option names."""
     return ("light" if folders.light_theme() else "dark") if name == FOLLOW else name
 

@@ -150,7 +150,8 @@ def words_for(
     """The words that are given, and what was not given, written by Qwen3-VL; for each look's pictures."""
     given, look = arguments.shows, arguments.words
     pictures = [picture for group in groups for picture in group]
-    shows, looks = list(given or ()), [look] * len(groups)
+    shows: list[str] = list(given or ())
+    looks = [look] * len(groups)
     if vision is not None and (given is None or look is None):
         ask_look, ask_shows, end = INSTRUCTIONS["look"], INSTRUCTIONS["shows"], ""
         most = None

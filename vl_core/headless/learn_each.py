@@ -43,7 +43,7 @@ class Learner:
     """
 
     def __init__(self, model: str, device: str | None, kind: str) -> None:
-        pipeline = load_pipeline(Path(model), checks.pick_device(device), checks.DTYPES[kind])
+        pipeline = load_pipeline(Path(model), checks.pick_device(device or "auto"), checks.DTYPES[kind])
         self.painter = PipelinePainter(pipeline, Path(model).name)
 
     def learn(self, job: Job) -> Path:

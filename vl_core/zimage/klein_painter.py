@@ -62,7 +62,8 @@ class KleinPainter:
             ids, special=special_tokens(tokenizer), turn=self._family.turn, tail_tokens=self._family.tail_tokens,
             layer=None, prompt=prompt, model=self.name,
         )
-        states = self.pipeline.encode_prompt(prompt, text_encoder_out_layers=self._family.layers)[0][0]
+        layers: Any = self._family.layers  # the pipeline's annotation is of one layer
+        states = self.pipeline.encode_prompt(prompt, text_encoder_out_layers=layers)[0][0]
         layout = pad_layout(layout, len(states) - len(ids))
         self._paddings.remember(states, layout)
         return states, layout

@@ -19,7 +19,7 @@ KEPT_PER_TOKEN = 16  # values of the model's width that are kept per token for t
 def fits(block: nn.Module, *rest: Any) -> bool:
     """Whether a block and what it is given are those that :func:`run` knows: another processor may do anything."""
     from diffusers.models.transformers.transformer_z_image import (
-        RMSNorm,
+        RMSNorm,  # pyright: ignore[reportPrivateImportUsage] (this very name is what its blocks are made of)
         ZImageTransformerBlock,
         ZSingleStreamAttnProcessor,
     )
@@ -63,7 +63,9 @@ class Gate(torch.autograd.Function):
         return F.silu(a) * b
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (torch says *gradients, and gives one an output)
+        ctx: Any, grad: Tensor
+    ) -> tuple[Tensor, Tensor]:
         a, b = ctx.saved_tensors
         return torch.ops.aten.silu_backward(grad * b, a), grad * F.silu(a)
 
