@@ -142,7 +142,7 @@ def test_normalizing_counts_the_words_and_leaves_one_sink_alone(reference):
     layout = words_beside_a_picture()
     states = states_of(layout, sink=True)
     scaled, info = normalize(states, "rms", reference, layout=layout)
-    assert info.sinks == 1 and "1 sinks left alone" in info.describe()
+    assert info.sinks == 1 and "1 attention sink left alone" in info.describe()
     rms = np.sqrt((scaled.double().numpy() ** 2).mean(-1))
     np.testing.assert_allclose(rms[1:], reference.median_rms, rtol=1e-5)
     assert torch.equal(scaled[0], states[0])
@@ -160,8 +160,8 @@ def test_the_chain_before_a_blend_knows_the_kinds(reference):
     _, _, lines = prepare(
         states_of(layout, sink=True), layout, reference, outlier_mode="clamp", normalization="rms"
     )
-    assert f"measured over {len(layout) - 1} tokens (1 sinks left alone)" in lines[0]
-    assert "1 sinks left alone" in lines[1]
+    assert f"measured over {len(layout) - 1} tokens (1 attention sink left alone)" in lines[0]
+    assert "1 attention sink left alone" in lines[1]
     # a picture with its markers: no sink, and the markers' scale is the reference's like all others'
     _, _, (_, line) = prepare(states_of(layout), layout, reference, tokens="image", normalization="rms")
     assert "sinks" not in line

@@ -228,7 +228,8 @@ def _mix_in(
         text_layout = text_layout and text_layout.select(torch.arange(len(text_layout)) < length)
         y, strength, is_sink, size = y[:, :length], strength[:length], is_sink[:, :length], size[:, :length]
     x = _bring(vl, y.shape[1], method, text_layout, vl_layout, antialias, notes)
-    if method != "adain_per_dim" and sinks == "exclude":  # there the VL has positions of its own
+    # Aligned tokens are the text's own words, see below; for adain_per_dim the VL has positions of its own.
+    if method not in ("aligned", "adain_per_dim") and sinks == "exclude":
         theirs = sinks_among(token_rms(vl.detach()).cpu(), vl_layout)
         if theirs.any():  # a resampled token that holds some of a sink is hardly anything else
             shares = _bring(theirs.float().unsqueeze(-1), y.shape[1], method, text_layout, vl_layout, antialias, notes)
@@ -237,6 +238,7 @@ def _mix_in(
     if method == "aligned":
         other_size, products = torch.stack([token_rms(x.detach()), mean_products(y.detach(), x.detach())]).cpu()
         cosine = median_cosine(products, size, other_size)
+        is_sink = is_sink | ~counted_among(other_size, sinks, text_layout)
         if text_layout is None or vl_layout is None:
             notes += doubts_about_words(cosine)
     elif method not in OWN_MIXING:

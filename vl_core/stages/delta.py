@@ -130,7 +130,7 @@ def image_delta(
     delta = _unit(plus, plus_rms).sub_(_unit(zero, zero_rms))
     measured = [y_rms, plus_rms, zero_rms, token_rms(delta), mean_products(y, zero)]
     *sizes, moves, products = torch.stack(measured).detach().cpu()  # all that is decided and reported, in one transfer
-    is_sink = ~torch.stack([counted_among(size, sinks, text_layout) for size in sizes]).all(0)
+    is_sink = ~counted_among(torch.stack(sizes), sinks, text_layout).all(0)
     aimless = torch.stack(sizes).amin(0) <= EPSILON
     unmoved = is_sink | aimless | (moves == 0)
     if unmoved.any():
