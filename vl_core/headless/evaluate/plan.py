@@ -65,9 +65,10 @@ def builtin_prompts() -> list[Prompt]:
 
 def trials_of(pictures: int, prompts: int, seeds: int) -> list[Trial]:
     """All of them, in an order whose every beginning is spread over pictures and prompts as evenly as can be."""
+    block = math.lcm(pictures, prompts)  # after so many steps along both lists the same couples would come again
     return [
-        Trial(picture, (picture + shift) % prompts, seed)
-        for seed in range(seeds) for shift in range(prompts) for picture in range(pictures)
+        Trial(step % pictures, (step + step // block) % prompts, seed)
+        for seed in range(seeds) for step in range(pictures * prompts)
     ]
 
 
