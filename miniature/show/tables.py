@@ -14,14 +14,17 @@ from vl_core.states.fields import Field
 from vl_core.steering.settings import FIELDS, Settings
 from vl_core.steering.way import ways
 
-from ..measure import takes
+from ..measure import judge_check, takes
 from ..measure.bench import CONTROLS
 from ..measure.frontier import figure
 from ..measure.methods import key_of
 from ..train.training import Options
+from . import evaluated
 
 PAGE, REPORT = "miniature.md", "frontier.json"
-TAKES_PAGE = "methods.md"
+TAKES_PAGE, EVIDENCE_PAGE = "methods.md", "evidence.md"
+JUDGE_BLOCK = re.compile(r"(<!-- judge -->\n).*?(<!-- end -->)", re.DOTALL)
+ORDER_BLOCK = re.compile(r"(<!-- miniature -->\n).*?(<!-- end -->)", re.DOTALL)
 TAKES_BLOCK = re.compile(r"(<!-- takes -->\n).*?(<!-- end -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- frontier -->\n).*?(<!-- end -->)", re.DOTALL)
 SETTINGS_PAGE = "parameters.md"
@@ -31,7 +34,10 @@ HEAD = ("method", "setting", "transfer", "background / style / mood", "colour", 
 
 def run(options: Options) -> None:
     """Write anew each page that stands in the folder; its report has to be there."""
-    for name, report, filled in ((PAGE, REPORT, fill), (TAKES_PAGE, takes.REPORT, fill_takes)):
+    for name, report, filled in (
+        (PAGE, REPORT, fill), (TAKES_PAGE, takes.REPORT, fill_takes), (EVIDENCE_PAGE, judge_check.REPORT, fill_judge),
+        (EVIDENCE_PAGE, evaluated.REPORT, fill_order),
+    ):
         page = options.out / name
         if page.is_file():
             read = json.loads(options.report(report).read_text(encoding="utf-8"))
@@ -70,6 +76,19 @@ def may_be(field: Field) -> str:
 def fill_takes(page: str, report: dict[str, Any]) -> str:
     """The page with the takes' table between ``<!-- takes -->`` and ``<!-- end -->``."""
     return TAKES_BLOCK.sub(lambda found: found[1] + "\n".join(takes.table(report)) + "\n" + found[2], page)
+
+
+def fill_judge(page: str, report: dict[str, Any]) -> str:
+    """The page with the judges' table between ``<!-- judge -->`` and ``<!-- end -->``."""
+    found = report["measured"]
+    head = f"{report['paintings']} paintings, {found['machine']}, torch {found['torch']}, {found['date']}:"
+    lines = [head, "", *judge_check.table(report)]
+    return JUDGE_BLOCK.sub(lambda block: block[1] + "\n".join(lines) + "\n" + block[2], page)
+
+
+def fill_order(page: str, report: dict[str, Any]) -> str:
+    """The page with both orders of ways between ``<!-- miniature -->`` and ``<!-- end -->``."""
+    return ORDER_BLOCK.sub(lambda block: block[1] + "\n".join(evaluated.table(report)) + "\n" + block[2], page)
 
 
 def fill(page: str, report: dict[str, Any]) -> str:
