@@ -8,11 +8,13 @@ from comfy_api.latest import io
 
 from ..vl_core.pictures import split_batch
 from ..vl_core.reports.grid import draw_grid, pictures_by_id
+from ..vl_core.reports.judge import Sentences
 from ..vl_core.states.counts import counted
 from ..vl_core.steering.sweep import Plan
 from .host import memory
+from .host.judging import scores_of
 from .node import Node
-from .widgets import FOLLOW, node_schema, theme_of, theme_options, with_pictures
+from .widgets import FOLLOW, judge_input, node_schema, theme_of, theme_options, with_pictures
 
 LONGEST_TITLE = 2000  # letters
 
@@ -42,24 +44,45 @@ class ZImageVLGrid(Node):
                     "theme", options=theme_options(), default=FOLLOW, advanced=True,
                     tooltip="Colours of the page: those of ComfyUI's theme, dark on white, or light on dark grey.",
                 ),
+                judge_input(),
+                io.String.Input(
+                    "prompt", default="", optional=True, multiline=True,
+                    tooltip="What was to be painted, for the judge to look for; empty: the reference's look only.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="pages")],
         )
 
     @classmethod
     def execute(
-        cls, images, plan, reference=None, cell_size=(0,), title=("",), theme=(FOLLOW,)
+        cls, images, plan, reference=None, cell_size=(0,), title=("",), theme=(FOLLOW,), judge=None,
+        prompt=("",),
     ) -> io.NodeOutput:
         planned = Plan.from_json(plan[0])
         if len(title[0]) > LONGEST_TITLE:
             raise ValueError(f"title: expected at most {LONGEST_TITLE} letters, got {len(title[0])}. Shorten it.")
+        painted, references = split_batch(images), split_batch(reference or [])
+        by_id = pictures_by_id(planned, painted)
+        notes, said = {}, []
+        if judge and judge[0] is not None:
+            shown = references[0] if references else None
+            found, said = scores_of(judge[0], painted, prompt[0], shown, Sentences())
+            notes = {cell.id: _in_words(one) for cell, one in zip(planned.unique, found, strict=True)}
         drawn = draw_grid(
-            planned, pictures_by_id(planned, split_batch(images)), split_batch(reference or []),
-            cell_size=cell_size[0] or None, title=title[0], theme=theme_of(theme[0]),
-            check=memory.check_interrupted,
+            planned, by_id, references, cell_size=cell_size[0] or None, title=title[0], theme=theme_of(theme[0]),
+            notes=notes, check=memory.check_interrupted,
         )
         pages = torch.from_numpy(np.stack(drawn.pages)).float() / 255
         height, width = pages.shape[1:3]
         size = f"{len(pages)} page{'s' if len(pages) > 1 else ''} of {width}×{height} pixels"
         head = f"{counted(len(planned.cells), 'picture')} side by side."
-        return io.NodeOutput(pages, ui=with_pictures(f"{head}\n{planned.describe()}\n{size}", pages, cls))
+        told = [head, planned.describe(), size]
+        if notes:
+            told.append("Below each picture: how likely Qwen3-VL says yes, 0 to 1.")
+            told += ["Of the reference it says:", *said] if said else []
+        return io.NodeOutput(pages, ui=with_pictures("\n".join(told), pages, cls))
+
+
+def _in_words(scores: dict[str, float]) -> str:
+    """Scores as they stand below a picture."""
+    return "\n".join(f"{name} {value:.2f}" for name, value in scores.items())

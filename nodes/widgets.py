@@ -42,6 +42,13 @@ def encoder_input(id: str = "encoder") -> io.MultiType.Input:
     )
 
 
+def judge_input() -> io.MultiType.Input:
+    return io.MultiType.Input(
+        "judge", [Qwen3VL, io.Clip], optional=True,
+        tooltip="A Qwen3-VL that writes below each picture how far the prompt and the reference's look are in it.",
+    )
+
+
 def pictures_input() -> io.Autogrow.Input:
     return io.Autogrow.Input(
         "images",

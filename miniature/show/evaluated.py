@@ -1,7 +1,7 @@
 """Stage ``evaluated``: the ways as ``python -m vl_core evaluate`` puts them in order, beside the frontier's order.
 
-``python -m miniature evaluated --out RESULT --models miniature/models`` reads ``RESULT/evidence.json`` and the frontier,
-whose judge was trained and whose pairs are others, and writes ``evaluated.json``.
+``python -m miniature evaluated --out RESULT --models miniature/models`` reads ``RESULT/evidence.json`` and the
+frontier, whose judge was trained and whose pairs are others, and writes ``evaluated.json``.
 """
 
 from __future__ import annotations

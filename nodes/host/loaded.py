@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import comfy.model_management
 import comfy.utils
 import torch
 
 from ...vl_core import Description, VLStates
 from ...vl_core.encoder.home import Home
+from ...vl_core.encoder.judging import Answer, Question, answer
 from ...vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from ...vl_core.encoder.room import with_room
 from ...vl_core.encoder.writing import describe, describe_each
@@ -79,6 +82,11 @@ class LoadedEncoder:
             encoder, images, instruction, max_tokens=max_tokens, budget=budget, together=len(images),
             should_stop=stop, check=check_interrupted, **options,
         )
+
+    def ask(self, picture: torch.Tensor, questions: Sequence[Question], budget: int) -> list[Answer]:
+        """How likely it finds each answer of each question about a picture."""
+        self._load([picture], sum(len(self.encoder.tokenize(question.ask)) for question in questions), budget)
+        return answer(self.encoder, picture, questions, budget=budget, check=check_interrupted)
 
     def _load(self, images, tokens: int, budget: int, more_bytes: int = 0) -> None:
         """Have the model on its device, with room for the pictures and ``tokens`` beside them."""

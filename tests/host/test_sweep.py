@@ -241,6 +241,50 @@ def test_the_grid_shows_its_pages_and_says_how_large_they_are(sweep, run, told):
     assert grid[0][:, 0, 0].max() < 0.2  # dark behind
 
 
+# --- a judge ----------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_written_below_pictures_unless_a_judge_is_connected(sweep, run):
+    output = sweep("alpha", "0.5, 1", method="aligned")
+    pictures = [torch.rand(1, 32, 48, 3, generator=torch.Generator().manual_seed(3)) for _ in output[0]]
+    plain = run("Grid", pictures, [output[3]], [pictures[0]])[0]
+    off = run("Grid", pictures, [output[3]], [pictures[0]], judge=None, prompt=["a cat"])[0]
+    assert torch.equal(plain, off)
+
+
+def test_a_judge_writes_its_scores_below_each_picture(sweep, run, vision, told):
+    output = sweep("alpha", "0.5, 1", method="aligned")
+    pictures = [torch.rand(1, 96, 96, 3, generator=torch.Generator().manual_seed(3)) for _ in output[0]]
+    grid = run("Grid", pictures, [output[3]], judge=[vision], prompt=["a cat"])
+    bare = run("Grid", pictures, [output[3]])[0]
+    assert grid[0].shape[1] > bare.shape[1] and grid[0].shape[2] == bare.shape[2]
+    assert "how likely" in told(grid) and "Of the reference" not in told(grid)
+
+
+def test_a_judge_with_nothing_to_look_for_says_so(sweep, run, vision):
+    output = sweep("alpha", "0.5, 1", method="aligned")
+    pictures = [torch.rand(1, 64, 64, 3) for _ in output[0]]
+    with pytest.raises(ValueError, match="judge: expected a prompt or a reference"):
+        run("Grid", pictures, [output[3]], judge=[vision])
+
+
+def test_the_probabilities_are_those_of_the_states_after_the_last_block(vision, native, loaded, part):
+    """The last state that an encode of the same words gives, times the embeddings that score tokens."""
+    judging, question = part("host.judging"), part("vl_core.encoder.judging").Question("is there a cat?")
+    picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(1))
+    (found,) = judging.ask(vision, picture, [question])
+    states, _ = part("host.encoders").encode_vision(vision, {"image0": picture}, question.ask, [-1])
+    if vision is native:
+        head = native.cond_stage_model.qwen3vl_4b.transformer.model.embed_tokens.weight
+        tokens = judging.tokens_of(judging._tokenizer(native), question)
+    else:
+        head = loaded.encoder.model.language_model.embed_tokens.weight
+        tokens = judging.tokens_of(loaded.encoder.tokenizer, question)
+    chances = (states.states[0, -1].float().cpu() @ head.float().cpu().T).softmax(-1)
+    yes, no = (chances[ids].sum() for ids in tokens)
+    assert found.shares[0] == pytest.approx(float(yes / (yes + no)), abs=2e-2)
+
+
 # --- in a running ComfyUI ---------------------------------------------------------------------------------------------
 
 

@@ -82,6 +82,12 @@ class _Style:
     line: int
     gap: int
     colours: Theme
+    notes: Mapping[str, str]
+
+    @property
+    def note_height(self) -> int:
+        """What is written below pictures, with some room before it; 0 if nothing is."""
+        return self.text_height(list(self.notes.values()), _slot(self)) + self.gap // 2 if self.notes else 0
 
     def lines(self, text: str, width: int) -> list[str]:
         return wrap(text, self.font.getlength, width)
@@ -114,6 +120,7 @@ def draw_grid(
     title: str = "",
     theme: ThemeName = "light",
     missing_ok: bool = False,
+    notes: Mapping[str, str] | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Grid:
     """Every cell of a plan where its labels say.
@@ -127,6 +134,7 @@ def draw_grid(
         cell_size: longest side of a picture in pixels; larger ones are averaged down, none is enlarged. None draws all
             at full size, pixel for pixel.
         title: above the values of the page.
+        notes: by :attr:`~.sweep.Cell.id` what is written below a picture.
         missing_ok: leave cells without a picture empty and say so on them.
         check: called before each picture and page; may raise to interrupt.
 
@@ -151,7 +159,9 @@ def draw_grid(
     height, width = (max((size[axis] for size in sizes), default=cell_size or NARROWEST) for axis in (0, 1))
     shown = [_fitted(reference, number, height, width) for number, reference in enumerate(references, 1)]
     letters = min(LARGEST, max(SMALLEST, width // 16))
-    style = _Style(width, height, _font(letters), round(letters * LINE), max(6, width // 32), THEMES[theme])
+    style = _Style(
+        width, height, _font(letters), round(letters * LINE), max(6, width // 32), THEMES[theme], dict(notes or {})
+    )
 
     pages, boxes, baselines, reference_boxes = [], {}, [], []
     for number, (name, table) in enumerate(plan.pages()):
@@ -220,7 +230,7 @@ class _Page:
             self._write(style.gap, lines)
             for left, cell in zip(lefts, cells, strict=True):
                 boxes[cell.place] = self._place(left, self.painted.get(cell.id), cell)
-            self.y += max(style.height, style.line * len(lines)) + style.gap
+            self.y += max(style.height + style.note_height, style.line * len(lines)) + style.gap
         return boxes
 
     def _add_tiles(self, tiles: Sequence[_Tile]) -> list[Box]:
@@ -230,7 +240,8 @@ class _Page:
             self._write(left, style.lines(tile.label, room))
         self.y += style.text_height([tile.label for tile in tiles], room) + style.gap // 2
         boxes = [self._place(left, tile.pixels, tile.cell) for left, tile in zip(lefts, tiles, strict=True)]
-        self.y += style.height + style.gap
+        noted = any(tile.cell is not None for tile in tiles)
+        self.y += style.height + style.note_height * noted + style.gap
         return boxes
 
     def _write(self, left: int, lines: list[str]) -> None:
@@ -248,6 +259,9 @@ class _Page:
         else:
             height, width = pixels.shape[:2]
             box = Box(self.number, left, self.y, left + width, self.y + height)
+        if cell is not None and cell.id in style.notes:
+            below = self.y + style.height + style.gap // 2
+            self.texts.append((left, below, style.lines(style.notes[cell.id], _slot(style))))
         self.pictures.append((box, pixels))
         self.right = max(self.right, box.right)
         return box

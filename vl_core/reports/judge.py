@@ -7,7 +7,7 @@ trusted is measured on the miniature, beside one that was trained (docs/evidence
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -98,32 +98,45 @@ class Sentences:
         return (Query(Question(f"{ASK[part].format(words)} {ANSWER}", YES_NO), YES),)
 
 
+def say_parts(form: Form, write: Callable[[str], str]) -> dict[str, str]:
+    """What is said of each part of a reference's look, and of what it shows, by what ``write`` answers."""
+    asked = {part: write(form.describe(part)) for part in (*form.parts, SHOWS)}
+    return {part: " ".join(words.split()).strip(" .,;:\"'").lower() for part, words in asked.items()}
+
+
 def describe_parts(
     encoder: Qwen3VLEncoder, picture: Tensor, form: Form, *, budget: int = DEFAULT_BUDGET
 ) -> dict[str, str]:
-    """What Qwen3-VL says of each part of a reference's look, and of what it shows; "" where it has no words for it."""
-    found = {}
-    for part in (*form.parts, SHOWS):
-        told = describe(encoder, [picture], form.describe(part), max_tokens=LONGEST, budget=budget).words
-        found[part] = " ".join(told.split()).strip(" .,;:\"'").lower()
-    return found
+    """:func:`say_parts` by Qwen3-VL, of a picture.
+
+    Raises:
+        ValueError: if it has no words for a part.
+    """
+    return say_parts(
+        form, lambda ask: describe(encoder, [picture], ask, max_tokens=LONGEST, budget=budget).words
+    )
 
 
-def ask_all(
-    encoder: Qwen3VLEncoder, picture: Tensor, queries: Sequence[Query], *, budget: int = DEFAULT_BUDGET
+def shares_of(
+    queries: Sequence[Query], ask: Callable[[list[Question]], Sequence[Answer]]
 ) -> dict[str, tuple[float, float]]:
     """By each query's key how likely its answer is among those it may have, and their probability among all tokens.
 
     Queries of the same question share it.
     """
     questions = list(dict.fromkeys(query.question for query in queries))
-    told: Mapping[Question, Answer] = dict(
-        zip(questions, answer(encoder, picture, questions, budget=budget), strict=True)
-    )
+    told: Mapping[Question, Answer] = dict(zip(questions, ask(questions), strict=True))
     return {
         query.key: (told[query.question].shares[query.question.answers.index(query.wanted)], told[query.question].mass)
         for query in queries
     }
+
+
+def ask_all(
+    encoder: Qwen3VLEncoder, picture: Tensor, queries: Sequence[Query], *, budget: int = DEFAULT_BUDGET
+) -> dict[str, tuple[float, float]]:
+    """:func:`shares_of` a picture, by Qwen3-VL."""
+    return shares_of(queries, lambda questions: answer(encoder, picture, questions, budget=budget))
 
 
 def figure(answers: Mapping[str, Sequence[float]], queries: Sequence[Query]) -> float:
