@@ -17,7 +17,7 @@ import torch
 
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from vl_core.headless.compare.study import Models
-from vl_core.headless.evaluate.arms import note_compared, ways_tried
+from vl_core.headless.evaluate.arms import ways_tried
 from vl_core.headless.evaluate.command import GB, together
 from vl_core.headless.evaluate.drawings import DRAWINGS, builtin_pictures
 from vl_core.headless.evaluate.ground import KEPT, TOLD, Fleet
@@ -178,7 +178,7 @@ class Bench:
                  if name in DRAWINGS}
         references = [Reference(name, f"{number:016x}", True) for number, name in enumerate(shown)]
         blocks = TEXT[self.size]["num_hidden_layers"]
-        every = [*ways_tried(Given(), blocks), *note_compared(blocks)]
+        every = ways_tried(Given(), blocks)
         arms = [arm for name in WAYS for arm in [one for one in every if one.group == name][:SETTINGS]]
         sheet = Sheet(self.models, tuple(references), tuple(builtin_prompts()), "0" * 16)
         kept = Kept(folder / KEPT, "random", build_tokenizer())

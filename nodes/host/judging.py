@@ -9,15 +9,16 @@ import comfy.model_management
 import torch
 from torch.nn import functional
 
-from ...vl_core.encoder.forward import bare
 from ...vl_core.encoder.judging import Answer, Question, branch, read_answers, tokens_of
 from ...vl_core.pictures import DEFAULT_BUDGET
 from ...vl_core.reports.judge import LONGEST, Form, Query, figure, say_parts, shares_of
 from ...vl_core.states.families import ZIMAGE
 from . import encoders
+from .held import held
 from .loaded import LoadedEncoder
 from .memory import check_interrupted
-from .native import _Head, _native_pictures, _native_tokens, _trusted_reader, check_vision_clip, native_model
+from .native import check_vision_clip, native_model, native_pictures, native_tokens, trusted_reader
+from .native_words import head_of
 
 
 def scores_of(
@@ -66,25 +67,22 @@ def ask(
     if isinstance(encoder, LoadedEncoder):
         return encoder.ask(picture, questions, budget)
     check_vision_clip(encoder, "judge")
-    prepared, grids, images = _native_pictures([picture], budget, [])
-    layouts = [_native_tokens(encoder, question.ask, "", images, grids, ZIMAGE)[0] for question in questions]
-    native = _trusted_reader(encoder, layouts[0])
+    prepared, grids, images = native_pictures([picture], budget, [])
+    layouts = [native_tokens(encoder, question.ask, "", images, grids, ZIMAGE)[0] for question in questions]
+    native = trusted_reader(encoder, layouts[0])
     if native is None or [one.grid for one in prepared] != grids:
         raise ValueError(
             "judge: this Qwen3-VL is hooked, patched or read by ComfyUI's own forward only. Use Load Qwen3-VL, or "
             "pictures of 64 × 64 pixels or more."
         )
-    language = native_model(encoder).transformer.model
     tokens = [tokens_of(_tokenizer(encoder), question) for question in questions]
     options = native.load(encoder, sum(map(len, layouts)))
-    with comfy.model_management.cuda_device_context(native.device), torch.inference_mode():
+    device, model = native.device, native_model(encoder)
+    with comfy.model_management.cuda_device_context(device), held(model, device), torch.inference_mode():
         states = branch(native.reader, layouts, prepared, **options)
-        if language.config.lm_head:
-            scores = language.lm_head(states)
-        elif bare(language.embed_tokens, torch.empty(0, dtype=native.dtype, device=native.device)) is not None:
-            scores = functional.linear(states, language.embed_tokens.weight)
-        else:
-            scores = _Head(native_model(encoder).transformer)(states)
+        head = head_of(encoder, native.dtype, device)
+        embeddings = model.transformer.model.embed_tokens
+        scores = functional.linear(states, embeddings.weight) if head is None else head(states)
     return read_answers(scores.float(), tokens)
 
 

@@ -144,12 +144,19 @@ def _write_ours(
 
     options = native.load(clip, max(len(one.layout) for one in asked), max_tokens, len(asked))
     with comfy.model_management.cuda_device_context(native.device), held(native_model(clip), native.device):
-        embeddings = bare(language.embed_tokens, torch.empty(0, dtype=native.dtype, device=native.device))
-        tied = None if embeddings is not None else _Head(native_model(clip).transformer)
         return write_answers(
             native.reader, [(one.layout, one.pictures) for one in asked], sampling, seed, max_tokens,
-            language.config.stop_tokens, hear, head=language.lm_head if language.config.lm_head else tied, **options,
+            language.config.stop_tokens, hear, head=head_of(clip, native.dtype, native.device), **options,
         )
+
+
+def head_of(clip: Any, dtype: torch.dtype, device: torch.device) -> torch.nn.Module | None:
+    """What turns states of a CLIP's Qwen3-VL into scores of tokens; None where its embeddings do, as they are."""
+    language = native_model(clip).transformer.model
+    if language.config.lm_head:
+        return language.lm_head
+    plain = bare(language.embed_tokens, torch.empty(0, dtype=dtype, device=device)) is not None
+    return None if plain else _Head(native_model(clip).transformer)
 
 
 class _Head(torch.nn.Module):

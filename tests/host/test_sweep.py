@@ -270,10 +270,10 @@ def test_a_judge_with_nothing_to_look_for_says_so(sweep, run, vision):
 
 def test_the_probabilities_are_those_of_the_states_after_the_last_block(vision, native, loaded, part):
     """The last state that an encode of the same words gives, times the embeddings that score tokens."""
-    judging, question = part("host.judging"), part("vl_core.encoder.judging").Question("is there a cat?")
+    judging, question = part("nodes.host.judging"), part("vl_core.encoder.judging").Question("is there a cat?")
     picture = torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(1))
     (found,) = judging.ask(vision, picture, [question])
-    states, _ = part("host.encoders").encode_vision(vision, {"image0": picture}, question.ask, [-1])
+    states, _ = part("nodes.host.encoders").encode_vision(vision, {"image0": picture}, question.ask, [-1])
     if vision is native:
         head = native.cond_stage_model.qwen3vl_4b.transformer.model.embed_tokens.weight
         tokens = judging.tokens_of(judging._tokenizer(native), question)

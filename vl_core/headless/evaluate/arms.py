@@ -14,7 +14,7 @@ from ...steering.desk import needed_layers
 from ...steering.settings import OPEN_BLEND, Settings
 from ...steering.sweep import Cell, make_plan
 from ...steering.way import Given, Way, ways
-from ..compare.study import choose_axes
+from ..compare.study import PLAINLY, choose_axes
 
 NOTE = "the note"
 # Strengths and layers by way. A way that is not named is tried at half its strength and at 1, and at two layers.
@@ -27,12 +27,10 @@ TRIED: dict[str, dict[str, tuple[Value, ...]]] = {
     "research: image delta": {"strength": (0.5, 1.0, 2.0), "layer": (-2, -6)},
     "research: as published": {"strength": (0.3, 0.7, 1.0), "layer": (-2, -6, -8)},
 }
-# What the note compares, by the presets that `compare` has of it; each value stands alone beside the others.
+# What the note compares: its own presets, as `compare` has them. Its runner leaves out the layer that it recommends, and
+# masks outliers at another one than it says they are at.
 COMPARED: dict[str, dict[str, list[str]]] = {
-    "alpha": {"strength": ["0.1", "0.3", "0.5", "0.7", "1"]},
-    "layer": {"layer": ["-2", "-4", "-6", "-8", "-12"]},
-    "token": {"tokens": ["text", "image", "all"], "strength": ["0.3"]},
-    "normalization": {"normalization": ["none", "global", "per_dim"]},
+    "alpha": {}, "layer": {"layer": ["-2", "-4", "-6", "-8", "-16", "-24"]}, "token": {}, "normalization": {},
     "outlier": {"layer": ["-2"]},
 }
 
@@ -61,9 +59,8 @@ class Arm:
         used = self.settings.effective()
         if "layer" in used:
             parts.append(f"layer {self.settings.read_layer}")
-        for name in ("tokens", "normalization", "outlier_mode"):
-            if self.group == NOTE and name in used:
-                parts.append(f"{name.replace('_', ' ')} {used[name]}")
+        if used.get("published"):
+            parts.append(str(used["published"]))
         return ", ".join(parts)
 
 
@@ -98,10 +95,16 @@ def note_compared(blocks: int) -> list[Arm]:
     found = []
     for preset, given in COMPARED.items():
         axes, base, _ = choose_axes(preset, given)
-        for cell in make_plan(axes, base).cells:
+        settings = {name: value for name, value in base.items() if name not in PLAINLY}
+        for cell in make_plan(axes, settings).cells:
             if _fits(cell.settings, Given(), blocks):
                 found.append(Arm(cell.settings, NOTE, (preset,)))
     return _each_once(found)
+
+
+def together(ways_of: Sequence[Arm], notes: Sequence[Arm]) -> list[Arm]:
+    """Both; a setting that a way tries and the note compares is the way's, and is told to be the note's too."""
+    return _each_once([*ways_of, *notes])
 
 
 def _each_once(arms: Sequence[Arm]) -> list[Arm]:
@@ -110,7 +113,7 @@ def _each_once(arms: Sequence[Arm]) -> list[Arm]:
     for arm in arms:
         known = found.get(arm.id)
         about = (*known.about, *arm.about) if known else arm.about
-        found[arm.id] = Arm(arm.settings, arm.group, tuple(dict.fromkeys(about)))
+        found[arm.id] = Arm(arm.settings, known.group if known else arm.group, tuple(dict.fromkeys(about)))
     return list(found.values())
 
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .arms import NOTE
 from .evidence import ArmSaid, Evidence, Figures
 from .figures import SURE
 
@@ -39,8 +38,14 @@ class Arms:
         return [
             self.figures[id] for id, arm in self.said.items()
             if about in arm.about and id in self.figures
-            and all(arm.settings.get(name) == value for name, value in values.items())
+            and all(self.values(id).get(name) == value for name, value in values.items())
         ]
+
+    def values(self, id: str) -> dict[str, object]:
+        """All of a setting, what is written besides for the note's arithmetic among it."""
+        settings = self.said[id].settings
+        written = [one.partition(" ") for one in str(settings.get("published", "")).split(" + ") if one]
+        return {**settings, **{name: value for name, _, value in written}}
 
     def one(self, about: str, **values: object) -> Figures | None:
         return next(iter(self.where(about, **values)), None)
@@ -49,20 +54,20 @@ class Arms:
 def claims_of(evidence: Evidence) -> list[Claim]:
     """The table; rows whose settings were not painted are left out."""
     arms = Arms(
-        {arm.id: arm for arm in evidence.arms if arm.group == NOTE}, {one.arm: one for one in evidence.figures}
+        {arm.id: arm for arm in evidence.arms if arm.about}, {one.arm: one for one in evidence.figures}
     )
     rows: list[Claim | None] = [
         _rises(arms), _override(arms),
         _cleaner("Layer -6 is crisper than -2 and -8.", "layer", arms, {"layer": -6}, ({"layer": -2}, {"layer": -8})),
         _cleaner("Layer -8 is cleaner than -2.", "layer", arms, {"layer": -8}, ({"layer": -2},)),
-        _cleaner("Text tokens alone have fewer artifacts than image tokens.", "token", arms, {"tokens": "text"},
-                 ({"tokens": "image"},)),
-        _cleaner("Normalization per dimension reduces artifacts (against none).", "normalization", arms,
-                 {"normalization": "per_dim"}, ({"normalization": "none"},)),
-        _cleaner("Masking outliers at layer -2 with zero reduces artifacts.", "outlier", arms, {"outlier_mode": "zero"},
-                 ({"outlier_mode": "none"},)),
-        _cleaner("Masking outliers at layer -2 with clamp reduces artifacts.", "outlier", arms,
-                 {"outlier_mode": "clamp"}, ({"outlier_mode": "none"},)),
+        _cleaner("Text tokens alone have fewer artifacts than image tokens.", "token", arms, {"tokens": "text_only"},
+                 ({"tokens": "image_only"},)),
+        _cleaner("Of image tokens, a scale per dimension reduces artifacts (against one for all).", "normalization",
+                 arms, {"normalization": "per_dim"}, ({"normalization": None},)),
+        _cleaner("Zeroing outlier dimensions at layer -2 reduces artifacts.", "outlier", arms,
+                 {"outlier_masking": "zero"}, ({"outlier_masking": None},)),
+        _cleaner("Clamping outlier dimensions at layer -2 reduces artifacts.", "outlier", arms,
+                 {"outlier_masking": "clamp"}, ({"outlier_masking": None},)),
         *_layers(arms), _baseline(evidence),
     ]
     return [row for row in rows if row is not None]
@@ -101,7 +106,8 @@ def _cleaner(
     if ours is None or any(one is None for _, one in theirs):
         return None
     listed = ", ".join(
-        f"{' '.join(map(str, values.values()))}: {value:.2f}×" for values, value in [(better, ours), *theirs]
+        f"{' '.join(str(one or 'without') for one in values.values())} {value:.2f}×"
+        for values, value in [(better, ours), *theirs]
     )
     times = [value / ours for _, value in theirs if value]
     verdict = CANNOT_TELL

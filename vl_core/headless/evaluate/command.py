@@ -29,6 +29,7 @@ from ..compare.study import DIGITS, read_prompts
 from ..embedded import embedded_form, embedded_ground
 from ..folders import DEMO, add_folder_arguments, vision_blocks
 from .arms import NOTE, Arm, note_compared, ways_tried
+from .arms import together as joined
 from .collect import check_files
 from .drawings import builtin_pictures
 from .evidence import weights_id
@@ -156,7 +157,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
     given = given_of(arguments, models.adapter, references)
     form = embedded_form() if demo else Sentences()
     sheet = Sheet(replace(models, layer=-1), tuple(references), tuple(prompts), weights)
-    arms = chosen([*ways_tried(given[0], blocks), *note_compared(blocks)], arguments.ways)
+    arms = chosen(joined(ways_tried(given[0], blocks), note_compared(blocks)), arguments.ways)
     begun(folder, {
         "weights": weights, "models": models.identity(), "pictures": [one.key for one in references],
         "prompts": [one.text for one in prompts], "seeds": arguments.seeds, "arms": [arm.id for arm in arms],
