@@ -8,6 +8,7 @@ do they differ on the average, and does the VL's judge see mistakes that were ma
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,6 +34,7 @@ PAINTINGS, PAIRS = 2000, 50
 THING, LEAK = "thing", "leak"
 FIGURES = (THING, *world.LOOK, LEAK)
 ORDER_GOAL, AGREEMENT_GOAL, PLANTED_GOAL = 0.95, 0.9, 0.95
+SURE = 2.0  # standard errors
 APART = 0.1  # settings have to differ by so much, by the trained judge, before their order means anything
 FORM = WorldForm()
 
@@ -184,6 +186,8 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         theirs, ours = (np.array([row[judge][name] for row in rows]) for judge in ("trained", "vl"))
         entry = {"order": ranks(theirs, ours), "span": float(theirs.max() - theirs.min()),
                  "bias": float((ours - theirs).mean()), "largest": float(np.abs(ours - theirs).max())}
+        kept, couples = sure_order(rows, name)
+        entry |= {"sure_order": kept, "couples": couples}
         if name != "look":
             truth = torch.cat([row["each"][name] for row in rows]) > 0.5
             said = torch.cat([row["each"][f"vl {name}"] for row in rows]) > 0.5
@@ -199,6 +203,27 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name, some in (("its own words", own), ("all else", rest))
     }
     return {"figures": found, "bias_by_words": bias}
+
+
+def sure_order(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float | None, int]:
+    """Of the couples of settings that the trained judge tells apart, how many the VL's puts in the same order.
+
+    Told apart: by two standard errors of the difference over the same pairs. A rank correlation counts couples that
+    differ by one painting, or by none, as much as those that differ in all.
+    """
+    def each(row: Mapping[str, Any], mark: str) -> Tensor:
+        names = world.LOOK if name == "look" else (name,)
+        return torch.stack([row["each"][mark + one] for one in names]).mean(0)
+
+    same = couples = 0
+    for index, one in enumerate(rows):
+        for other in rows[:index]:
+            difference = each(one, "") - each(other, "")
+            error = float(difference.std()) / math.sqrt(len(difference))
+            if abs(float(difference.mean())) > SURE * error and float(difference.mean()):
+                couples += 1
+                same += float(difference.mean()) * float((each(one, "vl ") - each(other, "vl ")).mean()) > 0
+    return (same / couples if couples else None), couples
 
 
 def _share(of: Tensor, among: Tensor) -> float:
@@ -223,13 +248,15 @@ def verdict(report: Mapping[str, Any]) -> list[str]:
 def table(report: Mapping[str, Any]) -> list[str]:
     """The report as lines of Markdown."""
     lines = [
-        "| figure | order of settings | span | agreement | there | missed | invented | bias | largest |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| figure | order of settings | couples told apart | span | agreement | there | missed | invented | bias | "
+        "largest |", "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in report["figures"].items():
         single = [f"{entry[one]:.3f}" if one in entry else "" for one in ("agreement", "there", "missed", "invented")]
         means = f"{entry['bias']:+.3f} | {entry['largest']:.3f}"
-        lines.append(f"| {name} | {shown(entry['order'])} | {entry['span']:.2f} | {' | '.join(single)} | {means} |")
+        sure = f"{shown(entry['sure_order'])} of {entry['couples']}"
+        cells = [name, shown(entry["order"]), sure, f"{entry['span']:.2f}", *single, means]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| mistake made on purpose | told apart |", "|---|---|"]
     lines += [f"| {name} | {share:.3f} |" for name, share in report["planted"].items()]
     lines += ["", *(report["verdict"] or ["All goals are reached."])]

@@ -27,8 +27,8 @@ TRIED: dict[str, dict[str, tuple[Value, ...]]] = {
     "research: image delta": {"strength": (0.5, 1.0, 2.0), "layer": (-2, -6)},
     "research: as published": {"strength": (0.3, 0.7, 1.0), "layer": (-2, -6, -8)},
 }
-# What the note compares: its own presets, as `compare` has them. Its runner leaves out the layer that it recommends, and
-# masks outliers at another one than it says they are at.
+# What the note compares: its own presets, as `compare` has them. They leave out the layer that it recommends, and mask
+# outliers at another one than it says they are at.
 COMPARED: dict[str, dict[str, list[str]]] = {
     "alpha": {}, "layer": {"layer": ["-2", "-4", "-6", "-8", "-16", "-24"]}, "token": {}, "normalization": {},
     "outlier": {"layer": ["-2"]},
