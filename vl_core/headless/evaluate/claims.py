@@ -14,7 +14,6 @@ from .evidence import ArmSaid, Evidence, Figures
 from .figures import SURE
 
 CANNOT_TELL, HOLDS, DOES_NOT = "cannot tell", "holds here", "does not hold here"
-ARTIFACT_APART = 1.1  # times as many artifacts before one is called worse
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def _rises(arms: Arms) -> Claim | None:
         return None
     listed = ", ".join(f"α {alpha:g}: {shown(one.transfer, one.transfer_error)}" for alpha, one in found)
     (_, low), (_, high) = found[0], found[-1]
-    verdict = _apart(high.transfer, high.transfer_error, low.transfer, low.transfer_error, 1)
+    verdict = _apart(high.transfer, high.transfer_error, low.transfer, low.transfer_error)
     return Claim("The picture acts by the blend, the more the larger α is.", f"transfer at {listed}", verdict)
 
 
@@ -94,27 +93,22 @@ def _override(arms: Arms) -> Claim | None:
         f"at α 0.3 the prompt is there to {shown(one.adherence, one.adherence_error)}, with the words alone to "
         f"{one.words_adherence:.2f}; the reference's own thing {_signed(one.leak, one.leak_error)}"
     )
-    verdict = _apart(one.words_adherence, 0.0, one.adherence, one.adherence_error, 1)
+    verdict = _apart(one.words_adherence, 0.0, one.adherence, one.adherence_error)
     return Claim("At α 0.3 the picture overrides the prompt: things and scene are lost.", found, verdict)
 
 
 def _cleaner(
     says: str, about: str, arms: Arms, better: dict[str, object], worse: Sequence[dict[str, object]]
 ) -> Claim | None:
-    ours = _all_artifacts(arms.one(about, **better))
-    theirs = [(values, _all_artifacts(arms.one(about, **values))) for values in worse]
+    ours, theirs = arms.one(about, **better), [(values, arms.one(about, **values)) for values in worse]
     if ours is None or any(one is None for _, one in theirs):
         return None
     listed = ", ".join(
-        f"{' '.join(str(one or 'without') for one in values.values())} {value:.2f}×"
-        for values, value in [(better, ours), *theirs]
+        f"{' '.join(str(one or 'without') for one in values.values())} {_all_artifacts(figures)}"
+        for values, figures in [(better, ours), *theirs]
     )
-    times = [value / ours for _, value in theirs if value]
-    verdict = CANNOT_TELL
-    if all(one >= ARTIFACT_APART for one in times):
-        verdict = HOLDS
-    elif any(one <= 1 / ARTIFACT_APART for one in times):
-        verdict = DOES_NOT
+    verdicts = {_apart(*one.artifacts_log, *ours.artifacts_log) for _, one in theirs if one is not None}
+    verdict = CANNOT_TELL if CANNOT_TELL in verdicts or len(verdicts) > 1 else verdicts.pop()
     return Claim(says, f"artifacts beside the words alone, mean over kinds: {listed}", verdict)
 
 
@@ -129,11 +123,11 @@ def _layers(arms: Arms) -> list[Claim]:
     best = max(found, key=lambda both: both[1].transfer or 0.0)
     listed = "; ".join(
         f"{layer}: transfer {shown(one.transfer, one.transfer_error)}, prompt {one.adherence or 0:.2f}, artifacts "
-        f"{_all_artifacts(one) or 1:.2f}×" for layer, one in found
+        f"{_all_artifacts(one)}" for layer, one in found
     )
     others = [one for layer, one in found if layer != best[0]]
     sure = all(
-        _apart(best[1].transfer, best[1].transfer_error, one.transfer, one.transfer_error, 1) == HOLDS
+        _apart(best[1].transfer, best[1].transfer_error, one.transfer, one.transfer_error) == HOLDS
         for one in others
     )
     return [Claim(
@@ -169,20 +163,21 @@ def artifacts_by_way(evidence: Evidence, chosen: Sequence[str]) -> list[tuple[st
     ]
 
 
-def _all_artifacts(one: Figures | None) -> float | None:
-    """Geometric mean over kinds."""
-    if one is None or not one.artifacts:
-        return None
-    return math.exp(sum(math.log(max(value, 1e-9)) for value in one.artifacts.values()) / len(one.artifacts))
+def _all_artifacts(one: Figures | None) -> str:
+    """Geometric mean over kinds, and by how much it may be larger."""
+    if one is None or one.artifacts_log[0] is None:
+        return "–"
+    mean, error = one.artifacts_log[0], one.artifacts_log[1]
+    return f"{math.exp(mean):.2f}×" + (f" (× or ÷ {math.exp(error):.2f})" if error is not None else "")
 
 
 def _apart(
-    one: float | None, error: float | None, other: float | None, other_error: float | None, wanted: int
+    one: float | None, error: float | None, other: float | None, other_error: float | None
 ) -> str:
-    """Whether one lies above the other (``wanted`` 1) by two standard errors of the difference."""
+    """Whether one lies above the other by two standard errors of the difference."""
     if one is None or other is None or error is None or other_error is None:
         return CANNOT_TELL
-    difference, unsure = wanted * (one - other), SURE * math.hypot(error, other_error)
+    difference, unsure = one - other, SURE * math.hypot(error, other_error)
     return HOLDS if difference > unsure else DOES_NOT if difference < -unsure else CANNOT_TELL
 
 

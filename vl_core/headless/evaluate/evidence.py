@@ -58,7 +58,8 @@ class Figures(Part):
     Attributes:
         transfer: mean of ``parts``; ``nulls``: by name the transfer that a null reaches, and its error.
         leak: what the reference shows is there by so much more than with the words alone.
-        artifacts: how many times those of the words alone.
+        artifacts: by kind how many times those of the words alone; ``artifacts_log``: the natural logarithm of that, a
+            mean over kinds, and its error.
     """
 
     arm: str
@@ -74,6 +75,7 @@ class Figures(Part):
     leak_error: float | None
     nulls: dict[str, list[float | None]]
     artifacts: dict[str, float]
+    artifacts_log: list[float | None]
     seconds: float
 
 

@@ -54,10 +54,11 @@ def figures_of(arm: str, records: Sequence[Record], ground: Ground) -> Figures |
     nulls = {ANOTHER: _transfer(own, ground, -1)[:2]} | ({NOISE: _transfer(noise, ground, 0)[:2]} if noise else {})
     return Figures(
         arm=arm, cells=len(own), pairs=pairs, transfer=transfer, transfer_error=error, parts=parts,
-        adherence=kept[0], adherence_error=kept[1], words_adherence=_over_pairs(
-            own, [one.adherence for one in words]
-        )[0], leak=leak[0], leak_error=leak[1], nulls={name: list(both) for name, both in nulls.items()},
-        artifacts=_artifacts(own, words), seconds=_mean([sum(one.seconds.values()) for one in own]) or 0.0,
+        adherence=kept[0], adherence_error=kept[1],
+        words_adherence=_over_pairs(own, [one.adherence for one in words])[0], leak=leak[0], leak_error=leak[1],
+        nulls={name: list(both) for name, both in nulls.items()}, artifacts=_artifacts(own, words),
+        artifacts_log=list(_over_pairs(own, _artifact_logs(own, words))),
+        seconds=_mean([sum(one.seconds.values()) for one in own]) or 0.0,
     )
 
 
@@ -115,15 +116,26 @@ def _transfer(
 
 def _artifacts(own: Sequence[Record], words: Sequence[Record]) -> dict[str, float]:
     """How many times the words alone's each artifact is: the geometric mean over cells."""
-    found = {}
-    for name, floor in FLOORS.items():
-        ratios = [
-            math.log(max(one.artifacts[name], floor) / max(plain.artifacts[name], floor))
-            for one, plain in zip(own, words, strict=True) if one.artifacts and plain.artifacts
-        ]
-        if ratios:
-            found[name] = math.exp(sum(ratios) / len(ratios))
+    both = list(zip(own, words, strict=True))
+    logs = {name: [_log_ratio(name, *pair) for pair in both] for name in FLOORS}
+    kept = {name: [one for one in each if one is not None] for name, each in logs.items()}
+    return {name: math.exp(sum(each) / len(each)) for name, each in kept.items() if each}
+
+
+def _artifact_logs(own: Sequence[Record], words: Sequence[Record]) -> list[float | None]:
+    """Per cell the mean over kinds of the logarithm."""
+    found: list[float | None] = []
+    for pair in zip(own, words, strict=True):
+        each = [one for name in FLOORS if (one := _log_ratio(name, *pair)) is not None]
+        found.append(sum(each) / len(each) if each else None)
     return found
+
+
+def _log_ratio(name: str, own: Record, words: Record) -> float | None:
+    if not own.artifacts or not words.artifacts:
+        return None
+    floor = FLOORS[name]
+    return math.log(max(own.artifacts[name], floor) / max(words.artifacts[name], floor))
 
 
 def _over_pairs(
