@@ -36,7 +36,8 @@ from . import adapters, sheet
 from .chain import Chain, answers, as_image
 from .frontier import draw
 from .ledger import Ledger
-from .methods import ADHERENCE_GOAL, FAMILIES, METHODS, TEXT_ONLY, WAYS, Bench, Case, Method, Sight, key_of
+from .methods import WAYS, Bench, Case, Sight
+from .rows import ADHERENCE_GOAL, FAMILIES, METHODS, TEXT_ONLY, Method, key_of
 
 ARTIFACTS = tuple(each.name for each in fields(Artifacts))
 CONTROLS = ("another picture", "matched noise")

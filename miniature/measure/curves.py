@@ -21,7 +21,7 @@ from .adapters import ALL_SEEN, Examples, fit, spec_of
 from .bench import Painting, Switches, prepare, row_of, workers
 from .chain import Chain, as_image
 from .ledger import Ledger
-from .methods import METHODS, TEXT_ONLY, Method
+from .rows import METHODS, TEXT_ONLY, Method
 
 FIT_SIZES = (50, 100, 200, 500, 1500)
 STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.25, 1.5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .methods import ADHERENCE_GOAL, FAMILIES
+from .rows import ADHERENCE_GOAL, FAMILIES
 
 
 def draw(report: dict[str, Any], path: Path) -> None:

@@ -26,7 +26,7 @@ from ..train.training import Options, begin, log, measured_with, write_json
 from .bench import TOY, Painting, Switches, mixed, prepare
 from .chain import Chain, as_image
 from .ledger import Ledger
-from .methods import METHODS, TEXT_ONLY, Method, key_of
+from .rows import METHODS, TEXT_ONLY, Method, key_of
 from .vl_judge import WorldForm, thing_of
 
 REPORT = "judge_check.json"

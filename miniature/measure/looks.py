@@ -46,7 +46,7 @@ from .look_units import (
     share,
     units,
 )
-from .methods import Method
+from .rows import Method
 
 REPORT = "looks.json"
 SOME, SOME_SEEDS = 60, 1  # pairs of the curves

@@ -27,7 +27,7 @@ from . import adapters
 from .bench import TOY, Painting, Switches, mixed, prepare
 from .chain import Chain
 from .host import QUESTIONS
-from .methods import Method
+from .rows import Method
 
 REPORT = "takes.json"
 ANOTHER, NOISE = "another picture", "matched noise"

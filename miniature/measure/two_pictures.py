@@ -16,7 +16,8 @@ from . import adapters
 from .bench import Painting, Switches, draw_pairs, row_of, share, workers
 from .chain import Chain, as_image
 from .ledger import Ledger
-from .methods import CAPTION, METHODS, TEXT_ONLY, Bench, Case, Method, Sight
+from .methods import Bench, Case, Sight
+from .rows import CAPTION, METHODS, TEXT_ONLY, Method
 
 APART = 7  # pairs between the two pictures and the null control's
 REPORT = "two_pictures.json"

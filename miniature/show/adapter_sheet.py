@@ -18,7 +18,8 @@ from .. import world
 from ..measure import sheet
 from ..measure.bench import Switches, mixed, prepare
 from ..measure.chain import Chain, as_image
-from ..measure.methods import METHODS, Bench, Method
+from ..measure.methods import Bench
+from ..measure.rows import METHODS, Method
 from ..measure.takes import ANOTHER
 from ..train import assemble
 from ..train.training import Options, begin, measured_with

@@ -17,7 +17,7 @@ from vl_core.steering.way import ways
 from ..measure import judge_check, takes
 from ..measure.bench import CONTROLS
 from ..measure.frontier import figure
-from ..measure.methods import key_of
+from ..measure.rows import key_of
 from ..train.training import Options
 from . import evaluated
 

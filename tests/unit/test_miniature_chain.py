@@ -16,7 +16,7 @@ pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs tr
 
 from miniature import world
 from miniature.__main__ import main, parser
-from miniature.measure import adapters, bench, check, methods, sheet, two_pictures
+from miniature.measure import adapters, bench, check, methods, rows, sheet, two_pictures
 from miniature.measure.chain import LAYERS, Chain, answers, as_image
 from miniature.stages import switches
 from miniature.train import assemble, judge, models, vl
@@ -183,7 +183,7 @@ def test_the_report_has_the_parts_it_promises(report, run):
     assert set(report["best"]) == {"published", "training_free", "adapter", "caption"}
     for row in report["methods"]:
         assert {"name", "layer", "setting", "adherence", "transfer", "stderr", "leak", "artifacts"} <= set(row)
-    assert [row["name"] for row in report["baselines"]] == [methods.TEXT_ONLY, methods.CAPTION]
+    assert [row["name"] for row in report["baselines"]] == [rows.TEXT_ONLY, rows.CAPTION]
     assert (run / "frontier.png").stat().st_size > 10_000
 
 
@@ -196,7 +196,7 @@ def test_every_method_that_was_measured_has_both_null_controls(report):
 
 def test_the_shipped_frontier_has_every_method_with_both_null_controls():
     shipped = json.loads((ROOT / "miniature" / "frontier.json").read_text(encoding="utf-8"))
-    assert [methods.key_of(row) for row in shipped["methods"]] == [method.key for method in bench.METHODS]
+    assert [rows.key_of(row) for row in shipped["methods"]] == [method.key for method in bench.METHODS]
     assert {(row["name"], row["control"]) for row in shipped["nulls"]} == {
         (method.name, control) for method in bench.METHODS for control in bench.CONTROLS
     }
@@ -210,7 +210,7 @@ def test_the_frontier_stands_on_its_page_between_the_marks(report, run, tmp_path
     assert (before, mark, end, after) == ("before", "<!-- frontier -->", "<!-- end -->", "after")
     assert head.split(" | ")[-2:] == ["another picture", "matched noise |"]
     shown = [line.split(" | ")[0].strip("| ") for line in lines]
-    assert shown[0] == methods.TEXT_ONLY
+    assert shown[0] == rows.TEXT_ONLY
     assert sorted(shown[1:]) == sorted({row["name"] for row in report["methods"]})
 
 
@@ -368,7 +368,7 @@ def test_two_pictures_are_measured_with_their_bound_and_null_control_and_in_shar
     main(asked)
     rows = json.loads((fitted / "two_pictures.json").read_text())["rows"]
     names = [row["name"] for row in rows]
-    assert names == [methods.TEXT_ONLY, methods.CAPTION, *(method.name for method in two_pictures.methods())]
+    assert names == [rows.TEXT_ONLY, rows.CAPTION, *(method.name for method in two_pictures.methods())]
     assert {"words of both", "parts", "parts of two other pictures", "average"} <= set(names)
     assert all(0 <= row["parts_of_both"] <= 1 for row in rows)
     assert len((fitted / "two_pictures_rows.jsonl").read_text().splitlines()) == before + 2  # what no shard measures
