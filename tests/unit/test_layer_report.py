@@ -453,6 +453,8 @@ def test_the_csv_holds_every_figure():
         ("36, -1, 35:36", [35, 36]),
         ("-37", [0]),
         ("5:5", [5]),
+        ("-1,", [36]),
+        ("-2 -6;-4:-5\n-1.0", [31, 32, 33, 35, 36]),
     ],
 )
 def test_layers_are_numbers_and_ranges_with_their_ends(text, expected):
@@ -468,9 +470,10 @@ def test_all_means_every_layer_that_is_loaded(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "expected a layer or a range, got ''"),
-        ("-1,", "expected a layer or a range, got ''"),
-        ("-2 -6", "expected a layer or a range, got '-2 -6'"),
+        ("", "expected at least one layer, got ''"),
+        (" , ", "expected at least one layer, got ' , '"),
+        ("-2:0.5", "expected a layer or a range, got '-2:0.5'"),
+        ("-2 * 0.5", "expected a layer or a range, got '-2*0.5'"),
         ("-1.5", "got '-1.5'"),
         ("all, -1", "got 'all'"),
         ("-4:", "got '-4:'"),

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from vl_core.stages.mix_layers import mix_layers, parse_layers
+from vl_core.states.layers import parse_layers as layers_of_model
 from vl_core.states.layout import TokenLayout, TokenRole
 from vl_core.states.vl_states import VLStates
+from vl_core.steering.axes import parse_axis
 
 BLOCKS, LENGTH, WIDTH = 8, 6, 12
 
@@ -102,7 +104,8 @@ def test_weights_and_layers_that_do_not_fit_are_refused(layers, weights, message
 
 @pytest.mark.parametrize("text, layers, weights", [
     ("-2", [-2], [1]), ("-2, -4:0.5", [-2, -4], [1, 0.5]), (" -2 : 2 ;-8\n-6:-.5", [-2, -8, -6], [2, 1, -0.5]),
-    ("31:1e-1", [31], [0.1]),
+    ("31:1e-1", [31], [0.1]), ("-2 * 2, -8 × -.5", [-2, -8], [2, -0.5]),
+    ("-4:-8:-2 * 0.5 -2", [-4, -6, -8, -2], [0.5, 0.5, 0.5, 1]),
 ])
 def test_layers_are_read_as_people_write_them(text, layers, weights):
     assert parse_layers(text) == (layers, weights)
@@ -115,3 +118,22 @@ def test_layers_are_read_as_people_write_them(text, layers, weights):
 def test_layers_that_are_none_are_refused(text, message):
     with pytest.raises(ValueError, match=f"mix_layers: .*{message}"):
         parse_layers(text)
+
+
+@pytest.mark.parametrize("text", ["-2, -6, -8", "-2 -6 -8", "-2;-6\n-8", "-2.0, -6:-8:-2", " -2,-6 : -8 : -2,"])
+def test_a_list_of_layers_is_one_grammar_in_mixtures_reports_and_sweeps(text):
+    assert parse_layers(text) == ([-2, -6, -8], [1, 1, 1])
+    assert [index - 37 for index in layers_of_model(text, 36)] == [-8, -6, -2]
+    assert parse_axis("layers", text).values == (-2, -6, -8)
+
+
+def test_a_range_without_a_step_is_read_wherever_layers_have_no_weights():
+    assert [index - 37 for index in layers_of_model("-2:-4", 36)] == [-4, -3, -2]
+    assert parse_axis("layer", "-2:-4").values == (-2, -3, -4) and parse_axis("layer", "-2:0").values == (-2, -1, 0)
+
+
+def test_a_sweep_refuses_what_no_layer_is():
+    with pytest.raises(ValueError, match="layer: expected at most 256 values, got more in '0:-999999'"):
+        parse_axis("layer", "0:-999999")
+    with pytest.raises(ValueError, match="layer: expected a whole number from -37 to 0, got -38"):
+        parse_axis("layer", "-38")

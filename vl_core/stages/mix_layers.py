@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..states.layers import read_layers
 from ..states.layout import TokenLayout
 from ..states.tensors import EPSILON, to_dtype, token_rms
 from ..states.vl_states import VLStates, resolve_layer
@@ -17,28 +17,17 @@ SMALLEST_SUM = 1e-6  # of weights, as a share of the largest: below, the mean is
 
 
 def parse_layers(text: str) -> tuple[list[int], list[float]]:
-    """Layers as people write them: ``"-2, -4:0.5"``, each with a weight behind a colon, 1 if it has none.
+    """Layers and their weights as people write them: ``"-2, -4 * 0.5"`` or ``"-2, -4:0.5"``.
 
     Raises:
-        ValueError: for something else than whole numbers and weights, a layer named twice, or none.
+        ValueError: see :func:`read_layers`; for a layer named twice.
     """
-    layers, weights = [], []
-    for part in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*:\s*", ":", text).strip())):
-        layer, colon, weight = part.partition(":")
-        try:
-            layers.append(int(layer))
-            weights.append(float(weight) if colon else 1.0)
-        except ValueError as error:
-            raise ValueError(
-                f"mix_layers: expected layers with commas between and weights behind colons, such as -2, -4:0.5, got "
-                f"{part!r} in {text!r}."
-            ) from error
-    if not layers:
-        raise ValueError(f"mix_layers: expected at least one layer, such as -2, got {text!r}.")
+    found = [(layer, weight) for span, weight in read_layers(text, "mix_layers", weighted=True) for layer in span]
+    layers = [layer for layer, _ in found]
     twice = sorted({layer for layer in layers if layers.count(layer) > 1})
     if twice:
         raise ValueError(f"mix_layers: expected every layer once, got {twice[0]} more often in {text!r}.")
-    return layers, weights
+    return layers, [weight for _, weight in found]
 
 
 def mix_layers(seen: VLStates, layers: Sequence[int], weights: Sequence[float]) -> tuple[Tensor, TokenLayout]:

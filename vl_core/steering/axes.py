@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
 from ..states.fields import Field, Value
+from ..states.layers import read_layers
 from .settings import ALSO, BLENDS, FIELDS, MAX_STRENGTH
 from .way import find_way, way_names
 
@@ -105,6 +106,8 @@ def parse_values(text: str, field: Field, name: str = "values", limit: int = MAX
         ValueError: for no value, a word or number the field does not take, a range that leads nowhere, or too many
             values.
     """
+    if field is FIELDS["layer"]:
+        return _layers(text, field, name, limit)
     values: list[Value] = []
     for part in filter(None, (part.strip() for part in re.split(r"[,，;；\n]+", text))):
         if field.kind is str:
@@ -119,6 +122,14 @@ def parse_values(text: str, field: Field, name: str = "values", limit: int = MAX
         kind = f"such as {', '.join(field.choices()[:2])}" if field.choices() else "such as 0, 0.3, 1 or 0:1:0.1"
         raise ValueError(f"{name}: expected at least one value, {kind}, got {text!r}.")
     return values
+
+
+def _layers(text: str, field: Field, name: str, limit: int) -> list[Value]:
+    """Layers in the grammar of :mod:`~vl_core.states.layers`."""
+    spans = [span for span, _ in read_layers(text, name)]
+    if sum(map(len, spans)) > limit:
+        raise ValueError(f"{name}: expected at most {limit} values, got more in {text!r}.")
+    return [field.check(name, layer) for span in spans for layer in span]
 
 
 def _numbers(part: str, field: Field, name: str, limit: int) -> list[Value]:

@@ -85,7 +85,7 @@ def test_words_switches_and_names_with_spaces():
     ("alpha", "0:1:0", "expected a step that leads from 0 to 1, got 0"),
     ("alpha", "0:1:0.000001", "strength: expected at most 256 values"),
     ("alpha", "0:1:0.1:2", "expected a number or a range"),
-    ("layer", "-2.5", "layer: expected a whole number from -37 to 0, got -2.5"),
+    ("layer", "-2.5", "layer: expected a layer or a range, got '-2.5'"),
     ("tokens", "words", "tokens: expected one of all, text, .* got 'words'"),
     ("antialias", "perhaps", "antialias: expected true or false, got 'perhaps'"),
     ("seed", "-1", "seed: expected a whole number from 0"),
