@@ -17,7 +17,7 @@ from vl_core.reports.trust import ranks
 from vl_core.states.files import read_json_object
 
 from ..measure.frontier import figure
-from ..measure.methods import ADHERENCE_GOAL
+from ..measure.rows import ADHERENCE_GOAL
 from ..train.training import Options, write_json
 
 REPORT = "evaluated.json"
