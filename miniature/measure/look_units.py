@@ -20,7 +20,7 @@ CHANGES: dict[str, tuple[float, ...]] = {
     "average": (0.0, 0.25, 0.5),
 }
 LONGER: tuple[dict[str, Any], ...] = (  # what is changed of *best*
-    {}, {"rate": 0.05}, {"rate": 0.02}, {"lowest": 0.75}, {"average": 0.5}, {"anchor": 0.1},
+    {}, {"rate": 0.05}, {"rate": 0.02}, {"lowest": 0.75}, {"lowest": 0.9}, {"average": 0.25}, {"anchor": 0.1},
 )
 TOLD = ("object", "nothing")
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.25, 1.5, 2.0)

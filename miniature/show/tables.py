@@ -10,6 +10,7 @@ import json
 import re
 from typing import Any
 
+from vl_core.looks.options import QUALITIES
 from vl_core.states.fields import Field
 from vl_core.steering.settings import FIELDS, Settings
 from vl_core.steering.way import ways
@@ -27,6 +28,7 @@ JUDGE_BLOCK = re.compile(r"(<!-- judge -->\n).*?(<!-- end -->)", re.DOTALL)
 ORDER_BLOCK = re.compile(r"(<!-- miniature -->\n).*?(<!-- end -->)", re.DOTALL)
 TAKES_BLOCK = re.compile(r"(<!-- takes -->\n).*?(<!-- end -->)", re.DOTALL)
 BLOCK = re.compile(r"(<!-- frontier -->\n).*?(<!-- end -->)", re.DOTALL)
+LOOKS_PAGE, LOOKS_REPORT = "looks.md", "looks.json"
 SETTINGS_PAGE = "parameters.md"
 SETTINGS_BLOCK = re.compile(r"(<!-- settings -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = ("method", "setting", "transfer", "background / style / mood", "colour", "shape", "leak")
@@ -42,9 +44,60 @@ def run(options: Options) -> None:
         if page.is_file():
             read = json.loads(options.report(report).read_text(encoding="utf-8"))
             page.write_text(filled(page.read_text(encoding="utf-8"), read), encoding="utf-8")
+    page, report = options.out / LOOKS_PAGE, options.report(LOOKS_REPORT)
+    if page.is_file():
+        read = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
+        page.write_text(fill_looks(page.read_text(encoding="utf-8"), read), encoding="utf-8")
     page = options.out / SETTINGS_PAGE
     if page.is_file():
         page.write_text(fill_settings(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def fill_looks(page: str, report: dict[str, Any] | None) -> str:
+    """The page with the named qualities, and the report's tables if there is one."""
+    parts = {"qualities": qualities_lines(), "looks": looks_table(report) if report else [],
+             "geometry": geometry_table(report) if report else []}
+    for name, lines in parts.items():
+        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page = block.sub(lambda found, lines=lines: found[1] + "".join(f"{one}\n" for one in lines) + found[2], page)
+    return page
+
+
+def qualities_lines() -> list[str]:
+    return [
+        f"| {name} | {one.steps} × {one.draws} | {one.lowest:g} to 1 |" for name, one in QUALITIES.items()
+    ]
+
+
+def looks_table(report: dict[str, Any]) -> list[str]:
+    """Lines of Markdown: bounds, the start, every quality beside its nulls, what others do."""
+    nulls = {(row["of"], row["control"]): figure(row["transfer"], row["stderr"]) for row in report["nulls"]}
+    heads = ("row", "transfer", "background / style / mood", "colour", "shape", "leak", "between names",
+             "another picture", "noise")
+    rows = [(row, "", "") for row in (*report["bounds"], report["start"])]
+    rows += [
+        (row, nulls[row["name"], "another picture"], nulls.get((row["name"], "noise"), "")) for row in report["rows"]
+    ]
+    rows += [(row, figure(row["null"]["transfer"], row["null"]["stderr"]), "") for row in report["rivals"]]
+    lines = [list(heads), ["---"] * len(heads)]
+    for row, another, noise in rows:
+        between = row.get("between")
+        lines.append([
+            row["name"], figure(row["transfer"], row["stderr"]), " / ".join(map(figure, row["transfer_by"].values())),
+            *(figure(row[name]) for name in ("adherence", "adherence_shape", "leak")),
+            figure(between["mean"], between["stderr"]) if between else "", another, noise,
+        ])
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def geometry_table(report: dict[str, Any]) -> list[str]:
+    """Lines of Markdown: a property a column, what the picture was painted by a line."""
+    found = report["geometry"]
+    lines = [["painted by", *(f"{one['property']}, {one['unit']}" for one in found)], ["---"] * (len(found) + 1)]
+    for case in found[0]["error"]:
+        errors = [one["error"][case] for one in found]
+        lines.append([case, *(f"{one['mean']:.2f} ± {one['stderr']:.2f}" for one in errors)])
+    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def fill_settings(page: str) -> str:

@@ -29,10 +29,10 @@ class LearnOptions:
     """
 
     steps: int = 100
-    draws: int = 3
+    draws: int = 4
     rate: float = 0.1
     anchor: float = 0.02
-    lowest: float = 0.9
+    lowest: float = 0.85
     size: int = 512
     tail_first: float = 0.0
     spare: float = 0.0
@@ -58,7 +58,7 @@ class LearnOptions:
 
 
 QUALITIES = {
-    "quick": LearnOptions(steps=50, draws=2),
-    "good": LearnOptions(steps=100),
-    "best": LearnOptions(steps=300, draws=4),
+    "quick": LearnOptions(steps=50, draws=2, lowest=0.9),
+    "good": LearnOptions(),
+    "best": LearnOptions(steps=300, lowest=0.5, average=0.5),  # so long, the strong noise alone forgets the style
 }

@@ -1,0 +1,44 @@
+"""docs/looks.md holds what its report says, and learned looks beat their nulls."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("diffusers", reason="the miniature is diffusers classes")
+
+from miniature.show import tables
+
+ROOT = Path(__file__).parents[2]
+FILE = ROOT / "miniature" / tables.LOOKS_REPORT
+REPORT = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else None
+measured = pytest.mark.skipif(REPORT is None, reason="python -m miniature looks has not been run on these models")
+
+
+def test_the_page_is_made_of_the_report_and_the_qualities():
+    page = (ROOT / "docs" / tables.LOOKS_PAGE).read_text(encoding="utf-8")
+    assert page == tables.fill_looks(page, REPORT), "run python -m miniature tables"
+
+
+@measured
+def test_every_learned_look_beats_its_nulls():
+    for row in REPORT["rows"]:
+        nulls = [null for null in REPORT["nulls"] if null["of"] == row["name"]]
+        assert nulls
+        assert all(row["transfer"] - null["transfer"] >= 0.8 for null in nulls), row["name"]
+
+
+@measured
+def test_what_words_cannot_say_is_nearer_learned_than_in_words_and_than_anothers():
+    for one in REPORT["geometry"]:
+        error = {case: values["mean"] for case, values in one["error"].items()}
+        assert error["good"] < error["words"] and error["good"] < error["good: another picture"], one["property"]
+    (good,) = [row for row in REPORT["rows"] if row["name"] == "good"]
+    assert good["between"]["mean"] < 0.5 * REPORT["between_words"]["nearer name"]["mean"]
+
+
+def test_a_page_without_a_report_says_nothing_of_figures():
+    page = "<!-- looks -->\nold\n<!-- end -->\n<!-- geometry -->\nold\n<!-- end -->\n"
+    assert "old" not in tables.fill_looks(page, None)
