@@ -88,8 +88,7 @@ class ZImageVLCondition(Node):
                 io.Combo.Input(
                     "recipe", display_name="take", options=Names.taking(listed_recipes(), find_recipe),
                     default=DEFAULT_TAKE, optional=True,
-                    tooltip="What to take from the picture: the look is all but what it shows, everything is what it "
-                    "shows as well. composition was not shown to work on the miniature.",
+                    tooltip="What to take: the look is all but what the picture shows, everything includes that.",
                 ),
                 widgets.weights_input(),
                 widgets.combine_input(),

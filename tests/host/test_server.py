@@ -81,7 +81,7 @@ def test_a_node_is_named_described_and_every_input_explained(info, name):
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.relative_to(DOCS).as_posix())
 def test_help_pages_are_served_where_the_frontend_looks(server, page):
     path = page.relative_to(DOCS)
-    assert path.parts[0].removesuffix(".md") in server.get("/object_info")
+    assert path.parts[0].removesuffix(".md") in server.get("/object_info")  # NODE.md or NODE/LANGUAGE.md
     assert server.read(f"/extensions/zimage-vl/docs/{path.as_posix()}") == page.read_bytes()
 
 
@@ -96,6 +96,19 @@ def test_our_workflows_are_offered_as_templates(server):
     for name in offered:
         served = json.loads(server.read(f"/api/workflow_templates/zimage-vl/{quote(name)}.json"))
         assert served == json.loads((PACK / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_blueprint_is_offered_and_is_what_the_first_template_uses(server):
+    every = server.get("/global_subgraphs").items()
+    offered = {one["name"]: key for key, one in every if one["info"]["node_pack"].endswith("zimage-vl")}
+    (path,) = (PACK / "subgraphs").glob("*.json")
+    assert list(offered) == [path.stem]
+    blueprint = json.loads(server.get(f"/global_subgraphs/{offered[path.stem]}")["data"])
+    (inside,) = blueprint["definitions"]["subgraphs"]
+    first = json.loads((PACK / "workflows" / "1 Start here - reference picture.json").read_text(encoding="utf-8"))
+    assert first["definitions"]["subgraphs"] == [inside]
+    shown = [slot.get("label", slot["name"]) for slot in inside["inputs"]]
+    assert shown[:7] == ["image", "prompt", "take", "strength", "width", "height", "seed"]
 
 
 def test_our_translations_are_served(server):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -169,7 +170,72 @@ def test_help_pages_call_other_nodes_by_the_names_they_show(schemas, page):
     assert set(re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", page)) <= shown | templates
 
 
+# --- plain words ----------------------------------------------------------------------------------------------------
+
+# Words of the code, of which nobody at a node knows what they mean.
+CODE = re.compile(
+    r"curve_end|no layout|without a layout|its layout describes|\b1 (sinks|tokens|pictures|prompts|dimensions)\b|"
+    r"\bhidden_states\b|\bdataclass\b|\bkwargs\b|\btensor\b|x/rms\(x\) raw"
+)
+LONGEST_TOOLTIP = 140  # letters: two lines
+
+
+def said_in(folder: str) -> Iterator[tuple[str, str]]:
+    """Every string of the code that can reach a node, with its file: all but what documents the code."""
+    for path in sorted((PACK / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documented = {
+            id(node.body[0].value) for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.body and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documented:
+                yield path.name, node.value
+
+
+def test_no_string_that_reaches_a_node_has_words_of_the_code():
+    found = list(said_in("nodes"))
+    for folder in ("stages", "adapters", "looks", "steering", "reports"):
+        found += said_in(f"vl_core/{folder}")
+    assert len(found) > 1000
+    names = re.compile(r"[\w .-]{0,40}")  # of settings and options, which are no sentences
+    assert [(name, text) for name, text in found if CODE.search(text) and not names.fullmatch(text)] == []
+
+
+def test_a_tooltip_takes_two_lines_at_most(schema):
+    assert [(name, len(one.tooltip)) for name, one in sockets(schema) if len(one.tooltip) > LONGEST_TOOLTIP] == []
+
+
 # --- Chinese --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def chinese_page(schema) -> str:
+    """The help page that the frontend asks for first where the language is Chinese."""
+    return (PACK / "web" / "docs" / schema.node_id / "zh.md").read_text(encoding="utf-8")
+
+
+def test_a_chinese_help_page_explains_every_input_and_every_output(schema, chinese_page, chinese):
+    title, *_ = chinese_page.splitlines()
+    assert title == f"# {chinese[schema.node_id]['display_name']}"
+    explained = re.findall(r"^- \*\*[^*]+\*\* `([\w.]+)` \([^)]*\): .+$", chinese_page, re.MULTILINE)
+    assert sorted(explained) == sorted(shown_inputs(schema))
+    described = chinese_page.split("## 输出")[1].split("\n## ")[0]
+    assert all(f"`{output.display_name or kind(output)}`" in described for output in schema.outputs)
+    headings = re.findall(r"^## (.+)$", chinese_page, re.MULTILINE)
+    assert headings == ["何时使用", "输入", "输出", "须知", "典型流程"]
+    # Pictures are looked for beside the English pages, whatever the language.
+    assert f"(images/{schema.node_id}.jpg)" in chinese_page
+
+
+def test_a_chinese_help_page_says_of_inputs_what_their_tooltips_say(schema, chinese_page, chinese):
+    told = [entry["tooltip"] for name, entry in chinese[schema.node_id]["inputs"].items() if not name[-1].isdigit()]
+    assert [tooltip for tooltip in told if tooltip not in chinese_page] == []
+
+
+def test_there_is_no_chinese_help_page_for_a_node_that_is_gone():
+    assert sorted(path.parent.name for path in (PACK / "web" / "docs").glob("*/zh.md")) == sorted(NODE_IDS)
 
 
 def test_the_chinese_texts_belong_to_our_nodes_and_leave_none_out(chinese):
