@@ -19,6 +19,7 @@ MEASURING = ("bench", "takes", "curves", "two-pictures", "adapter-sheet", "looks
 MODULES = {
     **dict.fromkeys(STAGES, "train"), "check": "measure", **dict.fromkeys(MEASURING, "measure"),
     "adapter": "measure", "adapter-sheet": "show", "curves-plot": "show", "tables": "show", "scenes": "show",
+    "looks-plot": "show",
     "evaluated": "show",
     "brand": "show",
 }

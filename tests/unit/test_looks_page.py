@@ -9,7 +9,8 @@ import pytest
 
 pytest.importorskip("diffusers", reason="the miniature is diffusers classes")
 
-from miniature.show import tables
+from miniature.measure.look_units import GOOD
+from miniature.show import looks_plot, tables
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "miniature" / tables.LOOKS_REPORT
@@ -37,6 +38,25 @@ def test_what_words_cannot_say_is_nearer_learned_than_in_words_and_than_anothers
         assert error["good"] < error["words"] and error["good"] < error["good: another picture"], one["property"]
     (good,) = [row for row in REPORT["rows"] if row["name"] == "good"]
     assert good["between"]["mean"] < 0.5 * REPORT["between_words"]["nearer name"]["mean"]
+
+
+def row(name: str, between: float, **options) -> dict:
+    return {
+        "name": name, "transfer": 0.9, "adherence": 1.0, "adherence_shape": 0.9, "between": {"mean": between},
+        "options": {**GOOD.header(), **options},
+    }
+
+
+def test_the_curves_are_drawn_in_the_order_of_their_values(tmp_path):
+    report = {
+        "curves": [row("good", 0.15), row("draws 8", 0.1, draws=8), row("draws 1", 0.2, draws=1)],
+        "strengths": [{"strength": 0.5, **row("strength 0.5", 0.3)}], "curves_asked": {"pairs": 3, "seeds": 1},
+        "measured": {"machine": "none, 1 core", "date": "2026-01-01"},
+    }
+    assert [value for value, _ in looks_plot.points(report, "draws")] == [1, GOOD.draws, 8]
+    assert [value for value, _ in looks_plot.points(report, "strength")] == [0.5, 1.0]
+    looks_plot.draw(report, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_a_page_without_a_report_says_nothing_of_figures():
