@@ -245,3 +245,116 @@ def test_an_encoder_that_does_not_fit_is_loaded_again_with_nothing_kept_then_say
         with pytest.raises(torch.cuda.OutOfMemoryError, match=r"image_tokens.*cache.*fp8"):
             run(node, loaded, **options)
     assert tries[0] > 0 and set(tries[1:]) == {0}
+
+
+# The GPU's copies -----------------------------------------------------------------------------------------------------
+
+AWAY = torch.device("meta")  # stands for a GPU: what lies there is not in main memory, and cannot be copied back
+
+
+@pytest.fixture
+def own(run, encoder_folder):
+    """An encoder that no other test has on its device."""
+    return run("Loader", encoder_folder.name, "fp32", deepest_layer=-1)[0]
+
+
+def addresses(encoder) -> dict[str, tuple]:
+    return {name: (one.device, one.data_ptr()) for name, one in encoder.encoder.model.named_parameters()}
+
+
+def test_giving_a_gpu_back_forgets_its_copies_and_keeps_the_files_mapping(own, management):
+    """A copy back is impossible here, so there is none; and no second one is left in main memory."""
+    before = addresses(own)
+    for _ in range(2):
+        own.patcher.partially_load(AWAY, 1e32)
+        assert {one.device for one in own.encoder.model.parameters()} == {AWAY}
+        assert own.patcher.loaded_size() == own.patcher.model_size()
+        own.patcher.detach()
+        assert addresses(own) == before and own.patcher.loaded_size() == 0
+
+
+def test_a_part_of_a_gpu_is_given_back_the_same_way_and_loaded_whole_again(own, management):
+    before, size = addresses(own), own.patcher.model_size()
+    own.patcher.partially_load(AWAY, 1e32)
+    freed = own.patcher.partially_unload(own.patcher.offload_device, size // 2)
+    there = [one.nbytes for one in own.encoder.model.parameters() if one.device == AWAY]
+    assert size // 2 <= freed < size and own.patcher.loaded_size() == size - freed
+    assert abs(sum(there) - own.patcher.loaded_size()) < size // 100  # buffers are counted too
+    own.patcher.partially_load(AWAY, 1e32)
+    assert {one.device for one in own.encoder.model.parameters()} == {AWAY}
+    assert own.patcher.loaded_size() == size
+    own.patcher.detach()
+    assert addresses(own) == before
+
+
+def test_an_encode_after_giving_back_has_the_same_bits(own, run, picture, management):
+    def states():
+        return run("Encode", own, "a cat in a red hat", images={"image0": picture})[0][0][0]
+
+    expected = states()
+    management.unload_all_models()
+    own.patcher.partially_load(AWAY, 1e32)
+    own.patcher.detach()
+    assert torch.equal(states(), expected)
+
+
+def test_memory_that_runs_out_on_the_way_gives_back_what_was_sent(own, monkeypatch):
+    before, made = addresses(own), []
+    empty_like = torch.empty_like
+
+    def few(*arguments, **options):
+        made.append(0)
+        if len(made) > 5:
+            raise torch.cuda.OutOfMemoryError("no room")
+        return empty_like(*arguments, **options)
+
+    monkeypatch.setattr(torch, "empty_like", few)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        own.patcher.partially_load(AWAY, 1e32)
+    assert len(made) > 5 and addresses(own) == before
+
+
+# Little memory -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["native", "transformers"])
+def test_words_are_written_with_lowvram(kind, tiny, run, part, base_folder, picture, management, monkeypatch):
+    """Half of ComfyUI's own Qwen3-VL stays off the device and is brought layer by layer; a folder's is loaded whole."""
+    clip = tiny.writing_clip()
+    encoder = clip
+    if kind == "transformers":
+        folder = base_folder / "models" / "text_encoders" / "Qwen3-VL-Lowvram"
+        encoder = run("Loader", tiny.write_folder(folder, clip).name, "fp32", deepest_layer=-1)[0]
+    write = part("nodes.host.encoders").write_words
+
+    def tell():
+        with torch.inference_mode():
+            return write(encoder, {"image0": picture}, "describe the light", max_tokens=12)
+
+    expected = tell()
+    management.unload_all_models()
+    size = encoder.patcher.model_size()
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.LOW_VRAM)
+    monkeypatch.setattr(management, "lowvram_available", True)
+    monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
+    monkeypatch.setattr(management, "should_use_bf16", lambda *_, **__: False)
+    monkeypatch.setattr(management, "minimum_inference_memory", lambda: 0)
+    monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
+    monkeypatch.setattr(management, "MIN_WEIGHT_MEMORY_RATIO", 0.0)
+    monkeypatch.setattr(
+        management, "get_free_memory", lambda dev=None, torch_free_too=False: (size, size) if torch_free_too else size
+    )
+    monkeypatch.setattr(management, "text_encoder_device", lambda: torch.device("cpu"))
+    asked = []
+    load = type(encoder.patcher).load
+
+    def watch(patcher, *arguments, **options):
+        load(patcher, *arguments, **options)
+        asked.append((patcher.loaded_size(), patcher.model_size()))
+
+    monkeypatch.setattr(type(encoder.patcher), "load", watch)
+    part("nodes.host.native")._native_readers.pop(clip.cond_stage_model, None)
+    told = tell()
+    assert told.words == expected.words and asked
+    loaded, whole = asked[-1]
+    assert loaded == whole if kind == "transformers" else loaded < whole
