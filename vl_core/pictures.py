@@ -10,7 +10,6 @@ import functools
 import hashlib
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import functional
 
-from .states.remembered import remembered
+from .states.remembered import hash_parts, remembered
 from .states.tensors import check_choice
 
 PATCH = 16  # pixels per side of a vision patch
@@ -32,18 +31,6 @@ DEFAULT_BUDGET = 1024  # image tokens, that is 1024 × 1024 pixels
 MAX_ASPECT = 200  # smart_resize's own limit
 CACHED = 32 << 10  # numbers a core works on at a time
 EXPECTED = "expected a picture (height, width, 3) or (1, height, width, 3), float in [0, 1] or uint8"
-
-
-LARGE = 1 << 19  # bytes from which hashing by several threads is faster
-
-
-@functools.cache
-def _hashers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(4, thread_name_prefix="hash")
-
-
-def _hash(part: memoryview) -> bytes:
-    return hashlib.sha256(part).digest()  # other threads run meanwhile
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +55,7 @@ class Picture:
     @functools.cached_property
     def digest(self) -> bytes:
         """SHA-256 of the size and of the hashes of four parts of the pixels, which cores take side by side."""
-        pixels = self.pixels.cpu().contiguous().reshape(-1)
-        parts = [part.numpy().data for part in pixels.chunk(4)]
-        large = len(pixels) > LARGE
-        hashes = _hashers().map(_hash, parts) if large else map(_hash, parts)
-        return hashlib.sha256(repr(tuple(self.pixels.shape)).encode() + b"".join(hashes)).digest()
+        return hashlib.sha256(repr(tuple(self.pixels.shape)).encode() + hash_parts(self.pixels)).digest()
 
 
 def split_batch(images: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -333,7 +333,7 @@ def test_words_are_written_with_lowvram(kind, tiny, run, part, base_folder, pict
 
     expected = tell()
     management.unload_all_models()
-    size = encoder.patcher.model_size()
+    size = encoder.patcher.model_size() // 2
     monkeypatch.setattr(management, "vram_state", management.VRAMState.LOW_VRAM)
     monkeypatch.setattr(management, "lowvram_available", True)
     monkeypatch.setattr(management, "is_device_cpu", lambda device: False)

@@ -22,19 +22,9 @@ from torch.nn import functional
 
 from .forward import ATTENTION, BLOCK, MLP, KeyValues, bare
 from .sampling import Sampling, choose
+from .stored import Stored, stored_weight
 
 log = logging.getLogger(__name__)
-
-EIGHT_BITS = torch.float8_e4m3fn, torch.float8_e5m2
-
-STORED_BYTES = 24 << 20  # of an 8-bit weight that is made wide at a time: half of what an H100 keeps beside its memory
-
-
-class Stored(NamedTuple):
-    """A weight kept in 8 bits: ``values`` ``(out, in)`` times ``scale``, as in ComfyUI's fp8 files."""
-
-    values: Tensor
-    scale: float
 
 
 # a weight (out, in) without a bias, one in 8 bits, or a module that is more than its weight
@@ -141,23 +131,7 @@ def _projection(module: nn.Module, like: Tensor) -> Projection:
     parts = bare(module, like)
     if parts is not None:
         return module if parts[1] is not None else parts[0]
-    return _stored(module, like) or module
-
-
-def _stored(module: nn.Module, like: Tensor) -> Stored | None:
-    """The weight of a linear layer of ComfyUI's that keeps it in 8 bits and computes in the dtype of ``like``."""
-    weight: Any = module._parameters.get("weight")
-    values, settings = getattr(weight, "_qdata", None), getattr(weight, "_params", None)
-    scale = getattr(settings, "scale", None)
-    if not isinstance(values, Tensor) or values.dtype not in EIGHT_BITS or not isinstance(scale, Tensor):
-        return None
-    if scale.numel() != 1 or values.shape != weight.shape or values.ndim != 2 or values.device != like.device:
-        return None
-    if not getattr(module, "_full_precision_mm", False) or module._parameters.get("bias") is not None:
-        return None  # it also rounds what comes in
-    if any(getattr(module, f"{name}_function", None) for name in ("weight", "bias")):
-        return None
-    return Stored(values, float(scale))
+    return stored_weight(module, like) or module
 
 
 def _stays(module: nn.Module, device: torch.device) -> bool:
@@ -170,15 +144,7 @@ def _stays(module: nn.Module, device: torch.device) -> bool:
 def project(part: Projection, x: Tensor) -> Tensor:
     if isinstance(part, Tensor):
         return functional.linear(x, part)
-    if not isinstance(part, Stored):
-        return part(x)
-    # Made wide in parts that the product finds where they were just written: what travels is 8 bits a number.
-    rows = max(1, STORED_BYTES // (x.element_size() * x.shape[-1]))
-    found = [
-        torch.addmm(x.new_empty(1, len(values)), x, values.to(x.dtype).t(), beta=0, alpha=part.scale)
-        for values in part.values.split(rows)
-    ]
-    return found[0] if len(found) == 1 else torch.cat(found, -1)
+    return part.project(x) if isinstance(part, Stored) else part(x)
 
 
 def add_projected(hidden: Tensor, part: Projection, x: Tensor) -> Tensor:

@@ -178,10 +178,7 @@ class Reader:
         return Opening(states[self._num_layers][-1].clone(), rotary, layout.token_ids)
 
     def _past(self, desk: Desk, row: int, name: tuple, length: int, prefix: Prefix | None) -> KeyValues | None:
-        """Keys and values of the positions up to the last picture, in their row; None if they are not known.
-
-        The row is nobody's afterwards.
-        """
+        """Keys and values of the positions up to the last picture, in their row, then nobody's; None if unknown."""
         if desk.holds[row] == (name, length):
             desk.holds[row] = None
             return desk.row(row, 0, length)
