@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from operator import itemgetter
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -66,6 +68,7 @@ class WeightsIdentity:
     def __init__(self) -> None:
         self._seen: list[tuple] = []
         self._alive: list[weakref.ref] = []
+        self._settings: list[_Settings] = []
         self._numbers = itertools.count()
         self._number = -1
 
@@ -73,12 +76,15 @@ class WeightsIdentity:
         """``modules``: whose classes, order and settings count as well, and their buffers."""
         modules = list(modules)
         tensors = [*weights, *(one for module in modules for one in module._buffers.values() if one is not None)]
-        now = [*map(_of_tensor, tensors), *map(_of_module, modules)]
         parts = [*tensors, *modules]
         # An id is only a name while its object lives: a new one may get the same.
         same = len(self._alive) == len(parts) and all(
             reference() is part for reference, part in zip(self._alive, parts, strict=True)
         )
+        if not same:
+            self._settings = [_Settings() for _ in modules]
+        found = [settings.of(module) for settings, module in zip(self._settings, modules, strict=True)]
+        now = [*map(_of_tensor, tensors), *found]
         if not same or now != self._seen:
             self._seen, self._alive = now, [weakref.ref(part) for part in parts]
             self._number = next(self._numbers)
@@ -86,13 +92,27 @@ class WeightsIdentity:
 
 
 def _of_tensor(parameter: Tensor) -> tuple:
-    stored = getattr(parameter, "_qdata", parameter)  # ComfyUI's quantised tensors
+    plain = type(parameter) is nn.Parameter
+    stored = parameter if plain else getattr(parameter, "_qdata", parameter)  # ComfyUI's quantised tensors
     version = 0 if parameter.is_inference() else parameter._version
     return stored.data_ptr(), version, parameter.dtype, parameter.device
 
 
-def _of_module(module: nn.Module) -> tuple:
-    settings = [
-        value for name, value in module.__dict__.items() if type(value) in SETTINGS and not name.startswith(HOSTS_OWN)
-    ]
-    return type(module), *settings
+class _Settings:
+    """A module's class and settings. Which attributes are settings is looked up anew when it has more or fewer."""
+
+    __slots__ = ("get", "size")
+
+    def __init__(self) -> None:
+        self.size = -1
+        self.get: Callable[[dict], Any] = len
+
+    def of(self, module: nn.Module) -> tuple:
+        inside = module.__dict__
+        if len(inside) != self.size:
+            names = [
+                name for name, value in inside.items()
+                if (value is None or type(value) in SETTINGS) and not name.startswith(HOSTS_OWN)
+            ]
+            self.size, self.get = len(inside), itemgetter(*names)  # "training" is always there
+        return type(module), self.get(inside)
