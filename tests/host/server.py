@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,12 @@ START_SECONDS = 120
 
 @dataclass(frozen=True)
 class Server:
-    """A running server: where it listens, its folder and its log."""
+    """A running server: where it listens, its folder, its log and its process."""
 
     url: str
     base: Path
     log: Path
+    pid: int = 0
 
     def get(self, path: str) -> Any:
         """Decoded JSON of a GET."""
@@ -102,10 +103,10 @@ def prepare_base(comfyui: Path, base: Path, models: str = TINY) -> None:
     (base / "custom_nodes" / PACK_FOLDER).symlink_to(PACK, target_is_directory=True)
     (base / "custom_nodes" / models).symlink_to(HERE / models, target_is_directory=True)
     shutil.copy(comfyui / "input" / "example.png", base / "input")
-    _write_examples(base / "input" / "adapter_pictures")
+    write_examples(base / "input" / "adapter_pictures")
 
 
-def _write_examples(folder: Path, count: int = 12) -> None:
+def write_examples(folder: Path, count: int = 12) -> None:
     """Plain pictures and words beside them, for a picture adapter."""
     from PIL import Image
 
@@ -116,34 +117,41 @@ def _write_examples(folder: Path, count: int = 12) -> None:
         (folder / f"{index:02}.txt").write_text(f"a plain colour number {index}", encoding="utf-8")
 
 
-def command(comfyui: Path, base: Path, *options: str, models: str = TINY) -> list[str]:
+def command(
+    comfyui: Path, base: Path, *options: str, models: str = TINY, python: str = sys.executable
+) -> list[str]:
     """The command line of a ComfyUI that knows only our pack and the models' stand-ins."""
     return [
-        sys.executable, str(comfyui / "main.py"), "--cpu", "--base-directory", str(base), "--disable-all-custom-nodes",
+        python, str(comfyui / "main.py"), "--cpu", "--base-directory", str(base), "--disable-all-custom-nodes",
         "--whitelist-custom-nodes", PACK_FOLDER, models, "--disable-api-nodes", "--database-url",
         "sqlite:///:memory:", "--disable-auto-launch", *options,
     ]
 
 
 @contextmanager
-def running(comfyui: Path, base: Path, models: str = TINY) -> Iterator[Server]:
+def running(
+    comfyui: Path, base: Path, models: str = TINY, *, python: str = sys.executable, again: bool = False
+) -> Iterator[Server]:
     """Start a server on a free port of this machine and end it, whatever happens in between.
 
-    ``models``: the folder here that gives ComfyUI's loaders their models, tiny random ones or the trained miniature.
+    Args:
+        models: the folder here that gives ComfyUI's loaders their models, tiny random ones or the trained miniature.
+        python: ComfyUI's. again: in the folders that a server before it has used.
     """
-    prepare_base(comfyui, base, models)
+    if not again:
+        prepare_base(comfyui, base, models)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     server = Server(f"http://127.0.0.1:{port}", base, base / "server.log")
-    with server.log.open("wb") as log:
+    with server.log.open("ab") as log:
         process = subprocess.Popen(
-            command(comfyui, base, "--listen", "127.0.0.1", "--port", str(port), models=models), stdout=log,
-            stderr=subprocess.STDOUT, cwd=base,  # where ComfyUI writes a log of its own
+            command(comfyui, base, "--listen", "127.0.0.1", "--port", str(port), models=models, python=python),
+            stdout=log, stderr=subprocess.STDOUT, cwd=base,  # where ComfyUI writes a log of its own
         )
         try:
             _wait_until_up(server, process)
-            yield server
+            yield replace(server, pid=process.pid)
         finally:
             process.terminate()
             try:

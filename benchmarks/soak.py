@@ -1,0 +1,260 @@
+"""A real ComfyUI server under load: many clients, prompts that run and prompts that cannot, Stop and ``kill -9``.
+
+Run it with the Python of the tests; the server runs with ComfyUI's. Models are tiny and random, as in ``tests/host``;
+the commands paint with the miniature. Linux only: memory is read from /proc.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import random
+import statistics
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from .common import Report, add_output_argument
+from .soak_jobs import kill_commands, kill_in_the_server, stop_in_the_server
+from .soak_prompts import PROBES, Made, make_prompt
+
+ROOT = Path(__file__).parents[1]
+WARM = 100  # prompts after which memory has to be flat
+FLAT = 0.05
+BARE = (  # what no message of ours is raised as
+    "AttributeError", "IndexError", "KeyError", "NameError", "RecursionError", "UnboundLocalError", "ZeroDivisionError",
+)
+SECONDS = 300  # longest that a prompt may wait for the others and run
+
+
+def add_arguments(parser) -> None:
+    add_output_argument(parser)
+    parser.add_argument("--comfyui", default=os.environ.get("COMFYUI_PATH", str(Path.home() / "comfy" / "ComfyUI")))
+    parser.add_argument("--python", help="ComfyUI's; its .venv if there is one")
+    parser.add_argument("--prompts", type=int, default=600)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seed", type=int, help="of the prompts; another one each time unless given")
+    parser.add_argument(
+        "--only", nargs="+", choices=["flood", "stop", "kill", "commands"], help="parts; all unless given"
+    )
+
+
+def run(arguments) -> None:
+    comfyui = Path(arguments.comfyui).expanduser()
+    if not (comfyui / "main.py").is_file():
+        raise SystemExit(f"--comfyui: expected a ComfyUI folder, found no main.py in {comfyui}.")
+    own = comfyui / ".venv" / "bin" / "python"
+    python = arguments.python or (str(own) if own.is_file() else sys.executable)
+    seed = random.SystemRandom().randrange(2**32) if arguments.seed is None else arguments.seed
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the server: tiny models' threads would wait for one another
+    host, wiring = load("server"), load("wiring")
+    report = Report(
+        "soak", torch.device("cpu"), arguments.out, prompts=arguments.prompts, clients=arguments.clients, seed=seed
+    )
+    parts = arguments.only or ["flood", "stop", "kill", "commands"]
+    with TemporaryDirectory() as folder:
+        base = Path(folder) / "server"
+        base.mkdir()
+        prepare(host, wiring, comfyui, base)
+        if {"flood", "stop"} & set(parts):
+            with host.running(comfyui, base, python=python, again=True) as server:
+                if "flood" in parts:
+                    report.section("flood", lambda: flood(report, server, wiring, arguments, seed))
+                if "stop" in parts:
+                    report.section("stop", lambda: stop_in_the_server(report, server, wiring))
+        if "kill" in parts:
+            start = partial(host.running, comfyui, base, python=python, again=True)
+            report.section("kill -9 of the server", lambda: kill_in_the_server(report, start, wiring))
+        if "commands" in parts:
+            report.section("kill -9 of commands", lambda: kill_commands(report, Path(folder) / "commands"))
+    report.write()
+    if report.failures:
+        raise SystemExit(1)
+
+
+def load(name: str) -> ModuleType:
+    """A module of ``tests/host`` by its path: they are no package."""
+    spec = importlib.util.spec_from_file_location(f"zimage_vl_{name}", ROOT / "tests" / "host" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def prepare(host: ModuleType, wiring: ModuleType, comfyui: Path, base: Path) -> None:
+    """A server's folders with more than the tests have: a Qwen3-VL folder, a look, pictures for a long fit."""
+    host.prepare_base(comfyui, base)
+    (base / "models" / "LLM").mkdir()
+    (base / "models" / "LLM" / "Qwen3-VL-Tiny").symlink_to(ROOT / "miniature" / "models" / "qwen3-vl-mini")
+    wiring.write_look(module_of, base / "models" / "zimage_vl_looks")
+    host.write_examples(base / "input" / "many_pictures", 200)
+    host.write_examples(base / "input" / "some_pictures", 24)
+    prompts = [f"{subject} number {number}" for number in range(100) for subject in ("a cat", "a house by the sea")]
+    (base / "input" / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
+
+
+def module_of(path: str) -> ModuleType:
+    return importlib.import_module(path)
+
+
+# --- the flood --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """What the clients saw, in the order in which prompts ended."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    next: int = 0
+    ends: Counter = field(default_factory=Counter)
+    memory: list[int] = field(default_factory=list)  # bytes of the server after each prompt
+    probes: dict[int, dict[str, int]] = field(default_factory=dict)  # number of the probe -> digest -> how often
+    ran: Counter = field(default_factory=Counter)  # of the probes: nodes that were run and not taken from a cache
+    wrong: list[str] = field(default_factory=list)
+
+
+def flood(report: Report, server: Any, wiring: ModuleType, arguments: Any, seed: int) -> None:
+    info, seen = server.get("/object_info"), Seen()
+    began = time.monotonic()
+
+    def client() -> None:
+        while True:
+            with seen.lock:
+                number, seen.next = seen.next, seen.next + 1
+            if number >= arguments.prompts:
+                return
+            made = make_prompt(number, seed, info, wiring)
+            try:
+                end = ask(server, made, seen)
+            except Exception as error:  # the server is gone, or says what no client understands
+                end = "broken"
+                with seen.lock:
+                    seen.wrong.append(f"prompt {number} ({made.kind}, {made.about}): {error!r}")
+            with seen.lock:
+                seen.ends[f"{made.kind}: {end}"] += 1
+                seen.memory.append(resident(server.pid))
+                if len(seen.memory) % 50 == 0:
+                    print(f"  {len(seen.memory)} prompts, {seen.memory[-1] / 2**20:.0f} MiB", flush=True)
+
+    clients = [threading.Thread(target=client) for _ in range(arguments.clients)]
+    for one in clients:
+        one.start()
+    for one in clients:
+        one.join()
+    for name, count in sorted(seen.ends.items()):
+        report.add(name, count=count)
+    for number, digests in sorted(seen.probes.items()):
+        report.add(f"identical prompt {PROBES[number][0]}", count=sum(digests.values()), different=len(digests))
+        if len(digests) > 1:
+            seen.wrong.append(f"probe {number} gave {len(digests)} results: {digests}")
+    report.add("nodes of identical prompts that ran anew", count=sum(seen.ran.values()))
+    report.add("prompts a minute", count=round(60 * arguments.prompts / (time.monotonic() - began)))
+    measure_memory(report, seen)
+    if seen.wrong:
+        raise AssertionError("\n".join(seen.wrong))
+
+
+def measure_memory(report: Report, seen: Seen) -> None:
+    """The server's memory after the first hundred prompts, in the fifty after them and in the last fifty."""
+    if len(seen.memory) < WARM + 100:
+        report.add("memory: too few prompts to say", prompts=len(seen.memory))
+        return
+    first, last = (statistics.median(part) for part in (seen.memory[WARM : WARM + 50], seen.memory[-50:]))
+    growth = last / first - 1
+    report.add(
+        "memory of the server", first_hundred_MiB=seen.memory[WARM] / 2**20, then_MiB=first / 2**20,
+        last_MiB=last / 2**20, most_MiB=max(seen.memory) / 2**20, growth_percent=100 * growth,
+    )
+    if growth > FLAT:
+        seen.wrong.append(f"memory grew by {growth:.1%} after the first {WARM} prompts")
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process takes."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def ask(server: Any, made: Made, seen: Seen) -> str:
+    """Post a prompt and wait for its end; what is wrong with that goes into ``seen``."""
+    status, answer = server.post("/prompt", made.body)
+    if status != 200:
+        words = refusal_words(answer)
+        if made.kind in ("probe", "valid"):
+            complain(seen, made, f"refused: {words}")
+        elif len(words) < 15:
+            complain(seen, made, f"refused without words: {answer}")
+        return "refused"
+    number, until = answer["prompt_id"], time.monotonic() + SECONDS
+    if made.kind == "stop":
+        time.sleep(made.delay)
+        server.post("/interrupt", {"prompt_id": number})
+    while not (found := server.get(f"/history/{number}")):
+        if time.monotonic() > until:
+            raise TimeoutError(f"not done after {SECONDS} s")
+        time.sleep(0.05)
+    return judge(found[number], made, server, seen)
+
+
+def judge(history: dict, made: Made, server: Any, seen: Seen) -> str:
+    messages = dict(reversed(history["status"]["messages"]))
+    if "execution_interrupted" in messages:
+        if made.kind != "stop":
+            complain(seen, made, "stopped, although nobody asked")
+        return "stopped"
+    if "execution_error" in messages:
+        error = messages["execution_error"]
+        words, kind = str(error["exception_message"]).strip(), error["exception_type"].rpartition(".")[2]
+        told = len(words) > 15 and (": " in words or "xpected" in words)
+        if error["node_type"].startswith("ZImageVL") and (not told or kind in BARE):
+            complain(seen, made, f"bare error {kind}: {words!r}")
+        if made.kind in ("probe", "valid"):
+            complain(seen, made, f"{kind} in {error['node_type']}: {words!r}")
+        return "error that says why"
+    if made.kind == "refused":
+        complain(seen, made, "ran, although it should have been refused")
+    text = "\n".join(line for output in history["outputs"].values() for line in output.get("text", []) if line)
+    if "nan" in text.lower().replace("\n", " ").split():
+        complain(seen, made, "shows NaN")
+    if made.kind == "probe":
+        keep_probe(history, messages, made, server, seen)
+    return "ran"
+
+
+def keep_probe(history: dict, messages: dict, made: Made, server: Any, seen: Seen) -> None:
+    """Digest of what an identical prompt saved, and how much of it the server computed this time."""
+    saved = sorted((server.base / "output" / "vl_embeddings" / made.saves).parent.glob(f"{Path(made.saves).name}_*"))
+    digest = hashlib.sha256(saved[-1].read_bytes()).hexdigest()[:16]
+    cached = set(messages.get("execution_cached", {}).get("nodes", []))
+    with seen.lock:
+        digests = seen.probes.setdefault(made.probe, {})
+        digests[digest] = digests.get(digest, 0) + 1
+        seen.ran[made.probe] += len(set(made.body["prompt"]) - cached)
+
+
+def complain(seen: Seen, made: Made, what: str) -> None:
+    with seen.lock:
+        seen.wrong.append(f"prompt {made.number} ({made.kind}, {made.about}): {what}")
+
+
+def refusal_words(answer: Any) -> str:
+    """All that a refusal says."""
+    if not isinstance(answer, dict):
+        return str(answer or "")
+    error = answer.get("error") or {}
+    lines = [error if isinstance(error, str) else f"{error.get('message', '')} {error.get('details', '')}"]
+    for node in (answer.get("node_errors") or {}).values():
+        lines += [f"{one['message']}: {one['details']}" for one in node["errors"]]
+    return "\n".join(lines)
