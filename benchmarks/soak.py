@@ -119,7 +119,8 @@ class Seen:
     lock: threading.Lock = field(default_factory=threading.Lock)
     next: int = 0
     ends: Counter = field(default_factory=Counter)
-    memory: list[int] = field(default_factory=list)  # bytes of the server after each prompt
+    memory: list[int] = field(default_factory=list)  # bytes of the server after each prompt …
+    about: list[str] = field(default_factory=list)  # … and which that was
     probes: dict[int, dict[str, int]] = field(default_factory=dict)  # number of the probe -> digest -> how often
     ran: Counter = field(default_factory=Counter)  # of the probes: nodes that were run and not taken from a cache
     wrong: list[str] = field(default_factory=list)
@@ -145,6 +146,7 @@ def flood(report: Report, server: Any, wiring: ModuleType, arguments: Any, seed:
             with seen.lock:
                 seen.ends[f"{made.kind}: {end}"] += 1
                 seen.memory.append(resident(server.pid))
+                seen.about.append(f"{made.kind}, {made.about}")
                 if len(seen.memory) % 50 == 0:
                     print(f"  {len(seen.memory)} prompts, {seen.memory[-1] / 2**20:.0f} MiB", flush=True)
 
@@ -173,6 +175,9 @@ def measure_memory(report: Report, seen: Seen) -> None:
         return
     first, last = (statistics.median(part) for part in (seen.memory[WARM : WARM + 50], seen.memory[-50:]))
     growth = last / first - 1
+    steps = [(after - before) / 2**20 for before, after in zip(seen.memory, seen.memory[1:], strict=False)]
+    for index in sorted(range(WARM, len(steps)), key=steps.__getitem__)[:-4:-1]:
+        print(f"  {steps[index]:+.0f} MiB: {seen.about[index + 1]}", flush=True)
     report.add(
         "memory of the server", first_hundred_MiB=seen.memory[WARM] / 2**20, then_MiB=first / 2**20,
         last_MiB=last / 2**20, most_MiB=max(seen.memory) / 2**20, growth_percent=100 * growth,

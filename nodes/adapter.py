@@ -24,6 +24,7 @@ from ..vl_core.adapters.picture_adapter import MAX_STRENGTH, AdapterInfo, Pictur
 from ..vl_core.adapters.spec import AdapterSpec
 from ..vl_core.stages.combine import parse_weights
 from ..vl_core.stages.description import SLOTS, slot_request
+from ..vl_core.states.fields import quoted
 from . import told
 from .entries import Entry, attend_words, check_conditioning, layout_of, repack, words_of
 from .host import encoders, folders, memory, text_encoder
@@ -290,7 +291,8 @@ def load_adapter(file: str, name: str = "file") -> PictureAdapter:
     if file not in saved:
         known = ", ".join(saved) or "the adapters in models/zimage_vl_adapters, there are none"
         raise ValueError(
-            f"{name}: expected one of {known}, got {file!r}. Connect an adapter, or fit one with Fit Picture Adapter."
+            f"{name}: expected one of {known}, got {quoted(file)}. Connect an adapter, or fit one with Fit Picture "
+            "Adapter."
         )
     return PictureAdapter.load(saved[file])
 
@@ -303,5 +305,5 @@ def _parse_slots(text: str) -> dict[str, float] | None:
         try:
             found[name.strip()] = float(factor) if colon else 1.0
         except ValueError as error:
-            raise ValueError(f"slots: expected names, with a number behind a colon, got {part!r}.") from error
+            raise ValueError(f"slots: expected names, with a number behind a colon, got {quoted(part)}.") from error
     return found or None

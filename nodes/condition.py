@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..vl_core.adapters.picture_adapter import PictureAdapter
 from ..vl_core.looks.look import Look
+from ..vl_core.states.fields import quoted
 from ..vl_core.steering.recipes import Recipe, load_recipes
 from ..vl_core.steering.settings import (
     AUTOMATIC,
@@ -200,7 +201,7 @@ def find_recipe(name: str) -> tuple[Recipe | None, list[str]]:
         return None, problems
     if name not in recipes:
         raise ValueError(
-            f"recipe: expected one of {', '.join(listed_recipes())}, got {name!r}. Own recipes belong into "
+            f"recipe: expected one of {', '.join(listed_recipes())}, got {quoted(name)}. Own recipes belong into "
             f"{folders.recipe_folder()}. {' '.join(problems)}".strip()
         )
     return recipes[name], problems

@@ -10,6 +10,7 @@ from pathlib import Path
 import folder_paths
 
 from ...vl_core import calibration_prompts
+from ...vl_core.states.fields import quoted
 from ...vl_core.states.files import read_text
 
 EMBEDDINGS = "vl_embeddings"  # folder of saved conditioning, below output/ and models/
@@ -85,7 +86,9 @@ def input_folder(name: str) -> Path:
     root = os.path.abspath(folder_paths.get_input_directory())
     path = Path(os.path.abspath(os.path.join(root, name)))
     if not path.is_relative_to(root):
-        raise ValueError(f"folder: expected a folder below {root}, got {name!r}. Use a relative one without .. in it.")
+        raise ValueError(
+            f"folder: expected a folder below {root}, got {quoted(name)}. Use a relative one without .. in it."
+        )
     return path
 
 
@@ -184,7 +187,7 @@ def _new_file(folder: Path, name: str, replace: bool) -> Path:
         ValueError: if it is no name for a file.
     """
     if not name.strip() or set("/" + os.sep) & set(name) or UNFIT_FOR_FILES.intersection(name):
-        raise ValueError(f"name: expected a plain file name, got {name!r}.")
+        raise ValueError(f"name: expected a plain file name, got {quoted(name)}.")
     folder.mkdir(parents=True, exist_ok=True)
     stem, number = name.removesuffix(".safetensors"), 1
     path = folder / f"{stem}.safetensors"
@@ -226,7 +229,8 @@ def find_saved(name: str) -> Path:
     if name not in found:
         looked = " and ".join(map(str, embeddings_roots()))
         raise ValueError(
-            f"file: found no saved embeddings {name!r} in {looked}. Save some with Save VL Embeddings, then press R."
+            f"file: found no saved embeddings {quoted(name)} in {looked}. Save some with Save VL Embeddings, then "
+            "press R."
         )
     return found[name]
 
@@ -241,12 +245,11 @@ def next_save_path(prefix: str) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     if not Path(os.path.abspath(root / prefix)).is_relative_to(os.path.abspath(root)):
         raise ValueError(
-            f"filename_prefix: expected a name below {root}, got {prefix!r}. Use a relative one without .. in it."
+            f"filename_prefix: expected a name below {root}, got {quoted(prefix)}. Use a relative one without .. in it."
         )
     if not prefix or UNFIT_FOR_FILES.intersection(prefix):
-        raise ValueError(
-            f"filename_prefix: expected a name without {' '.join(sorted(UNFIT_FOR_FILES - {chr(0)}))}, got {prefix!r}."
-        )
+        unfit = " ".join(sorted(UNFIT_FOR_FILES - {chr(0)}))
+        raise ValueError(f"filename_prefix: expected a name without {unfit}, got {quoted(prefix)}.")
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     path = Path(folder) / f"{name}_{counter:05}.safetensors"
     while path.exists():  # the host's counter only knows names that end in an underscore

@@ -11,6 +11,7 @@ from comfy.text_encoders import qwen3vl, z_image
 
 from ...vl_core import TokenLayout
 from ...vl_core.states.families import ZIMAGE, Family, detect_text_family, family_of
+from ...vl_core.states.fields import quoted
 from ...vl_core.states.layout import PAD_TOKEN, pad_layout, text_layout
 from ...vl_core.states.statistics import ENCODER_LAYER, length_batches
 from ...vl_core.states.vl_states import LAYOUT_KEY
@@ -111,7 +112,9 @@ def tokenize_text(clip: Any, prompt: str) -> TokenLayout:
     is_plain = not EMBEDDING_FILE.search(prompt)  # core leaves out one that it cannot find
     layout = _layout_of_tokens(clip, prompt, clip.tokenize(prompt)) if is_plain else None
     if layout is None:
-        raise ValueError(f"words: expected plain words, got an embedding: file or tokens of pictures in {prompt!r}.")
+        raise ValueError(
+            f"words: expected plain words, got an embedding: file or tokens of pictures in {quoted(prompt)}."
+        )
     return layout
 
 

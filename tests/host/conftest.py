@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -16,7 +17,30 @@ import pytest
 import torch
 
 PACK = Path(__file__).resolve().parents[2]
+try:  # only the flood needs it
+    import hypothesis
+except ImportError:
+    hypothesis = None
+else:
+    quiet = {"deadline": None, "print_blob": True, "suppress_health_check": list(hypothesis.HealthCheck)}
+    hypothesis.settings.register_profile("ci", max_examples=60, database=None, **quiet)
+    hypothesis.settings.register_profile("nightly", max_examples=800, database=None, **quiet)
+    hypothesis.settings.load_profile("ci")
+
 ADAPTER_SLOTS = ("style", "palette", "light", "background", "composition")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config) -> None:
+    if getattr(config.option, "hypothesis_seed", "") is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().randrange(2**32))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_terminal_summary(terminalreporter, config):
+    if seed := getattr(config.option, "hypothesis_seed", None):
+        terminalreporter.write_line(f"fuzz: --hypothesis-seed={seed}")
+    yield
 
 
 def comfyui_candidates() -> list[Path]:

@@ -99,20 +99,24 @@ def test_three_lists_that_are_short_alone_are_counted_together(run, text_clip, n
         ("LayerReport", {"layers": "-1:-999999:-1"}, "layer"),
         ("Condition", {"weights": "1," * 100_000}, "weights"),
         ("Condition", {"weights": " " * 100_000 + "x"}, "weights"),
-        ("AdapterApply", {"slots": "style," * 100_000}, "slots"),
+        ("AdapterApply", {"slots": ",".join(f"slot{index}" for index in range(100_000))}, "slots"),
+        ("Blend", {"words": ",".join(f"word{index}" for index in range(100_000))}, "words"),
+        ("Blend", {"words": '"' * 100_001}, "words"),
         ("AdapterApply", {"weights": "1," * 100_000}, "weights"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_other_lists_are_refused_with_a_short_message(node, inputs, named, run, text_clip, native, picture, text, part):
+def test_other_lists_are_refused_with_a_short_message(
+    node, inputs, named, run, text_clip, native, picture, text, seen, part
+):
     images = {"image0": picture}
     common = {
         "Encode": (native, PROMPT), "LayerReport": (native, PROMPT), "Condition": (text_clip, native, PROMPT),
-        "AdapterApply": (native, PROMPT, text),
+        "AdapterApply": (native, PROMPT, text), "Blend": (text, seen, {"method": "aligned"}),
     }[node]
     extra = {"adapter": _adapter(run, text_clip, native, part)} if node == "AdapterApply" else {}
     with pytest.raises(ValueError, match=named) as refused:
-        run(node, *common, images=images, **inputs, **extra)
+        run(node, *common, **({} if node == "Blend" else {"images": images}), **inputs, **extra)
     assert len(str(refused.value)) < 600
 
 
@@ -145,13 +149,13 @@ def test_a_plan_that_is_no_plan_is_named(text, run, picture):
 
 
 def test_a_socket_that_grows_takes_no_more_than_it_says(server, wiring):
-    """Pictures beyond the sixteen that there are sockets for are not read, however many a workflow names."""
-    info, told = server.get("/object_info"), []
+    """Where a workflow names more pictures than there are sockets for, none is read."""
+    info = server.get("/object_info")
     assert info["ZImageVLEncode"]["input"]["required"]["images"][1]["template"]["max"] == 16
-    for count in (16, 40):
+    for count, ends in ((16, "success"), (17, "error"), (3000, "error")):
         prompt, _ = wiring.node_prompt("Encode", info, chosen={"tokens": "image"})
         prompt["ours"]["inputs"] |= {f"images.image{index}": ["IMAGE", 0] for index in range(count)}
         history = server.run(prompt)
-        assert history["status"]["status_str"] == "success"
-        told.append(history["outputs"]["ours"]["text"])
-    assert told[0] == told[1]
+        assert history["status"]["status_str"] == ends
+        if ends == "error":
+            assert "image16" in history["status"]["messages"][-1][1]["exception_message"]

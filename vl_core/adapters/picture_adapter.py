@@ -22,6 +22,7 @@ from torch import Tensor
 from ..stages.alignment import aligned_positions
 from ..stages.description import lead_in, spread
 from ..stages.resample import resample_tokens
+from ..states.fields import quoted
 from ..states.files import check_content
 from ..states.headers import Count, Header
 from ..states.layout import TokenLayout, TokenRole, concatenate_layouts
@@ -227,14 +228,14 @@ class PictureAdapter:
         names = [slot.name for slot in self.spec.slots]
         asked = dict.fromkeys(names, 1.0) if slots is None else slots
         if isinstance(asked, str):
-            raise TypeError(f"slots: expected a list of names, got the string {asked!r}. Put it into a list.")
+            raise TypeError(f"slots: expected a list of names, got the string {quoted(asked)}. Put it into a list.")
         asked = dict(asked) if isinstance(asked, Mapping) else dict.fromkeys(asked, 1.0)
         for name, factor in asked.items():
             if not abs(factor) <= MAX_STRENGTH:  # NaN is outside
                 raise ValueError(f"slots: expected factors of at most {MAX_STRENGTH:g}, got {name}:{factor}.")
         unknown = [name for name in asked if name not in names]
         if unknown:
-            raise ValueError(f"slots: expected some of {', '.join(names)}, got {', '.join(unknown)}.")
+            raise ValueError(f"slots: expected some of {', '.join(names)}, got {quoted(', '.join(unknown))}.")
         return {name: float(asked.get(name, 0.0)) for name in names}
 
     def _notes(self, pictures: Sequence[VLStates], layout: TokenLayout | None) -> tuple[str, ...]:

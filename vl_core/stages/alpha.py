@@ -15,10 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..states.fields import quoted
 from ..states.layout import TokenLayout, TokenRole
 from ..states.tensors import check_choice
 
 KEPT = "-"
+MOST_WORDS = 256
 SHOWN = 16  # characters of the prompt around a place, in an error
 LETTER = r"[^\W\u2e80-\U0003ffff]"  # of scripts that put spaces between words: not Chinese, Japanese, Korean
 
@@ -27,12 +29,17 @@ def parse_words(text: str) -> list[str]:
     """Words and phrases as people write them, see above; none for an empty text.
 
     Raises:
-        ValueError: for a double quote without its partner.
+        ValueError: for a double quote without its partner, or more than 256.
     """
     if text.count('"') % 2:
-        raise ValueError(f"words: expected double quotes in pairs, got {text!r}. Close the quote, or leave it out.")
+        raise ValueError(
+            f"words: expected double quotes in pairs, got {quoted(text)}. Close the quote, or leave it out."
+        )
     parts = re.findall(r'(?:"[^"]*"|[^",，\n])+', text)
-    return [word for part in parts if (word := part.strip().replace('"', "").strip())]
+    words = [word for part in parts if (word := part.strip().replace('"', "").strip())]
+    if len(words) > MOST_WORDS:
+        raise ValueError(f"words: expected at most {MOST_WORDS} words or phrases, got {len(words)}. Name fewer.")
+    return words
 
 
 def split_kept(words: Sequence[str]) -> tuple[list[str], bool]:

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..states.fields import quoted
 from ..states.layout import TokenLayout, TokenRole, concatenate_layouts
 from ..states.tensors import EPSILON, check_choice, to_dtype
 from ..states.vl_states import VLStates
@@ -71,12 +72,12 @@ def parse_weights(text: str, count: int) -> list[float]:
         weights = [float(part) for part in written]
     except ValueError as error:
         raise ValueError(
-            f"weights: expected numbers with commas between them, such as 1, 0.5, -0.3, got {text!r}."
+            f"weights: expected numbers with commas between them, such as 1, 0.5, -0.3, got {quoted(text)}."
         ) from error
     if len(weights) != count:
         raise ValueError(
             f"weights: expected {count}, one for each picture (a batch counts as several), got {len(weights)}: "
-            f"{text!r}. Add or remove some, or leave the field empty to weigh all alike."
+            f"{quoted(text)}. Add or remove some, or leave the field empty to weigh all alike."
         )
     _check_weights(weights)
     return weights

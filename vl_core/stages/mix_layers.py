@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..states.fields import quoted
 from ..states.layers import read_layers
 from ..states.layout import TokenLayout
 from ..states.tensors import EPSILON, to_dtype, token_rms
@@ -26,7 +27,7 @@ def parse_layers(text: str) -> tuple[list[int], list[float]]:
     layers = [layer for layer, _ in found]
     twice = sorted({layer for layer in layers if layers.count(layer) > 1})
     if twice:
-        raise ValueError(f"mix_layers: expected every layer once, got {twice[0]} more often in {text!r}.")
+        raise ValueError(f"mix_layers: expected every layer once, got {twice[0]} more often in {quoted(text)}.")
     return layers, [weight for _, weight in found]
 
 

@@ -9,6 +9,15 @@ from typing import Any
 
 Value = bool | int | float | str
 LARGEST = sys.float_info.max  # what is beyond it, or no number, is refused
+LONGEST_SHOWN = 120  # letters of a value in an error
+
+
+def quoted(value: Any) -> str:
+    """A value that somebody gave, as errors show it: a long one is cut off, and how long it is."""
+    if isinstance(value, str) and len(value) > LONGEST_SHOWN:
+        return f"{value[:LONGEST_SHOWN]!r} … ({len(value)} letters)"
+    text = repr(value)
+    return text if len(text) <= 4 * LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} … ({len(text)} letters)"
 
 
 @dataclass(frozen=True)
@@ -41,17 +50,17 @@ class Field:
             choices = self.choices()
             if not isinstance(value, str) or (choices and value not in choices):
                 expected = f"one of {', '.join(choices)}" if choices else "text"
-                raise ValueError(f"{name}: expected {expected}, got {value!r}.")
+                raise ValueError(f"{name}: expected {expected}, got {quoted(value)}.")
             return value
         if self.kind is bool:
             if not isinstance(value, bool):
-                raise ValueError(f"{name}: expected true or false, got {value!r}.")
+                raise ValueError(f"{name}: expected true or false, got {quoted(value)}.")
             return value
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
         inside = is_number and (self.low is None or value >= self.low) and (self.high is None or value <= self.high)
         if not inside or (self.kind is int and value != int(value)):
             kind = "a whole number" if self.kind is int else "a number"
-            raise ValueError(f"{name}: expected {kind}{self._bounds()}, got {value!r}.")
+            raise ValueError(f"{name}: expected {kind}{self._bounds()}, got {quoted(value)}.")
         return self.kind(value)
 
     def _bounds(self) -> str:

@@ -7,12 +7,15 @@ there, is the same, so a range needs its step there.
 
 from __future__ import annotations
 
+import math
 import re
 
+from .fields import quoted
 from .vl_states import resolve_layer
 
 EXAMPLE = "Write numbers and ranges such as -1, -2, -4:-12:-2."
 WEIGHTED = "Write layers and weights such as -2, -4 * 0.5."
+MOST = 256  # layers in a list; no Qwen3-VL has as many
 NUMBER = r"[+-]?[0-9]{1,6}(?:\.0*)?"  # -2.0 is a layer too
 
 
@@ -24,11 +27,12 @@ def read_layers(text: str, name: str = "layers", *, weighted: bool = False) -> l
         weighted: whether layers may have weights here; 1 if none is given.
 
     Raises:
-        ValueError: for none, anything else than the above, or a range whose step is 0 or leads away from its end.
+        ValueError: for none, more than 256, anything else than the above, a weight that is not finite, or a range whose
+            step is 0 or leads away from its end.
     """
     example = WEIGHTED if weighted else EXAMPLE
     joined = re.sub(r"\s*([:*×])\s*", r"\1", text).strip()
-    found = []
+    found, count = [], 0
     for part in filter(None, re.split(r"[,，;；\s]+", joined)):
         numbers, weight = part, "1"
         if weighted:
@@ -39,16 +43,19 @@ def read_layers(text: str, name: str = "layers", *, weighted: bool = False) -> l
             share = float(weight)
         except ValueError:
             numbers, share = "", 1.0
-        if not re.fullmatch(f"{NUMBER}(:{NUMBER}){{0,2}}", numbers):
-            raise ValueError(f"{name}: expected a layer or a range, got {part!r}. {example}")
+        if not re.fullmatch(f"{NUMBER}(:{NUMBER}){{0,2}}", numbers) or not math.isfinite(share):
+            raise ValueError(f"{name}: expected a layer or a range, got {quoted(part)}. {example}")
         first, *rest = (int(number.partition(".")[0]) for number in numbers.split(":"))
         last = rest[0] if rest else first
         step = rest[1] if len(rest) > 1 else (1 if last >= first else -1)
         if step == 0 or (last - first) * step < 0:
             raise ValueError(f"{name}: expected a step that leads from {first} to {last}, got {step}. {example}")
         found.append((range(first, last + (1 if step > 0 else -1), step), share))
+        count += len(found[-1][0])
+        if count > MOST:
+            raise ValueError(f"{name}: expected at most {MOST} layers, got more in {quoted(text)}.")
     if not found:
-        raise ValueError(f"{name}: expected at least one layer, got {text!r}. {example}")
+        raise ValueError(f"{name}: expected at least one layer, got {quoted(text)}. {example}")
     return found
 
 

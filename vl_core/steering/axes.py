@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 
-from ..states.fields import Field, Value
+from ..states.fields import Field, Value, quoted
 from ..states.layers import read_layers
 from .settings import ALSO, BLENDS, FIELDS, MAX_STRENGTH
 from .way import find_way, way_names
@@ -87,7 +87,7 @@ def parse_axis(name: str, text: str, fields: Mapping[str, Field] | None = None, 
     name = axis_name(name)
     known = {**SWEPT, **(fields or {})}
     if name not in known:
-        raise ValueError(f"axis: expected one of {', '.join(known)}, got {name!r}.")
+        raise ValueError(f"axis: expected one of {', '.join(known)}, got {quoted(name)}.")
     return Axis(name, tuple(parse_values(text, known[name], name.replace("_", " "), limit)))
 
 
@@ -117,10 +117,10 @@ def parse_values(text: str, field: Field, name: str = "values", limit: int = MAX
         else:
             values += _numbers(part, field, name, limit)
         if len(values) > limit:
-            raise ValueError(f"{name}: expected at most {limit} values, got more in {text!r}.")
+            raise ValueError(f"{name}: expected at most {limit} values, got more in {quoted(text)}.")
     if not values:
         kind = f"such as {', '.join(field.choices()[:2])}" if field.choices() else "such as 0, 0.3, 1 or 0:1:0.1"
-        raise ValueError(f"{name}: expected at least one value, {kind}, got {text!r}.")
+        raise ValueError(f"{name}: expected at least one value, {kind}, got {quoted(text)}.")
     return values
 
 
@@ -128,7 +128,7 @@ def _layers(text: str, field: Field, name: str, limit: int) -> list[Value]:
     """Layers in the grammar of :mod:`~vl_core.states.layers`."""
     spans = [span for span, _ in read_layers(text, name)]
     if sum(map(len, spans)) > limit:
-        raise ValueError(f"{name}: expected at most {limit} values, got more in {text!r}.")
+        raise ValueError(f"{name}: expected at most {limit} values, got more in {quoted(text)}.")
     return [field.check(name, layer) for span in spans for layer in span]
 
 
@@ -139,17 +139,17 @@ def _numbers(part: str, field: Field, name: str, limit: int) -> list[Value]:
     except InvalidOperation:
         fits, bounds = False, []
     if not fits or len(bounds) > 3:
-        raise ValueError(f"{name}: expected a number or a range from:to:step such as 0:1:0.1, got {part!r}.")
+        raise ValueError(f"{name}: expected a number or a range from:to:step such as 0:1:0.1, got {quoted(part)}.")
     if len(bounds) == 1:
         return [field.check(name, _plain(bounds[0]))]
     start, stop = bounds[:2]
     if len(bounds) == 2 and field.kind is float:
-        raise ValueError(f"{name}: expected a step as well, such as {part}:0.1, got {part!r}.")
+        raise ValueError(f"{name}: expected a step as well, such as {part}:0.1, got {quoted(part)}.")
     step = bounds[2] if len(bounds) == 3 else Decimal(1 if stop >= start else -1)
     if step == 0 or (stop - start) * step < 0:
         raise ValueError(f"{name}: expected a step that leads from {start} to {stop}, got {step}.")
     if (stop - start) / step >= limit:
-        raise ValueError(f"{name}: expected at most {limit} values, got more in {part!r}.")
+        raise ValueError(f"{name}: expected at most {limit} values, got more in {quoted(part)}.")
     count = int((stop - start) // step) + 1
     return [field.check(name, _plain(start + index * step)) for index in range(count)]
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from ..states.fields import Value
+from ..states.fields import Value, quoted
 from .axes import MAX_CELLS, SEED, SWEPT, Axis
 from .settings import AUTOMATIC, OPEN_BLEND, WORDS_ONLY, Settings, rename
 
@@ -208,7 +208,7 @@ def make_plan(
     names = [axis.name for axis in axes]
     for name in names:
         if name not in SWEPT and name not in extra:
-            raise ValueError(f"axis: expected one of {', '.join([*SWEPT, *extra])}, got {name!r}.")
+            raise ValueError(f"axis: expected one of {', '.join([*SWEPT, *extra])}, got {quoted(name)}.")
         if names.count(name) > 1:
             raise ValueError(f"axis: expected every setting on one axis, got {name} on {names.count(name)}.")
     if taken := sorted(set(extra) & set(SWEPT)):

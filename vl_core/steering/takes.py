@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..encoder.writing import INSTRUCTIONS
 from ..pictures import baseline_picture, check_picture
+from ..states.fields import quoted
 
 PictureUse = Literal["as it is", "blurred", "colourless"]
 PICTURE_USES = get_args(PictureUse)
@@ -85,7 +86,7 @@ def find_take(name: str) -> Take:
     for take in TAKES:
         if take.name == name:
             return take
-    raise ValueError(f"take: expected one of {', '.join(take_names())}, got {name!r}.")
+    raise ValueError(f"take: expected one of {', '.join(take_names())}, got {quoted(name)}.")
 
 
 def show(picture: Tensor, use: PictureUse, name: str = "image") -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..adapters.picture_adapter import PictureAdapter
 from ..states.families import ZIMAGE, Family
+from ..states.fields import quoted
 from ..states.layout import TokenLayout
 from ..states.statistics import ReferenceStatistics
 from ..states.vl_states import VLStates
@@ -199,7 +200,7 @@ def find_way(name: str) -> Way:
     for way in known.values():
         if name in way.also:
             return way
-    raise ValueError(f"way: expected one of {', '.join(known)}, got {name!r}.")
+    raise ValueError(f"way: expected one of {', '.join(known)}, got {quoted(name)}.")
 
 
 def candidates(way: Way) -> list[Way]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ...adapters.picture_adapter import MAX_STRENGTH, PictureAdapter
+from ...states.fields import quoted
 from ..settings import Settings
 from ..way import Given, Needs, Readings, Steered, Text, Way
 
@@ -87,10 +88,10 @@ def parse_slots(text: str) -> dict[str, float]:
         if not abs(value) <= MAX_STRENGTH:
             raise ValueError(
                 f"slots: expected names with factors from -{MAX_STRENGTH:g} to {MAX_STRENGTH:g}, such as style, "
-                f"palette:0.5, got {part!r}."
+                f"palette:0.5, got {quoted(part)}."
             )
         if name.strip() in found:
-            raise ValueError(f"slots: expected every slot once, got {name.strip()!r} more often.")
+            raise ValueError(f"slots: expected every slot once, got {quoted(name.strip())} more often.")
         found[name.strip()] = value
     return found
 
