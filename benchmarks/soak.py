@@ -6,7 +6,6 @@ the commands paint with the miniature. Linux only: memory is read from /proc.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import os
@@ -24,14 +23,18 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
-from .common import Report, add_output_argument
+from .common import Report, add_output_argument, relative_error
 from .soak_jobs import kill_commands, kill_in_the_server, stop_in_the_server
 from .soak_prompts import PROBES, Made, make_prompt
 
 ROOT = Path(__file__).parents[1]
 WARM = 100  # prompts after which memory has to be flat
 FLAT = 0.05
+# Of float32 results: a picture that was read before is read on from what was kept of it, which rounds otherwise.
+SAME = 1e-5
 BARE = (  # what no message of ours is raised as
     "AttributeError", "IndexError", "KeyError", "NameError", "RecursionError", "UnboundLocalError", "ZeroDivisionError",
 )
@@ -119,9 +122,8 @@ class Seen:
     lock: threading.Lock = field(default_factory=threading.Lock)
     next: int = 0
     ends: Counter = field(default_factory=Counter)
-    memory: list[int] = field(default_factory=list)  # bytes of the server after each prompt …
-    about: list[str] = field(default_factory=list)  # … and which that was
-    probes: dict[int, dict[str, int]] = field(default_factory=dict)  # number of the probe -> digest -> how often
+    memory: list[int] = field(default_factory=list)  # bytes of the server after each prompt
+    probes: dict[int, list[Tensor]] = field(default_factory=dict)  # number of the probe -> what it saved each time
     ran: Counter = field(default_factory=Counter)  # of the probes: nodes that were run and not taken from a cache
     wrong: list[str] = field(default_factory=list)
 
@@ -146,7 +148,6 @@ def flood(report: Report, server: Any, wiring: ModuleType, arguments: Any, seed:
             with seen.lock:
                 seen.ends[f"{made.kind}: {end}"] += 1
                 seen.memory.append(resident(server.pid))
-                seen.about.append(f"{made.kind}, {made.about}")
                 if len(seen.memory) % 50 == 0:
                     print(f"  {len(seen.memory)} prompts, {seen.memory[-1] / 2**20:.0f} MiB", flush=True)
 
@@ -157,10 +158,12 @@ def flood(report: Report, server: Any, wiring: ModuleType, arguments: Any, seed:
         one.join()
     for name, count in sorted(seen.ends.items()):
         report.add(name, count=count)
-    for number, digests in sorted(seen.probes.items()):
-        report.add(f"identical prompt {PROBES[number][0]}", count=sum(digests.values()), different=len(digests))
-        if len(digests) > 1:
-            seen.wrong.append(f"probe {number} gave {len(digests)} results: {digests}")
+    for number, saved in sorted(seen.probes.items()):
+        worst = max(relative_error(one, saved[0]) for one in saved)
+        same = sum(torch.equal(one, saved[0]) for one in saved)
+        report.add(f"identical prompt {PROBES[number][0]}", count=len(saved), same_bits=same, largest_difference=worst)
+        if worst > SAME:
+            seen.wrong.append(f"probe {number}: results differ by {worst:.2g}")
     report.add("nodes of identical prompts that ran anew", count=sum(seen.ran.values()))
     report.add("prompts a minute", count=round(60 * arguments.prompts / (time.monotonic() - began)))
     measure_memory(report, seen)
@@ -175,9 +178,6 @@ def measure_memory(report: Report, seen: Seen) -> None:
         return
     first, last = (statistics.median(part) for part in (seen.memory[WARM : WARM + 50], seen.memory[-50:]))
     growth = last / first - 1
-    steps = [(after - before) / 2**20 for before, after in zip(seen.memory, seen.memory[1:], strict=False)]
-    for index in sorted(range(WARM, len(steps)), key=steps.__getitem__)[:-4:-1]:
-        print(f"  {steps[index]:+.0f} MiB: {seen.about[index + 1]}", flush=True)
     report.add(
         "memory of the server", first_hundred_MiB=seen.memory[WARM] / 2**20, then_MiB=first / 2**20,
         last_MiB=last / 2**20, most_MiB=max(seen.memory) / 2**20, growth_percent=100 * growth,
@@ -239,13 +239,12 @@ def judge(history: dict, made: Made, server: Any, seen: Seen) -> str:
 
 
 def keep_probe(history: dict, messages: dict, made: Made, server: Any, seen: Seen) -> None:
-    """Digest of what an identical prompt saved, and how much of it the server computed this time."""
+    """What an identical prompt saved, and how much of it the server computed this time."""
     saved = sorted((server.base / "output" / "vl_embeddings" / made.saves).parent.glob(f"{Path(made.saves).name}_*"))
-    digest = hashlib.sha256(saved[-1].read_bytes()).hexdigest()[:16]
+    states = torch.cat([one.double().flatten() for _, one in sorted(load_file(saved[-1]).items())])
     cached = set(messages.get("execution_cached", {}).get("nodes", []))
     with seen.lock:
-        digests = seen.probes.setdefault(made.probe, {})
-        digests[digest] = digests.get(digest, 0) + 1
+        seen.probes.setdefault(made.probe, []).append(states)
         seen.ran[made.probe] += len(set(made.body["prompt"]) - cached)
 
 

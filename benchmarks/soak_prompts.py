@@ -17,6 +17,7 @@ ODD_WORDS = (
     "../../secret", "/etc/passwd", "a" * 5000, "💥" * 200, "\0", "((a\\)", "1," * 3000, "0:1:0.0000001", "style:nan",
     "[" * 2000, '{"version": 1}', "水彩画和柔和的光线",
 )
+TOUR = 90  # prompts
 # Values within the bounds that would only take long.
 SMALL = {
     "image_tokens": 64, "max_tokens": 8, "cell_size": 512, "downsample": 8, "batch_size": 4, "width": 64, "height": 64,
@@ -57,16 +58,18 @@ def make_prompt(number: int, seed: int, info: dict, wiring: ModuleType) -> Made:
     draw = random.Random(f"{seed} {number}")
     if number % 6 == 0:
         return _probe(number, info, wiring)
+    if number < TOUR:  # every node and the longest words while memory is not looked at yet
+        chosen = {"prompt": ODD_WORDS[number % len(ODD_WORDS)]}
+        prompt, _ = wiring.node_prompt(NODES[number % len(NODES)], info, wire=True, chosen=chosen)
+        return Made("odd", f"{NODES[number % len(NODES)]} {json.dumps(chosen)[:80]}", number, {"prompt": prompt})
     kind = draw.choice(["valid", "odd", "odd", "refused", "stop"])
     if kind == "refused":
         about, body = _refused(draw, info, wiring)
         return Made(kind, about, number, body)
     short = draw.choice(NODES)
     chosen = {} if kind == "valid" else _drawn(draw, short, info, wiring)
-    # A prompt of its own: what a server has computed for another client it would not compute again. Image delta has to
-    # read the words of the text that it is given.
-    own = {} if short == "Delta" else {"prompt": f"cat {number}"}
-    prompt, _ = wiring.node_prompt(short, info, wire=draw.random() < 0.5, chosen=own | chosen)
+    # A prompt of its own: what a server has computed for another client it would not compute again.
+    prompt, _ = wiring.node_prompt(short, info, wire=draw.random() < 0.5, chosen={"prompt": f"cat {number}"} | chosen)
     about = f"{short} {json.dumps(chosen)[:200]}"
     return Made(kind, about, number, {"prompt": prompt}, delay=draw.uniform(0, 0.5))
 
