@@ -17,7 +17,7 @@ LIGHT = (
     "Encode", "SelectTokens", "MaskOutliers", "Normalize", "Blend", "Delta", "Inspect", "Grid", "AdapterApply",
     "LookApply", "Save", "LoadSaved", "Reference", "Condition",
 )
-HEAVY = ("AdapterFit", "Describe", "LayerReport", "MatchSpace", "Sweep", "Loader")
+HEAVY = ("AdapterFit", "Describe", "DescribeFolder", "LayerReport", "MatchSpace", "Sweep", "Loader")
 NOT_FLOODED = ("LookLearn",)  # paints; tests/host/test_learn.py has what it refuses
 EXAMPLES = settings().max_examples
 TOLD = (ValueError, TypeError, FileNotFoundError)  # what our messages are raised as
@@ -112,8 +112,8 @@ def drawn_inputs(schema, things: dict, draw) -> dict:
             inputs[one.id] = usual
         elif not one.optional or draw(st.booleans()):
             inputs[one.id] = value_of(one, things, draw)
-    if schema.node_id == "ZImageVLAdapterFit":
-        inputs |= {"name": "flooded", "replace": True}
+    if schema.node_id in ("ZImageVLAdapterFit", "ZImageVLDescribeFolder"):
+        inputs |= {"name": "flooded", "replace": True} if schema.node_id == "ZImageVLAdapterFit" else {}
         if draw(st.booleans()):
             inputs["folder"] = things["folder"]
     if schema.is_input_list:

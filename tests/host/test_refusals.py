@@ -7,7 +7,7 @@ import pytest
 NODES = (
     "Condition", "Encode", "SelectTokens", "MaskOutliers", "Normalize", "Blend", "Delta", "Describe", "AdapterFit",
     "AdapterApply", "LookLearn", "LookApply", "MatchSpace", "Inspect", "LayerReport", "Sweep", "Grid", "Save",
-    "LoadSaved", "Loader", "Reference",
+    "LoadSaved", "Loader", "Reference", "DescribeFolder",
 )
 LABELS = {"alpha": "strength", "method": "way", "columns": "axis", "rows": "axis", "pages": "axis"}
 LISTS = {"column_values": "strength", "row_values": "way", "page_values": "seed"}  # and the axes they are given for

@@ -8,7 +8,7 @@ import pytest
 NODES = (
     "Condition", "Encode", "SelectTokens", "MaskOutliers", "Normalize", "Blend", "Delta", "Describe", "AdapterFit",
     "AdapterApply", "LookLearn", "LookApply", "MatchSpace", "Inspect", "LayerReport", "Sweep", "Grid", "Save",
-    "LoadSaved", "Loader", "Reference",
+    "LoadSaved", "Loader", "Reference", "DescribeFolder",
 )
 NO_WIDGETS = ("Reference",)
 ONLY_LISTS = ("LoadSaved",)  # core lets no list be wired to a primitive

@@ -85,7 +85,7 @@ def inspection_figure(
     axes = first.subplots(panels, 1, squeeze=False)[:, 0]
     _draw_token_rms(axes[0], inspection, colours)
     if inspection.ratio is not None:
-        _draw_ratios(axes[1], inspection, inspection.ratio.numpy(), colours)
+        _draw_ratios(axes[1], inspection, colours)
     if more:
         *scatters, cosines = more
         for part in scatters:
@@ -219,7 +219,9 @@ def _draw_token_rms(axes, inspection: Inspection, colours: Theme) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
-def _draw_ratios(axes, inspection: Inspection, ratio: np.ndarray, colours: Theme) -> None:
+def _draw_ratios(axes, inspection: Inspection, colours: Theme) -> None:
+    assert inspection.ratio is not None, "drawn only where there is a reference"
+    ratio = inspection.ratio.numpy()
     axes.plot(np.arange(inspection.width), ratio, ".", color=colours.roles[TokenRole.TEXT], markersize=3)
     axes.axhline(1, color=colours.ink, linewidth=0.8)
     for bound in (inspection.threshold, 1 / inspection.threshold):
