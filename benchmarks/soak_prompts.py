@@ -68,8 +68,10 @@ def make_prompt(number: int, seed: int, info: dict, wiring: ModuleType) -> Made:
         return Made(kind, about, number, body)
     short = draw.choice(NODES)
     chosen = {} if kind == "valid" else _drawn(draw, short, info, wiring)
-    # A prompt of its own: what a server has computed for another client it would not compute again.
-    prompt, _ = wiring.node_prompt(short, info, wire=draw.random() < 0.5, chosen={"prompt": f"cat {number}"} | chosen)
+    # A prompt of its own: what a server has computed for another client it would not compute again. Image delta has to
+    # read the words of the text that it is given.
+    own = {} if short == "Delta" else {"prompt": f"cat {number}"}
+    prompt, _ = wiring.node_prompt(short, info, wire=draw.random() < 0.5, chosen=own | chosen)
     about = f"{short} {json.dumps(chosen)[:200]}"
     return Made(kind, about, number, {"prompt": prompt}, delay=draw.uniform(0, 0.5))
 

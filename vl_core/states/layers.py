@@ -53,7 +53,7 @@ def read_layers(text: str, name: str = "layers", *, weighted: bool = False) -> l
         found.append((range(first, last + (1 if step > 0 else -1), step), share))
         count += len(found[-1][0])
         if count > MOST:
-            raise ValueError(f"{name}: expected at most {MOST} layers, got more in {quoted(text)}.")
+            raise ValueError(f"{name}: expected at most {MOST} values, got more in {quoted(text)}.")
     if not found:
         raise ValueError(f"{name}: expected at least one layer, got {quoted(text)}. {example}")
     return found
