@@ -89,7 +89,8 @@ class ZImageVLCondition(Node):
                 io.Combo.Input(
                     "recipe", display_name="take", options=Names.taking(listed_recipes(), find_recipe),
                     default=DEFAULT_TAKE, optional=True,
-                    tooltip="What to take: the look is all but what the picture shows, everything includes that.",
+                    tooltip="What to take: the look is all but what the picture shows, everything includes that. "
+                    "composition was not shown to work.",
                 ),
                 widgets.weights_input(),
                 widgets.combine_input(),
