@@ -1,8 +1,8 @@
 """Batched forwards of the stock modules' own weights, for training and measuring.
 
 The stock forwards take one sequence or one list entry at a time; these take batches of equal shape, and
-``tests/unit/test_miniature_forwards.py`` holds them to the stock ones. Pictures are 128 × 128: 16 image tokens, 64
-image tokens of the DiT.
+``tests/unit/miniature/test_miniature_forwards.py`` holds them to the stock ones. Pictures are
+128 × 128: 16 image tokens, 64 image tokens of the DiT.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ Keys and values lie in buffers of a fixed size, and everything that changes from
 of the buffers is filled, the token itself) in tensors. So a step is the same work each time: on an NVIDIA GPU it is
 captured once as a graph and replayed, without a word from the CPU. Elsewhere the same functions run one by one.
 
-The results are those of the modules' own ``forward`` up to rounding; ``tests/unit/test_writing.py`` holds them to
-transformers' ``generate`` token by token.
+The results are those of the modules' own ``forward`` up to rounding; ``tests/unit/encoder/test_writing.py`` holds them
+to transformers' ``generate`` token by token.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 At batch 1 a GPU waits for the next kernel to be launched, so every operation that is merged with another counts. Works
 on the modules of transformers and of ComfyUI, which name their parts alike. The results are those of the modules' own
 ``forward`` up to rounding, and with :data:`EXACT` those of transformers bit for bit;
-``tests/unit/test_prefix.py`` holds them together.
+``tests/unit/encoder/test_prefix.py`` holds them together.
 """
 
 from __future__ import annotations

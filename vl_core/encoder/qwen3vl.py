@@ -2,7 +2,7 @@
 
 Only what those states need is loaded and run: the vision tower, the first blocks of the language model, no lm_head;
 what was computed before is kept (:mod:`.prefix`). The block loop is ours, so one implementation serves transformers
-4.57 and 5; ``tests/unit/test_encoder.py`` holds it to transformers' own ``output_hidden_states``.
+4.57 and 5; ``tests/unit/encoder/test_encoder.py`` holds it to transformers' own ``output_hidden_states``.
 """
 
 from __future__ import annotations

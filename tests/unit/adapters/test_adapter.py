@@ -398,7 +398,7 @@ def test_a_saved_klein_adapter_is_the_same_and_a_file_without_a_family_is_zimage
 
 
 def test_the_miniatures_adapter_whose_file_is_older_than_families_acts_as_numpy_says():
-    adapter = PictureAdapter.load(Path(__file__).parents[2] / "miniature" / "models" / "adapter.safetensors")
+    adapter = PictureAdapter.load(Path(__file__).parents[3] / "miniature" / "models" / "adapter.safetensors")
     made, layout = adapter.spec, words((11, 12, 13))
     vl = insert_pictures(layout, [(4, 4)], SPECIAL)
     states = random(1, len(vl), made.vl_width, seed=1)

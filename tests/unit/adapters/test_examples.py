@@ -165,7 +165,7 @@ def test_a_fit_that_is_killed_goes_on_to_the_same_adapter(folder, tmp_path):
     )
     if not hasattr(signal, "SIGKILL"):
         pytest.skip("this system has no SIGKILL")
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, check=False)
     assert ended.returncode == -signal.SIGKILL

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 WAY = "mean of picture"
 

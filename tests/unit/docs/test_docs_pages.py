@@ -11,7 +11,7 @@ import pytest
 
 from miniature.show.tables import fill_settings
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted(DOCS.glob("*.md"))
 LINK = re.compile(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"")

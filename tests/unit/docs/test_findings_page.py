@@ -10,7 +10,7 @@ import pytest
 
 from vl_core.headless.compare.summary import from_csv, markdown
 
-ROOT = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[3] / "docs"
 PAGE = (ROOT / "findings.md").read_text(encoding="utf-8")
 LAYERS = (-1, -2, -4, -6, -8, -12)
 # A mark before each table: whose figures it shows, and which.

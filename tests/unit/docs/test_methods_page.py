@@ -17,7 +17,7 @@ from vl_core.steering.settings import FIELDS
 from vl_core.steering.takes import PICTURE_USES
 from vl_core.steering.way import ways
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LATER = ("description", "as published")  # other names by which commands call a way
 PAGE = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 

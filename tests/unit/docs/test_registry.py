@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LARGEST = 4 << 20  # bytes of an archive before it is packed
 NEEDED = ("__init__.py", "README.md", "LICENSE", "requirements.txt", "pyproject.toml")
 FOLDERS = {"nodes", "vl_core", "workflows", "web", "locales"}

@@ -19,7 +19,7 @@ from vl_core.encoder.writing import INSTRUCTIONS
 from vl_core.pictures import patchify, prepare_picture
 from vl_core.steering.takes import TAKES
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MINIATURE = ROOT / "miniature" / "models" / "qwen3-vl-mini"
 REQUEST = "describe the light of the sea"
 

@@ -188,7 +188,7 @@ def test_a_run_that_is_killed_at_any_point_goes_on_and_ends_the_same(small, show
         before = {name: (folder / name).read_bytes() if (folder / name).is_file() else b"" for name in LINES}
         process = subprocess.Popen(
             [sys.executable, "-m", "vl_core", *command(shown, folder)], env=environment, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2],
+            stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[3],
         )
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:

@@ -21,7 +21,7 @@ from vl_core.looks.options import LearnOptions
 from vl_core.zimage import lean, look_painter, tiny
 from vl_core.zimage.look_painter import PipelinePainter
 
-MODELS = Path(__file__).parents[2] / "miniature" / "models"
+MODELS = Path(__file__).parents[3] / "miniature" / "models"
 FEW = LearnOptions(steps=2, draws=2, size=64)
 WORDS = Words(("a cat",), "a painting of the sea")
 

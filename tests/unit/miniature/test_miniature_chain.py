@@ -25,7 +25,7 @@ from vl_core.adapters.space_adapter import SpaceAdapter
 from vl_core.states.tensors import token_rms
 from vl_core.zimage.pipeline import encode_text
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -402,7 +402,7 @@ def test_the_sheet_of_the_adapter_shows_one_picture_and_two(fitted):
 def test_the_curves_are_drawn_from_the_report_that_is_shipped(tmp_path):
     from PIL import Image
 
-    shipped = Path(__file__).parents[2] / "miniature" / "models"
+    shipped = Path(__file__).parents[3] / "miniature" / "models"
     main(["curves-plot", "--out", str(tmp_path), "--models", str(shipped)])
     with Image.open(tmp_path / "adapter_curves.png") as drawn:
         assert drawn.width == 1200

@@ -14,7 +14,7 @@ from miniature.show import tables
 from vl_core.steering.takes import take_names
 from vl_core.steering.ways.adapter import WORTH_IT
 
-REPORT = json.loads((Path(__file__).parents[2] / "miniature" / "takes.json").read_text(encoding="utf-8"))
+REPORT = json.loads((Path(__file__).parents[3] / "miniature" / "takes.json").read_text(encoding="utf-8"))
 BY_WORDS = [row for row in REPORT["rows"] if row["way"] == "words" and row["strength"] == 1]
 PLACELESS = "composition"  # the miniature's DiT does not follow words for places: nothing to measure there
 
@@ -76,6 +76,6 @@ def test_a_place_is_read_off_the_centroid_of_what_has_the_objects_colour(place):
 
 
 def test_the_page_has_the_table_of_the_report():
-    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")
     assert tables.fill_takes(page, REPORT) == page
     assert "\n".join(takes.table(REPORT)) in page

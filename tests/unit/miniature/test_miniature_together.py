@@ -20,7 +20,7 @@ from miniature.measure import check
 from miniature.train import together
 from miniature.train.training import Options
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

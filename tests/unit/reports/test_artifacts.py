@@ -255,7 +255,7 @@ def test_blobs_of_colour_stand_out_on_busy_photographs_and_the_page_says_so(name
         assert row[4] == "3 of 3"
         baseline = photograph(name)
         assert "colour_blobs" in compare_artifacts(with_discs(baseline, SEEDS[0]), baseline).worse()
-    (table,) = BLOBS.findall((Path(__file__).parents[2] / "docs" / "interpreting.md").read_text(encoding="utf-8"))
+    (table,) = BLOBS.findall((Path(__file__).parents[3] / "docs" / "interpreting.md").read_text(encoding="utf-8"))
     rows = [[cell.strip() for cell in line.strip(" |").split("|")] for line in table.splitlines()[2:]]
     assert row in rows
 

@@ -15,7 +15,7 @@ from vl_core.states.sinks import find_sinks
 from vl_core.states.statistics import ReferenceStatistics
 from vl_core.states.tensors import check_all_embeddings, put_back
 
-PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "qwen3_4b_layer-2_stats.npz"
+PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "qwen3_4b_layer-2_stats.npz"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

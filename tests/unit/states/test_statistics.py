@@ -17,7 +17,7 @@ from vl_core.states.sinks import TokenSizes, counted_tokens, find_sinks
 from vl_core.states.statistics import Moments, ReferenceStatistics, calibrate, calibration_prompts, length_batches
 from vl_core.states.tensors import all_finite, median, overall_std, token_rms
 
-PUBLISHED = Path(__file__).parents[3] / "shared" / "data" / "qwen3_4b_layer-2_stats.npz"
+PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "qwen3_4b_layer-2_stats.npz"
 needs_published = pytest.mark.skipif(
     not PUBLISHED.exists(), reason="the published statistics of Qwen3-4B are not part of the repository"
 )

@@ -1,9 +1,9 @@
 """The published method, complete and apart: the research note and its public code, by their own arithmetic.
 
 Nothing here is what the rest of the pack recommends. What each part does to pictures was not measured; what it
-computes is held to a transcription in numpy (``tests/unit/test_published.py``). Everything runs in float64 on the CPU.
-Where the published code gives NaN or divides by zero (a single token's std, opposite tokens on an arc), a std counts
-as 0 or the tokens are mixed along the line, and the function says so.
+computes is held to a transcription in numpy (``tests/unit/stages/test_published.py``). Everything runs in float64 on
+the CPU. Where the published code gives NaN or divides by zero (a single token's std, opposite tokens on an arc), a
+std counts as 0 or the tokens are mixed along the line, and the function says so.
 
 =====================  ================================================================================
 cleaning
