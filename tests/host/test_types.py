@@ -8,19 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import folder_paths
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_nodes_pass_pyright(tmp_path: Path) -> None:
+def test_nodes_pass_pyright(comfyui: Path, tmp_path: Path) -> None:
     checker = shutil.which("basedpyright")
     if checker is None:
         pytest.skip("basedpyright is not installed")
     settings = {
         "extends": str(ROOT / "pyproject.toml"), "include": [str(ROOT / "nodes")],
-        "extraPaths": [str(Path(folder_paths.__file__).parent)],
+        "extraPaths": [str(comfyui)],
     }
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(settings), encoding="utf-8")
     done = subprocess.run(
