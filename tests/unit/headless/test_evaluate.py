@@ -145,7 +145,8 @@ def test_no_words_or_names_of_the_owner_are_in_the_evidence_unless_asked_for(sma
     text = (small / "evidence.json").read_text()
     assert prompt not in text and not any(Path(file).stem in text for file in files)
     assert main(command(shown, small, "--with-pictures")) == 0
-    assert prompt in (small / "evidence.json").read_text()
+    asked_for = (small / "evidence.json").read_text()
+    assert prompt in asked_for and "thumbnail" in asked_for and "thumbnail" not in text
     assert main(command(shown, small)) == 0
     assert (small / "evidence.json").read_text() == text
 

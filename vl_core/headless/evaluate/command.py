@@ -86,7 +86,6 @@ def add_arguments(parser) -> None:
         "--looks", metavar="FOLDER",
         help=f"learned looks, each named as its picture, and {NOISE_LOOK} learned on noise as their null",
     )
-    models.add_argument("--score", action="append", default=[], metavar="FOLDER", help="a CLIP or DINO on disk")
     painting = parser.add_argument_group("painting")
     painting.add_argument("--steps", type=int, help="9 suits Z-Image-Turbo, 28 to 50 Z-Image")
     painting.add_argument("--guidance", type=float, help="0 suits Z-Image-Turbo, 3 to 5 Z-Image")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import hashlib
+import io
 import json
 import math
 import platform
@@ -31,6 +33,7 @@ from .runner import Evaluation
 
 Kind = Literal["words", "caption", "way"]
 EVIDENCE, RECIPES = "evidence.json", "recipes"
+THUMBNAIL = 96  # pixels
 PACKAGES = ("torch", "diffusers", "transformers")
 NEEDS_FILE = ("picture adapter", "learned look")
 
@@ -106,7 +109,11 @@ def evidence_of(evaluation: Evaluation, layers: str, with_pictures: bool = False
     ]
     pictures = []
     for one, told in zip(sheet.references, evaluation.told, strict=True):
-        said = {"parts": dict(told.parts), "caption": told.caption} if one.builtin or with_pictures else {}
+        said: dict[str, Any] = {}
+        if one.builtin or with_pictures:
+            said = {"parts": dict(told.parts), "caption": told.caption}
+        if with_pictures:
+            said["thumbnail"] = thumbnail(evaluation.reference(one.key))
         pictures.append({"name": one.name if one.builtin or with_pictures else one.key, "key": one.key, **said})
     return seal({
         "kind": KIND, "version": VERSION, "made": made(sheet.models.identity()), "machine": machine(evaluation),
@@ -124,6 +131,18 @@ def evidence_of(evaluation: Evaluation, layers: str, with_pictures: bool = False
         "records": [one.model_dump() for one in records],
         "figures": [one.model_dump() for one in figures if one is not None],
     })
+
+
+def thumbnail(file: Path) -> str:
+    """A picture of 96 pixels as a JPEG in base64."""
+    from PIL import Image
+
+    written = io.BytesIO()
+    with Image.open(file) as image:
+        small = image.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        small.save(written, "JPEG", quality=80)
+    return base64.b64encode(written.getvalue()).decode("ascii")
 
 
 def made(identity: Mapping[str, Any]) -> dict[str, str]:
