@@ -254,12 +254,14 @@ def table(report: Mapping[str, Any]) -> list[str]:
     for name, entry in report["figures"].items():
         single = [f"{entry[one]:.3f}" if one in entry else "" for one in ("agreement", "there", "missed", "invented")]
         means = f"{entry['bias']:+.3f} | {entry['largest']:.3f}"
-        sure = f"{shown(entry['sure_order'])} of {entry['couples']}"
+        sure = f"{shown(entry['sure_order'])} of {entry['couples']}" if "couples" in entry else "not counted"
         cells = [name, shown(entry["order"]), sure, f"{entry['span']:.2f}", *single, means]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| mistake made on purpose | told apart |", "|---|---|"]
     lines += [f"| {name} | {share:.3f} |" for name, share in report["planted"].items()]
-    lines += ["", *(report["verdict"] or ["All goals are reached."])]
+    told = [f"{name} {value:+.3f}" for name, value in report["bias_by_words"].items() if value is not None]
+    lines += ["", f"Bias of look, by what a setting brings into the prompt: {', '.join(told)}.", ""]
+    lines += [f"* {line}" for line in report["verdict"]] or ["All goals are reached."]
     return lines
 
 
