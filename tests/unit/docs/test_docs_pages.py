@@ -70,3 +70,21 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_code():
     assert len(messages) > 20
     for message in messages:
         assert message.removesuffix("…").strip() in said, message
+
+
+TESTS = re.compile(r"\btests/[\w/]+\.py\b")
+PYTEST = re.compile(r"python -m pytest ([^`\n]*)`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_a_page_names_are_there(page):
+    text = page.read_text(encoding="utf-8")
+    assert [name for name in TESTS.findall(text) if not (ROOT / name).is_file()] == []
+    for command in PYTEST.findall(text):
+        asked = re.search(r'-k (?:"([^"]*)"|(\S+))', command)
+        files = [ROOT / name for name in TESTS.findall(command)]
+        if not asked or not files:
+            continue
+        words = [word for word in re.split(r"\W+", asked[1] or asked[2]) if word not in ("or", "and", "not", "")]
+        names = " ".join(name for file in files for name in re.findall(r"def (test_\w+)", file.read_text("utf-8")))
+        assert any(word in names for word in words), command
