@@ -315,3 +315,14 @@ def test_the_root_may_not_define_a_second_registration():
     source = "from .nodes import comfy_entrypoint\nimport logging\nWEB_DIRECTORY = './web'\n"
     assert defined_names(source) == {"comfy_entrypoint", "WEB_DIRECTORY"}
     assert "NODE_CLASS_MAPPINGS" in defined_names(source + "NODE_CLASS_MAPPINGS: dict = {}")
+
+
+LONGEST = 400  # lines of a file
+LONGER = {"miniature/world.py": "the world is one table: what can be painted, and its words"}
+
+
+def test_no_file_of_code_is_longer_than_a_sitting():
+    files = [path for name in ("vl_core", "nodes", "miniature", "benchmarks") for path in (ROOT / name).rglob("*.py")]
+    assert len(files) > 200
+    lines = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert {name for name, count in lines.items() if count > LONGEST} == set(LONGER)

@@ -360,8 +360,7 @@ class Qwen3VLEncoder:
             with asking(check, self.model.visual.blocks):
                 output = self.model.visual(pixel_values.to(self.device, self.dtype), grid_thw=grid_thw.to(self.device))
             # transformers 4.57 returns (embeddings, deepstack), 5 an object.
-            is_tuple = isinstance(output, tuple)
-            seen.append(output[-2:] if is_tuple else (output.pooler_output, output.deepstack_features))
+            seen.append(output[-2:] if isinstance(output, tuple) else (output.pooler_output, output.deepstack_features))
         embeddings, features = zip(*seen, strict=True)
         return torch.cat(embeddings), [torch.cat(level) for level in zip(*features, strict=True)]
 
