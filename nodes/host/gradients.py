@@ -18,7 +18,6 @@ import comfy.model_management
 import comfy.ops
 import torch
 import torch.nn.functional as F
-from comfy.ldm.flux import model as flux
 from comfy.ldm.lumina import model as lumina
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
@@ -28,6 +27,13 @@ KEPT_PER_TOKEN = 30  # values of the model's width that a block keeps per token 
 SPARED = 0.1  # of the device's memory is left alone
 LONG_CAPTION = 512  # tokens
 STREAMS = ("img", "txt")  # what FLUX blocks call the hidden states that they change in place
+
+
+def _is_flux(dit: nn.Module) -> bool:
+    """Whether it is a DiT of FLUX, which is looked for only where something is learned."""
+    from comfy.ldm.flux.model import Flux
+
+    return isinstance(dit, Flux)
 
 
 @contextmanager
@@ -49,7 +55,7 @@ def gradients_through(dit: nn.Module) -> Iterator[None]:
             forward = _forward_of(module)
             if forward is not None:
                 _replace(module, partial(forward, module, module.forward), stack)
-        changes_in_place = isinstance(dit, flux.Flux)
+        changes_in_place = _is_flux(dit)
         for block in _blocks(dit):
             _replace(block, partial(_run_block, block.forward, changes_in_place), stack)
         yield

@@ -116,7 +116,7 @@ def test_our_own_text_encoding_pairs_by_token(run, part, vision, text_clip, text
 
 @pytest.mark.parametrize(
     ("layers", "message"),
-    [("-8", "the model has 6 blocks"), ("", "layers: expected a layer or a range"), ("-1;-2", "got '-1;-2'")],
+    [("-8", "the model has 6 blocks"), ("", "layers: expected at least one layer"), ("-1*2", "got '-1\\*2'")],
 )
 def test_layers_that_do_not_exist_are_refused(layers, message, run, vision):
     with pytest.raises(ValueError, match=message):
