@@ -158,7 +158,7 @@ def sample(
 
 def write_folder(folder: Path, clip: comfy.sd.CLIP) -> Path:
     """A Qwen3-VL CLIP as the Hugging Face folder it would have been loaded from."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)  # files of tests write the same one into the same server
     encoder = clip.cond_stage_model.qwen3vl_4b.transformer
     common = qwen3vl.QWEN3VL_VISION_COMMON
     config = {
