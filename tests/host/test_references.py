@@ -359,8 +359,8 @@ def test_the_mix_is_told_and_works_with_several_pictures(run, native, picture, o
 
 
 @pytest.mark.parametrize("mix, message", [
-    ("-2, two", "mix_layers: expected a layer or a range"), ("-2, -2", "every layer once"), ("-9", "layer: expected -7 to -1"),
-    ("-2, -4:-1", "sum is not zero"),
+    ("-2, two", "mix_layers: expected a layer or a range"), ("-2, -2", "every layer once"),
+    ("-9", "layer: expected -7 to -1"), ("-2, -4:-1", "sum is not zero"),
 ])
 def test_layers_that_cannot_be_mixed_are_refused(mix, message, run, native, picture):
     with pytest.raises(ValueError, match=message):
