@@ -286,19 +286,17 @@ def test_reusing_saved_embeddings_needs_no_vision_model(to_prompt):
     assert not any("qwen3vl" in str(node["inputs"]) for node in prompt.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [("mode", "telepathy", "mode: expected one of automatic, words"), ("recipe", "x", "recipe: expected one of the")],
-)
-def test_a_way_or_take_that_there_is_not_is_refused_before_anything_runs(name, value, expected, server, to_prompt):
+@pytest.mark.parametrize(("name", "value", "choice"), [("mode", "telepathy", "words"), ("recipe", "x", "the look")])
+def test_a_way_or_take_that_there_is_not_is_refused_before_anything_runs(name, value, choice, server, to_prompt):
+    """The list itself takes the names of earlier versions (test_refusals.py), so the host says what it offers."""
     prompt = to_prompt(SIMPLE)
     (number,) = [key for key, node in prompt.items() if node["class_type"] == "ZImageVLCondition"]
     prompt[number]["inputs"] |= {name: value}
     status, answer = server.post("/prompt", {"prompt": prompt})
     assert status == 400
-    error = answer["node_errors"][number]["errors"][0]
-    assert error["type"] == "custom_validation_failed"
-    assert expected in error["details"]
+    (error,) = answer["node_errors"][number]["errors"]
+    assert error["type"] == "value_not_in_list"
+    assert name in error["details"] and repr(value) in error["details"] and repr(choice) in error["details"]
 
 
 def test_embeddings_that_were_never_saved_are_refused_with_the_folder_that_was_searched(server, to_prompt):
