@@ -31,7 +31,10 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]
 GOOD = {"boxes": 1, "readOnly": True, "uncovered": True, "inside": True, "high": True}  # how a report should look
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
+# Boxes and notes of classic nodes are shown however far a template is zoomed out.
+SETTINGS = {
+    "Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+}
 HARMLESS = ("Failed to load resource", "graph accessed before initialization")  # said by the bare frontend, too
 
 OPEN_FILE = "([name, text]) => app.handleFile(new File([text], name, { type: 'application/json' }))"
