@@ -215,6 +215,7 @@ def test_another_evaluation_does_not_go_on_in_the_same_folder(small, shown, caps
     assert "holds an evaluation with other prompts" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(os.environ.get("ZIMAGE_VL_SLOW") != "1", reason="takes two minutes; ZIMAGE_VL_SLOW=1 runs it")
 def test_two_painters_on_ray_paint_and_judge_the_same(small, shown, tmp_path):
     pytest.importorskip("ray", reason="painting on a cluster needs Ray")
     folder = tmp_path / "ray"

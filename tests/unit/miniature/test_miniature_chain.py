@@ -366,11 +366,11 @@ def test_two_pictures_are_measured_with_their_bound_and_null_control_and_in_shar
         main([*asked, "--shard", shard])
     before = len((fitted / "two_pictures_rows.jsonl").read_text().splitlines())
     main(asked)
-    rows = json.loads((fitted / "two_pictures.json").read_text())["rows"]
-    names = [row["name"] for row in rows]
+    found = json.loads((fitted / "two_pictures.json").read_text())["rows"]
+    names = [row["name"] for row in found]
     assert names == [rows.TEXT_ONLY, rows.CAPTION, *(method.name for method in two_pictures.methods())]
     assert {"words of both", "parts", "parts of two other pictures", "average"} <= set(names)
-    assert all(0 <= row["parts_of_both"] <= 1 for row in rows)
+    assert all(0 <= row["parts_of_both"] <= 1 for row in found)
     assert len((fitted / "two_pictures_rows.jsonl").read_text().splitlines()) == before + 2  # what no shard measures
 
 
