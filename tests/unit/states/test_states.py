@@ -379,7 +379,7 @@ def test_conditioning_of_a_wrong_shape_is_refused(tmp_path):
 
 def test_a_layout_of_another_length_is_refused(tmp_path):
     path = tmp_path / "c.safetensors"
-    with pytest.raises(ValueError, match="entry 1 has 12 tokens but its layout describes 22"):
+    with pytest.raises(ValueError, match="expected 22 tokens in entry 1, as they were described, got 12"):
         save_conditioning(path, [[torch.zeros(1, 3, 4), {}], [torch.zeros(1, 12, 4), {"vl_layout": fox_layout()}]])
     assert not path.exists()
     save_conditioning(path, [[torch.zeros(1, 22, 4), {"vl_layout": fox_layout()}]])
