@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from pathlib import Path
 
@@ -30,6 +31,20 @@ def tiny_qwen3vl(tiny_models, tmp_path_factory):
     pytest.importorskip("transformers", minversion="4.57", reason="the tiny Qwen3-VL needs transformers 4.57")
     folder = tmp_path_factory.mktemp("tiny") / "Qwen3-VL-Tiny-Instruct"
     return folder, tiny_models.write_folder(folder)
+
+
+@pytest.fixture(scope="session")
+def weights_hash():
+    """A function: a digest of every weight of a pipeline's image model, VAE and text encoder."""
+
+    def digest(pipeline) -> str:
+        found = hashlib.sha256()
+        for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
+            for name, tensor in module.state_dict().items():
+                found.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
+    return digest
 
 
 @pytest.fixture(scope="module")

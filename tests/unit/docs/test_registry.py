@@ -14,7 +14,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[3]
 LARGEST = 4 << 20  # bytes of an archive before it is packed
 NEEDED = ("__init__.py", "README.md", "LICENSE", "requirements.txt", "pyproject.toml")
-FOLDERS = {"nodes", "vl_core", "workflows", "web", "locales"}
+FOLDERS = {"nodes", "vl_core", "workflows", "subgraphs", "web", "locales"}
 LEFT_OUT = {"tests", "benchmarks", "miniature", "docs"}
 
 
@@ -37,7 +37,7 @@ def test_the_archive_has_what_users_need_and_no_more(archive):
     assert folders >= FOLDERS and not folders & LEFT_OUT
     assert set(NEEDED) <= set(archive)
     assert not [name for name in archive if name.startswith(".")]
-    sources = {name for name in git("ls-files", "nodes", "vl_core", "web", "workflows", "locales")}
+    sources = {name for name in git("ls-files", *sorted(FOLDERS))}
     assert sources <= set(archive)
     assert sum((ROOT / name).stat().st_size for name in archive) < LARGEST
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -37,14 +36,6 @@ def painter():
 @pytest.fixture(scope="module")
 def picture():
     return torch.rand(64, 96, 3, generator=torch.Generator().manual_seed(0))
-
-
-def weights_hash(pipeline) -> str:
-    found = hashlib.sha256()
-    for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
-        for name, tensor in module.state_dict().items():
-            found.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -94,7 +85,7 @@ def picture_of(pixels):
     return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def test_learning_leaves_weights_and_switches_as_they_were(painter, picture):
+def test_learning_leaves_weights_and_switches_as_they_were(painter, picture, weights_hash):
     pipeline, transformer = painter.pipeline, painter.pipeline.transformer
     before, asked = weights_hash(pipeline), [weight.requires_grad for weight in transformer.parameters()]
     names = ("gradient_checkpointing", "_gradient_checkpointing_func")

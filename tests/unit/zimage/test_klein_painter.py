@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from itertools import pairwise
 
 import pytest
@@ -66,14 +65,6 @@ def picture():
     return torch.rand(64, 96, 3, generator=torch.Generator().manual_seed(0))
 
 
-def weights_hash(pipeline) -> str:
-    found = hashlib.sha256()
-    for module in (pipeline.transformer, pipeline.vae, pipeline.text_encoder):
-        for name, tensor in module.state_dict().items():
-            found.update(name.encode() + tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
-
-
 def test_euler_steps_along_its_velocity_paint_what_the_pipeline_paints(painter):
     pipeline = painter.pipeline
     states, layout = painter.text(PROMPT)
@@ -116,7 +107,7 @@ def test_text_states_are_the_pipelines_own_and_their_layout_says_what_they_are(p
 
 
 @pytest.mark.parametrize("room", [float("inf"), 0.0])
-def test_a_look_is_learned_and_leaves_weights_as_they_were(painter, picture, room, monkeypatch):
+def test_a_look_is_learned_and_leaves_weights_as_they_were(painter, picture, room, monkeypatch, weights_hash):
     from vl_core.zimage import look_painter
 
     monkeypatch.setattr(look_painter, "_room", lambda device: room)
