@@ -9,7 +9,7 @@ import comfy.model_management
 import torch
 from torch.nn import functional
 
-from ...vl_core.encoder.judging import Answer, Question, branch, read_answers, tokens_of
+from ...vl_core.encoder.judging import Answer, Question, read_answers, tokens_of
 from ...vl_core.pictures import DEFAULT_BUDGET
 from ...vl_core.reports.judge import LONGEST, Form, Query, figure, say_parts, shares_of
 from ...vl_core.states.families import ZIMAGE
@@ -79,7 +79,7 @@ def ask(
     options = native.load(encoder, sum(map(len, layouts)))
     device, model = native.device, native_model(encoder)
     with comfy.model_management.cuda_device_context(device), held(model, device), torch.inference_mode():
-        states = branch(native.reader, layouts, prepared, **options)
+        states = native.reader.branch(layouts, prepared, **options)
         head = head_of(encoder, native.dtype, device)
         embeddings = model.transformer.model.embed_tokens
         scores = functional.linear(states, embeddings.weight) if head is None else head(states)

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..pictures import DEFAULT_BUDGET, Picture
-from ..states.layout import TokenLayout
-from .forward import fits, prefix_length, run_blocks
-from .reader import Reader
+from ..pictures import DEFAULT_BUDGET
+from .forward import fits
 from .writing import Asked, ask
 
 if TYPE_CHECKING:
@@ -73,38 +71,6 @@ def answer(
     return read_answers(scores, tokens)
 
 
-def branch(
-    reader: Reader, layouts: Sequence[TokenLayout], pictures: Sequence[Picture], *, dtype: torch.dtype,
-    device: torch.device, check: Callable[[], None] = lambda: None, **_: Any,
-) -> Tensor:
-    """The last states ``(B, D)`` of sequences that begin with the same pictures, all in one pass after these.
-
-    Nothing is kept, and nothing that was kept is used: the same sequences give the same bits whatever was read before.
-
-    Args:
-        layouts: alike up to the end of the last picture. dtype … check: as :meth:`Reader.read` takes them.
-    """
-    length, deepest = prefix_length(layouts[0]), reader._num_layers
-
-    def act() -> Tensor:
-        hidden, spans, deepstack = reader._inputs(layouts[0], pictures, (), (), dtype, device, False, check)
-        options = {"kernels": reader._plain_kernels(hidden), "check": check}
-        cos, sin = reader._rotary(layouts[0], 0)
-        _, past = run_blocks(
-            reader.language, hidden[:length].clone(), (cos[:length], sin[:length]), (deepest,), deepest, spans=spans,
-            deepstack=deepstack, capture_before=reader._capture_before, keep=True, **options,
-        )
-        tails = [reader._embed(layout.token_ids[length:], dtype, device) for layout in layouts]
-        lengths = [len(tail) for tail in tails]
-        cos, sin = (torch.cat(part) for part in zip(*(reader._rotary(one, length) for one in layouts), strict=True))
-        states, _ = run_blocks(
-            reader.language, torch.cat(tails), (cos, sin), (deepest,), deepest, past=past, branches=lengths, **options
-        )
-        return states[deepest][torch.tensor(lengths, device=device).cumsum(0) - 1]
-
-    return reader._with_room(act)
-
-
 def tokens_of(tokenizer: Any, question: Question) -> list[list[int]]:
     """The first tokens that stand for each answer: with a capital or without, with a blank before or without.
 
@@ -152,8 +118,8 @@ def _last_states(encoder: Qwen3VLEncoder, asked: Sequence[Asked], check: Callabl
     """``(Q, D)`` after the last norm; one by one where the merged pass cannot be used."""
     model: nn.Module = encoder.model
     if encoder.fast and fits(model.visual, model.language_model):
-        return branch(
-            encoder.reader, [one.layout for one in asked], asked[0].pictures, dtype=encoder.dtype,
+        return encoder.reader.branch(
+            [one.layout for one in asked], asked[0].pictures, dtype=encoder.dtype,
             device=encoder.device, check=check,
         )
     return torch.stack([encoder.last_state(one.layout, one.pictures, check) for one in asked])

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +27,7 @@ from .graphs import GraphPool
 from .identity import WeightsIdentity, modules_of, weights_of
 from .kernels import EXACT, MERGED, Kernels, compiled_kernels, quick_attention
 from .modules import Language, Vision
+from .prefix import Prefix, fill, lengthened
 from .room import with_room
 from .vision import PATCHES_PER_PASS, VisionTables, run_vision, vision_tables
 
@@ -36,37 +36,6 @@ Result = TypeVar("Result")
 # (layout, first position) -> cosines and signed sines (L, 1, d) from there on
 Rotary = Callable[[TokenLayout, int], "tuple[Tensor, Tensor]"]
 PADDED_TO = 64  # captured graphs are of a length in multiples of this
-
-
-@dataclass(frozen=True, eq=False)
-class Prefix:
-    """What the positions after the pictures need of those before.
-
-    Attributes:
-        pairs: keys and values ``(P, heads, size)`` per block that ran.
-        states: hidden states ``(P, D)`` by index.
-    """
-
-    pairs: KeyValues
-    states: dict[int, Tensor]
-
-    def serves(self, wanted: Sequence[int]) -> bool:
-        return len(self.pairs) >= wanted[-1] and all(layer in self.states for layer in wanted)
-
-    def tensors(self) -> list[Tensor]:
-        return [*itertools.chain.from_iterable(self.pairs), *self.states.values()]
-
-
-def _fill(places: KeyValues, pairs: KeyValues) -> None:
-    for place, pair in zip(places, pairs, strict=True):
-        for buffer, part in zip(place, pair, strict=True):
-            buffer.copy_(part)
-
-
-def _lengthened(layout: TokenLayout, by: int) -> TokenLayout:
-    """The layout with so many more positions after it."""
-    roles, ids = (functional.pad(part, (0, by)) for part in (layout.roles, layout.token_ids))
-    return replace(layout, roles=roles, token_ids=ids)
 
 
 class Reader:
@@ -163,7 +132,7 @@ class Reader:
         past = self._past(desk, row, name, length, prefix)
         if past is not None:
             states, pairs = self._later(layout, length, past, last, dtype, device, check, keep=True)
-            _fill(desk.row(row, length, total), pairs)
+            fill(desk.row(row, length, total), pairs)
         else:
             hidden, spans, deepstack = self._inputs(layout, pictures, key, seen, dtype, device, False, check)
             # Not by a graph: it would hold the keys and values of every position a second time.
@@ -174,8 +143,22 @@ class Reader:
             )
         if length and self.cache.limit:
             desk.holds[row] = name, length
-        rotary = self._rotary(_lengthened(layout, room), total)
+        rotary = self._rotary(lengthened(layout, room), total)
         return Opening(states[self._num_layers][-1].clone(), rotary, layout.token_ids)
+
+    def branch(
+        self, layouts: Sequence[TokenLayout], pictures: Sequence[Picture], *, dtype: torch.dtype, device: torch.device,
+        check: Callable[[], None] = lambda: None, **_: Any,
+    ) -> Tensor:
+        """The last states ``(B, D)`` of sequences that begin with the same pictures, all in one pass after these.
+
+        Nothing is kept, and nothing that was kept is used: the same sequences give the same bits whatever was read
+        before.
+
+        Args:
+            layouts: alike up to the end of the last picture. dtype … check: as :meth:`read` takes them.
+        """
+        return self._with_room(lambda: self._branch(layouts, pictures, dtype, device, check))
 
     def _past(self, desk: Desk, row: int, name: tuple, length: int, prefix: Prefix | None) -> KeyValues | None:
         """Keys and values of the positions up to the last picture, in their row, then nobody's; None if unknown."""
@@ -185,7 +168,7 @@ class Reader:
         self.decoder.clear(desk, row)
         if prefix is None or len(prefix.pairs) < self._num_layers:
             return None
-        _fill(desk.row(row, 0, length), prefix.pairs)
+        fill(desk.row(row, 0, length), prefix.pairs)
         return desk.row(row, 0, length)
 
     def _spill(self, name: Hashable, length: int, pairs: KeyValues) -> None:
@@ -243,6 +226,26 @@ class Reader:
             self._keep_prefix(name, length, pairs, captured, prefix)
         return captured
 
+    def _branch(
+        self, layouts: Sequence[TokenLayout], pictures: Sequence[Picture], dtype: torch.dtype, device: torch.device,
+        check: Callable[[], None],
+    ) -> Tensor:
+        length, last = prefix_length(layouts[0]), (self._num_layers,)
+        hidden, spans, deepstack = self._inputs(layouts[0], pictures, (), (), dtype, device, False, check)
+        options = {"kernels": self._plain_kernels(hidden), "check": check}
+        cos, sin = self._rotary(layouts[0], 0)
+        _, past = run_blocks(
+            self.language, hidden[:length].clone(), (cos[:length], sin[:length]), last, self._num_layers, spans=spans,
+            deepstack=deepstack, capture_before=self._capture_before, keep=True, **options,
+        )
+        tails = [self._embed(layout.token_ids[length:], dtype, device) for layout in layouts]
+        lengths = [len(tail) for tail in tails]
+        cos, sin = (torch.cat(part) for part in zip(*(self._rotary(one, length) for one in layouts), strict=True))
+        states, _ = run_blocks(
+            self.language, torch.cat(tails), (cos, sin), last, self._num_layers, past=past, branches=lengths, **options
+        )
+        return states[self._num_layers][torch.tensor(lengths, device=device).cumsum(0) - 1]
+
     def _prefix(self, layout: TokenLayout, key: tuple, seen: tuple) -> tuple[int, tuple, Prefix | None]:
         """Positions up to the last picture, their name in the cache, and what is kept of them."""
         length = prefix_length(layout)
@@ -281,14 +284,10 @@ class Reader:
         hidden = self._embed(layout.token_ids, dtype, device)  # before the pictures: it waits for the device
         embeddings, deepstack = self._see(pictures, key, seen, dtype, device, mute, check)
         spans = picture_spans(layout)
-        if mute:
-            for start, stop in spans:
-                hidden[start:stop] = 0
-        elif embeddings is not None:
-            done = 0
-            for start, stop in spans:
-                hidden[start:stop] = embeddings[done : done + stop - start]
-                done += stop - start
+        sizes = [stop - start for start, stop in spans]
+        parts: Sequence[Tensor | int] = [0] * len(spans) if embeddings is None else embeddings.split(sizes)
+        for (start, stop), part in zip(spans, parts, strict=True):
+            hidden[start:stop] = part
         return hidden, spans, deepstack
 
     def _embed(self, ids: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -310,7 +309,7 @@ class Reader:
         length = len(hidden)
         padding = -length % PADDED_TO
         kernels = self._kernels(hidden)
-        rotary = functools.cache(lambda: self._rotary(_lengthened(layout, padding), 0))  # see _vision's tables
+        rotary = functools.cache(lambda: self._rotary(lengthened(layout, padding), 0))  # see _vision's tables
 
         def run(hidden: Tensor, *deepstack: Tensor) -> list[Tensor]:
             captured, pairs = run_blocks(

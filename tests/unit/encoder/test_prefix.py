@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from vl_core.encoder import reader as prefix_module
 from vl_core.encoder.forward import attend, fits, later_mask, mrope_rotary, prefix_length, signed, weights_of
 from vl_core.encoder.graphs import GraphPool
+from vl_core.encoder.identity import WeightsIdentity
 from vl_core.encoder.kernels import EXACT, MERGED, compiled_kernels, rotate
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
-from vl_core.encoder.reader import WeightsIdentity
 from vl_core.encoder.vision import run_vision, vision_tables
 from vl_core.pictures import Picture, patchify
 from vl_core.states.layout import insert_pictures, mrope_positions, text_layout

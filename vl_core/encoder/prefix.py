@@ -1,0 +1,45 @@
+"""What is kept of the positions up to the last picture, and what a sequence needs to go on from there."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torch.nn import functional
+
+from ..states.layout import TokenLayout
+from .forward import KeyValues
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """What the positions after the pictures need of those before.
+
+    Attributes:
+        pairs: keys and values ``(P, heads, size)`` per block that ran.
+        states: hidden states ``(P, D)`` by index.
+    """
+
+    pairs: KeyValues
+    states: dict[int, Tensor]
+
+    def serves(self, wanted: Sequence[int]) -> bool:
+        return len(self.pairs) >= wanted[-1] and all(layer in self.states for layer in wanted)
+
+    def tensors(self) -> list[Tensor]:
+        return [*itertools.chain.from_iterable(self.pairs), *self.states.values()]
+
+
+def fill(places: KeyValues, pairs: KeyValues) -> None:
+    """Copy keys and values into buffers."""
+    for place, pair in zip(places, pairs, strict=True):
+        for buffer, part in zip(place, pair, strict=True):
+            buffer.copy_(part)
+
+
+def lengthened(layout: TokenLayout, by: int) -> TokenLayout:
+    """The layout with so many more positions after it."""
+    roles, ids = (functional.pad(part, (0, by)) for part in (layout.roles, layout.token_ids))
+    return replace(layout, roles=roles, token_ids=ids)
