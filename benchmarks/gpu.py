@@ -170,7 +170,7 @@ class Bench:
         self.add("vision tower, merged kernels", self.time(lambda: run_vision(visual, patches[None], tables)))
         reader = self.reader(graphs=True)
         self.add("vision tower, captured graph", self.time(
-            lambda: reader._vision([self.picture], self.dtype, self.device, lambda: None)
+            lambda: reader._vision(self.picture, self.dtype, self.device, lambda: None)
         ))
         self.add("picture on the device -> patches", self.time(lambda: patchify(self.picture)[0].to(self.dtype)))
         self.add("tables of a grid", self.time(lambda: self.reader()._tables(self.picture.grid, self.device)))

@@ -4,6 +4,10 @@ Attention is causal and the pictures come before the words, so what the pictures
 the words. Kept per content: what the vision tower gave for a picture, the keys and values of everything up to the last
 picture, and the states that were asked for. A new prompt then runs its own positions only; the same question again runs
 nothing.
+
+The same question gives the same bits whatever was read before it, found again or not. How a product rounds depends on
+its number of rows, so what may be kept is always computed by itself: each picture, then all up to the last one, then
+the words that follow. Where nothing is kept, pictures and words are one pass, as in transformers.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..pictures import MERGE, Picture, patchify
+from ..pictures import Picture, patchify
 from ..states.layout import TokenLayout
 from .cache import ByteCache, digest, has_room
 from .decoder import Decoder, Opening
@@ -29,7 +33,7 @@ from .kernels import EXACT, MERGED, Kernels, compiled_kernels, quick_attention
 from .modules import Language, Vision
 from .prefix import Prefix, fill, lengthened
 from .room import with_room
-from .vision import PATCHES_PER_PASS, VisionTables, run_vision, vision_tables
+from .vision import VisionTables, run_vision, vision_tables
 
 Result = TypeVar("Result")
 
@@ -127,21 +131,19 @@ class Reader:
         """
         dtype, device = key[-3:-1]
         seen = tuple(picture.digest for picture in pictures) if self.cache.limit else ()
-        length, name, prefix = self._prefix(layout, key, seen)
+        # By a graph of the read's kind the keys and values of every position would be held a second time.
+        length, name, prefix = self._prefix(layout, key, seen, "prefix" if self._graphs is None else "opening")
         last, total = (self._num_layers,), len(layout)
         past = self._past(desk, row, name, length, prefix)
-        if past is not None:
+        if past is None:
+            first = length or total
+            hidden, spans, deepstack = self._inputs(layout, first, pictures, key, seen, dtype, device, False, check)
+            past = desk.row(row, 0, first)
+            states, _ = self._plain_blocks(hidden, layout, last, spans, deepstack, check, into=past)
+        if length:
             states, pairs = self._later(layout, length, past, last, dtype, device, check, keep=True)
             fill(desk.row(row, length, total), pairs)
-        else:
-            hidden, spans, deepstack = self._inputs(layout, pictures, key, seen, dtype, device, False, check)
-            # Not by a graph: it would hold the keys and values of every position a second time.
-            states, _ = run_blocks(
-                self.language, hidden, self._rotary(layout, 0), last, self._num_layers, spans=spans,
-                deepstack=deepstack, capture_before=self._capture_before, into=desk.row(row, 0, total),
-                kernels=self._plain_kernels(hidden), check=check,
-            )
-        if length and self.cache.limit:
+        if length:
             desk.holds[row] = name, length
         rotary = self._rotary(lengthened(layout, room), total)
         return Opening(states[self._num_layers][-1].clone(), rotary, layout.token_ids)
@@ -216,53 +218,42 @@ class Reader:
     ) -> dict[int, Tensor]:
         """States ``(L, D)`` by index, with what is kept of the part up to the last picture."""
         length, name, prefix = self._prefix(layout, key, seen)
-        if prefix is not None and prefix.serves(wanted):
-            later, _ = self._later(layout, length, prefix.pairs, wanted, dtype, device, check)
-            return {layer: torch.cat([prefix.states[layer], later[layer]]) for layer in wanted}
-        hidden, spans, deepstack = self._inputs(layout, pictures, key, seen, dtype, device, mute, check)
-        keep = bool(length and self.cache.limit)
-        captured, pairs = self._all_blocks(hidden, layout, wanted, spans, deepstack, keep, check)
-        if keep:
-            self._keep_prefix(name, length, pairs, captured, prefix)
-        return captured
+        if prefix is None or not prefix.serves(wanted):
+            first = length or len(layout)
+            hidden, spans, deepstack = self._inputs(layout, first, pictures, key, seen, dtype, device, mute, check)
+            states, pairs = self._all_blocks(hidden, layout, wanted, spans, deepstack, bool(length), check)
+            if not length:
+                return states
+            if prefix is not None:
+                pairs, states = max(prefix.pairs, pairs, key=len), {**prefix.states, **states}
+            prefix = Prefix(pairs, states)
+            self.cache.put(name, prefix, prefix.tensors())
+        later, _ = self._later(layout, length, prefix.pairs, wanted, dtype, device, check)
+        return {layer: torch.cat([prefix.states[layer], later[layer]]) for layer in wanted}
 
     def _branch(
         self, layouts: Sequence[TokenLayout], pictures: Sequence[Picture], dtype: torch.dtype, device: torch.device,
         check: Callable[[], None],
     ) -> Tensor:
         length, last = prefix_length(layouts[0]), (self._num_layers,)
-        hidden, spans, deepstack = self._inputs(layouts[0], pictures, (), (), dtype, device, False, check)
-        options = {"kernels": self._plain_kernels(hidden), "check": check}
-        cos, sin = self._rotary(layouts[0], 0)
-        _, past = run_blocks(
-            self.language, hidden[:length].clone(), (cos[:length], sin[:length]), last, self._num_layers, spans=spans,
-            deepstack=deepstack, capture_before=self._capture_before, keep=True, **options,
-        )
+        hidden, spans, deepstack = self._inputs(layouts[0], length, pictures, (), (), dtype, device, False, check)
+        _, past = self._plain_blocks(hidden, layouts[0], last, spans, deepstack, check, keep=True)
         tails = [self._embed(layout.token_ids[length:], dtype, device) for layout in layouts]
         lengths = [len(tail) for tail in tails]
         cos, sin = (torch.cat(part) for part in zip(*(self._rotary(one, length) for one in layouts), strict=True))
         states, _ = run_blocks(
-            self.language, torch.cat(tails), (cos, sin), last, self._num_layers, past=past, branches=lengths, **options
+            self.language, torch.cat(tails), (cos, sin), last, self._num_layers, past=past, branches=lengths,
+            kernels=self._plain_kernels(hidden), check=check,
         )
         return states[self._num_layers][torch.tensor(lengths, device=device).cumsum(0) - 1]
 
-    def _prefix(self, layout: TokenLayout, key: tuple, seen: tuple) -> tuple[int, tuple, Prefix | None]:
-        """Positions up to the last picture, their name in the cache, and what is kept of them."""
-        length = prefix_length(layout)
-        name = ("prefix", *key, digest(layout.token_ids[:length]), seen, layout.grids)
-        return length, name, self.cache.get(name) if length and self.cache.limit else None
-
-    def _keep_prefix(
-        self, name: tuple, length: int, pairs: KeyValues, captured: dict[int, Tensor], before: Prefix | None
-    ) -> None:
-        """Keep what was computed of a prefix beside what was kept of it."""
-        pairs = [(keys[:length], values[:length]) for keys, values in pairs]
-        states = {layer: states[:length] for layer, states in captured.items()}
-        if before is not None:
-            pairs = max(before.pairs, pairs, key=len)
-            states = {**before.states, **states}
-        prefix = Prefix(pairs, states)
-        self.cache.put(name, prefix, prefix.tensors())
+    def _prefix(
+        self, layout: TokenLayout, key: tuple, seen: tuple, kind: str = "prefix"
+    ) -> tuple[int, tuple, Prefix | None]:
+        """Positions up to the last picture, 0 where nothing is kept; their name, and what is kept of them."""
+        length = prefix_length(layout) if self.cache.limit else 0
+        name = (kind, *key, digest(layout.token_ids[:length]), seen, layout.grids)
+        return length, name, self.cache.get(name) if length else None
 
     def _later(
         self, layout: TokenLayout, length: int, past: KeyValues, wanted: tuple[int, ...], dtype: torch.dtype,
@@ -277,11 +268,12 @@ class Reader:
         )
 
     def _inputs(
-        self, layout: TokenLayout, pictures: Sequence[Picture], key: tuple, seen: tuple, dtype: torch.dtype,
-        device: torch.device, mute: bool, check: Callable[[], None],
+        self, layout: TokenLayout, length: int, pictures: Sequence[Picture], key: tuple, seen: tuple,
+        dtype: torch.dtype, device: torch.device, mute: bool, check: Callable[[], None],
     ) -> tuple[Tensor, list[tuple[int, int]], list[Tensor]]:
-        """Embeddings ``(L, D)`` with the pictures in place, where those are, and deepstack features per level."""
-        hidden = self._embed(layout.token_ids, dtype, device)  # before the pictures: it waits for the device
+        """Embeddings ``(length, D)`` of the first positions with the pictures in place, where those are, and deepstack
+        features per level."""
+        hidden = self._embed(layout.token_ids[:length], dtype, device)  # before the pictures: it waits for the device
         embeddings, deepstack = self._see(pictures, key, seen, dtype, device, mute, check)
         spans = picture_spans(layout)
         sizes = [stop - start for start, stop in spans]
@@ -298,23 +290,21 @@ class Reader:
         self, hidden: Tensor, layout: TokenLayout, wanted: tuple[int, ...], spans: Sequence[tuple[int, int]],
         deepstack: list[Tensor], keep: bool, check: Callable[[], None],
     ) -> tuple[dict[int, Tensor], KeyValues]:
-        options = {"spans": spans, "capture_before": self._capture_before, "keep": keep}
+        """The first positions, by a graph if there are any: states by index, keys and values per block."""
         if self._graphs is None:
-            return run_blocks(
-                self.language, hidden, self._rotary(layout, 0), wanted, self._num_layers, deepstack=deepstack,
-                kernels=self._plain_kernels(hidden), check=check, **options,
-            )
+            return self._plain_blocks(hidden, layout, wanted, spans, deepstack, check, keep=keep)
         check()
         # Later positions change nothing before them, so lengths share a graph.
         length = len(hidden)
         padding = -length % PADDED_TO
         kernels = self._kernels(hidden)
-        rotary = functools.cache(lambda: self._rotary(lengthened(layout, padding), 0))  # see _vision's tables
+        # See _vision's tables.
+        rotary = functools.cache(lambda: self._first_rotary(lengthened(layout, padding), length + padding))
 
         def run(hidden: Tensor, *deepstack: Tensor) -> list[Tensor]:
             captured, pairs = run_blocks(
                 self.language, hidden, rotary(), wanted, self._num_layers, deepstack=deepstack, kernels=kernels,
-                **options,
+                spans=spans, capture_before=self._capture_before, keep=keep,
             )
             return [*captured.values(), *itertools.chain.from_iterable(pairs)]
 
@@ -324,6 +314,20 @@ class Reader:
         pairs = outputs[len(wanted) :]
         return dict(zip(wanted, outputs, strict=False)), list(zip(pairs[::2], pairs[1::2], strict=True))
 
+    def _plain_blocks(
+        self, hidden: Tensor, layout: TokenLayout, wanted: tuple[int, ...], spans: Sequence[tuple[int, int]],
+        deepstack: list[Tensor], check: Callable[[], None], **options: Any,
+    ) -> tuple[dict[int, Tensor], KeyValues]:
+        return run_blocks(
+            self.language, hidden, self._first_rotary(layout, len(hidden)), wanted, self._num_layers, spans=spans,
+            deepstack=deepstack, capture_before=self._capture_before, kernels=self._plain_kernels(hidden),
+            check=check, **options,
+        )
+
+    def _first_rotary(self, layout: TokenLayout, length: int) -> tuple[Tensor, Tensor]:
+        cos, sin = self._rotary(layout, 0)
+        return cos[:length], sin[:length]
+
     def _see(
         self, pictures: Sequence[Picture], key: tuple, seen: tuple, dtype: torch.dtype, device: torch.device,
         mute: bool, check: Callable[[], None],
@@ -332,23 +336,15 @@ class Reader:
         if not pictures or mute:
             return None, []
         names = [("vision", *key, one) for one in seen] or [None] * len(pictures)
-        found: list[Any] = [self.cache.get(name) if name else None for name in names]
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index, picture in enumerate(pictures):
+        found: list[list[Tensor]] = []
+        for name, picture in zip(names, pictures, strict=True):
             check()
-            if found[index] is None:
-                groups.setdefault(picture.grid, []).append(index)
-        for grid, members in groups.items():
-            per_pass = max(1, PATCHES_PER_PASS // (grid[0] * grid[1] * MERGE**2))
-            for at in range(0, len(members), per_pass):
-                chosen = members[at : at + per_pass]
-                outputs = self._vision([pictures[index] for index in chosen], dtype, device, check)
-                for place, index in enumerate(chosen):
-                    found[index] = [output[place] for output in outputs]
-                    if names[index] and self.cache.limit:
-                        # A part of a shared pass would keep the whole of it.
-                        kept = found[index] if len(chosen) == 1 else [part.clone() for part in found[index]]
-                        self.cache.put(names[index], kept, kept)
+            outputs = self.cache.get(name) if name else None
+            if outputs is None:
+                outputs = self._vision(picture, dtype, device, check)
+                if name:  # pictures were named to be kept
+                    self.cache.put(name, outputs, outputs)
+            found.append(outputs)
         if len(pictures) == 1:
             embeddings, *deepstack = found[0]
         else:
@@ -356,17 +352,17 @@ class Reader:
         return embeddings, deepstack
 
     def _vision(
-        self, pictures: list[Picture], dtype: torch.dtype, device: torch.device, check: Callable[[], None]
+        self, picture: Picture, dtype: torch.dtype, device: torch.device, check: Callable[[], None]
     ) -> list[Tensor]:
-        """Embeddings and deepstack features ``(B, n, D)`` of pictures of one grid."""
-        grid = pictures[0].grid
+        """A picture's embeddings and deepstack features, ``(n, D)`` each."""
+        grid = picture.grid
         # 8-bit pixels travel to the device, not the patches, which take eight times as much.
-        patches = torch.stack([patchify(Picture(one.pixels.to(device)))[0].to(dtype) for one in pictures])
+        patches = patchify(Picture(picture.pixels.to(device)))[0][None].to(dtype)
         if self._graphs is None:
             embeddings, deepstack = run_vision(
                 self.visual, patches, self._tables(grid, device), self._plain_kernels(patches), check
             )
-            return [embeddings, *deepstack]
+            return [embeddings[0], *(level[0] for level in deepstack)]
         kernels = self._kernels(patches)
         tables = functools.cache(lambda: self._tables(grid, device))  # a graph keeps its own, a replay needs none
 
@@ -374,7 +370,7 @@ class Reader:
             embeddings, deepstack = run_vision(self.visual, patches, tables(), kernels)
             return [embeddings, *deepstack]
 
-        return self._graphs.run(("vision", grid, len(patches)), run, [patches])
+        return [output[0] for output in self._graphs.run(("vision", grid), run, [patches])]
 
     def _kernels(self, like: Tensor) -> Kernels:
         """What graphs on that device are captured with."""

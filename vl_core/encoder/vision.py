@@ -14,8 +14,6 @@ from .forward import bare, layer_norm, linear, linear_gelu, signed
 from .kernels import MERGED, Kernels
 from .modules import PatchEmbedding, Vision
 
-PATCHES_PER_PASS = 4096  # pictures share a pass of the vision tower up to here: what one of 1024 × 1024 takes
-
 
 @dataclass(frozen=True, eq=False)
 class VisionTables:
