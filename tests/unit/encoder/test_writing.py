@@ -203,6 +203,30 @@ def test_a_picture_told_before_another_one_is_not_read_again(plain, counted):
     assert len(counted["vision"]) == 2 and len(counted["blocks"]) == 2 + 2 + 1
 
 
+def test_an_answer_begins_with_the_same_bits_whatever_was_read_before(plain, monkeypatch):
+    """Of a picture that is new, was read for an encode or told before, or lay in the buffers of another number."""
+    begun = []
+    write = decoder_module.Decoder.write
+    monkeypatch.setattr(
+        decoder_module.Decoder, "write",
+        lambda self, desk, openings, *rest: begun.append(openings[0].state) or write(self, desk, openings, *rest),
+    )
+    picture, long = noise(1, 160, 192), "the light of a lamp, a painting of many words and more of them " * 6
+
+    def told() -> torch.Tensor:
+        describe(plain, [picture], REQUEST, max_tokens=4)
+        return begun[-1]
+
+    new = told()
+    for before in (
+        lambda: plain.encode([picture], long, -1), lambda: describe(plain, [picture], long, max_tokens=4),
+        lambda: describe_each(plain, [picture, noise(2)], long, max_tokens=4), lambda: None,
+    ):
+        plain.forget()
+        before()
+        assert torch.equal(told(), new)
+
+
 def test_one_picture_lies_in_memory_once(plain):
     """The buffers hold its keys and values: none are kept beside them until another picture needs the place."""
     def prefixes() -> int:
