@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -83,10 +83,6 @@ class Teller:
 
         return tell_group(files, words, partial(_load, budget=asked.image_tokens))
 
-    def process(self) -> int:
-        """Its process number, for people who want to watch it."""
-        return os.getpid()
-
 
 def run(arguments) -> None:
     checks.require_packages("transformers", "tqdm", "PIL")
@@ -129,14 +125,12 @@ def tell_here(asked: Asked, left: Sequence[Path]) -> Iterator[tuple[Sequence[Pat
 
 
 def tell_on_ray(
-    asked: Asked, left: Sequence[Path], address: str, workers: int,
-    on_start: Callable[[list], None] = lambda actors: None,
+    asked: Asked, left: Sequence[Path], address: str, workers: int
 ) -> Iterator[tuple[Sequence[Path], list[str | Exception]]]:
     """The same by workers, each with a Qwen3-VL of its own; the folders must lie in the same places everywhere."""
     whole = groups([Path(os.path.abspath(picture)) for picture in left], asked.together)
     found = on_ray(
-        address, workers, Teller, (asked,), lambda worker, group: worker.tell.remote(group), whole, on_start,
-        ordered=True,
+        address, workers, Teller, (asked,), lambda worker, group: worker.tell.remote(group), whole, ordered=True,
     )
     yield from zip(groups(left, asked.together), found, strict=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,10 +98,6 @@ class Reader:
             add_example(fit, example, prompt, index, self.look, self.read, self.tokenize)
         return fit
 
-    def process(self) -> int:
-        """Its process number, for people who want to watch it."""
-        return os.getpid()
-
 
 def run(arguments) -> None:
     checks.require_packages("transformers", "PIL", "tqdm")
@@ -147,8 +143,7 @@ def fit_here(encoders: Encoders, examples: Sequence[Example], output: Path) -> t
 
 
 def fit_on_ray(
-    encoders: Encoders, examples: Sequence[Example], address: str, workers: int,
-    on_start: Callable[[list], None] = lambda actors: None,
+    encoders: Encoders, examples: Sequence[Example], address: str, workers: int
 ) -> PictureAdapter:
     """Every worker adds up slices of the examples, and the parts are merged here, in their order.
 
@@ -159,7 +154,7 @@ def fit_on_ray(
     spec = Reader(encoders).spec(examples)
     whole = PictureAdapterFit(spec)
     found: Iterator[PictureAdapterFit] = on_ray(
-        address, workers, Reader, (encoders,), lambda worker, slice: worker.part.remote(spec, slice), slices, on_start,
+        address, workers, Reader, (encoders,), lambda worker, slice: worker.part.remote(spec, slice), slices,
         ordered=True,
     )
     with progress("Reading pictures", len(slices)) as move:

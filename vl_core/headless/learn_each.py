@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,10 +54,6 @@ class Learner:
         )
         return keyed(look, job.key).save(job.output)
 
-    def process(self) -> int:
-        """Its process number, for people who want to watch it."""
-        return os.getpid()
-
 
 def keyed(look: Look, key: str) -> Look:
     """The look with the name of its learning in its header."""
@@ -96,8 +91,7 @@ def left_to_do(jobs: Sequence[Job]) -> list[Job]:
 
 
 def learn_each(
-    jobs: Sequence[Job], model: str, device: str | None, kind: str, *, ray: str | None, workers: int = 0,
-    on_start: Callable[[list], None] = lambda actors: None,
+    jobs: Sequence[Job], model: str, device: str | None, kind: str, *, ray: str | None, workers: int = 0
 ) -> None:
     """Learn what is left to do.
 
@@ -115,7 +109,7 @@ def learn_each(
         made = (learner.learn(job) for job in jobs)
     else:
         made = on_ray(
-            ray, workers, Learner, (model, device, kind), lambda worker, job: worker.learn.remote(job), jobs, on_start
+            ray, workers, Learner, (model, device, kind), lambda worker, job: worker.learn.remote(job), jobs
         )
     with progress("Looks", len(jobs)) as move:
         for path in made:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +9,6 @@ import torch
 from miniature import world
 from miniature.measure.chain import as_image
 from miniature.train.assemble import MODELS, VISION
-from vl_core.adapters import captions
 from vl_core.adapters.examples import find_examples
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from vl_core.encoder.writing import Description, describe, rewrite_request
@@ -135,20 +131,12 @@ def test_a_prompt_is_rewritten_with_each_picture_in_view(folder, monkeypatch, ca
     assert "prompt: expected words to rewrite" in capsys.readouterr().err
 
 
-def test_a_cluster_writes_the_same_texts_though_a_worker_is_killed(folder):
-    ray = pytest.importorskip("ray", reason="the optional extra ray is not installed")
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_writes_the_same_texts(folder, tmp_path):
+    """What happens when a worker dies is the same for all commands: test_compare.py."""
     assert tell(folder) == 0
-    alone = {path.name: path.read_text() for path in folder.glob("*.txt")}
-    pictures = captions.find_pictures(folder)
-    asked = command.Asked(str(MODELS / VISION), -1, "cpu", "float32", ASKED, 40, 1024, 0.0, 0, 4)
-    killed = []
-
-    def kill_one(actors) -> None:
-        killed.append(ray.get(actors[0].process.remote()))
-        os.kill(killed[0], signal.SIGKILL)
-
-    for path in folder.glob("*.txt"):
-        path.unlink()
-    found = command.tell_on_ray(asked, pictures, "local", 2, kill_one)
-    assert captions.write_texts(captions.text_files(pictures), found) == []
-    assert killed and {path.name: path.read_text() for path in folder.glob("*.txt")} == alone
+    assert tell(folder, "-o", str(tmp_path / "texts"), "--ray", "local") == 0
+    alone, found = (
+        {path.name: path.read_text() for path in where.glob("*.txt")} for where in (folder, tmp_path / "texts")
+    )
+    assert len(alone) == PICTURES and found == alone

@@ -7,10 +7,6 @@ import json
 import math
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -181,31 +177,38 @@ def test_the_page_shows_pictures_before_any_table_of_figures_and_all_of_them_are
 # --------------------------------------------------------------------------------------------------------------- killed
 
 
-def test_a_run_that_is_killed_at_any_point_goes_on_and_ends_the_same(small, shown, tmp_path):
-    """Killed three times, each time later; finished lines stay as they were, byte for byte."""
-    folder = tmp_path / "killed"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for lines in (2, 12, 25):
-        before = {name: (folder / name).read_bytes() if (folder / name).is_file() else b"" for name in LINES}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "vl_core", *command(shown, folder)], env=environment, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[3],
-        )
-        deadline = time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < deadline:
-            ledger = folder / "painted.jsonl"
-            if ledger.is_file() and ledger.read_bytes().count(b"\n") >= lines:
-                os.kill(process.pid, signal.SIGKILL)
-            time.sleep(0.02)
-        process.wait()
+def test_a_run_that_is_killed_wherever_it_writes_goes_on_and_ends_the_same(
+    small, shown, tmp_path, killed_at_every_file
+):
+    """Killed once at the first file of every kind; finished lines stay as they were, and all files end byte for byte.
+
+    Only seconds differ, and what is made of them.
+    """
+    folder, before = tmp_path / "killed", dict.fromkeys(LINES, b"")
+
+    def lines_stay() -> None:
         for name, was in before.items():
             now = (folder / name).read_bytes() if (folder / name).is_file() else b""
-            assert now.startswith(was[: was.rfind(b"\n") + 1]), name
-    shutil.copy(small / "plan.json", folder / "plan.json")  # what was decided rests on the clock
-    assert main(command(shown, folder)) == 0
-    assert pictures_in(folder) == pictures_in(small)
+            assert now.startswith(was), name
+            before[name] = now[: now.rfind(b"\n") + 1]
+
+    kinds = killed_at_every_file(command(shown, folder), folder, lines_stay)
+    files = {path.relative_to(small) for path in small.rglob("*") if path.is_file()}
+    assert {str(path) if len(path.parts) == 1 else str(path.with_name(f"*{path.suffix}")) for path in files} == {*kinds}
+    assert {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()} == files
+    timed = {*map(Path, LINES), Path("evidence.json"), Path("index.html"), Path("hashes.json")}
+    for path in sorted(files - timed):
+        assert (folder / path).read_bytes() == (small / path).read_bytes(), path
     for name in LINES:
-        assert sorted(map(str, without_seconds(folder, name))) == sorted(map(str, without_seconds(small, name))), name
+        assert without_seconds(folder, name) == without_seconds(small, name), name
+    assert without_time(evidence_in(folder)) == without_time(evidence_in(small))
+
+
+def without_time(evidence: dict) -> dict:
+    del evidence["digest"]
+    for one in (*evidence["records"], *evidence["figures"]):
+        del one["seconds"]
+    return evidence
 
 
 def test_another_evaluation_does_not_go_on_in_the_same_folder(small, shown, capsys):
@@ -216,8 +219,7 @@ def test_another_evaluation_does_not_go_on_in_the_same_folder(small, shown, caps
 
 
 @pytest.mark.skipif(os.environ.get("ZIMAGE_VL_SLOW") != "1", reason="takes two minutes; ZIMAGE_VL_SLOW=1 runs it")
-def test_two_painters_on_ray_paint_and_judge_the_same(small, shown, tmp_path):
-    pytest.importorskip("ray", reason="painting on a cluster needs Ray")
+def test_two_painters_on_ray_paint_and_judge_the_same(small, shown, tmp_path, ray_cluster):
     folder = tmp_path / "ray"
     folder.mkdir()
     shutil.copy(small / "plan.json", folder / "plan.json")
@@ -308,6 +310,32 @@ def test_transfer_is_what_a_caption_brings_in_numpy():
     assert found.transfer_error == pytest.approx(each.std(ddof=1) / math.sqrt(8))
     assert found.nulls["another picture"] == pytest.approx([0.0, 0.0], abs=1e-9)
     assert beats_nulls(found)
+
+
+def test_a_second_judges_transfer_is_the_same_by_its_cosines_in_numpy():
+    rows = made_up(0.4)
+    assert figures_of("a", rows, Ground.of(rows, 4)).second == {}  # nobody was asked
+    drawn = np.random.default_rng(0).uniform(-0.1, 0.1, (len(rows), 4))
+    base = {"words": 0.3, "caption": 0.8, "way": 0.5}
+    given = {row.id: base[row.kind] + own for row, own in zip(rows, drawn, strict=True)}
+    rows = [row.model_copy(update={"scores": {**{str(place): value for place, value in enumerate(given[row.id])},
+                                              "prompt": 0.2}}) for row in rows]
+    by = {(row.kind, row.picture, row.prompt, row.null): given[row.id] for row in rows}
+    pairs = [(picture, prompt) for prompt in range(2) for picture in range(4)]
+
+    def transfer(null: str, shift: int) -> np.ndarray:
+        gains, spans = [], []
+        for picture, prompt in pairs:
+            place = (picture + shift) % 4
+            words = by["words", -1, prompt, ""][place]
+            gains.append(by["way", picture, prompt, null][place] - words)
+            spans.append(by["caption", place, -1, ""][place] - words)
+        return np.array(gains) / np.mean(spans)
+
+    found = figures_of("a", rows, Ground.of(rows, 4)).second
+    for name, each in (("transfer", transfer("", 0)), ("another picture", transfer("", -1)),
+                       ("matched noise", transfer("noise", 0))):
+        assert found[name] == pytest.approx([each.mean(), each.std(ddof=1) / math.sqrt(8)])
 
 
 def test_what_its_nulls_reach_is_no_effect():

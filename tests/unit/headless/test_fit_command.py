@@ -1,9 +1,6 @@
-"""fit: the same adapter from one process, after a stop, and from a cluster one of whose workers is killed."""
+"""fit: the same adapter from one process, after a stop, and from a cluster."""
 
 from __future__ import annotations
-
-import os
-import signal
 
 import numpy as np
 import pytest
@@ -12,9 +9,7 @@ import torch
 from miniature import world
 from miniature.measure.chain import as_image
 from miniature.train.assemble import MODELS, PIPELINE, VISION
-from vl_core.adapters.examples import find_examples
 from vl_core.adapters.picture_adapter import PictureAdapter
-from vl_core.headless import fit
 from vl_core.headless.cli import main
 from vl_core.states.statistics import calibration_prompts
 
@@ -63,21 +58,12 @@ def test_the_folder_becomes_an_adapter_that_reads_no_prompt(alone, options, tmp_
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_cluster_gives_the_same_though_a_worker_is_killed(alone, folder):
-    ray = pytest.importorskip("ray", reason="the optional extra ray is not installed")
-    text = MODELS / PIPELINE
-    encoders = fit.Encoders(
-        str(text / "text_encoder"), str(text / "tokenizer"), str(MODELS / VISION), "cpu", "float32", 1024,
-        tuple(calibration_prompts()),
-    )
-    killed = []
-
-    def kill_one(actors) -> None:
-        killed.append(ray.get(actors[0].process.remote()))
-        os.kill(killed[0], signal.SIGKILL)
-
-    same(fit.fit_on_ray(encoders, find_examples(folder), "local", 2, kill_one), alone)
-    assert killed
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_cluster_gives_the_same(alone, options, tmp_path):
+    """What happens when a worker dies is the same for all commands: test_compare.py."""
+    path = tmp_path / "spread.safetensors"
+    assert main([*options, "-o", str(path), "--ray", "local"]) == 0
+    same(PictureAdapter.load(path), alone)
 
 
 def test_a_fit_that_was_stopped_says_that_it_went_on(alone, options, tmp_path, monkeypatch, capsys):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import shutil
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ Image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow")
 from miniature import world
 from miniature.measure.chain import as_image
 from miniature.train.assemble import MODELS, PIPELINE, VISION
-from vl_core import Look, Words
+from vl_core import Look
 from vl_core.headless import learn, learn_each
 from vl_core.headless.cli import main
 from vl_core.looks import resumed
@@ -117,9 +116,17 @@ def test_too_many_pictures_are_refused(files, capsys):
 EACH = ["--each", "--words", "flat style", "--shows", "a blue star", "a red ring", *FAST]
 
 
-def test_each_picture_has_a_look_of_its_own_the_one_it_would_have_alone(files, tmp_path, capsys, monkeypatch):
-    folder, alone = tmp_path / "looks", tmp_path / "alone.safetensors"
+@pytest.fixture(scope="module")
+def each(files, tmp_path_factory):
+    """The folder of both pictures' looks."""
+    folder = tmp_path_factory.mktemp("each") / "looks"
     assert main(["learn", "-i", *files, "-o", str(folder), *EACH]) == 0
+    return folder
+
+
+def test_each_picture_has_a_look_of_its_own_the_one_it_would_have_alone(files, each, tmp_path, capsys, monkeypatch):
+    folder, alone = tmp_path / "looks", tmp_path / "alone.safetensors"
+    shutil.copytree(each, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["0.safetensors", "1.safetensors"]
     command = ["learn", "-i", files[1], "-o", str(alone), "--words", "flat style", "--shows", "a red ring", *FAST]
     assert main(command) == 0
@@ -153,27 +160,12 @@ def test_each_writes_words_for_every_picture_alone(files, tmp_path):
         assert Look.load(tmp_path / "looks" / f"{index}.safetensors").origin.look == world.look_answer(scene)
 
 
-def test_on_a_ray_cluster_the_looks_are_the_same_also_when_a_worker_dies(files, tmp_path):
-    ray = pytest.importorskip("ray", reason="the optional extra ray is not installed")
-    folder, here = tmp_path / "cluster", tmp_path / "here"
-    assert main(["learn", "-i", *files, "-o", str(here), *EACH]) == 0
-    words = [Words((shows,), "flat style") for shows in ("a blue star", "a red ring")]
-    options = learn.QUALITIES["good"]
-    options = learn.replace(options, steps=3, size=learn.DEMO_SIZE)
-    pictures = [learn.load_picture(path, "--image", 1024) for path in files]
-    jobs = [
-        learn_each.Job(picture, one, options, folder / f"{index}.safetensors", learn.learning_key(
-            PIPELINE, [picture], one, options
-        ))
-        for index, (picture, one) in enumerate(zip(pictures, words, strict=True))
-    ]
-
-    def kill_one(actors):
-        os.kill(ray.get(actors[0].process.remote()), signal.SIGKILL)
-
-    learn_each.learn_each(jobs, str(MODELS / PIPELINE), "cpu", "float32", ray="local", workers=2, on_start=kill_one)
+@pytest.mark.usefixtures("ray_cluster")
+def test_on_a_ray_cluster_the_looks_are_the_same(files, each, tmp_path):
+    """What happens when a worker dies is the same for all commands: test_compare.py."""
+    assert main(["learn", "-i", *files, "-o", str(tmp_path), *EACH, "--ray", "local"]) == 0
     for name in ("0.safetensors", "1.safetensors"):
-        assert (folder / name).read_bytes() == (here / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (each / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -189,10 +181,8 @@ def test_what_does_not_go_with_several_looks_is_said_first(files, options, fault
     assert fault in capsys.readouterr().err
 
 
-def test_two_pictures_of_one_name_and_a_file_of_another_look_are_refused(files, tmp_path, capsys):
+def test_two_pictures_of_one_name_and_a_file_of_another_look_are_refused(files, each, capsys):
     assert main(["learn", "-i", files[0], files[0], *EACH]) == 1
     assert "--image: expected pictures of different names with --each, got 0 twice" in capsys.readouterr().err
-    folder = tmp_path / "looks"
-    assert main(["learn", "-i", *files, "-o", str(folder), *EACH]) == 0
-    assert main(["learn", "-i", *files, "-o", str(folder), *EACH, "--seed", "1"]) == 1
+    assert main(["learn", "-i", *files, "-o", str(each), *EACH, "--seed", "1"]) == 1
     assert "holds another look" in capsys.readouterr().err

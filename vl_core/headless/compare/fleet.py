@@ -46,7 +46,8 @@ def on_ray(
     """What actors make of the items.
 
     Args:
-        address: "local" for a cluster of this machine's own, "auto" for the one running here, or its address.
+        address: "local" for a cluster of this machine's own, "auto" for the one running here, or its address. Where
+            this process is on a cluster already, that one is used and stays.
         workers: how many actors; 0 for one per GPU of the cluster, or one where there is none.
         kind, arguments: the actors' class and what it is made with.
         task: from an actor's handle and an item to Ray's promise of a result.
@@ -69,7 +70,10 @@ def on_ray(
 
     # Sums over threads round by how many there are: workers take as many as would do it here.
     threads = str(torch.get_num_threads())
-    ray.init(None if address == "local" else address, log_to_driver=False, ignore_reinit_error=True)
+    actors: list[Any] = []
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(None if address == "local" else address, log_to_driver=False)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         count = workers or gpus or 1
@@ -79,11 +83,15 @@ def on_ray(
             runtime_env={"env_vars": dict.fromkeys(THREADS, threads)},
         )
         shared = [ray.put(one) for one in arguments]
-        actors = [actor.remote(*shared) for _ in range(min(count, len(items)))]
+        actors += [actor.remote(*shared) for _ in range(min(count, len(items)))]
         on_start(actors)
         pool = ActorPool(actors)
         yield from (pool.map if ordered else pool.map_unordered)(task, list(items))
     except RayTaskError as error:
         raise error.cause from error
     finally:
-        ray.shutdown()
+        if ours:
+            ray.shutdown()
+        else:
+            for actor in actors:
+                ray.kill(actor)

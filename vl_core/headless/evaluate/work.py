@@ -35,9 +35,6 @@ class Brush:
         self.models = loaders.models
         self.pipeline = loaders.painter() if pipeline is None else pipeline
 
-    def process(self) -> int:
-        return os.getpid()
-
     def paint(
         self, jobs: Sequence[Job], window: tuple[float, float], unwanted: Tensor | None
     ) -> tuple[list[np.ndarray], float]:
@@ -56,9 +53,6 @@ class Asker:
     def __init__(self, loaders: Loaders, encoder: Qwen3VLEncoder | None = None) -> None:
         self.models = loaders.models
         self.encoder = loaders.vision() if encoder is None else encoder
-
-    def process(self) -> int:
-        return os.getpid()
 
     def ask(self, pixels: Tensor, queries: Sequence[Query]) -> tuple[dict[str, list[float]], float]:
         """By each query's key its share and the mass of its answers, and the seconds that took."""
