@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,41 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def load_score(folder: str, option: str, device: torch.device) -> Callable[[Tensor, Tensor, str], Mapping[str, float]]:
-    """A function from a picture, its reference (uint8 ``(H, W, 3)``) and the prompt to cosines.
+class Score:
+    """What a CLIP or a DINO makes of pictures, and of words where it reads them.
 
-    A model that reads text too gives "NAME to prompt" and "NAME to reference", any other "NAME to reference".
+    Called with a picture, its reference (uint8 ``(H, W, 3)``) and the prompt it gives cosines: "NAME to reference", and
+    "NAME to prompt" of a model that reads words.
+
+    Attributes:
+        name: of the model's folder. reads_text: whether it has words too.
+    """
+
+    def __init__(self, name: str, model: Any, processor: Any, tokenizer: Any = None) -> None:
+        self.name, self.model, self.processor, self.tokenizer = name, model, processor, tokenizer
+        self.reads_text = tokenizer is not None
+
+    @torch.no_grad()
+    def of_picture(self, picture: Tensor) -> Tensor:
+        """Features ``(D,)`` of a picture uint8 ``(H, W, 3)``."""
+        pixels = self.processor(images=picture.numpy(), return_tensors="pt")["pixel_values"].to(self.model.device)
+        act = self.model.get_image_features if self.reads_text else self.model
+        return _vector(act(pixel_values=pixels))
+
+    @torch.no_grad()
+    def of_text(self, prompt: str) -> Tensor:
+        """Features ``(D,)`` of words, of as many as the model takes."""
+        words = self.tokenizer(prompt, return_tensors="pt", truncation=True).to(self.model.device)
+        return _vector(self.model.get_text_features(**words))
+
+    def __call__(self, picture: Tensor, reference: Tensor, prompt: str) -> Mapping[str, float]:
+        own = self.of_picture(picture)
+        found = {f"{self.name} to reference": cosine(own, self.of_picture(reference))}
+        return found | ({f"{self.name} to prompt": cosine(own, self.of_text(prompt))} if self.reads_text else {})
+
+
+def load_score(folder: str, option: str, device: torch.device) -> Score:
+    """A score from a folder of transformers' layout.
 
     Raises:
         FileNotFoundError, ValueError: if the folder holds no model of pictures.
@@ -30,25 +61,9 @@ def load_score(folder: str, option: str, device: torch.device) -> Callable[[Tens
     except (OSError, ValueError) as error:
         raise ValueError(f"{option}: expected a CLIP or DINO in {folder} ({' '.join(str(error).split())}).") from error
     reads_text = hasattr(model, "get_text_features")
-    tokenizer: Any = AutoTokenizer.from_pretrained(path, **plain) if reads_text else None
-    name = path.resolve().name
-
-    @torch.no_grad()
-    def of_picture(picture: Tensor) -> Tensor:
-        pixels = processor(images=picture.numpy(), return_tensors="pt")["pixel_values"].to(device)
-        return _vector(model.get_image_features(pixel_values=pixels) if reads_text else model(pixel_values=pixels))
-
-    @torch.no_grad()
-    def of_text(prompt: str) -> Tensor:
-        words = tokenizer(prompt, return_tensors="pt", truncation=True).to(device)
-        return _vector(model.get_text_features(**words))
-
-    def score(picture: Tensor, reference: Tensor, prompt: str) -> Mapping[str, float]:
-        own = of_picture(picture)
-        found = {f"{name} to reference": _cosine(own, of_picture(reference))}
-        return found | ({f"{name} to prompt": _cosine(own, of_text(prompt))} if reads_text else {})
-
-    return score
+    return Score(
+        path.resolve().name, model, processor, AutoTokenizer.from_pretrained(path, **plain) if reads_text else None
+    )
 
 
 def _vector(output: Any) -> Tensor:
@@ -57,5 +72,6 @@ def _vector(output: Any) -> Tensor:
     return found[0].float()
 
 
-def _cosine(one: Tensor, other: Tensor) -> float:
+def cosine(one: Tensor, other: Tensor) -> float:
+    """Of features, to six digits."""
     return round(float(F.cosine_similarity(one, other, dim=0)), 6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -64,15 +64,18 @@ class Arm:
         return ", ".join(parts)
 
 
-def ways_tried(given: Given, blocks: int) -> list[Arm]:
+def ways_tried(given: Given, blocks: int, coming: Collection[str] = ()) -> list[Arm]:
     """Every way that can act with what is given, at its settings.
 
     Args:
+        coming: ways that lack something which is made before they act.
         blocks: of Qwen3-VL: layers that it does not have are left out.
     """
     found = []
     for way in ways().values():
-        if way.tries or way.name == OPEN_BLEND or way.missing(given):  # the open blend stands for the note's arms
+        if way.tries or way.name == OPEN_BLEND:  # the open blend stands for the note's arms
+            continue
+        if way.missing(given) and way.name not in coming:
             continue
         for values in product(*tried_of(way).values()):
             chosen: dict[str, Any] = dict(zip(tried_of(way), values, strict=True))

@@ -26,15 +26,16 @@ from ...zimage.host import Question
 from ...zimage.pipeline import ZImageFolder, load_tokenizer, prompt_layout
 from ..compare.command import models_of
 from ..compare.study import DIGITS, read_prompts
-from ..embedded import embedded_form, embedded_ground
+from ..embedded import embedded_form, embedded_ground, embedded_look_questions
 from ..folders import DEMO, add_folder_arguments, vision_blocks
 from .arms import NOTE, Arm, note_compared, ways_tried
 from .arms import together as joined
 from .collect import check_files
 from .drawings import builtin_pictures
 from .evidence import weights_id
-from .ground import KEPT, Fleet
+from .ground import KEPT, Fleet, Ground
 from .kept import Kept, write_whole
+from .looks import WAY
 from .outcome import scores, write_results
 from .plan import Prompt, Reference, Sheet, builtin_prompts, trials_of
 from .runner import Evaluation
@@ -45,7 +46,7 @@ from .work import measuring
 SUMMARY = "find out how much of a picture arrives with your weights, and by which way: a page, a small file to share"
 
 ASKED = "asked.json"
-NOISE_LOOK = "noise.safetensors"
+NOISE_LOOK, NONE = "noise.safetensors", "none"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 GB = 10**9
 # What a picture of 1024² takes beside the weights while it is painted, and whatever its number while one is decoded.
@@ -84,7 +85,11 @@ def add_arguments(parser) -> None:
     models.add_argument("--adapter", metavar="FILE", help="a picture adapter, to be tried too")
     models.add_argument(
         "--looks", metavar="FOLDER",
-        help=f"learned looks, each named as its picture, and {NOISE_LOOK} learned on noise as their null",
+        help=f"learned looks, each named as its picture, and {NOISE_LOOK} learned on noise as their null; without it "
+        f"they are learned here where there is time for it, {NONE}: not at all",
+    )
+    models.add_argument(
+        "--score", metavar="FOLDER", help="a CLIP or DINO on disk, asked beside Qwen3-VL how like its reference each is"
     )
     painting = parser.add_argument_group("painting")
     painting.add_argument("--steps", type=int, help="9 suits Z-Image-Turbo, 28 to 50 Z-Image")
@@ -156,14 +161,17 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
     given = given_of(arguments, models.adapter, references)
     form = embedded_form() if demo else Sentences()
     sheet = Sheet(replace(models, layer=-1), tuple(references), tuple(prompts), weights)
-    arms = chosen(joined(ways_tried(given[0], blocks), note_compared(blocks)), arguments.ways)
+    coming = () if arguments.looks else (WAY,)
+    arms = chosen(joined(ways_tried(given[0], blocks, coming), note_compared(blocks)), arguments.ways)
+    scored_by = score_of(arguments.score, folder) if arguments.score else ""
     begun(folder, {
         "weights": weights, "models": models.identity(), "pictures": [one.key for one in references],
         "prompts": [one.text for one in prompts], "seeds": arguments.seeds, "arms": [arm.id for arm in arms],
         "judge": [form.describe(part) for part in form.parts]
         + [query.key for prompt in prompts for thing in prompt.things for query in form.thing(thing)],
+        **({"score": scored_by} if scored_by else {}),
     })
-    loaders = Loaders(sheet.models)
+    loaders = Loaders(sheet.models, arguments.score or "")
     kept = Kept(
         folder / KEPT, weights, tokenizer,
         statistics=ReferenceStatistics.load(models.reference) if models.reference else None,
@@ -174,9 +182,21 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         given, kept, Turns(loaders, keep=loaders.small()),
         arguments.minutes, arguments.batch or batch_for(loaders, arguments.vram),
         Fleet(arguments.ray or "", arguments.workers), None if arguments.dry_run else measuring(),
+        embedded_look_questions() if demo else Ground.look_questions,
     )
-    evaluation.hashes = hashes
+    evaluation.hashes, evaluation.scored_by = hashes, scored_by
     return evaluation
+
+
+def score_of(folder: str, output: Path) -> str:
+    """A second judge's name and what its files are.
+
+    Raises:
+        FileNotFoundError: if it has no config.
+    """
+    path = Path(folder)
+    checks.readable_file(os.path.join(folder, "config.json"), "--score")
+    return f"{path.resolve().name} {weights_id(hashes_of({'score': path}, output / CACHE))}"
 
 
 def chosen(arms: Sequence[Arm], names: Sequence[str]) -> list[Arm]:
@@ -260,7 +280,7 @@ def given_of(arguments: argparse.Namespace, adapter: str, references: Sequence[R
         FileNotFoundError: if a picture has no look in the folder of looks, or there is none that was learned on noise.
     """
     fitted = PictureAdapter.load(adapter) if adapter else None
-    if not arguments.looks:
+    if arguments.looks in (None, NONE):
         return [Given(adapter=fitted)] * (len(references) + 1)
     names = [f"{one.name}.safetensors" for one in references] + [NOISE_LOOK]
     files = [checks.readable_file(os.path.join(arguments.looks, name), "--looks") for name in names]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...states.files import check_content
 
 KIND, VERSION = "zimage-vl evidence", 1
+PROMPT = "prompt"  # among scores
 SHARE = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -32,6 +33,7 @@ class Record(Part):
         kind: "words" alone, a picture's own "caption", a "way" or its null.
         picture, prompt: their places in the lists that were asked; -1 for none.
         look: by the place of a reference how far each part of its look is there; ``leak``: how far what it shows is.
+        scores: by a second judge the cosine to each reference, by its place, and to what was painted from, "prompt".
     """
 
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -58,6 +60,7 @@ class Figures(Part):
     Attributes:
         transfer: mean of ``parts``; ``nulls``: by name the transfer that a null reaches, and its error.
         leak: what the reference shows is there by so much more than with the words alone.
+        second: transfer by a second judge, by name what it and its nulls reach, each with its error.
         artifacts: by kind how many times those of the words alone; ``artifacts_log``: the natural logarithm of that, a
             mean over kinds, and its error.
     """
@@ -77,6 +80,7 @@ class Figures(Part):
     artifacts: dict[str, float]
     artifacts_log: list[float | None]
     seconds: float
+    second: dict[str, list[float | None]] = {}
 
 
 class ArmSaid(Part):
@@ -90,7 +94,12 @@ class ArmSaid(Part):
 
 
 class Asked(Part):
-    """What was asked: built-in prompts and pictures by name, others by a hash."""
+    """What was asked: built-in prompts and pictures by name, others by a hash.
+
+    Attributes:
+        looks: how looks were learned, or why not; "" where they were given, or not wanted.
+        score: name of a second judge and what its files are; "" for none.
+    """
 
     prompts: list[dict[str, Any]]
     pictures: list[dict[str, Any]]
@@ -99,6 +108,8 @@ class Asked(Part):
     painting: dict[str, Any]
     parts: list[str]
     rungs: list[dict[str, Any]]
+    looks: str = ""
+    score: str = ""
 
 
 class Evidence(Part):

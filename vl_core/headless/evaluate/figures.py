@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...reports.artifacts import FLOORS
-from .evidence import Figures, Record
+from .evidence import PROMPT, Figures, Record
 
 KEPT = 0.85  # of the words alone's adherence, to count as keeping to the prompt
 LEAST_SPAN = 0.05  # by which a caption has to show more of a part than the words alone
 SURE = 2.0  # standard errors
 ANOTHER, NOISE = "another picture", "matched noise"
+TRANSFER, SECOND = "transfer", "second judge"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def figures_of(arm: str, records: Sequence[Record], ground: Ground) -> Figures |
         words_adherence=_over_pairs(own, [one.adherence for one in words])[0], leak=leak[0], leak_error=leak[1],
         nulls={name: list(both) for name, both in nulls.items()}, artifacts=_artifacts(own, words),
         artifacts_log=list(_over_pairs(own, _artifact_logs(own, words))),
-        seconds=_mean([sum(one.seconds.values()) for one in own]) or 0.0,
+        seconds=_mean([sum(one.seconds.values()) for one in own]) or 0.0, second=_second(own, noise, ground),
     )
 
 
@@ -112,6 +113,24 @@ def _transfer(
         part: float(np.nanmean(gains[part]) / span) for part, span in moved.items() if span > LEAST_SPAN
     }
     return mean, error, parts
+
+
+def _second(own: Sequence[Record], noise: Sequence[Record], ground: Ground) -> dict[str, list[float | None]]:
+    """The same by a second judge, to whom a look is of one part; nothing if there is none."""
+    if not all(one.scores for one in own):
+        return {}
+
+    def seen(one: Record) -> Record:
+        return one.model_copy(update={"look": {
+            place: {SECOND: value} for place, value in one.scores.items() if place != PROMPT
+        }})
+
+    ground = Ground(
+        {key: seen(one) for key, one in ground.words.items()}, {key: seen(one) for key, one in ground.captions.items()},
+        ground.pictures,
+    )
+    asked = [(TRANSFER, own, 0), (ANOTHER, own, -1)] + [(NOISE, noise, 0)] * bool(noise)
+    return {name: list(_transfer([seen(one) for one in some], ground, shift)[:2]) for name, some, shift in asked}
 
 
 def _artifacts(own: Sequence[Record], words: Sequence[Record]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...encoder.writing import INSTRUCTIONS
 from ...reports.judge import Form, Query
 from ...states.files import parse_json
 from ...steering.desk import Desk, Outcome
@@ -29,6 +30,7 @@ from .turns import Turns
 
 CELLS, REFERENCES, KEPT = "cells", "references", "kept"
 PAINTED, MEASURED, JUDGED = "painted.jsonl", "measured.jsonl", "judged.jsonl"
+SCORED = "scored.jsonl"  # by a second judge, if there is one
 PLAN, TOLD = "plan.json", "told.json"
 EXAMPLES = 4
 DESKS = 16  # prompts and pictures whose readings are in memory at a time
@@ -51,10 +53,12 @@ class Ground:
             may use besides, of each picture, and last of all what stands in its place where that is to be noise.
         minutes: that it may take. batch: pictures painted together.
         pool: measures beside the painting, see :func:`~.work.measuring`.
+        look_questions: what is asked for a look's words, what for what a picture shows, and where that answer ends.
 
     Attributes:
         rows: the lines of each file by id. rungs: those that were begun. settled: ids that are done.
         measured: what other processes are measuring, by id. hashes: of the weights' files.
+        looks_said, looks_seconds: how looks are learned here, and how long that takes. scored_by: a second judge.
     """
 
     folder: Path
@@ -70,15 +74,33 @@ class Ground:
     batch: int = 1
     fleet: Fleet = field(default_factory=Fleet)
     pool: Executor | None = None
+    look_questions: tuple[str, str, str] = (INSTRUCTIONS["look"], INSTRUCTIONS["shows"], "")
 
     def __post_init__(self) -> None:
         self.by_id = {arm.id: arm for arm in self.arms}
-        self.rows = {name: read_rows(self.folder / name) for name in (PAINTED, MEASURED, JUDGED)}
+        self.looks_said, self.looks_seconds, self.scored_by = "", 0.0, ""
+        self.rows = {name: read_rows(self.folder / name) for name in (PAINTED, MEASURED, JUDGED, SCORED)}
         self.rungs: list[Rung] = []
         self.settled: set[str] = set()
         self.hashes: dict[str, dict[str, str]] = {}
         self.measured: dict[str, Future] = {}
         self.desk = lru_cache(DESKS)(self._new_desk)
+
+    def give(self, given: Sequence[Given]) -> None:
+        """What ways may use from now on."""
+        self.given = given
+        self.desk.cache_clear()
+
+    def leave_out(self, way: str, why: str) -> None:
+        """Go on without a way.
+
+        Raises:
+            ValueError: if no other one is left.
+        """
+        self.arms = [arm for arm in self.arms if arm.group != way]
+        self.by_id = {arm.id: arm for arm in self.arms}
+        if not self.arms:
+            raise ValueError(f"--ways {way}: {why}. Give more --minutes, or another way besides.")
 
     # --- files and lines ----------------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from ..compare.nulls import NULL
 from .arms import NOTE
 from .evidence import KIND, VERSION, Evidence, Record, seal, to_json
 from .figures import Ground, beats_nulls, figures_of, keeps, score
-from .ground import JUDGED, MEASURED, PAINTED
+from .ground import JUDGED, MEASURED, PAINTED, SCORED
 from .judging import adherence, leak, look
 from .kept import write_whole
 from .layers import layers_of
@@ -85,7 +85,7 @@ def _record(evaluation: Evaluation, kind: Kind, arm: str, cell: Cell, caption_of
         look={str(place): look(form, told[place], answers) for place in about},
         leak={place: value for place, value in leaks.items() if not math.isnan(value)},
         mass=min((one[1] for one in answers.values()), default=0.0), artifacts=measured["artifacts"],
-        fidelity=measured["fidelity"], scores=measured.get("scores", {}),
+        fidelity=measured["fidelity"], scores=evaluation.rows[SCORED].get(cell.id, {}).get("scores", {}),
         seconds={"painting": evaluation.rows[PAINTED][cell.id]["seconds"], "asking": judged["seconds"]},
     )
 
@@ -121,7 +121,8 @@ def evidence_of(evaluation: Evaluation, layers: str, with_pictures: bool = False
         "asked": {
             "prompts": prompts, "pictures": pictures, "seeds": 1 + max(trial.seed for trial in evaluation.trials),
             "minutes": evaluation.minutes, "painting": sheet.models.identity(), "parts": list(evaluation.form.parts),
-            "rungs": [rung.as_dict() for rung in evaluation.rungs],
+            "rungs": [rung.as_dict() for rung in evaluation.rungs], "looks": evaluation.looks_said,
+            "score": evaluation.scored_by,
         },
         "trust": evaluation.trust, "layers": layers,
         "arms": [

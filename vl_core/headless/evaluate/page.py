@@ -10,11 +10,12 @@ from string import Template
 from typing import Any
 
 from ...reports.artifacts import NAMES
+from ...reports.trust import ranks
 from ..compare.nulls import NOISE
 from ..compare.report import PAGE, STYLE
 from .claims import artifacts_by_way, claims_of, shown
 from .evidence import ArmSaid, Evidence, Figures
-from .figures import ANOTHER, beats_nulls, keeps
+from .figures import ANOTHER, TRANSFER, beats_nulls, keeps
 from .figures import NOISE as NOISED
 from .outcome import finalists
 from .plan import Trial
@@ -45,7 +46,8 @@ def write_page(evaluation: Evaluation, evidence: Evidence, recipes: Mapping[str,
             ]),
             words="".join(f"<li>{line}</li>" for line in map(in_words, best)), recipes=escape(told(recipes)),
             claims=note_says(evidence), artifacts=artifacts(evidence, best), layers=escape(evidence.layers.strip()),
-            judge=escape(judge(evidence)), settings=settings(evidence), asked=asked(evidence),
+            judge=escape(judge(evidence)), second=second_judge(evidence, best),
+            settings=settings(evidence), asked=asked(evidence),
         ),
         encoding="utf-8",
     )
@@ -128,6 +130,29 @@ def judge(evidence: Evidence) -> str:
         f"{trust['noise']:.2f}; {trust['mass']:.2f} of its probability is on the answers it was offered. It also said "
         "what the references look like, so a way that uses its words is judged by the same eyes. How it compares with "
         "a judge that was trained stands in docs/evidence.md."
+    )
+
+
+def second_judge(evidence: Evidence, best: Best) -> str:
+    """What a CLIP or a DINO makes of it, beside Qwen3-VL; nothing if none was asked."""
+    if not evidence.asked.score:
+        return ""
+    name = escape(evidence.asked.score.rpartition(" ")[0])
+    both = [(one.transfer, one.second[TRANSFER][0]) for one in evidence.figures if one.second]
+    known = [(ours, theirs) for ours, theirs in both if ours is not None and theirs is not None]
+    order = ranks(*zip(*known, strict=True)) if len(known) > 2 else None
+    said = f"Over {len(known)} settings its order agrees with Qwen3-VL's to {shown(order)} (rank correlation). "
+    rows = [
+        f"<tr><td>{escape(arm.group)}</td>{_number(one.transfer, '.2f')}"
+        + "".join(_number(one.second.get(key, [None])[0], ".2f") for key in (TRANSFER, ANOTHER, NOISED)) + "</tr>"
+        for arm, one in best
+    ]
+    return (
+        f"<h3>A second judge: {name}</h3><p class=\"dim\">Transfer by how like its reference each painting is to it: 0 "
+        f"the words alone, 1 the picture's own caption. {said}It was held against no judge that knows the truth, so it "
+        "is a second opinion and no proof; a dash stands where captions do not bring paintings nearer to their "
+        f'pictures by it.</p><div class="scroll"><table class="list">'
+        f"{_table(('way', 'Qwen3-VL', name, ANOTHER, NOISED), rows)}</table></div>"
     )
 
 
@@ -243,6 +268,7 @@ def asked(evidence: Evidence) -> str:
     )
     rows = {
         "prompts": prompts, "pictures": ", ".join(str(one["name"]) for one in said.pictures), "rungs": rungs,
+        **({"learned looks": said.looks} if said.looks else {}),
         "painting": ", ".join(f"{name} {value}" for name, value in said.painting.items() if value not in ("", None)),
         "machine": ", ".join(f"{name} {value}" for name, value in evidence.machine.items() if value not in ({}, None)),
         "made": ", ".join(f"{name} {value}" for name, value in evidence.made.items()), "weights (SHA-256)": files,

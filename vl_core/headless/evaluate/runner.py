@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -26,9 +26,12 @@ from ...zimage.painting import Job
 from ...zimage.progress import progress
 from ..compare.fleet import on_ray
 from ..compare.nulls import NULL
-from .ground import CELLS, JUDGED, MEASURED, PAINTED, PLAN, TOLD, Ground
+from ..compare.scores import cosine
+from .evidence import PROMPT
+from .ground import CELLS, JUDGED, MEASURED, PAINTED, PLAN, SCORED, TOLD, Ground
 from .judging import Told, trust
 from .kept import NotItsTurn, write_whole
+from .looks import bring_looks
 from .plan import Rung, first_rungs, next_rung
 from .work import Asker, Brush, measure_file
 
@@ -36,6 +39,7 @@ SPENT_PAINTING = 0.9  # of the time; the rest is for loading, reading and descri
 AHEAD = 4  # pictures that are written beside the GPU's work
 
 Batch = tuple[Cell, ...]
+Made = TypeVar("Made")
 Scores = Callable[["Evaluation", Rung], Mapping[str, "tuple[bool, float]"]]
 
 
@@ -44,11 +48,14 @@ class Evaluation(Ground):
 
     def run(self, scores: Scores) -> None:
         """Describe, paint, ask, rung after rung; ``scores`` says of a rung's arms which is better."""
+        for partial in self.folder.rglob(f"*.{'[0-9a-f]' * 32}.part"):
+            partial.unlink()  # a run that was killed was writing it
         (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
         self.write_references()
         self.text_turn(self.plain_words)
         self._describe()
         self.text_turn(lambda: [self.kept.words(told.caption) for told in self.told])
+        bring_looks(self)
         self.settle(self.bases(1))
         for number in range(4):
             rung = self._decided(number, scores)
@@ -86,7 +93,8 @@ class Evaluation(Ground):
         many = max(1, len(self.rows[PAINTED]))
         beside = self.rows[MEASURED] if self.pool is not None else {}  # measured beside the painting
         each = (spent - sum(row["seconds"] for row in beside.values())) / many
-        return max(0.0, (SPENT_PAINTING * 60 * self.minutes - each * many) / max(each, 1e-6))
+        left = SPENT_PAINTING * 60 * self.minutes - self.looks_seconds - each * many
+        return max(0.0, left / max(each, 1e-6))
 
     def _show_nulls(self, rung: Rung) -> None:
         """Another picture's painting beside each example; most of them are trials of their own."""
@@ -100,6 +108,7 @@ class Evaluation(Ground):
         cells = list({cell.id: cell for cell in cells if cell.id not in self.settled}.values())
         self.paint(cells)
         self.judge(cells)
+        self.score(cells)
         self.settled |= {cell.id for cell in cells}
 
     # --- turns before the painting ----------------------------------------------------------------------------------
@@ -112,28 +121,24 @@ class Evaluation(Ground):
             if not path.is_file():
                 save_png(path, Image.fromarray(picture.numpy()), {"name": reference.name})
 
-    def text_turn(self, act: Callable[[], object]) -> None:
+    def text_turn(self, act: Callable[[], Made]) -> Made:
         """Act from what is kept; where that lacks something, once more with the text encoder there."""
-        try:
-            act()
-        except NotItsTurn:
-            with self.turns("text") as text:
-                self.kept.text = text
-                try:
-                    act()
-                finally:
-                    self.kept.text = None
+        return self._turn("text", act)
 
-    def _vision_turn(self, act: Callable[[], object]) -> None:
+    def vision_turn(self, act: Callable[[], Made]) -> Made:
+        """The same with Qwen3-VL."""
+        return self._turn("vision", act)
+
+    def _turn(self, name: str, act: Callable[[], Made]) -> Made:
         try:
-            act()
+            return act()
         except NotItsTurn:
-            with self.turns("vision") as encoder:
-                self.kept.vision = encoder
+            with self.turns(name) as model:
+                setattr(self.kept, name, model)
                 try:
-                    act()
+                    return act()
                 finally:
-                    self.kept.vision = None
+                    setattr(self.kept, name, None)
 
     def plain_words(self) -> None:
         self.kept.statistics()
@@ -173,7 +178,7 @@ class Evaluation(Ground):
 
             return all_of_them
 
-        self._vision_turn(over_pairs("Reading", lambda desk, settings: desk.fetch(settings)))
+        self.vision_turn(over_pairs("Reading", lambda desk, settings: desk.fetch(settings)))
         self.text_turn(over_pairs("Encoding words", lambda desk, settings: desk.run(settings)))
 
     # --- painting ---------------------------------------------------------------------------------------------------
@@ -290,3 +295,19 @@ class Evaluation(Ground):
                 if number + 1 < len(todo):
                     coming = ahead.submit(see, todo[number + 1])
                 yield cell, asker.ask(*seen)
+
+    def score(self, cells: Sequence[Cell]) -> None:
+        """By a second judge, if there is one: how like every reference a painting is, and how like its prompt."""
+        todo = [cell for cell in cells if cell.id not in self.rows[SCORED]]
+        if not todo or not self.turns.loaders.judge:
+            return
+        with self.turns("score") as score, progress("Scoring", len(todo)) as move:
+            references = [score.of_picture(picture) for picture in self.pictures]
+            for cell in todo:
+                start = time.perf_counter()
+                own = score.of_picture(read_picture(self.file(cell.id)))
+                found = {str(place): cosine(own, reference) for place, reference in enumerate(references)}
+                if score.reads_text:
+                    found[PROMPT] = cosine(own, score.of_text(str(dict(cell.extra)["prompt"])))
+                self.line(SCORED, {"id": cell.id, "scores": found, "seconds": time.perf_counter() - start})
+                move()

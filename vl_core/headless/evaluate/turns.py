@@ -18,6 +18,7 @@ from ...states.statistics import ReferenceStatistics, calibrate, calibration_pro
 from ...zimage import checks
 from ...zimage.painting import load_painter
 from ...zimage.text import batch_reader, open_text_encoder, text_reader
+from ..compare.scores import Score, load_score
 from ..compare.study import Models
 from ..vision import load_encoder
 
@@ -35,9 +36,10 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class Loaders:
-    """How each model comes into memory, from the folders of ``models``."""
+    """How each model comes into memory, from the folders of ``models``; ``judge`` is a CLIP's or a DINO's, or ""."""
 
     models: Models
+    judge: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -61,9 +63,12 @@ class Loaders:
     def painter(self) -> Any:
         return load_painter(self.models.zimage, self.device, self.dtype)
 
+    def score(self) -> Score:
+        return load_score(self.judge, "--score", self.device)
+
     def small(self) -> bool:
         """Whether all models fit beside one another anywhere."""
-        folders = (Path(self.models.zimage), Path(self.models.vision))
+        folders = (Path(one) for one in (self.models.zimage, self.models.vision, self.judge) if one)
         return sum(file.stat().st_size for one in folders for file in one.rglob("*.safetensors")) < SMALL
 
 
