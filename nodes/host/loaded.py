@@ -137,6 +137,7 @@ def load_encoder(
     encoder = Qwen3VLEncoder.from_pretrained(
         folders[folder], device=comfy.model_management.text_encoder_offload_device(), dtype=_pick_dtype(dtype),
         deepest_layer=deepest_layer, progress=progress, cache_bytes=0 if cache == "off" else None,
+        quantised=False,  # what quantisers load cannot be moved as ComfyUI moves models
         every_layer=cache == "every layer", compile=compile, fast=fast_allowed(),
     )
     return LoadedEncoder(encoder)

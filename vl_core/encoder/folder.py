@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..states.files import read_json_object, read_text
 from .modules import Qwen3VL
+from .quantised import INSTEAD, load_quantised, quantisation_of
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,12 @@ def _read_json(path: Path) -> dict:
         raise ValueError(f"{error} Download it again.") from error
 
 
-def read_config(folder: Path) -> Any:
-    """The folder's Qwen3VLConfig, after checking that it is one we can run."""
+def read_config(folder: Path, quantised: bool = False) -> Any:
+    """The folder's Qwen3VLConfig, after checking that it is one we can run.
+
+    Args:
+        quantised: whether its weights may be.
+    """
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise FileNotFoundError(
@@ -58,12 +63,10 @@ def read_config(folder: Path) -> Any:
         raise ValueError(
             f"{folder.name}: config.json lacks or garbles text_config or vision_config. Download it again."
         )
-    quantization = content.get("quantization_config") or text.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else "unknown method"
+    method = quantisation_of(content)
+    if method and not quantised:
         raise ValueError(
-            f"{folder.name}: expected bf16, fp16 or fp32 weights, got quantised ones ({method}). Use the unquantised "
-            "folder, or a quantised single file with ComfyUI's Load CLIP."
+            f"{folder.name}: expected bf16, fp16 or fp32 weights, got quantised ones ({method}). {INSTEAD}"
         )
     try:
         from transformers.models.qwen3_vl import Qwen3VLConfig
@@ -151,6 +154,21 @@ def empty_model(config: Any, blocks: int) -> Qwen3VL:
     language.layers = language.layers[:blocks]
     language.config.num_hidden_layers = blocks
     model.config.text_config.num_hidden_layers = blocks
+    return model
+
+
+def read_model(
+    folder: Path, config: Any, blocks: int, device: str | torch.device, dtype: torch.dtype,
+    progress: Callable[[int, int], None] | None,
+) -> Qwen3VL:
+    """Qwen3VLModel with the first ``blocks`` language blocks, all weights on ``device``."""
+    if quantisation_of(config.to_dict()):
+        for file in _weight_files(folder):
+            _open(folder, file, "cpu")  # is there, and nowhere else
+        return load_quantised(folder, config, blocks, device, dtype)
+    model = empty_model(config, blocks)
+    model.load_state_dict(read_weights(folder, model, device, dtype, progress), assign=True)
+    rebuild_rotary_buffers(model, device)
     return model
 
 

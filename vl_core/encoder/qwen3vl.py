@@ -21,16 +21,7 @@ from ..states.families import ZIMAGE, Family
 from ..states.layout import SYSTEM_TURN, TokenLayout, insert_pictures, mrope_positions, text_layout
 from ..states.vl_states import VLStates, resolve_layer
 from .cache import ByteCache, default_limit
-from .folder import (
-    HEAD,
-    empty_model,
-    load_tokenizer,
-    read_config,
-    read_head,
-    read_weights,
-    rebuild_rotary_buffers,
-    variant_of,
-)
+from .folder import HEAD, load_tokenizer, read_config, read_head, read_model, variant_of
 from .forward import fits, signed
 from .generate import asking
 from .graphs import GraphPool
@@ -122,6 +113,7 @@ class Qwen3VLEncoder:
         dtype: torch.dtype = torch.bfloat16,
         deepest_layer: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        quantised: bool = True,
         **options: Any,
     ) -> Qwen3VLEncoder:
         """Load a Hugging Face folder of Qwen3-VL, Instruct or Thinking, without network access.
@@ -133,25 +125,26 @@ class Qwen3VLEncoder:
             deepest_layer: deepest ``hidden_states`` index that will be asked for (-6 of 36 blocks loads 31); None
                 loads all.
             progress: called with (tensors read, tensors to read).
+            quantised: whether the folder's weights may be; transformers' own quantisers then read them, whole, with the
+                library that they need.
             options: ``cache_bytes``, ``every_layer``, ``compile`` and ``fast`` of the constructor.
 
         Raises:
             FileNotFoundError: if the folder, config.json, the weights, a shard or the tokenizer is missing.
-            ValueError: for another architecture, quantised or damaged weights, missing tensors, wrong shapes, a
-                tokenizer of another model, another dtype, or a layer the model does not have.
-            ImportError: if transformers is older than 4.57.
+            ValueError: for another architecture, damaged weights, quantised ones that are not allowed or cannot be read
+                on this device, missing tensors, wrong shapes, a tokenizer of another model, another dtype, or a layer
+                the model does not have.
+            ImportError: if transformers is older than 4.57, or a quantiser's library is missing.
         """
         folder = Path(path)
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected bfloat16, float16 or float32, got {dtype}.")
-        config = read_config(folder)
+        config = read_config(folder, quantised)
         num_layers = config.text_config.num_hidden_layers
         blocks = num_layers if deepest_layer is None else resolve_layer(deepest_layer, num_layers)
         tokenizer = load_tokenizer(folder)
         special_tokens(tokenizer, config, folder.name)  # before gigabytes are read
-        model = empty_model(config, blocks)
-        model.load_state_dict(read_weights(folder, model, device, dtype, progress), assign=True)
-        rebuild_rotary_buffers(model, device)
+        model = read_model(folder, config, blocks, device, dtype, progress)
         model.eval().requires_grad_(False)
         log.info("Loaded %s: %d of %d blocks in %s.", folder.name, blocks, num_layers, dtype)
         name, variant = folder.resolve().name, variant_of(folder, tokenizer)
