@@ -29,8 +29,8 @@ def load_quantised(folder: Path, config: Any, blocks: int, device: str | torch.d
         ImportError: naming the library that is missing.
         ValueError: if transformers cannot read it, or not on this device.
     """
-    from transformers import Qwen3VLForConditionalGeneration
-    from transformers.quantizers import AutoHfQuantizer
+    from transformers.models.qwen3_vl import Qwen3VLForConditionalGeneration
+    from transformers.quantizers.auto import AutoHfQuantizer
 
     method = quantisation_of(config.to_dict())
     if not AutoHfQuantizer.supports_quant_method(config.to_dict().get("quantization_config") or {}):
@@ -41,7 +41,8 @@ def load_quantised(folder: Path, config: Any, blocks: int, device: str | torch.d
     config.text_config.num_hidden_layers = blocks  # of the others transformers reads nothing
     try:
         # With its head: modules that are not quantised are named as in the model that was saved.
-        whole, told = Qwen3VLForConditionalGeneration.from_pretrained(
+        read: Any = Qwen3VLForConditionalGeneration.from_pretrained
+        whole, told = read(
             folder, config=config, dtype=dtype, device_map={"": torch.device(device)}, attn_implementation="sdpa",
             use_safetensors=True, local_files_only=True, trust_remote_code=False, output_loading_info=True,
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ TRIED = (QUALITIES["good"], QUALITIES["quick"], replace(QUALITIES["quick"], step
 PROBED = 3  # steps that are timed; one before them is not
 OUT_OF_TIME = "{count} looks of {steps} steps would take {need:.0f} of {whole:g} minutes, {share:.0%} are for them"
 
-Texts = Mapping[str, tuple[Tensor, TokenLayout | None]]
+Texts = Mapping[str, tuple[Tensor, TokenLayout]]
 
 
 class TextPainter(PipelinePainter):
@@ -51,7 +51,7 @@ class TextPainter(PipelinePainter):
         super().__init__(pipeline, name)
         self.texts = texts
 
-    def text(self, prompt: str) -> tuple[Tensor, TokenLayout | None]:
+    def text(self, prompt: str) -> tuple[Tensor, TokenLayout]:
         return self.texts[prompt]
 
     @contextmanager
@@ -69,7 +69,7 @@ def bring_looks(evaluation: Evaluation) -> None:
     if evaluation.given[0].look is not None or all(arm.group != WAY for arm in evaluation.arms):
         return
     path = evaluation.folder / "plan.json"
-    plan = parse_json(path.read_text(encoding="utf-8"), path.name) if path.is_file() else {"rungs": []}
+    plan: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"), path.name) if path.is_file() else {"rungs": []}
     if LOOKS not in plan:
         plan[LOOKS] = _decided(evaluation)
         write_whole(path, json.dumps(plan, indent=1) + "\n")
@@ -100,7 +100,8 @@ def lessons_of(evaluation: Evaluation) -> list[tuple[Tensor, Words, Texts]]:
 
     def texts(told: Words) -> Texts:
         asked = ("", *told.shows, *(append_words(shows, told.look) for shows in told.shows))
-        return {prompt: (text.states, text.layout) for prompt in asked for text in kept.words(prompt)}
+        found = {prompt: kept.words(prompt)[0] for prompt in asked}
+        return {prompt: (text.states, cast(TokenLayout, text.layout)) for prompt, text in found.items()}
 
     every = evaluation.vision_turn(words)
     states = evaluation.text_turn(lambda: [texts(told) for told in every])
@@ -120,12 +121,14 @@ def _decided(evaluation: Evaluation) -> dict[str, Any]:
     except (ValueError, torch.OutOfMemoryError) as error:
         return {**none, "said": f"left out: {' '.join(str(error).split())}"}
     count = len(evaluation.pictures) + 1
-    for options in TRIED:
-        need = step * options.draws / TRIED[0].draws * options.steps * count
+    needs = [step * options.draws / TRIED[0].draws * options.steps * count for options in TRIED]
+    for options, need in zip(TRIED, needs, strict=True):
         if need <= SHARE * 60 * evaluation.minutes:
             said = f"{count} looks of {options.steps} steps, learned in about {need / 60:.0f} minutes"
             return {"options": replace(options, size=size).header(), "said": said, "seconds": need}
-    said = OUT_OF_TIME.format(count=count, steps=options.steps, need=need / 60, whole=evaluation.minutes, share=SHARE)
+    said = OUT_OF_TIME.format(
+        count=count, steps=TRIED[-1].steps, need=needs[-1] / 60, whole=evaluation.minutes, share=SHARE
+    )
     return {**none, "said": f"left out: {said}"}
 
 
