@@ -61,7 +61,7 @@ def test_a_small_model_learns_the_sink_and_carries_it_through_every_layer(tmp_pa
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        text.run(Options(tmp_path, steps=240, toy=True, device="cpu"))
+        text.run(Options(tmp_path, steps=150, toy=True, device="cpu"))
     finally:
         torch.set_num_threads(threads)
     tokenizer = tokens.load_tokenizer(tmp_path)
