@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -109,7 +110,7 @@ class TokenLayout:
 
     def mask(self, *roles: TokenRole) -> Tensor:
         """Boolean ``(L,)``: positions that have one of ``roles``."""
-        return torch.isin(self.roles, torch.tensor(roles, dtype=torch.uint8))
+        return reduce(torch.bitwise_or, [self.roles == role for role in roles])
 
     def counts(self) -> dict[TokenRole, int]:
         """Positions per role, roles that do not occur left out."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -47,10 +48,17 @@ def sinks_among(rms: Tensor, layout: TokenLayout | None = None) -> Tensor:
     if len(layout) != rms.shape[-1]:
         raise ValueError(f"layout: expected {rms.shape[-1]} positions, one per token, got {len(layout)}.")
     found = torch.zeros_like(rms, dtype=torch.bool)
-    for kind in kinds_of_tokens(layout):
-        places = kind.nonzero().flatten().to(rms.device)
+    for places in _places_of_kinds(layout):
+        places = places.to(rms.device)
         found[..., places] = _beyond_median(rms[..., places])
     return found
+
+
+@lru_cache(maxsize=64)  # a layout never changes, and one sequence goes through many stages
+@torch.inference_mode(False)  # what is kept may meet gradients later
+def _places_of_kinds(layout: TokenLayout) -> list[Tensor]:
+    """Indices of the tokens of each kind that is large enough to have sinks."""
+    return [kind.nonzero().flatten() for kind in kinds_of_tokens(layout) if int(kind.sum()) >= FEWEST]
 
 
 def kinds_of_tokens(layout: TokenLayout) -> list[Tensor]:
