@@ -6,10 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -18,17 +15,18 @@ from torch import Tensor
 from ...reports.artifacts import Artifacts
 from ...reports.fidelity import Fidelity
 from ...reports.grid import draw_grid
-from ...steering.sweep import Cell, Plan
+from ...steering.sweep import Plan
 from ...zimage.files import save_png
+from ..pages import write_page
 from .nulls import NULLS
 from .runner import Controls, Rows, nulls_in
-from .study import Group, Study
+from .study import Study
 from .summary import Line, in_words, markdown, summarize, to_csv
 
 LIKENESS = [field.name for field in fields(Fidelity)]
 ARTIFACTS = [field.name for field in fields(Artifacts)]
 PAGE, GRIDS, REFERENCES = "index.html", "grids", "references"
-TEMPLATE, STYLE = "report.html", "style.css"
+STYLE = "style.css"
 WIDEST = 320  # pixels of a picture on the page; small ones are shown at their own size
 
 
@@ -59,22 +57,13 @@ def write_report(
     lines, found = summarize(study, rows), {"summary.csv": to_csv, "summary.md": _markdown}
     for name, write in found.items():
         (folder / name).write_text(write(lines), encoding="utf-8")
-    page = folder / PAGE
-    own, style = (
-        resources.files(__package__ or "").joinpath(name).read_text(encoding="utf-8") for name in (TEMPLATE, STYLE)
-    )
-    side = min(WIDEST, max(study.models.width, 128))
-    page.write_text(
-        Template(own).substitute(
-            title=escape(f"{study.title}: {', '.join(dict.fromkeys(group.prompt for group in study.groups))}"[:120]),
-            summary=escape(study.describe()), models=escape(_models(study)), side=side, style=style,
-            settings=_settings(lines), nulls=escape(", ".join(NULLS[kind] for kind in study.nulls) or "none"),
-            groups="\n".join(
-                _group(group, rows, controls, shown[group.key], grids[group.name]) for group in study.groups
-            ),
-            table=_table(rows), rows=_script_rows(rows, controls),
-        ),
-        encoding="utf-8",
+    page = write_page(
+        folder / PAGE, "compare/report.html",
+        title=f"{study.title}: {', '.join(dict.fromkeys(group.prompt for group in study.groups))}"[:120],
+        study=study, models=_models(study), side=min(WIDEST, max(study.models.width, 128)), names=NULLS, rows=rows,
+        controls=controls, shown=shown, grids=grids, figures=_names(lines), settings=_settings(lines),
+        scores=list(dict.fromkeys(name for row in rows.values() for name in row.get("scores", {}))),
+        script=_script_rows(rows, controls),
     )
     return page, [folder / name for names in (*grids.values(), found) for name in names]
 
@@ -100,28 +89,24 @@ def _markdown(lines: Sequence[Line]) -> str:
 
 
 def _names(lines: Sequence[Line]) -> list[str]:
-    return list(dict.fromkeys(line.figure for line in lines))
+    """Figures in the order of tables: scores, likeness, artifacts."""
+    found = dict.fromkeys(line.figure for line in lines)
+    return sorted(found, key=lambda name: (name in ARTIFACTS, name in LIKENESS))
 
 
-def _settings(lines: Sequence[Line]) -> str:
-    """The summary as a table: scores, likeness, artifacts; a figure above those of its nulls."""
-    names = sorted(_names(lines), key=lambda name: (name in ARTIFACTS, name in LIKENESS))
-    head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in ("setting", "pairs", *names))
-    body = []
+def _settings(lines: Sequence[Line]) -> list[tuple[str, int, list[dict[str, Any]]]]:
+    """Of every setting its name, its pairs, and a cell per figure: the mean, its words, and those of its nulls."""
+    found = []
     for setting in dict.fromkeys(line.setting for line in lines):
-        own = {name: [line for line in lines if (line.setting, line.figure) == (setting, name)] for name in names}
-        pairs = max(line.pairs for found in own.values() for line in found)
-        cells = [f'<td class="label">{escape(setting)}</td>', _number(pairs, "d")]
-        for found in own.values():
-            first, *nulls = in_words(found) if found else [""]
-            words = "".join(
-                f'<br><span class="dim">{escape(NULLS[line.null])} {null}</span>'
-                for line, null in zip(found, nulls, strict=True) if line.null
-            ) if nulls else ""
-            value = found[0].mean if found else float("nan")
-            cells.append(f'<td class="num" data-value="{value}"><strong>{escape(first)}</strong>{words}</td>')
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+        own = [line for line in lines if line.setting == setting]
+        cells = []
+        for name in _names(lines):
+            of = [line for line in own if line.figure == name]
+            first, *nulls = in_words(of) if of else [""]
+            named = [(NULLS[line.null], null) for line, null in zip(of, nulls, strict=False) if line.null]
+            cells.append({"mean": of[0].mean if of else float("nan"), "words": first, "nulls": named})
+        found.append((setting, max(line.pairs for line in own), cells))
+    return found
 
 
 def _models(study: Study) -> str:
@@ -129,92 +114,13 @@ def _models(study: Study) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in known.items())
 
 
-def _group(group: Group, rows: Rows, controls: Controls, references: Sequence[str], grids: Sequence[str]) -> str:
-    """A heading, the references, the words alone, and every cell where its axes put it, its nulls beside it."""
-    head = [f"<h2>{escape(group.prompt)}</h2>"]
-    links = ", ".join(f'<a href="{escape(name)}">{escape(Path(name).name)}</a>' for name in grids)
-    head.append(f'<p class="dim">{escape(", ".join(group.files))} · as one picture: {links}</p>')
-    plain = "".join(
-        f'<figure><img src="{escape(name)}" alt="reference" loading="lazy"><figcaption>reference</figcaption></figure>'
-        for name in references
-    )
-    plain += "".join(_figure(rows[cell.id], cell.label) for cell in group.plan.baselines)
-    return "\n".join([*head, f'<div class="row">{plain}</div>', *_pages(group.plan, rows, controls)])
-
-
-def _pages(plan: Plan, rows: Rows, controls: Controls) -> list[str]:
-    parts = []
-    for title, table in plan.pages():
-        parts += [f"<h3>{escape(title)}</h3>"] if title else []
-        if len(plan.axes) < 2:
-            found = "".join(_beside(cell, rows, cell.label, controls) for cell in table[0])
-            parts.append(f'<div class="row">{found}</div>')
-            continue
-        across, down = plan.axes[:2]
-        head = "".join(f"<th>{escape(across.label(value))}</th>" for value in across.values)
-        body = "".join(
-            f"<tr><th>{escape(down.label(value))}</th>"
-            + "".join(f"<td>{_beside(cell, rows, '', controls)}</td>" for cell in cells) + "</tr>"
-            for value, cells in zip(down.values, table, strict=True)
-        )
-        parts.append(f'<div class="scroll"><table class="grid"><tr><th></th>{head}</tr>{body}</table></div>')
-    return parts
-
-
-def _beside(cell: Cell, rows: Rows, label: str, controls: Controls) -> str:
-    """A cell, and its nulls in one frame with it."""
-    nulls = [(name, controls[cell.id, kind]) for kind, name in NULLS.items() if (cell.id, kind) in controls]
-    if not nulls:
-        return _figure(rows[cell.id], label)
-    shown = "".join(f'<div class="null">{_figure(null, f"null: {name}")}</div>' for name, null in nulls)
-    return f'<div class="beside">{_figure(rows[cell.id], label or "the picture itself")}{shown}</div>'
-
-
-def _figure(row: Mapping[str, Any], label: str) -> str:
-    worse = f'<br><span class="worse">more {escape(_worse(row))}</span>' if row["worse"] else ""
-    text = f"{escape(label)}<br>" if label else ""
-    return (
-        f'<figure><button data-id="{row["id"]}" aria-label="{escape(row["label"])}">'
-        f'<img src="{escape(row["picture"])}" alt="{escape(row["label"])}" loading="lazy"></button>'
-        f"<figcaption>{text}palette "
-        f'{row["fidelity"]["palette_distance"]:.2f}, layout {row["fidelity"]["lightness_layout"]:.2f}{worse}'
-        "</figcaption></figure>"
-    )
-
-
-def _worse(row: Mapping[str, Any]) -> str:
-    return ", ".join(name.replace("_", " ") for name in row["worse"])
-
-
-def _table(rows: Rows) -> str:
-    scores = list(dict.fromkeys(name for row in rows.values() for name in row.get("scores", {})))
-    heads = ["prompt", "cell", "null", "seed", "palette", "light and dark", "colours", "worse", *scores, "seconds"]
-    lines = []
-    for row in rows.values():
-        fidelity = row["fidelity"]
-        figures = [fidelity[name] for name in ("palette_distance", "lightness_layout", "chroma_layout")]
-        cells = [
-            f"<td>{escape(row['prompt'])}</td>", f'<td class="label">{escape(row["label"])}</td>',
-            f"<td>{escape(NULLS.get(row.get('null', ''), ''))}</td>", _number(row["seed"], "d"),
-            *(_number(value, ".3f") for value in figures), f'<td class="worse">{escape(_worse(row))}</td>',
-            *(_number(row.get("scores", {}).get(name, float("nan")), ".3f") for name in scores),
-            _number(sum(row["seconds"].values()), ".2f"),
-        ]
-        lines.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
-    return f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
-
-
-def _number(value: float, form: str) -> str:
-    return f'<td class="num" data-value="{value}">{value:{form}}</td>'
-
-
-def _script_rows(rows: Rows, controls: Controls) -> str:
+def _script_rows(rows: Rows, controls: Controls) -> dict[str, Any]:
+    """What the page's script shows of each cell."""
     def nulls(id: str) -> list[dict[str, str]]:
         own = [(name, controls.get((id, kind))) for kind, name in NULLS.items()]
         return [{"picture": null["picture"], "label": f"null: {name}"} for name, null in own if null]
 
-    content = {
+    return {
         id: {
             "nulls": nulls(id),
             "picture": row["picture"], "baseline": rows.get(row["baseline"], row)["picture"], "label": row["label"],
@@ -223,7 +129,6 @@ def _script_rows(rows: Rows, controls: Controls) -> str:
         }
         for id, row in rows.items()
     }
-    return json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")  # no tag may end the script
 
 
 def _pixels(path: Path) -> np.ndarray:
