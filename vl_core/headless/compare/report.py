@@ -26,7 +26,6 @@ from .summary import Line, in_words, markdown, summarize, to_csv
 LIKENESS = [field.name for field in fields(Fidelity)]
 ARTIFACTS = [field.name for field in fields(Artifacts)]
 PAGE, GRIDS, REFERENCES = "index.html", "grids", "references"
-STYLE = "style.css"
 WIDEST = 320  # pixels of a picture on the page; small ones are shown at their own size
 
 
