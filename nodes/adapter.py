@@ -96,13 +96,7 @@ class ZImageVLAdapterFit(Node):
     @classmethod
     @known("")
     def fingerprint_inputs(cls, folder: str, prompts: str = "", **_) -> str:
-        """The files may have changed since the last run."""
-        try:
-            files = [*folders.input_folder(folder).iterdir()]
-            files += [folders.input_folder(prompts)] if prompts.strip() else []
-            return repr(sorted((path.name, path.stat().st_mtime_ns) for path in files))
-        except (OSError, ValueError) as error:
-            return str(error)
+        return folders.stamp(lambda: [folders.input_folder(one) for one in (folder, prompts) if one.strip()])
 
     @classmethod
     def execute(
@@ -208,9 +202,7 @@ class ZImageVLAdapterApply(Node):
     @classmethod
     @known("")
     def fingerprint_inputs(cls, file: str = NO_FILE, **_) -> str:
-        """The file may have been replaced since the last run."""
-        path = folders.saved_adapters().get(file)
-        return f"{path} {path.stat().st_mtime_ns}" if path else ""
+        return folders.stamp(lambda: [folders.saved_adapters().get(file)])
 
     @classmethod
     def execute(

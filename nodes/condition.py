@@ -127,9 +127,10 @@ class ZImageVLCondition(Node):
         cls, recipe: Any = None, adapter_file: Any = None, look_file: Any = None, **_: Any
     ) -> str:
         """What a recipe and the files say now: they may have been changed since the last run."""
-        paths = folders.saved_adapters().get(adapter_file), folders.saved_looks().get(look_file)
-        stamps = [path.stat().st_mtime_ns if path else "" for path in paths]
-        return f"{load_recipes(folders.recipe_folder())[0].get(recipe)!r} {stamps}"
+        files = folders.stamp(
+            lambda: [folders.saved_adapters().get(adapter_file), folders.saved_looks().get(look_file)]
+        )
+        return f"{load_recipes(folders.recipe_folder())[0].get(recipe)!r} {files}"
 
     @classmethod
     def execute(

@@ -70,15 +70,8 @@ class ZImageVLDescribeFolder(Node):
     @classmethod
     @known("")
     def fingerprint_inputs(cls, folder: str, texts: str = "", **_) -> str:
-        """The files may have changed since the last run."""
-        try:
-            places = [folders.input_folder(folder), *([folders.output_folder(texts)] if texts.strip() else [])]
-            return repr([
-                sorted((path.name, path.stat().st_mtime_ns) for path in place.iterdir())
-                for place in places if place.is_dir()
-            ])
-        except (OSError, ValueError) as error:
-            return str(error)
+        places = [(folders.input_folder, folder), *([(folders.output_folder, texts)] if texts.strip() else [])]
+        return folders.stamp(lambda: [find(name) for find, name in places])
 
     @classmethod
     def execute(

@@ -72,12 +72,7 @@ class ZImageVLLoadSaved(Node):
     @classmethod
     @known("")
     def fingerprint_inputs(cls, file: str) -> str:
-        """The file may have been replaced since the last run."""
-        try:
-            path = folders.find_saved(file)
-        except ValueError as error:
-            return str(error)
-        return f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}"
+        return folders.stamp(lambda: [folders.find_saved(file)])
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:

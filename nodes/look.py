@@ -63,7 +63,7 @@ class ZImageVLLookApply(Node):
     @classmethod
     @known("")
     def fingerprint_inputs(cls, file: str, **_: Any) -> str:
-        return file_stamp(file)
+        return folders.stamp(lambda: [folders.saved_looks().get(file)])
 
     @classmethod
     def execute(
@@ -134,12 +134,6 @@ def find_learned(key: str) -> tuple[Look, str] | None:
         if look.origin.key == key:
             return look, name
     return None
-
-
-def file_stamp(file: Any) -> str:
-    """When a look's file was changed last, "" for none."""
-    path = folders.saved_looks().get(file)
-    return str(path.stat().st_mtime_ns) if path else ""
 
 
 def _not_found(file: str | None) -> str:

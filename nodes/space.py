@@ -59,11 +59,7 @@ class ZImageVLMatchSpace(Node):
     @classmethod
     @known("")
     def fingerprint_inputs(cls, prompts: str = "", **_) -> str:
-        """The file may have changed since the last run."""
-        try:
-            return str(folders.input_folder(prompts).stat().st_mtime_ns) if prompts.strip() else ""
-        except (OSError, ValueError) as error:
-            return str(error)
+        return folders.stamp(lambda: [folders.input_folder(prompts)] if prompts.strip() else [])
 
     @classmethod
     def execute(cls, conditioning, encoder, clip, method: SpaceMethod = "ridge", prompts: str = "") -> io.NodeOutput:

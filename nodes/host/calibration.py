@@ -21,56 +21,36 @@ log = logging.getLogger(__name__)
 MOST_KEPT = 64  # files of statistics, of one encoder and layer each
 
 
-def measure_reference(clip: Any) -> tuple[ReferenceStatistics, str]:
+def measure_layers(clip: Any) -> tuple[list[ReferenceStatistics], str]:
     """Statistics of a text encoder over the built-in prompts, from the cache on disk if it was measured before.
 
     Returns:
-        the statistics, and where they came from.
-    """
-    check_text_clip(clip, "source")
-    layer = ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx
-    identity = _measured_by(clip)
-    cached = _reference_file(identity, layer)
-    if reference := _read_reference(cached, identity, layer):
-        return reference, f"from the cache: {cached.name}"
-    prompts = calibration_prompts()
-    reference = calibrate(
-        lambda prompt: clip.encode_from_tokens(clip.tokenize(prompt)).cpu(), prompts,
-        encoder=identity, layer=layer, progress=progress_bar(len(prompts)),
-        encode_many=(lambda texts: encode_many(clip, texts)) if fast_allowed() else None,
-    )
-    try:
-        reference.save(cached)
-        _make_room(cached)
-    except OSError as error:
-        return reference, f"measured now, not kept for the next time: {error}"
-    return reference, f"measured now, kept as {cached.name}"
-
-
-def measure_layers(clip: Any) -> tuple[list[ReferenceStatistics], str]:
-    """Statistics of every layer that a text encoder puts side by side, one for each, padding left out.
-
-    Returns:
-        the statistics in the family's order, and where they came from; for a single layer what
-        :func:`measure_reference` gives.
+        of every layer that the encoder puts side by side one, padding left out, in the family's order; and where they
+        came from.
     """
     family = check_text_clip(clip, "source", klein=True)
-    if not family.stacked:
-        reference, origin = measure_reference(clip)
-        return [reference], origin
-    identity = _measured_by(clip)
-    files = [_reference_file(identity, layer) for layer in family.layers]
+    own = ENCODER_LAYER if clip.layer_idx is None else clip.layer_idx
+    layers, identity = family.layers if family.stacked else (own,), _measured_by(clip)
+    files = [_reference_file(identity, layer) for layer in layers]
     names = ", ".join(file.name for file in files)
-    found = [_read_reference(file, identity, layer) for file, layer in zip(files, family.layers, strict=True)]
+    found = [_read_reference(file, identity, layer) for file, layer in zip(files, layers, strict=True)]
     kept = [one for one in found if one is not None]
     if len(kept) == len(found):
         return kept, f"from the cache: {names}"
     prompts = calibration_prompts()
-    texts = encode_many(clip, prompts)
-    measured = []
-    for index, layer in enumerate(family.layers):
-        states = dict(zip(prompts, (split_layers(text, family)[index] for text in texts), strict=True))
-        measured.append(calibrate(states.__getitem__, prompts, encoder=identity, layer=layer))
+    if family.stacked:
+        texts = [split_layers(text, family) for text in encode_many(clip, prompts)]
+        each = [dict(zip(prompts, states, strict=True)) for states in zip(*texts, strict=True)]
+        measured = [
+            calibrate(states.__getitem__, prompts, encoder=identity, layer=layer)
+            for states, layer in zip(each, layers, strict=True)
+        ]
+    else:
+        measured = [calibrate(
+            lambda prompt: clip.encode_from_tokens(clip.tokenize(prompt)).cpu(), prompts, encoder=identity, layer=own,
+            progress=progress_bar(len(prompts)),
+            encode_many=(lambda texts: encode_many(clip, texts)) if fast_allowed() else None,
+        )]
     try:
         for reference, file in zip(measured, files, strict=True):
             reference.save(file)

@@ -23,11 +23,6 @@ from .native import check_vision_clip, encode_native, native_model
 from .native_words import write_each_native, write_native
 from .text_encoder import EMBEDDING_FILE, SIBLINGS, as_host_reads, check_text_clip
 
-# --- Qwen3-VL as a Hugging Face folder ------------------------------------------------------------------------------
-
-
-# --- any encoder ----------------------------------------------------------------------------------------------------
-
 
 def single_pictures(images: dict[str, torch.Tensor] | None) -> list[torch.Tensor]:
     """The connected pictures of an Autogrow input, each ``(1, H, W, C)``."""
@@ -98,9 +93,7 @@ def write_words(
         ValueError: see there and :func:`check_vision_clip`; without a picture.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    check_request(instruction, max_tokens)
-    if EMBEDDING_FILE.search(instruction):
-        raise ValueError("instruction: contains an embedding: file; Qwen3-VL has none. Remove it from the words.")
+    _check_asked(encoder, instruction, max_tokens, name)
     pictures = single_pictures(images)
     if not pictures:
         raise ValueError("images: expected at least one picture to describe, got none. Connect an image.")
@@ -109,7 +102,6 @@ def write_words(
             pictures, as_host_reads(instruction), max_tokens, budget, seed=seed,
             system_prompt=as_host_reads(system_prompt), **asdict(sampling),
         )
-    check_writer(encoder, name)
     return write_native(encoder, pictures, instruction, system_prompt, max_tokens, budget, seed, sampling)
 
 
@@ -123,16 +115,21 @@ def write_each(
         pictures: ``(1, H, W, C)`` or ``(H, W, C)`` each.
     """
     sampling = Sampling(temperature, **{"top_k": TOP_K, **more})
-    check_request(instruction, max_tokens)
-    if EMBEDDING_FILE.search(instruction):
-        raise ValueError("instruction: contains an embedding: file; Qwen3-VL has none. Remove it from the words.")
+    _check_asked(encoder, instruction, max_tokens, name)
     if isinstance(encoder, LoadedEncoder):
         return encoder.write_each(
             pictures, as_host_reads(instruction), max_tokens, budget, seed=seed, **asdict(sampling)
         )
-    check_writer(encoder, name)
     groups = [[one if one.ndim == 4 else one[None]] for one in pictures]
     return write_each_native(encoder, groups, instruction, "", max_tokens, budget, seed, sampling)
+
+
+def _check_asked(encoder: Any, instruction: str, max_tokens: int, name: str) -> None:
+    """Refuse what cannot be asked for, and what cannot write; see :func:`check_writer`."""
+    check_request(instruction, max_tokens)
+    if EMBEDDING_FILE.search(instruction):
+        raise ValueError("instruction: contains an embedding: file; Qwen3-VL has none. Remove it from the words.")
+    check_writer(encoder, name)
 
 
 def check_writer(encoder: Any, name: str = "encoder") -> None:
@@ -210,12 +207,6 @@ def pick_family(group: str, encoder: Any) -> Family:
     return family_of(group, native.transformer.model.config.hidden_size, name)
 
 
-# --- Qwen3-VL as ComfyUI loads it ------------------------------------------------------------------------------------
-
-
-# --- text encoders ---------------------------------------------------------------------------------------------------
-
-
 def check_widths(clip: Any, vision: Any) -> None:
     """Refuse a text and a vision encoder whose states cannot be mixed.
 
@@ -235,14 +226,5 @@ def check_widths(clip: Any, vision: Any) -> None:
         width = native.transformer.model.config.hidden_size
         name = vision.cond_stage_model.clip_name
         check_encoders(family, hidden, width, text.num_layers, native.num_layers, name)
-
-
-# --- words and recipes ----------------------------------------------------------------------------------------------
-
-
-# --- picture adapters -----------------------------------------------------------------------------------------------
-
-
-# --- saved conditioning ---------------------------------------------------------------------------------------------
 
 

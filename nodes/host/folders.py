@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import folder_paths
@@ -78,31 +78,43 @@ def recipe_folder() -> Path:
 
 
 def input_folder(name: str) -> Path:
-    """A folder below ComfyUI's input folder.
-
-    Raises:
-        ValueError: if the name leads out of it.
-    """
-    root = os.path.abspath(folder_paths.get_input_directory())
-    path = Path(os.path.abspath(os.path.join(root, name)))
-    if not path.is_relative_to(root):
-        raise ValueError(
-            f"folder: expected a folder below {root}, got {quoted(name)}. Use a relative one without .. in it."
-        )
-    return path
+    """A folder below ComfyUI's input folder; see :func:`_below`."""
+    return _below(folder_paths.get_input_directory(), name, "folder: expected a folder")
 
 
 def output_folder(name: str) -> Path:
-    """A folder below ComfyUI's output folder.
+    """A folder below ComfyUI's output folder; see :func:`_below`."""
+    return _below(folder_paths.get_output_directory(), name, "texts: expected a folder")
+
+
+def _below(root: str | Path, name: str, expected: str) -> Path:
+    """A place below a folder.
+
+    Args:
+        expected: how an error begins: the input, and what was expected.
 
     Raises:
         ValueError: if the name leads out of it.
     """
-    root = os.path.abspath(folder_paths.get_output_directory())
-    path = Path(os.path.abspath(os.path.join(root, name)))
-    if not path.is_relative_to(root):
-        raise ValueError(f"texts: expected a folder below {root}, got {name!r}. Use a relative one without .. in it.")
+    above = os.path.abspath(root)
+    path = Path(os.path.abspath(os.path.join(above, name)))
+    if not path.is_relative_to(above):
+        raise ValueError(f"{expected} below {above}, got {quoted(name)}. Use a relative one without .. in it.")
     return path
+
+
+def stamp(find: Callable[[], Iterable[Path | None]]) -> str:
+    """What files are now, for ``fingerprint_inputs``: they may have been changed or replaced since the last run.
+
+    Args:
+        find: gives files, and folders for all that lies in them; what it raises is told in their place.
+    """
+    try:
+        there = [path for path in find() if path is not None and path.exists()]
+        files = [file for path in there for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        return repr([(str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in files])
+    except (OSError, ValueError) as error:
+        return str(error)
 
 
 def read_prompts(name: str, least: int = 1) -> tuple[str, ...]:
@@ -148,18 +160,18 @@ def looks_folder() -> Path:
 
 def saved_looks() -> dict[str, Path]:
     """Learned looks by the name shown in the list."""
-    return _saved(looks_folder(), LOOKS)
+    return _saved(looks_folder(), *map(Path, _extra_folders(LOOKS)))
 
 
 def saved_adapters() -> dict[str, Path]:
     """Picture adapters by the name shown in the list."""
-    return _saved(adapters_folder(), ADAPTERS)
+    return _saved(adapters_folder(), *map(Path, _extra_folders(ADAPTERS)))
 
 
-def _saved(own: Path, kind: str) -> dict[str, Path]:
-    """Files of a kind by the name shown in the list, those of the extra model paths too."""
+def _saved(*roots: Path) -> dict[str, Path]:
+    """Our files below some folders, by the name shown in the list."""
     found: dict[str, Path] = {}
-    for root in (own, *map(Path, _extra_folders(kind))):
+    for root in roots:
         for folder, files in _walk(root):
             for name in sorted(files):
                 if name.endswith(".safetensors"):
@@ -204,12 +216,7 @@ def embeddings_folder() -> Path:
 
 def saved_embeddings() -> dict[str, Path]:
     """Saved files by the name shown in the loader."""
-    found: dict[str, Path] = {}
-    for root in embeddings_roots():
-        names = [folder / name for folder, files in _walk(root) for name in files if name.endswith(".safetensors")]
-        for path in sorted(names):
-            found.setdefault(path.relative_to(root).as_posix(), path)
-    return found
+    return _saved(*embeddings_roots())
 
 
 def embeddings_roots() -> list[Path]:
@@ -243,10 +250,7 @@ def next_save_path(prefix: str) -> Path:
     """
     root = embeddings_folder()
     root.mkdir(parents=True, exist_ok=True)
-    if not Path(os.path.abspath(root / prefix)).is_relative_to(os.path.abspath(root)):
-        raise ValueError(
-            f"filename_prefix: expected a name below {root}, got {quoted(prefix)}. Use a relative one without .. in it."
-        )
+    _below(root, prefix, "filename_prefix: expected a name")
     if not prefix or UNFIT_FOR_FILES.intersection(prefix):
         unfit = " ".join(sorted(UNFIT_FOR_FILES - {chr(0)}))
         raise ValueError(f"filename_prefix: expected a name without {unfit}, got {quoted(prefix)}.")
