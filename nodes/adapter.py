@@ -39,6 +39,7 @@ from .widgets import (
     pictures_input,
     prompt_input,
     report,
+    text_clip_input,
 )
 
 CAPTIONS, DESCRIBED = "text files beside the pictures", "Qwen3-VL describes them"
@@ -58,11 +59,7 @@ class ZImageVLAdapterFit(Node):
             search_aliases=["train adapter", "calibrate pictures"],
             is_output_node=True,
             inputs=[
-                io.Clip.Input(
-                    "clip",
-                    tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2. Or FLUX.2 klein's: type "
-                    "flux2.",
-                ),
+                text_clip_input(),
                 encoder_input("vision"),
                 io.String.Input(
                     "folder", default="adapter_pictures",

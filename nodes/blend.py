@@ -27,7 +27,7 @@ from .entries import (
 )
 from .host import text_encoder
 from .node import Node
-from .widgets import node_schema, report, sinks_input
+from .widgets import node_schema, report, setting_input, sinks_input, window_inputs
 
 POSITIONS = {"end": "end", "before the template tail": "before_tail"}  # as shown -> as vl_core names them
 
@@ -42,9 +42,8 @@ def _alpha() -> io.Float.Input:
 
 def _alpha_end() -> list:
     return [
-        io.Combo.Input(
-            "curve", options=["flat", "linear", "ease_in", "ease_out"], default="flat",
-            tooltip="flat: one alpha for every token. The others go from alpha at the first token to alpha_end at the "
+        setting_input(
+            "curve", "flat: one alpha for every token. The others go from alpha at the first token to alpha_end at the "
             "last: steadily, late, or early.",
         ),
         io.Float.Input(
@@ -55,17 +54,14 @@ def _alpha_end() -> list:
 
 
 def _space() -> io.Combo.Input:
-    return io.Combo.Input(
-        "space", options=["dit", "raw", "slerp"], default="dit",
-        tooltip="dit: as Z-Image sees the tokens, each at unit size. raw: as they are, large ones win. slerp: along "
+    return setting_input(
+        "space", "dit: as Z-Image sees the tokens, each at unit size. raw: as they are, large ones win. slerp: along "
         "the arc between both.",
     )
 
 
 def _antialias() -> io.Boolean.Input:
-    return io.Boolean.Input(
-        "antialias", default=True, tooltip="Average over all tokens when shortening; off skips some, as the note did."
-    )
+    return setting_input("antialias", "Average over all tokens when shortening; off skips some, as the note did.")
 
 
 class ZImageVLBlend(Node):
@@ -108,14 +104,7 @@ class ZImageVLBlend(Node):
                     tooltip="aligned: each word with itself. append: words, then picture tokens. The others stretch, "
                     "cut, or take over mean and spread.",
                 ),
-                io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True,
-                    tooltip="When the picture starts to act, as a share of the steps. Text alone before.",
-                ),
-                io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True,
-                    tooltip="When the picture stops acting. Early steps settle the layout, late ones the details.",
-                ),
+                *window_inputs("Text alone before.", "Early steps settle the layout, late ones the details."),
                 sinks_input(),
                 io.String.Input(
                     "words", default="", optional=True, advanced=True,

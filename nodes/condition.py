@@ -16,7 +16,6 @@ from ..vl_core.steering.settings import (
     CROP,
     DEFAULT_TAKE,
     JOINED,
-    MAX_STRENGTH,
     OPEN_BLEND,
     Settings,
 )
@@ -64,27 +63,20 @@ class ZImageVLCondition(Node):
             description="Let a reference picture steer Z-Image: connect both encoders, a picture and your prompt.",
             search_aliases=["ip adapter", "ipadapter", "reference", "style", "image prompt", "redux", "revision"],
             inputs=[
-                io.Clip.Input(
-                    "clip",
-                    tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2. FLUX.2 klein's: type flux2.",
-                ),
+                widgets.text_clip_input(),
                 encoder_input("vision"),
                 pictures_input(),
                 prompt_input(),
-                io.Float.Input(
-                    "strength", default=1.0, min=-MAX_STRENGTH, max=MAX_STRENGTH, step=0.01,
+                widgets.setting_input(
+                    "strength", "How much the picture counts. 0 is your words alone, 1 is all of it.", step=0.01,
                     display_mode=io.NumberDisplay.slider, extra_dict={"ranges": strength_ranges()},
-                    tooltip="How much the picture counts. 0 is your words alone, 1 is all of it.",
                 ),
                 io.Combo.Input(
                     "mode", display_name="way", options=Names.taking(offered_ways(), named_way), default=AUTOMATIC,
                     tooltip="How it travels. automatic takes a learned look, else a good picture adapter, else "
                     "Qwen3-VL's words. The help page tells them all.",
                 ),
-                io.Int.Input(
-                    "layer", default=0, min=-37, max=0, advanced=True,
-                    tooltip="Which hidden state of Qwen3-VL to take, counted from the end; 0 lets the way choose.",
-                ),
+                widgets.layer_choice(),
                 budget_input(),
                 io.Combo.Input(
                     "recipe", display_name="take", options=Names.taking(listed_recipes(), find_recipe),
@@ -96,14 +88,7 @@ class ZImageVLCondition(Node):
                 widgets.combine_input(),
                 widgets.masks_input(),
                 widgets.mask_use_input(),
-                io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="When the picture starts to act, as a share of the steps. Your words alone before.",
-                ),
-                io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, optional=True, advanced=True,
-                    tooltip="When the picture stops acting. Your words alone after.",
-                ),
+                *widgets.window_inputs("Your words alone before.", "Your words alone after.", optional=True),
                 Adapter.Input(
                     "adapter", optional=True, tooltip="From Fit Picture Adapter, for the way picture adapter."
                 ),
@@ -113,10 +98,7 @@ class ZImageVLCondition(Node):
                     tooltip="An adapter in models/zimage_vl_adapters, if none is connected. Press R to see new ones.",
                 ),
                 look_file_input(),
-                io.String.Input(
-                    "words", optional=True, force_input=True,
-                    tooltip="Words about the picture, from Describe Picture or your own: then nothing is written.",
-                ),
+                widgets.words_input(),
                 look_input("From Learn Look, for the way learned look; automatic prefers it. Goes before the file."),
             ],
             outputs=[io.Conditioning.Output()],

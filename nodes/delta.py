@@ -25,6 +25,7 @@ from .widgets import (
     pictures_input,
     prompt_input,
     report,
+    setting_input,
 )
 
 Baseline = BaselinePicture | Literal["muted", "absent"]
@@ -56,14 +57,13 @@ class ZImageVLDelta(Node):
                     tooltip="What the picture is compared with. muted: its places left empty. absent: none. grey: an "
                     "even grey. blurred: its blurred colours.",
                 ),
-                io.Boolean.Input(
-                    "remove_prompt_direction", default=False, advanced=True,
-                    tooltip="Leave out what only makes a word stronger or weaker and keep what turns its meaning.",
+                setting_input(
+                    "remove_prompt_direction", "Leave out what only makes a word stronger or weaker and keep what "
+                    "turns its meaning.", advanced=True,
                 ),
-                io.Int.Input(
-                    "rank", default=0, min=0, max=256, advanced=True,
-                    tooltip="Keep only this many strongest directions of the difference; 0 keeps all, 1 is one "
-                    "overall mood.",
+                setting_input(
+                    "rank", "Keep only this many strongest directions of the difference; 0 keeps all, 1 is one overall "
+                    "mood.", advanced=True,
                 ),
                 budget_input(),
                 Space.Input(

@@ -11,11 +11,11 @@ from ..vl_core import VLStates
 from ..vl_core.stages.combine import Combination
 from ..vl_core.stages.mix_layers import mix_layers as weighted_mean
 from ..vl_core.stages.mix_layers import parse_layers
-from ..vl_core.stages.select import SELECTIONS, TokenSelection, select_tokens
+from ..vl_core.stages.select import TokenSelection, select_tokens
 from ..vl_core.states.families import GROUPS, ZIMAGE
 from ..vl_core.states.stacks import stack_layers
 from ..vl_core.steering.references import read_as_one
-from ..vl_core.steering.settings import Joined, Settings
+from ..vl_core.steering.settings import CROP, JOINED, Joined, Settings
 from . import told, widgets
 from .entries import pack_states
 from .host import encoders, memory
@@ -46,9 +46,8 @@ class ZImageVLEncode(Node):
                 pictures_input(),
                 prompt_input(),
                 layer_input(-6),
-                io.Combo.Input(
-                    "tokens", options=list(SELECTIONS), default="all",
-                    tooltip="Which tokens come out. text: those that match Z-Image's own. prompt: your words. image: "
+                widgets.setting_input(
+                    "tokens", "Which tokens come out. text: those that match Z-Image's own. prompt: your words. image: "
                     "the picture's. Blends want all or text.",
                 ),
                 budget_input(),
@@ -75,7 +74,7 @@ class ZImageVLEncode(Node):
     def execute(
         cls, encoder, prompt: str, layer: int = -6, tokens: TokenSelection = "all", image_tokens: int = 1024,
         system_prompt: str = "", images: dict | None = None, weights: str = "",
-        combine: Joined | Combination = widgets.JOINED, masks: dict | None = None, mask_use: str = widgets.CROP,
+        combine: Joined | Combination = JOINED, masks: dict | None = None, mask_use: str = CROP,
         mix_layers: str = "", family: str = ZIMAGE.group,
     ) -> io.NodeOutput:
         chosen = encoders.pick_family(family, encoder)

@@ -11,7 +11,7 @@ from ..vl_core.states.sinks import Sinks
 from . import told
 from .entries import map_layers
 from .node import Node
-from .widgets import SCOPES, Reference, node_schema, report, sinks_input
+from .widgets import Reference, node_schema, report, setting_input, sinks_input
 
 
 def _clip() -> io.Float.Input:
@@ -37,10 +37,9 @@ class ZImageVLNormalize(Node):
                         io.DynamicCombo.Option(
                             "global",
                             [
-                                io.Float.Input(
-                                    "target_std", default=0.0, min=0.0, max=1000.0, step=0.1,
-                                    tooltip="Overall spread to reach; 0 takes it from the reference. The research note "
-                                    "used 61, which counts the attention sink in.",
+                                setting_input(
+                                    "target_std", "Overall spread to reach; 0 takes it from the reference. The "
+                                    "research note used 61, which counts the attention sink in.", step=0.1,
                                 )
                             ],
                         ),
@@ -62,10 +61,7 @@ class ZImageVLNormalize(Node):
                     "hybrid: both. rms: each token to one size.",
                 ),
                 Reference.Input("reference", optional=True, tooltip="The target. From Text Encoder Statistics."),
-                io.Combo.Input(
-                    "scope", options=SCOPES, default="all tokens", advanced=True,
-                    tooltip="Which tokens are measured and changed.",
-                ),
+                setting_input("outlier_scope", id="scope", advanced=True),
                 sinks_input(),
             ],
             outputs=[io.Conditioning.Output()],

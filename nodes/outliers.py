@@ -12,7 +12,7 @@ from ..vl_core.states.sinks import Sinks
 from . import told
 from .entries import map_layers
 from .node import Node
-from .widgets import SCOPES, Reference, node_schema, report, sinks_input
+from .widgets import Reference, node_schema, report, setting_input, sinks_input
 
 
 class ZImageVLMaskOutliers(Node):
@@ -34,9 +34,9 @@ class ZImageVLMaskOutliers(Node):
                         io.DynamicCombo.Option(
                             "scale",
                             [
-                                io.Float.Input(
-                                    "gamma", default=0.5, min=0.01, max=1.0, step=0.01,
-                                    tooltip="How far outliers are pulled back: 1 is all the way, as clamp does.",
+                                setting_input(
+                                    "outlier_gamma", "How far outliers are pulled back: 1 is all the way, as clamp "
+                                    "does.", "gamma", step=0.01,
                                 )
                             ],
                         ),
@@ -45,19 +45,17 @@ class ZImageVLMaskOutliers(Node):
                     tooltip="clamp: bring an outlier to the threshold. zero: remove it. scale: pull it back part of "
                     "the way. none: only report.",
                 ),
-                io.Float.Input(
-                    "threshold", default=10.0, min=1.0, max=1000.0, step=0.5,
-                    tooltip="A dimension is an outlier if its spread differs by more than this factor. Lower catches "
-                    "more and changes the picture more.",
+                setting_input(
+                    "outlier_threshold", "A dimension is an outlier if its spread differs by more than this factor. "
+                    "Lower catches more and changes the picture more.", "threshold", step=0.5,
                 ),
-                io.Combo.Input(
-                    "direction", options=["both", "over", "under"], default="both", advanced=True,
-                    tooltip="over: dimensions that spread more than the reference. under: those that spread less. "
-                    "both: either.",
+                setting_input(
+                    "outlier_direction", "over: dimensions that spread more than the reference. under: those that "
+                    "spread less. both: either.", "direction", options=["both", "over", "under"], advanced=True,
                 ),
-                io.Combo.Input(
-                    "scope", options=SCOPES, default="image tokens",
-                    tooltip="Which tokens are measured and changed. Image tokens are the ones with outliers.",
+                setting_input(
+                    "outlier_scope", "Which tokens are measured and changed. Image tokens are the ones with outliers.",
+                    "scope", default="image tokens",
                 ),
                 sinks_input(),
             ],

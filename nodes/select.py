@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..vl_core.stages.select import SELECTIONS, TokenSelection, select_tokens
 from .entries import map_entries, repack, require_layout
 from .node import Node
-from .widgets import node_schema, report
+from .widgets import node_schema, report, setting_input
 
 
 class ZImageVLSelectTokens(Node):
@@ -25,10 +25,9 @@ class ZImageVLSelectTokens(Node):
                     tooltip="text: template and words, which line up with Z-Image's own encoding. prompt: words only. "
                     "image: the picture with its start and end markers.",
                 ),
-                io.Int.Input(
-                    "downsample", default=1, min=1, max=32, advanced=True,
-                    tooltip="Average image tokens n × n. Fewer tokens leave the picture a smaller share beside the "
-                    "words.",
+                setting_input(
+                    "downsample", "Average image tokens n × n. Fewer tokens leave the picture a smaller share beside "
+                    "the words.", advanced=True,
                 ),
                 io.Mask.Input(
                     "mask", optional=True,

@@ -17,7 +17,7 @@ from .entries import Entry, check_conditioning, describe_layers, entry_family, l
 from .host import encoders, folders, memory, text_encoder
 from .host.identity import identity_of
 from .node import Node
-from .widgets import Space, encoder_input, known, node_schema, report
+from .widgets import Space, encoder_input, known, node_schema, report, text_clip_input
 
 LEAST = 10  # prompts
 MOST_KEPT = 4  # fits of an encoder; one of width 2560 takes 25 MiB a layer
@@ -37,11 +37,7 @@ class ZImageVLMatchSpace(Node):
             inputs=[
                 io.Conditioning.Input("conditioning", tooltip="VL states, from Qwen3-VL Encode."),
                 encoder_input(),
-                io.Clip.Input(
-                    "clip",
-                    tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2. Or FLUX.2 klein's: type "
-                    "flux2.",
-                ),
+                text_clip_input(),
                 io.Combo.Input(
                     "method", options=list(get_args(SpaceMethod)), default="ridge",
                     tooltip="ridge: a full linear map. reduced_rank: its main directions. procrustes: a rotation. "

@@ -13,10 +13,10 @@ from ..vl_core.states.counts import counted
 from ..vl_core.states.families import Family
 from ..vl_core.states.fields import Value
 from ..vl_core.steering.axes import MAX_SEED, parse_axis
-from ..vl_core.steering.settings import AUTOMATIC, BLENDS, FIELDS, MAX_STRENGTH
+from ..vl_core.steering.settings import AUTOMATIC, BLENDS
 from ..vl_core.steering.steer import steer_many
 from ..vl_core.steering.sweep import Plan, make_plan
-from ..vl_core.steering.takes import DEFAULT_TAKE, take_names
+from ..vl_core.steering.takes import DEFAULT_TAKE
 from ..vl_core.steering.way import Given
 from .adapter import NO_FILE
 from .condition import offered_ways
@@ -25,7 +25,20 @@ from .host import memory
 from .look import look_file_input, look_input, pick_look
 from .node import Node
 from .steering import ComfyHost, collect, entries_of
-from .widgets import Adapter, Reference, budget_input, encoder_input, node_schema, pictures_input, prompt_input, report
+from .widgets import (
+    Adapter,
+    Reference,
+    budget_input,
+    encoder_input,
+    layer_choice,
+    node_schema,
+    pictures_input,
+    prompt_input,
+    report,
+    setting_input,
+    text_clip_input,
+    words_input,
+)
 
 NO_AXIS = "none"
 AXES = [
@@ -57,11 +70,7 @@ class ZImageVLSweep(Node):
             description="Vary two or three settings and paint every combination, from one reading of the picture.",
             search_aliases=["xy plot", "compare settings", "grid search", "parameter sweep"],
             inputs=[
-                io.Clip.Input(
-                    "clip",
-                    tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2. Or FLUX.2 klein's: type "
-                    "flux2.",
-                ),
+                text_clip_input(),
                 encoder_input("vision"),
                 pictures_input(),
                 prompt_input(),
@@ -77,46 +86,39 @@ class ZImageVLSweep(Node):
                     tooltip="How the picture travels where no axis changes it: a way of Z-Image Vision Conditioning, "
                     "or a method of Blend VL with Text.",
                 ),
-                io.Float.Input(
-                    "alpha", display_name="strength", default=1.0, min=-MAX_STRENGTH, max=MAX_STRENGTH, step=0.01,
-                    tooltip="How much the picture counts where no axis changes it. 0 is your words alone.",
+                setting_input(
+                    "strength", "How much the picture counts where no axis changes it. 0 is your words alone.", "alpha",
+                    display_name="strength", step=0.01,
                 ),
                 io.Int.Input(
                     "seed", default=0, min=0, max=MAX_SEED, control_after_generate=False,
                     tooltip="Where painting starts, the same for all cells unless an axis changes it. Connect the seed "
                     "output to the sampler.",
                 ),
-                io.Int.Input(
-                    "layer", default=0, min=-37, max=0, advanced=True,
-                    tooltip="Which hidden state of Qwen3-VL to take, counted from the end; 0 lets the way choose.",
+                layer_choice(),
+                setting_input(
+                    "tokens", "Which of Qwen3-VL's tokens are mixed in, as on Select VL Tokens; aligned needs all or "
+                    "text.", advanced=True,
                 ),
-                io.Combo.Input(
-                    "tokens", options=list(FIELDS["tokens"].choices()), default="all", advanced=True,
-                    tooltip="Which of Qwen3-VL's tokens are mixed in, as on Select VL Tokens; aligned needs all or "
-                    "text.",
+                setting_input(
+                    "downsample", "Average image tokens n × n. Fewer tokens leave the picture a smaller share beside "
+                    "the words. Not used by aligned and by the modes.", advanced=True,
                 ),
-                io.Int.Input(
-                    "downsample", default=1, min=1, max=32, advanced=True,
-                    tooltip="Average image tokens n × n. Fewer tokens leave the picture a smaller share beside the "
-                    "words. Not used by aligned and by the modes.",
+                setting_input(
+                    "space", "dit: mix as Z-Image sees the tokens. raw: plain mixture, in which large tokens win. "
+                    "slerp: along the arc between both.", advanced=True,
                 ),
-                io.Combo.Input(
-                    "space", options=list(FIELDS["space"].choices()), default="dit", advanced=True,
-                    tooltip="dit: mix as Z-Image sees the tokens. raw: plain mixture, in which large tokens win. "
-                    "slerp: along the arc between both.",
+                setting_input(
+                    "outlier_mode", "What becomes of dimensions that spread far from Z-Image's own, as on Mask Outlier "
+                    "Dimensions, over all selected tokens.", advanced=True,
                 ),
-                io.Combo.Input(
-                    "outlier_mode", options=list(FIELDS["outlier_mode"].choices()), default="none", advanced=True,
-                    tooltip="What becomes of dimensions that spread far from Z-Image's own, as on Mask Outlier "
-                    "Dimensions, over all selected tokens.",
+                setting_input(
+                    "outlier_threshold", "A dimension is an outlier if its spread differs by more than this factor.",
+                    step=0.5, advanced=True,
                 ),
-                io.Float.Input(
-                    "outlier_threshold", default=10.0, min=1.0, max=1000.0, step=0.5, advanced=True,
-                    tooltip="A dimension is an outlier if its spread differs by more than this factor.",
-                ),
-                io.Combo.Input(
-                    "normalization", options=list(FIELDS["normalization"].choices()), default="none", advanced=True,
-                    tooltip="Gives VL states the scale of Z-Image's own, as on Normalize VL Embeddings.",
+                setting_input(
+                    "normalization", "Gives VL states the scale of Z-Image's own, as on Normalize VL Embeddings.",
+                    advanced=True,
                 ),
                 budget_input(),
                 Reference.Input(
@@ -124,16 +126,10 @@ class ZImageVLSweep(Node):
                     tooltip="What normalization and outliers compare with, from Text Encoder Statistics. Measured on "
                     "the clip if it is needed and not connected.",
                 ),
-                io.Combo.Input(
-                    "take", options=list(take_names()), default=DEFAULT_TAKE, optional=True,
-                    tooltip="What to take from the picture where no axis changes it.",
-                ),
+                setting_input("take", "What to take from the picture where no axis changes it.", optional=True),
                 Adapter.Input("adapter", optional=True, tooltip="From Fit Picture Adapter, for the way of that name."),
                 look_file_input(),
-                io.String.Input(
-                    "words", optional=True, force_input=True,
-                    tooltip="Words about the picture, from Describe Picture or your own: then nothing is written.",
-                ),
+                words_input(),
                 look_input("From Learn Look, for the way learned look; automatic prefers it. Goes before the file."),
             ],
             outputs=[

@@ -15,8 +15,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..vl_core.reports.plots import THEMES, ThemeName
-from ..vl_core.stages.combine import COMBINATIONS
-from ..vl_core.steering.settings import CROP, JOINED, MASK_USES
+from ..vl_core.steering.settings import FIELDS, Settings
 from .host import folders
 
 CATEGORY = "model/conditioning/z-image vl"
@@ -27,12 +26,26 @@ Adapter = io.Custom("VL_ADAPTER")
 Space = io.Custom("VL_SPACE")
 LearnedLook = io.Custom("VL_LOOK")
 
-SCOPES = ["image tokens", "all tokens"]
-
 
 def node_schema(**fields) -> io.Schema:
     """A schema with what all our nodes share: the menu they are in, and reports that come back with cached results."""
     return io.Schema(category=CATEGORY, has_intermediate_output=True, **fields)
+
+
+def setting_input(name: str, tooltip: str = "", id: str = "", **more: Any) -> Any:
+    """A widget for a setting of the ways, with that setting's kind, default, bounds and choices.
+
+    Args:
+        tooltip: the setting's own sentence unless given. id: the input's, the setting's name unless given.
+    """
+    field, id = FIELDS[name], id or name
+    shown = {"default": getattr(Settings, name), "tooltip": tooltip or field.meaning, **more}
+    if field.kind is bool:
+        return io.Boolean.Input(id, **shown)
+    if field.kind is str:
+        return io.Combo.Input(id, **{"options": list(field.choices()), **shown})
+    kind = io.Int if field.kind is int else io.Float
+    return kind.Input(id, **{"min": field.low, "max": field.high, **shown})
 
 
 def encoder_input(id: str = "encoder") -> io.MultiType.Input:
@@ -74,10 +87,9 @@ def layer_input(default: int) -> io.Int.Input:
 
 
 def budget_input() -> io.Int.Input:
-    return io.Int.Input(
-        "image_tokens", default=1024, min=1, max=16384, advanced=True,
-        tooltip="Most tokens a picture may take (32 × 32 pixels each). Larger pictures are scaled down; fewer tokens "
-        "encode faster and carry less detail.",
+    return setting_input(
+        "image_tokens", "Most tokens a picture may take (32 × 32 pixels each). Larger pictures are scaled down; fewer "
+        "tokens encode faster and carry less detail.", advanced=True,
     )
 
 
@@ -89,11 +101,41 @@ def system_prompt_input() -> io.String.Input:
 
 
 def sinks_input() -> io.Combo.Input:
-    return io.Combo.Input(
-        "sinks", options=["exclude", "include"], default="exclude", advanced=True,
-        tooltip="exclude: leave attention sinks (tokens hundreds of times larger than the rest) as they are. "
-        "include: treat them like any token.",
+    return setting_input(
+        "sinks", "exclude: leave attention sinks (tokens hundreds of times larger than the rest) as they are. "
+        "include: treat them like any token.", advanced=True,
     )
+
+
+def layer_choice() -> io.Int.Input:
+    return setting_input(
+        "layer", "Which hidden state of Qwen3-VL to take, counted from the end; 0 lets the way choose.", advanced=True
+    )
+
+
+def text_clip_input() -> io.Clip.Input:
+    return io.Clip.Input(
+        "clip",
+        tooltip="Z-Image's text encoder: Load CLIP, qwen_3_4b, type lumina2. Or FLUX.2 klein's: type flux2.",
+    )
+
+
+def words_input() -> io.String.Input:
+    return io.String.Input(
+        "words", optional=True, force_input=True,
+        tooltip="Words about the picture, from Describe Picture or your own: then nothing is written.",
+    )
+
+
+def window_inputs(before: str, end: str, **more: Any) -> list:
+    """When the picture acts: a sentence about the time before, and one about the end."""
+    return [
+        setting_input(
+            "start_percent", f"When the picture starts to act, as a share of the steps. {before}", step=0.01,
+            advanced=True, **more,
+        ),
+        setting_input("end_percent", f"When the picture stops acting. {end}", step=0.01, advanced=True, **more),
+    ]
 
 
 def with_pictures(text: str, pictures: Tensor | None, cls: type[io.ComfyNode]) -> dict:
@@ -221,10 +263,9 @@ def weights_input() -> io.String.Input:
 
 
 def combine_input() -> io.Combo.Input:
-    return io.Combo.Input(
-        "combine", options=[JOINED, *COMBINATIONS], default=JOINED, optional=True, advanced=True,
-        tooltip="What several pictures become. concat: read together. The others read each alone: their mean, sum, "
-        "difference, or the strongest per word.",
+    return setting_input(
+        "combine", "What several pictures become. concat: read together. The others read each alone: their mean, sum, "
+        "difference, or the strongest per word.", optional=True, advanced=True,
     )
 
 
@@ -241,8 +282,7 @@ def masks_input() -> io.Autogrow.Input:
 
 
 def mask_use_input() -> io.Combo.Input:
-    return io.Combo.Input(
-        "mask_use", options=list(MASK_USES), default=CROP, optional=True, advanced=True,
-        tooltip="crop to the box: Qwen3-VL sees the box around the white part. keep covered tokens: it sees all, "
-        "only tokens under the white go on.",
+    return setting_input(
+        "mask_use", "crop to the box: Qwen3-VL sees the box around the white part. keep covered tokens: it sees all, "
+        "only tokens under the white go on.", optional=True, advanced=True,
     )
