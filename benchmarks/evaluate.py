@@ -34,18 +34,8 @@ from vl_core.zimage.text import text_reader
 from vl_core.zimage.tiny import build_tokenizer
 
 from .common import Report, add_output_argument, milliseconds
-from .models import TEXT, VOCABULARY, build_model
+from .models import TEXT, TRANSFORMER, VOCABULARY, build_model, build_painter, filled
 
-TRANSFORMER = {
-    "tiny": {"dim": 96, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 64,
-             "axes_dims": [16, 16, 16], "axes_lens": [1536, 512, 512]},
-    "full": {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30, "cap_feat_dim": 2560,
-             "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512]},
-}  # fmt: skip
-VAE = {
-    "tiny": {"block_out_channels": (16, 32, 32, 32), "layers_per_block": 1, "norm_num_groups": 8},
-    "full": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32},
-}
 SIDE = {"tiny": 128, "full": 1024}  # of a painting
 STEPS = {"tiny": 2, "full": 9}
 WAYS = ("aligned blend", "appended tokens", "research: as published")  # random weights write no words
@@ -70,28 +60,14 @@ class Random(Loaders):
             model = Qwen3Model._from_config(
                 Qwen3Config(**TEXT[self.size], **options), attn_implementation="sdpa", dtype=self.dtype
             )
-        fill(model, self.device)
-        read, tokenizer = text_reader(model.eval().requires_grad_(False), build_tokenizer()), build_tokenizer()
+        tokenizer = build_tokenizer()
+        read = text_reader(filled(model, self.device), tokenizer)
         return TextEncoder(read, tokenizer, lambda: calibrate(read, ["a cat in a red hat", "the sea"]))
 
     def painter(self) -> Any:
-        from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+        from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 
-        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-        with self.device:
-            before = torch.get_default_dtype()
-            torch.set_default_dtype(self.dtype)
-            try:
-                transformer = ZImageTransformer2DModel(**TRANSFORMER[self.size])
-                vae = AutoencoderKL(
-                    **VAE[self.size], **blocks, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159,
-                    use_quant_conv=False, use_post_quant_conv=False,
-                )
-            finally:
-                torch.set_default_dtype(before)
-        for module in (transformer, vae):
-            fill(module, self.device)
-            module.eval().requires_grad_(False)
+        transformer, vae = build_painter(self.size, self.device, self.dtype)
         return ZImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae, text_encoder=None, tokenizer=None,
             transformer=transformer,
@@ -99,18 +75,6 @@ class Random(Loaders):
 
     def small(self) -> bool:
         return False
-
-
-@torch.no_grad()
-def fill(module: torch.nn.Module, device: torch.device) -> None:
-    """Weights of a size that keeps activations at theirs, the same ones each time."""
-    generator = torch.Generator(device).manual_seed(0)
-    for name, weight in module.named_parameters():
-        weight.normal_(generator=generator)
-        if weight.ndim > 1 and "embed_tokens" not in name:
-            weight.mul_(weight[0].numel() ** -0.5)
-        elif weight.ndim == 1:
-            weight.mul_(0.1).add_(0.0 if name.endswith("bias") else 1.0)
 
 
 def add_arguments(parser) -> None:

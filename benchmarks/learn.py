@@ -27,6 +27,7 @@ from vl_core.zimage.look_painter import PipelinePainter
 from vl_core.zimage.pipeline import load_pipeline, prompt_layout
 
 from .common import Report, add_output_argument, synchronize
+from .models import build_painter
 
 MINIATURE = Path(__file__).parents[1] / "miniature" / "models" / "z-image-mini"
 WORDS = Words(("a lamp by the sea, a red hat on a table",), "a painting in oil, the light of a lamp, red and gold")
@@ -73,25 +74,9 @@ class FullSize(PipelinePainter):
     """Z-Image's transformer and VAE from their configs with random weights; states of texts are noise of its width."""
 
     def __init__(self, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> None:
-        from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+        from diffusers import FlowMatchEulerDiscreteScheduler
 
-        with device:
-            plain = torch.get_default_dtype()
-            torch.set_default_dtype(dtype)
-            try:
-                dit = ZImageTransformer2DModel()
-                vae = AutoencoderKL(
-                    down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
-                    block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=16,
-                    scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
-                )
-            finally:
-                torch.set_default_dtype(plain)
-        for module in (dit, vae):
-            module.to(device).eval().requires_grad_(False)
-        for name, weight in dit.named_parameters():
-            if "pad_token" in name:
-                weight.data.normal_()
+        dit, vae = build_painter("full", device, dtype)
         self.tokenizer = tokenizer
         pipeline = SimpleNamespace(
             transformer=dit, vae=vae, vae_scale_factor=8, device=device, text_encoder=torch.nn.Identity(),

@@ -31,6 +31,16 @@ VISION = {
     "full": {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16,
              "num_position_embeddings": 2304, "deepstack_visual_indexes": [5, 11, 17]},
 }  # fmt: skip
+TRANSFORMER = {
+    "tiny": {"dim": 96, "n_layers": 2, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "cap_feat_dim": 64,
+             "axes_dims": [16, 16, 16], "axes_lens": [1536, 512, 512]},
+    "full": {"dim": 3840, "n_layers": 30, "n_refiner_layers": 2, "n_heads": 30, "n_kv_heads": 30, "cap_feat_dim": 2560,
+             "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512]},
+}  # fmt: skip
+VAE = {
+    "tiny": {"block_out_channels": (16, 32, 32, 32), "layers_per_block": 1, "norm_num_groups": 8},
+    "full": {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32},
+}
 # Picture tokens per side at which a size is measured.
 SIDE = {"tiny": 8, "medium": 32, "full": 32}
 
@@ -64,16 +74,42 @@ def build_model(size: str, device: torch.device, dtype: torch.dtype) -> tuple[nn
         model = Qwen3VLForConditionalGeneration._from_config(
             build_config(size, tokenizer), attn_implementation="sdpa", dtype=dtype
         )
+    return filled(model, device), tokenizer
+
+
+@torch.no_grad()
+def filled(module: nn.Module, device: torch.device, spared: str = "embed") -> nn.Module:
+    """With weights of a size that keeps activations at theirs, as training does; the same ones each time.
+
+    ``spared``: matrices of such names keep their size.
+    """
     generator = torch.Generator(device).manual_seed(0)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            # Sizes that keep activations at theirs, as training does.
-            weight.normal_(generator=generator)
-            if weight.ndim > 1 and "embed" not in name:
-                weight.mul_(weight[0].numel() ** -0.5)
-            elif weight.ndim == 1:
-                weight.mul_(0.1).add_(0.0 if name.endswith("bias") else 1.0)
-    return model.eval().requires_grad_(False), tokenizer
+    for name, weight in module.named_parameters():
+        weight.normal_(generator=generator)
+        if weight.ndim > 1 and spared not in name:
+            weight.mul_(weight[0].numel() ** -0.5)
+        elif weight.ndim == 1:
+            weight.mul_(0.1).add_(0.0 if name.endswith("bias") else 1.0)
+    return module.eval().requires_grad_(False)
+
+
+def build_painter(size: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """diffusers' transformer of Z-Image and its VAE, made on the device: tiny or full."""
+    from diffusers import AutoencoderKL, ZImageTransformer2DModel
+
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    before = torch.get_default_dtype()
+    with device:
+        torch.set_default_dtype(dtype)
+        try:
+            transformer = ZImageTransformer2DModel(**TRANSFORMER[size])
+            vae = AutoencoderKL(
+                **VAE[size], **blocks, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159,
+                use_quant_conv=False, use_post_quant_conv=False,
+            )
+        finally:
+            torch.set_default_dtype(before)
+    return tuple(filled(module, device, "embed_tokens") for module in (transformer, vae))
 
 
 def picture(size: str, seed: int = 0) -> torch.Tensor:
