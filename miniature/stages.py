@@ -28,12 +28,10 @@ MODULES = {
 def options_of(stage: str, chosen: argparse.Namespace) -> Options:
     """The stage's options, its own seconds or steps where none were given."""
     steps = TOY_STEPS.get(stage) if chosen.toy and chosen.steps is None and chosen.seconds is None else chosen.steps
-    return Options(
-        out=chosen.out, seconds=SECONDS.get(stage, 0.0) if chosen.seconds is None else chosen.seconds, steps=steps,
-        seed=chosen.seed, resume=chosen.resume, device=chosen.device, toy=chosen.toy,
-        compile=not chosen.no_compile, joint=chosen.joint, checkpoint_seconds=chosen.checkpoint_seconds,
-        stop_after=chosen.stop_after, models=chosen.models,
-    )
+    names = [field.name for field in dataclasses.fields(Options) if hasattr(chosen, field.name)]
+    given = {name: getattr(chosen, name) for name in names}
+    seconds = SECONDS.get(stage, 0.0) if chosen.seconds is None else chosen.seconds
+    return Options(**{**given, "seconds": seconds, "steps": steps, "compile": not chosen.no_compile})
 
 
 def run_stage(stage: str, chosen: argparse.Namespace) -> None:
@@ -53,10 +51,8 @@ def run_stage(stage: str, chosen: argparse.Namespace) -> None:
 
 def switches(chosen: argparse.Namespace) -> bench.Switches:
     """What the bench is asked, from the options; toy asks little unless told otherwise."""
-    given = {
-        "pairs": chosen.pairs, "seeds": chosen.seeds, "steps": chosen.sampler_steps, "guidance": chosen.guidance,
-        "only": chosen.only, "shard": chosen.shard,
-    }
+    given = {name: getattr(chosen, name) for name in ("pairs", "seeds", "guidance", "only", "shard")}
+    given["steps"] = chosen.sampler_steps
     hold_out = world.HoldOut(chosen.unseen_combinations, chosen.leave_out_style, chosen.leave_out_background)
     return dataclasses.replace(
         bench.TOY if chosen.toy else bench.Switches(), hold_out=hold_out, other_words=chosen.other_words,

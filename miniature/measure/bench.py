@@ -84,11 +84,7 @@ TOY = Switches(pairs=4, seeds=1, steps=2, only="aligned")
 def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     """Measure, write ``frontier.json`` and ``frontier.png`` beside the models; rows already measured are kept."""
     switches = switches or (TOY if options.toy else Switches())
-    device = begin(options)
-    folder = assemble.models_folder(options)
-    chain = Chain.load(folder, device)
-    asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(folder)}
-    ledger = Ledger(options.out / "bench_rows.jsonl", asked, options.resume, measured_with("bench", device))
+    chain, ledger, asked = begun(options, switches, "bench")
     bench = prepare(chain, switches, options.seed)
     log(options, "bench", prepared=len(bench.cases))
     pool = workers()
@@ -133,6 +129,16 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     reached = {family: row and row["transfer"] for family, row in report["best"].items()}
     log(options, "bench", rows=len(rows), nulls=len(nulls), best=reached)
     return report
+
+
+def begun(options: Options, switches: Switches, stage: str) -> tuple[Chain, Ledger, dict[str, Any]]:
+    """The models, the rows of a stage that are measured already, and what is asked."""
+    device = begin(options)
+    folder = assemble.models_folder(options)
+    asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(folder)}
+    rows = options.out / f"{stage.replace('-', '_')}_rows.jsonl"
+    ledger = Ledger(rows, asked, options.resume, measured_with(stage, device))
+    return Chain.load(folder, device), ledger, asked
 
 
 def workers() -> Executor | None:

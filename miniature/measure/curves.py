@@ -14,11 +14,10 @@ from vl_core.adapters.features import PictureFeatures
 from vl_core.adapters.picture_adapter import PictureAdapter
 
 from .. import world
-from ..train import assemble
-from ..train.training import Options, begin, log, measured_with, write_json
+from ..train.training import Options, log, write_json
 from . import adapters
 from .adapters import ALL_SEEN, Examples, fit, spec_of
-from .bench import Painting, Switches, prepare, row_of, workers
+from .bench import Painting, Switches, begun, prepare, row_of, workers
 from .chain import Chain, as_image
 from .ledger import Ledger
 from .rows import METHODS, TEXT_ONLY, Method
@@ -59,11 +58,8 @@ class Point:
 
 def run(options: Options, switches) -> dict[str, Any]:
     """Measure on the bench's pairs and write ``adapter_curves.json`` beside the models."""
-    device = begin(options)
-    chain = Chain.load(assemble.models_folder(options), device)
+    chain, ledger, _ = begun(options, switches, "curves")
     pool = workers()
-    asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(chain.folder)}
-    ledger = Ledger(options.out / "curves_rows.jsonl", asked, options.resume, measured_with("curves", device))
     grounds: dict[str, Ground] = {}
     rows, widest = [], None
     for point in points(chain, options):

@@ -10,12 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from .. import world
-from ..train import assemble
-from ..train.training import Options, begin, log, measured_with, write_json
+from ..train.training import Options, log, write_json
 from . import adapters
-from .bench import Painting, Switches, draw_pairs, row_of, share, workers
+from .bench import Painting, Switches, begun, draw_pairs, row_of, share, workers
 from .chain import Chain, as_image
-from .ledger import Ledger
 from .methods import Bench, Case, Sight
 from .rows import CAPTION, METHODS, TEXT_ONLY, Method
 
@@ -41,11 +39,7 @@ def methods() -> tuple[Method, ...]:
 
 def run(options: Options, switches: Switches) -> dict[str, Any]:
     """Measure on the bench's pairs and write ``two_pictures.json`` beside the models; measured rows are kept."""
-    device = begin(options)
-    chain = Chain.load(assemble.models_folder(options), device)
-    asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(chain.folder)}
-    measured = measured_with("two-pictures", device)
-    ledger = Ledger(options.out / "two_pictures_rows.jsonl", asked, options.resume, measured)
+    chain, ledger, asked = begun(options, switches, "two-pictures")
     pool = workers()
     bench = look_at(chain, switches, options.seed)
     painting = Painting(bench, tuple(range(switches.seeds)), switches.steps, switches.guidance, pool)

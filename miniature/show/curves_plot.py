@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from vl_core.reports.plots import figure_pixels
 
 from ..measure.curves import NEW_STYLES
 from ..train.training import Options
@@ -30,7 +30,6 @@ def run(options: Options) -> Path:
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Six panels of transfer, each between its bounds: 0 words alone, 1 a caption in words."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -52,9 +51,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         f"{asked['pairs']} pairs of a prompt and a picture that disagree, {asked['seeds']} seeds; bars are one "
         f"standard error over pairs. {measured['machine'].split(',')[0]}, {measured['date']}", fontsize=9,
     )
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    drawn = Image.fromarray(figure_pixels(figure))
     drawn.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from vl_core.reports.plots import figure_pixels
 
 from ..measure.look_units import CHANGES
 from ..train.training import Options
@@ -47,7 +47,6 @@ def points(report: dict[str, Any], name: str) -> list[tuple[float, dict[str, Any
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """A panel per number: transfer, what is kept of the prompt, and the distance from colours between names."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
@@ -76,7 +75,5 @@ def draw(report: dict[str, Any], path: Path) -> None:
         f"one number of good changed at a time; {asked['pairs']} pairs, {asked['seeds']} seed. "
         f"{measured['machine'].split(',')[0]}, {measured['date']}", fontsize=9,
     )
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+    drawn = Image.fromarray(figure_pixels(figure))
     drawn.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vl_core.looks.options import QUALITIES
@@ -24,43 +25,42 @@ from . import evaluated
 
 PAGE, REPORT = "miniature.md", "frontier.json"
 TAKES_PAGE, EVIDENCE_PAGE = "methods.md", "evidence.md"
-JUDGE_BLOCK = re.compile(r"(<!-- judge -->\n).*?(<!-- end -->)", re.DOTALL)
-ORDER_BLOCK = re.compile(r"(<!-- miniature -->\n).*?(<!-- end -->)", re.DOTALL)
-TAKES_BLOCK = re.compile(r"(<!-- takes -->\n).*?(<!-- end -->)", re.DOTALL)
-BLOCK = re.compile(r"(<!-- frontier -->\n).*?(<!-- end -->)", re.DOTALL)
 LOOKS_PAGE, LOOKS_REPORT = "looks.md", "looks.json"
 SETTINGS_PAGE = "parameters.md"
-SETTINGS_BLOCK = re.compile(r"(<!-- settings -->\n).*?(<!-- end -->)", re.DOTALL)
 HEAD = ("method", "setting", "transfer", "background / style / mood", "colour", "shape", "leak")
 
 
 def run(options: Options) -> None:
-    """Write anew each page that stands in the folder; its report has to be there."""
+    """Write anew each page that stands in the folder; its report has to be there, but that of looks."""
     for name, report, filled in (
         (PAGE, REPORT, fill), (TAKES_PAGE, takes.REPORT, fill_takes), (EVIDENCE_PAGE, judge_check.REPORT, fill_judge),
-        (EVIDENCE_PAGE, evaluated.REPORT, fill_order),
+        (EVIDENCE_PAGE, evaluated.REPORT, fill_order), (LOOKS_PAGE, LOOKS_REPORT, fill_looks),
+        (SETTINGS_PAGE, None, lambda page, _: fill_settings(page)),
     ):
-        page = options.out / name
+        page, file = options.out / name, report and options.report(report)
         if page.is_file():
-            read = json.loads(options.report(report).read_text(encoding="utf-8"))
+            absent = file is None or (report == LOOKS_REPORT and not file.is_file())
+            read = None if absent else json.loads(file.read_text(encoding="utf-8"))
             page.write_text(filled(page.read_text(encoding="utf-8"), read), encoding="utf-8")
-    page, report = options.out / LOOKS_PAGE, options.report(LOOKS_REPORT)
-    if page.is_file():
-        read = json.loads(report.read_text(encoding="utf-8")) if report.is_file() else None
-        page.write_text(fill_looks(page.read_text(encoding="utf-8"), read), encoding="utf-8")
-    page = options.out / SETTINGS_PAGE
-    if page.is_file():
-        page.write_text(fill_settings(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def filled_in(page: str, mark: str, lines: Sequence[str]) -> str:
+    """The page with lines between ``<!-- mark -->`` and ``<!-- end -->``."""
+    block = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- end -->)", re.DOTALL)
+    return block.sub(lambda found: found[1] + "".join(f"{line}\n" for line in lines) + found[2], page)
+
+
+def markdown(lines: Iterable[Sequence[str]]) -> list[str]:
+    """Rows of a table in Markdown, the first of them its head."""
+    head, *rows = lines
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def fill_looks(page: str, report: dict[str, Any] | None) -> str:
     """The page with the named qualities, and the report's tables if there is one."""
-    parts = {"qualities": qualities_lines(), "looks": looks_table(report) if report else [],
-             "geometry": geometry_table(report) if report else []}
-    for name, lines in parts.items():
-        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        page = block.sub(lambda found, lines=lines: found[1] + "".join(f"{one}\n" for one in lines) + found[2], page)
-    return page
+    page = filled_in(page, "qualities", qualities_lines())
+    page = filled_in(page, "looks", looks_table(report) if report else [])
+    return filled_in(page, "geometry", geometry_table(report) if report else [])
 
 
 def qualities_lines() -> list[str]:
@@ -79,7 +79,7 @@ def looks_table(report: dict[str, Any]) -> list[str]:
         (row, nulls[row["name"], "another picture"], nulls.get((row["name"], "noise"), "")) for row in report["rows"]
     ]
     rows += [(row, figure(row["null"]["transfer"], row["null"]["stderr"]), "") for row in report["rivals"]]
-    lines = [list(heads), ["---"] * len(heads)]
+    lines = [list(heads)]
     for row, another, noise in rows:
         between = row.get("between")
         lines.append([
@@ -87,22 +87,22 @@ def looks_table(report: dict[str, Any]) -> list[str]:
             *(figure(row[name]) for name in ("adherence", "adherence_shape", "leak")),
             figure(between["mean"], between["stderr"]) if between else "", another, noise,
         ])
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    return markdown(lines)
 
 
 def geometry_table(report: dict[str, Any]) -> list[str]:
     """Lines of Markdown: a property a column, what the picture was painted by a line."""
     found = report["geometry"]
-    lines = [["painted by", *(f"{one['property']}, {one['unit']}" for one in found)], ["---"] * (len(found) + 1)]
+    lines = [["painted by", *(f"{one['property']}, {one['unit']}" for one in found)]]
     for case in found[0]["error"]:
         errors = [one["error"][case] for one in found]
         lines.append([case, *(f"{one['mean']:.2f} ± {one['stderr']:.2f}" for one in errors)])
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    return markdown(lines)
 
 
 def fill_settings(page: str) -> str:
     """The page with all settings between ``<!-- settings -->`` and ``<!-- end -->``."""
-    return SETTINGS_BLOCK.sub(lambda found: found[1] + "\n".join(settings_table()) + "\n" + found[2], page)
+    return filled_in(page, "settings", settings_table())
 
 
 def settings_table() -> list[str]:
@@ -128,25 +128,24 @@ def may_be(field: Field) -> str:
 
 def fill_takes(page: str, report: dict[str, Any]) -> str:
     """The page with the takes' table between ``<!-- takes -->`` and ``<!-- end -->``."""
-    return TAKES_BLOCK.sub(lambda found: found[1] + "\n".join(takes.table(report)) + "\n" + found[2], page)
+    return filled_in(page, "takes", takes.table(report))
 
 
 def fill_judge(page: str, report: dict[str, Any]) -> str:
     """The page with the judges' table between ``<!-- judge -->`` and ``<!-- end -->``."""
     found = report["measured"]
     head = f"{report['paintings']} paintings, {found['machine']}, torch {found['torch']}, {found['date']}:"
-    lines = [head, "", *judge_check.table(report)]
-    return JUDGE_BLOCK.sub(lambda block: block[1] + "\n".join(lines) + "\n" + block[2], page)
+    return filled_in(page, "judge", [head, "", *judge_check.table(report)])
 
 
 def fill_order(page: str, report: dict[str, Any]) -> str:
     """The page with both orders of ways between ``<!-- miniature -->`` and ``<!-- end -->``."""
-    return ORDER_BLOCK.sub(lambda block: block[1] + "\n".join(evaluated.table(report)) + "\n" + block[2], page)
+    return filled_in(page, "miniature", evaluated.table(report))
 
 
 def fill(page: str, report: dict[str, Any]) -> str:
     """The page with the report's table between ``<!-- frontier -->`` and ``<!-- end -->``."""
-    return BLOCK.sub(lambda found: found[1] + "\n".join(table(report)) + "\n" + found[2], page)
+    return filled_in(page, "frontier", table(report))
 
 
 def table(report: dict[str, Any]) -> list[str]:
@@ -160,13 +159,13 @@ def table(report: dict[str, Any]) -> list[str]:
     best = [row for row in report["methods"] if key_of(row) in nulls]
     best.sort(key=lambda row: -(row["transfer"] or 0.0))
     shown = [(report["baselines"][0], {}), *((row, nulls[key_of(row)]) for row in best)]
-    lines = [[*HEAD, *CONTROLS], ["---"] * (len(HEAD) + len(CONTROLS))]
+    lines = [[*HEAD, *CONTROLS]]
     for row, controls in shown:
         by = " / ".join(map(figure, row["transfer_by"].values()))
         kept = [figure(row[name]) for name in ("adherence", "adherence_shape", "leak")]
         transfer = figure(row["transfer"], row["stderr"])
         lines.append([row["name"], setting(row), transfer, by, *kept, *(controls.get(one, "") for one in CONTROLS)])
-    return [f"| {' | '.join(cells)} |" for cells in lines]
+    return markdown(lines)
 
 
 def setting(row: dict[str, Any]) -> str:

@@ -164,12 +164,18 @@ def _new_figure(width: float, height: float, title: str, colours: Theme):
 
 
 def _pixels(figure, colours: Theme) -> np.ndarray:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     for part in (figure, *figure.subfigs):
         part.set_facecolor(colours.background)
         for axes in part.axes:
             _recolour(axes, colours)
+    return figure_pixels(figure)
+
+
+def figure_pixels(figure) -> np.ndarray:
+    """A matplotlib figure as uint8 ``(H, W, 3)``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
