@@ -25,22 +25,11 @@ from ..vl_core.adapters.spec import AdapterSpec
 from ..vl_core.stages.combine import parse_weights
 from ..vl_core.stages.description import SLOTS, slot_request
 from ..vl_core.states.fields import quoted
-from . import told
+from . import told, widgets
 from .entries import Entry, attend_words, check_conditioning, layout_of, repack, words_of
 from .host import encoders, folders, memory, text_encoder
 from .host.identity import identity_of
 from .node import Node
-from .widgets import (
-    Adapter,
-    budget_input,
-    encoder_input,
-    known,
-    node_schema,
-    pictures_input,
-    prompt_input,
-    report,
-    text_clip_input,
-)
 
 CAPTIONS, DESCRIBED = "text files beside the pictures", "Qwen3-VL describes them"
 NO_FILE = "none"
@@ -51,7 +40,7 @@ LONGEST_ANSWER = 160  # tokens of a description in slots
 class ZImageVLAdapterFit(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
+        return widgets.node_schema(
             node_id="ZImageVLAdapterFit",
             display_name="Fit Picture Adapter",
             description="Learn from a folder of pictures what a description of a picture would be to Z-Image, or to "
@@ -59,8 +48,8 @@ class ZImageVLAdapterFit(Node):
             search_aliases=["train adapter", "calibrate pictures"],
             is_output_node=True,
             inputs=[
-                text_clip_input(),
-                encoder_input("vision"),
+                widgets.text_clip_input(),
+                widgets.encoder_input("vision"),
                 io.String.Input(
                     "folder", default="adapter_pictures",
                     tooltip="A folder of pictures below ComfyUI's input folder, 10 at least. More pictures of more "
@@ -76,7 +65,7 @@ class ZImageVLAdapterFit(Node):
                     tooltip="Name of the file in models/zimage_vl_adapters; a number is added if there is one of that "
                     "name.",
                 ),
-                budget_input(),
+                widgets.budget_input(),
                 io.String.Input(
                     "prompts", default="", optional=True, advanced=True,
                     tooltip="A text file in ComfyUI's input folder with prompts such as you write, one a line. Empty "
@@ -87,11 +76,11 @@ class ZImageVLAdapterFit(Node):
                     tooltip="Replace an adapter of that name, in place of adding a number.",
                 ),
             ],
-            outputs=[Adapter.Output(display_name="adapter")],
+            outputs=[widgets.Adapter.Output(display_name="adapter")],
         )
 
     @classmethod
-    @known("")
+    @widgets.known("")
     def fingerprint_inputs(cls, folder: str, prompts: str = "", **_) -> str:
         return folders.stamp(lambda: [folders.input_folder(one) for one in (folder, prompts) if one.strip()])
 
@@ -147,21 +136,21 @@ class ZImageVLAdapterFit(Node):
         if resumed:
             lines.append(f"went on after {resumed} pictures of a fit that was stopped")
         head = told.fitted(adapter), f"Kept as {path.name}."
-        return io.NodeOutput(adapter, ui=report(head, adapter.describe(), lines))
+        return io.NodeOutput(adapter, ui=widgets.report(head, adapter.describe(), lines))
 
 
 class ZImageVLAdapterApply(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
+        return widgets.node_schema(
             node_id="ZImageVLAdapterApply",
             display_name="Apply Picture Adapter",
             description="Append to the prompt what the picture's description would be, without words for it.",
             search_aliases=["use adapter", "load adapter"],
             inputs=[
-                encoder_input(),
-                pictures_input(),
-                prompt_input(),
+                widgets.encoder_input(),
+                widgets.pictures_input(),
+                widgets.prompt_input(),
                 io.Conditioning.Input(
                     "text",
                     tooltip="Z-Image's own encoding of the same prompt, from CLIP Text Encode; it is added to. Or "
@@ -176,8 +165,10 @@ class ZImageVLAdapterApply(Node):
                     "file", options=[NO_FILE, *folders.saved_adapters()], default=NO_FILE,
                     tooltip="An adapter in models/zimage_vl_adapters, if none is connected. Press R to see new ones.",
                 ),
-                budget_input(),
-                Adapter.Input("adapter", optional=True, tooltip="From Fit Picture Adapter; goes before the file."),
+                widgets.budget_input(),
+                widgets.Adapter.Input(
+                    "adapter", optional=True, tooltip="From Fit Picture Adapter; goes before the file."
+                ),
                 io.String.Input(
                     "slots", default="", optional=True, advanced=True,
                     tooltip="Only these parts of the description, such as style, palette:0.5; empty takes all. The "
@@ -197,7 +188,7 @@ class ZImageVLAdapterApply(Node):
         )
 
     @classmethod
-    @known("")
+    @widgets.known("")
     def fingerprint_inputs(cls, file: str = NO_FILE, **_) -> str:
         return folders.stamp(lambda: [folders.saved_adapters().get(file)])
 
@@ -211,7 +202,7 @@ class ZImageVLAdapterApply(Node):
         pictures = encoders.single_pictures(images)
         if not pictures or strength == 0:
             reason = "strength 0" if pictures else "no picture connected"
-            return io.NodeOutput(text, ui=report(f"Words only: {reason}."))
+            return io.NodeOutput(text, ui=widgets.report(f"Words only: {reason}."))
         adapter = adapter or load_adapter(file)
         for entry in text:  # before the pictures are read
             adapter.spec.check_text(entry[0], layout_of(entry))
@@ -227,7 +218,7 @@ class ZImageVLAdapterApply(Node):
             if not info.familiar:
                 lines.append("The adapter has not seen pictures like this: Describe Picture with Qwen3-VL needs none.")
         head = f"The picture's description added to your prompt at strength {strength:g}."
-        return io.NodeOutput(entries, ui=report(head, lines))
+        return io.NodeOutput(entries, ui=widgets.report(head, lines))
 
 
 def _described(vision, examples: list[Example], budget: int, kept: Path) -> tuple[list[Example], int]:

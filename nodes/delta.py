@@ -13,20 +13,10 @@ from ..vl_core.pictures import BaselinePicture, baseline_picture, split_batch
 from ..vl_core.stages.delta import MAX_WEIGHT, image_delta
 from ..vl_core.states.families import KLEIN_4B, ZIMAGE, Family, find_family
 from ..vl_core.states.stacks import steer_layers
+from . import widgets
 from .entries import Entry, attend_words, check_conditioning, describe_layers, layout_of, repack, words_of
 from .host import encoders
 from .node import Node
-from .widgets import (
-    Space,
-    budget_input,
-    encoder_input,
-    layer_input,
-    node_schema,
-    pictures_input,
-    prompt_input,
-    report,
-    setting_input,
-)
 
 Baseline = BaselinePicture | Literal["muted", "absent"]
 
@@ -34,15 +24,15 @@ Baseline = BaselinePicture | Literal["muted", "absent"]
 class ZImageVLDelta(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
+        return widgets.node_schema(
             node_id="ZImageVLDelta",
             display_name="Image Delta",
             description="Add to each word what the picture did to it: read with the picture, minus read without.",
             search_aliases=["difference", "what a picture adds"],
             inputs=[
-                encoder_input(),
-                pictures_input(),
-                prompt_input(),
+                widgets.encoder_input(),
+                widgets.pictures_input(),
+                widgets.prompt_input(),
                 io.Conditioning.Input(
                     "text", tooltip="Z-Image's own encoding of the same prompt, from CLIP Text Encode; what is changed."
                 ),
@@ -51,22 +41,22 @@ class ZImageVLDelta(Node):
                     tooltip="How much of the difference is added: 0 is the text alone, 1 is what the picture did, "
                     "more exaggerates it.",
                 ),
-                layer_input(-2),
+                widgets.layer_input(-2),
                 io.Combo.Input(
                     "baseline", options=["muted", "absent", "grey", "blurred"], default="muted", advanced=True,
                     tooltip="What the picture is compared with. muted: its places left empty. absent: none. grey: an "
                     "even grey. blurred: its blurred colours.",
                 ),
-                setting_input(
+                widgets.setting_input(
                     "remove_prompt_direction", "Leave out what only makes a word stronger or weaker and keep what "
                     "turns its meaning.", advanced=True,
                 ),
-                setting_input(
+                widgets.setting_input(
                     "rank", "Keep only this many strongest directions of the difference; 0 keeps all, 1 is one overall "
                     "mood.", advanced=True,
                 ),
-                budget_input(),
-                Space.Input(
+                widgets.budget_input(),
+                widgets.Space.Input(
                     "space", optional=True,
                     tooltip="From Match Text Encoder, on the same layer: both readings are brought there first. "
                     "Needed with a Qwen3-VL of another width.",
@@ -85,7 +75,7 @@ class ZImageVLDelta(Node):
         given = {name: image for name, image in (images or {}).items() if image is not None}
         if not given or weight == 0:
             reason = "weight 0" if given else "no picture connected"
-            return io.NodeOutput(text, ui=report(f"Words only: {reason}."))
+            return io.NodeOutput(text, ui=widgets.report(f"Words only: {reason}."))
         spaces = () if space is None else space if isinstance(space, tuple) else (space,)
         family = _family(text, encoder, spaces)
         layers = list(family.layers) if family.stacked else [layer]
@@ -116,7 +106,7 @@ class ZImageVLDelta(Node):
             entries.append(attend_words(repack(entry, states, layout)))
             lines += done
         head = f"What the picture did to each word, added at strength {weight:g}."
-        return io.NodeOutput(entries, ui=report(head, lines))
+        return io.NodeOutput(entries, ui=widgets.report(head, lines))
 
 
 def _family(text: list[Entry], encoder: Any, spaces: tuple[SpaceAdapter, ...]) -> Family:

@@ -21,37 +21,27 @@ from .entries import pack_states
 from .host import encoders, memory
 from .node import Node
 from .steering import collect
-from .widgets import (
-    budget_input,
-    encoder_input,
-    layer_input,
-    node_schema,
-    pictures_input,
-    prompt_input,
-    report,
-    system_prompt_input,
-)
 
 
 class ZImageVLEncode(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
+        return widgets.node_schema(
             node_id="ZImageVLEncode",
             display_name="Qwen3-VL Encode",
             description="What Qwen3-VL thinks after looking at the pictures and reading the prompt, as CONDITIONING.",
             search_aliases=["vision encode", "image to conditioning"],
             inputs=[
-                encoder_input(),
-                pictures_input(),
-                prompt_input(),
-                layer_input(-6),
+                widgets.encoder_input(),
+                widgets.pictures_input(),
+                widgets.prompt_input(),
+                widgets.layer_input(-6),
                 widgets.setting_input(
                     "tokens", "Which tokens come out. text: those that match Z-Image's own. prompt: your words. image: "
                     "the picture's. Blends want all or text.",
                 ),
-                budget_input(),
-                system_prompt_input(),
+                widgets.budget_input(),
+                widgets.system_prompt_input(),
                 widgets.weights_input(),
                 widgets.combine_input(),
                 widgets.masks_input(),
@@ -104,5 +94,5 @@ class ZImageVLEncode(Node):
         read_at = ", ".join(f"{one} × {share:g}" for one, share in zip(layers, shares, strict=True))
         at = chosen.describe_layers() if chosen.stacked else f"layer {layer if not mix_layers.strip() else read_at}"
         figures = f"{layout.describe()}; {at}"
-        lines = report(told.read(len(given), prompt), notes, figures, encoders.width_note(states, family))
+        lines = widgets.report(told.read(len(given), prompt), notes, figures, encoders.width_note(states, family))
         return io.NodeOutput(conditioning, ui=lines)

@@ -12,25 +12,10 @@ from ..vl_core.reports.plots import ThemeName, layer_figure, stack_figures
 from ..vl_core.states.families import KLEIN_4B, ZIMAGE, Family, find_family
 from ..vl_core.states.layers import parse_layers
 from ..vl_core.states.stacks import split_layers, split_padding
-from . import told
+from . import told, widgets
 from .entries import check_conditioning, layout_of, references_of, words_of
 from .host import encoders, loaded, memory, native
 from .node import Node
-from .widgets import (
-    BLANK,
-    FOLLOW,
-    Follow,
-    Reference,
-    budget_input,
-    draw,
-    encoder_input,
-    node_schema,
-    pictures_input,
-    prompt_input,
-    theme_of,
-    theme_options,
-    with_pictures,
-)
 
 ALL, LIKENESS = "all", "Mean cosine with the text"
 
@@ -38,17 +23,17 @@ ALL, LIKENESS = "all", "Mean cosine with the text"
 class ZImageVLLayerReport(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
+        return widgets.node_schema(
             node_id="ZImageVLLayerReport",
             display_name="Layer Report",
             description="Which layer of Qwen3-VL looks most like Z-Image's own encoder, as a table and plots.",
             search_aliases=["compare layers", "hidden layer", "which layer", "embedding statistics"],
             is_output_node=True,
             inputs=[
-                encoder_input(),
-                pictures_input(),
-                prompt_input(),
-                Reference.Input(
+                widgets.encoder_input(),
+                widgets.pictures_input(),
+                widgets.prompt_input(),
+                widgets.Reference.Input(
                     "reference", optional=True, tooltip="Compare every layer with this. From Text Encoder Statistics."
                 ),
                 io.Conditioning.Input(
@@ -60,13 +45,13 @@ class ZImageVLLayerReport(Node):
                     tooltip="Layers to compare, counted from the end: -1, -2, -4:-12:-2 (from, to, step). all takes "
                     "every loaded layer.",
                 ),
-                budget_input(),
+                widgets.budget_input(),
                 io.Combo.Input(
                     "plot", options=[ALL, *(metric.title for metric in METRICS)], default=LIKENESS, optional=True,
                     tooltip="Which measure is drawn: one can be read on the node, all are for the plots output.",
                 ),
                 io.Combo.Input(
-                    "theme", options=theme_options(), default=FOLLOW, optional=True, advanced=True,
+                    "theme", options=widgets.theme_options(), default=widgets.FOLLOW, optional=True, advanced=True,
                     tooltip="Colours of the plots: those of ComfyUI's theme, dark on white, or light on dark grey.",
                 ),
             ],
@@ -80,7 +65,7 @@ class ZImageVLLayerReport(Node):
     @classmethod
     def execute(
         cls, encoder, prompt: str, layers: str = "all", image_tokens: int = 1024, images: dict | None = None,
-        reference=None, text=None, plot: str = LIKENESS, theme: Follow | ThemeName = FOLLOW,
+        reference=None, text=None, plot: str = LIKENESS, theme: widgets.Follow | ThemeName = widgets.FOLLOW,
     ) -> io.NodeOutput:
         words, layout = _only_sequence(text) if text is not None else (None, None)
         family = _family(encoder, reference, words, layout)
@@ -97,17 +82,17 @@ class ZImageVLLayerReport(Node):
             title = f"{family.name}'s layer {layer} ({layer - blocks - 1})" if family.stacked else ""
             found[title] = layer_report(seen, statistics, target, layout, progress=bar)
         titled = memory.each(found.items())
-        plots, missing = draw(
+        plots, missing = widgets.draw(
             lambda: stack_figures(
-                [layer_figure(one, title, theme=theme_of(theme), only=plot) for title, one in titled]
+                [layer_figure(one, title, theme=widgets.theme_of(theme), only=plot) for title, one in titled]
             )
         )
         summary = join_reports({title: one.summary() for title, one in found.items()})
         lines = filter(None, [told.likest(found.values()), *notes, summary, missing])
-        shown = with_pictures("\n".join(lines), plots, cls)
+        shown = widgets.with_pictures("\n".join(lines), plots, cls)
         table = join_reports({title: one.table() for title, one in found.items()})
         rows = join_csv({layer: one.csv() for layer, one in zip(family.layers, found.values(), strict=True)})
-        return io.NodeOutput(torch.ones(BLANK) if plots is None else plots, table, rows, ui=shown)
+        return io.NodeOutput(torch.ones(widgets.BLANK) if plots is None else plots, table, rows, ui=shown)
 
 
 def _family(encoder, reference, words: Tensor | None, layout: TokenLayout | None) -> Family:

@@ -18,6 +18,7 @@ from ..vl_core.steering.steer import steer_many
 from ..vl_core.steering.sweep import Plan, make_plan
 from ..vl_core.steering.takes import DEFAULT_TAKE
 from ..vl_core.steering.way import Given
+from . import widgets
 from .adapter import NO_FILE
 from .condition import offered_ways
 from .entries import check_conditioning, references_of
@@ -25,20 +26,6 @@ from .host import memory
 from .look import look_file_input, look_input, pick_look
 from .node import Node
 from .steering import ComfyHost, collect, entries_of
-from .widgets import (
-    Adapter,
-    Reference,
-    budget_input,
-    encoder_input,
-    layer_choice,
-    node_schema,
-    pictures_input,
-    prompt_input,
-    report,
-    setting_input,
-    text_clip_input,
-    words_input,
-)
 
 NO_AXIS = "none"
 AXES = [
@@ -64,16 +51,16 @@ def _axis_inputs(name: str, values: str, what: str, default: str, written: str, 
 class ZImageVLSweep(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return node_schema(
+        return widgets.node_schema(
             node_id="ZImageVLSweep",
             display_name="Sweep Settings",
             description="Vary two or three settings and paint every combination, from one reading of the picture.",
             search_aliases=["xy plot", "compare settings", "grid search", "parameter sweep"],
             inputs=[
-                text_clip_input(),
-                encoder_input("vision"),
-                pictures_input(),
-                prompt_input(),
+                widgets.text_clip_input(),
+                widgets.encoder_input("vision"),
+                widgets.pictures_input(),
+                widgets.prompt_input(),
                 *_axis_inputs(
                     "columns", "column_values", "from left to right", "strength", "0.25:1:0.25", optional=False
                 ),
@@ -86,7 +73,7 @@ class ZImageVLSweep(Node):
                     tooltip="How the picture travels where no axis changes it: a way of Z-Image Vision Conditioning, "
                     "or a method of Blend VL with Text.",
                 ),
-                setting_input(
+                widgets.setting_input(
                     "strength", "How much the picture counts where no axis changes it. 0 is your words alone.", "alpha",
                     display_name="strength", step=0.01,
                 ),
@@ -95,41 +82,43 @@ class ZImageVLSweep(Node):
                     tooltip="Where painting starts, the same for all cells unless an axis changes it. Connect the seed "
                     "output to the sampler.",
                 ),
-                layer_choice(),
-                setting_input(
+                widgets.layer_choice(),
+                widgets.setting_input(
                     "tokens", "Which of Qwen3-VL's tokens are mixed in, as on Select VL Tokens; aligned needs all or "
                     "text.", advanced=True,
                 ),
-                setting_input(
+                widgets.setting_input(
                     "downsample", "Average image tokens n × n. Fewer tokens leave the picture a smaller share beside "
                     "the words. Not used by aligned and by the modes.", advanced=True,
                 ),
-                setting_input(
+                widgets.setting_input(
                     "space", "dit: mix as Z-Image sees the tokens. raw: plain mixture, in which large tokens win. "
                     "slerp: along the arc between both.", advanced=True,
                 ),
-                setting_input(
+                widgets.setting_input(
                     "outlier_mode", "What becomes of dimensions that spread far from Z-Image's own, as on Mask Outlier "
                     "Dimensions, over all selected tokens.", advanced=True,
                 ),
-                setting_input(
+                widgets.setting_input(
                     "outlier_threshold", "A dimension is an outlier if its spread differs by more than this factor.",
                     step=0.5, advanced=True,
                 ),
-                setting_input(
+                widgets.setting_input(
                     "normalization", "Gives VL states the scale of Z-Image's own, as on Normalize VL Embeddings.",
                     advanced=True,
                 ),
-                budget_input(),
-                Reference.Input(
+                widgets.budget_input(),
+                widgets.Reference.Input(
                     "reference", optional=True,
                     tooltip="What normalization and outliers compare with, from Text Encoder Statistics. Measured on "
                     "the clip if it is needed and not connected.",
                 ),
-                setting_input("take", "What to take from the picture where no axis changes it.", optional=True),
-                Adapter.Input("adapter", optional=True, tooltip="From Fit Picture Adapter, for the way of that name."),
+                widgets.setting_input("take", "What to take from the picture where no axis changes it.", optional=True),
+                widgets.Adapter.Input(
+                    "adapter", optional=True, tooltip="From Fit Picture Adapter, for the way of that name."
+                ),
                 look_file_input(),
-                words_input(),
+                widgets.words_input(),
                 look_input("From Learn Look, for the way learned look; automatic prefers it. Goes before the file."),
             ],
             outputs=[
@@ -205,7 +194,7 @@ class ZImageVLSweep(Node):
         numbered = [f"{number}. {label}" for number, label in enumerate(labels, 1)]
         seeds = [cell.seed for cell in cells]
         head = f"{counted(len(cells), 'picture')} to paint, from one reading."
-        lines = report(head, plan.describe(), remarks, numbered)
+        lines = widgets.report(head, plan.describe(), remarks, numbered)
         return io.NodeOutput(entries, seeds, labels, plan.to_json(), ui=lines)
 
 
