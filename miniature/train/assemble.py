@@ -22,6 +22,11 @@ PIPELINE, VISION, JUDGE = "z-image-mini", "qwen3-vl-mini", "judge.safetensors"
 MODELS = Path(__file__).parents[1] / "models"  # where the trained ones are
 
 
+def folders(models: Path = MODELS) -> tuple[str, str]:
+    """Those of Z-Image and of Qwen3-VL."""
+    return str(models / PIPELINE), str(models / VISION)
+
+
 def models_folder(options: Options) -> Path:
     return options.models if options.models is not None else options.out / "models"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 PACKAGE = "miniature"
@@ -20,75 +19,37 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
-    embedded("demo").run(arguments)
+    embedded("demo")(arguments)
 
 
-def embedded_folders() -> tuple[str, str]:
-    """Folders of the miniature's Z-Image and of its Qwen3-VL.
-
-    Raises:
-        ValueError: if the miniature is not there.
-    """
-    found = embedded("train.assemble")
-    return str(found.MODELS / found.PIPELINE), str(found.MODELS / found.VISION)
-
-
-def embedded_judge(device: Any) -> Any:
-    """The miniature's judge as a score of ``compare``.
-
-    Raises:
-        ValueError: if the miniature is not there.
-    """
-    return embedded("measure.score").load_score(embedded("train.assemble").MODELS, device)
+# What is taken, by what it is for: a module of the miniature, and a name in it.
+PARTS = {
+    "demo": ("demo", "run"),
+    "folders": ("train.assemble", "folders"),  # gives those of its Z-Image and of its Qwen3-VL
+    "models": ("train.assemble", "MODELS"),  # the folder of all its models
+    "judge": ("measure.score", "load_score"),  # from that folder a score of `compare`
+    # What its Qwen3-VL is asked for a take, and where its answer goes: it knows forty words.
+    "questions": ("world", "TAKE_QUESTIONS"),
+    # What it is asked for a look, what for what a picture shows, and where that answer ends.
+    "look questions": ("world", "LOOK_QUESTIONS"),
+    "form": ("measure.vl_judge", "WorldForm"),  # how it is asked as a judge
+    # Pictures of its world by name, uint8 (H, W, 3), and prompts that disagree with each of them with the thing that
+    # they ask for.
+    "ground": ("measure.vl_judge", "ground"),
+}
 
 
-def embedded_questions() -> tuple[tuple[str, str, str], ...]:
-    """What the miniature's Qwen3-VL is asked for a take, and where its answer goes: it knows forty words.
+def embedded(part: str) -> Any:
+    """One of :data:`PARTS`.
 
     Raises:
         ValueError: if the miniature is not there.
     """
-    return embedded("world").TAKE_QUESTIONS
-
-
-def embedded_look_questions() -> tuple[str, str, str]:
-    """What the miniature's Qwen3-VL is asked for a look, what for what a picture shows, and where that answer ends.
-
-    Raises:
-        ValueError: if the miniature is not there.
-    """
-    return embedded("world").LOOK_QUESTIONS
-
-
-def embedded_form() -> Any:
-    """How the miniature's Qwen3-VL is asked as a judge.
-
-    Raises:
-        ValueError: if the miniature is not there.
-    """
-    return embedded("measure.vl_judge").WorldForm()
-
-
-def embedded_ground() -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Pictures of the miniature's world by name, uint8 ``(H, W, 3)``, and prompts that disagree with each of them with
-    the thing that they ask for.
-
-    Raises:
-        ValueError: if the miniature is not there.
-    """
-    return embedded("measure.vl_judge").ground()
-
-
-def embedded(module: str) -> ModuleType:
-    """A module of the miniature.
-
-    Raises:
-        ValueError: if it is not there.
-    """
+    module, name = PARTS[part]
     if find_spec(PACKAGE) is None:
         raise ValueError(
             "The trained miniature is not here: it comes with the repository. Run `git clone "
             "https://github.com/zimage-vl/zimage-vl`, in it `pip install -e \".[headless]\"`, and the command there. "
             "With a Z-Image folder (--model) all but the demo work here too."
         )
-    return import_module(f"{PACKAGE}.{module}")
+    return getattr(import_module(f"{PACKAGE}.{module}"), name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..zimage import checks
-from .embedded import embedded_folders
+from .embedded import embedded
 
 DEMO = "demo"
 
@@ -32,7 +32,7 @@ def folders_of(model: str, vision: str | None) -> tuple[str, str]:
         return model, vision
     if vision is not None:
         raise ValueError("--vision: the demo has its own Qwen3-VL. Give --model as well, or leave it out.")
-    return embedded_folders()
+    return embedded("folders")()
 
 
 def vision_blocks(vision: str, width: int) -> int:

@@ -24,7 +24,7 @@ from ..zimage.files import load_picture
 from ..zimage.look_painter import PipelinePainter
 from ..zimage.pipeline import ZImageFolder, load_pipeline
 from ..zimage.progress import progress
-from .embedded import embedded_look_questions
+from .embedded import embedded
 from .folders import DEMO, add_folder_arguments, folders_of, vision_blocks
 from .learn_each import Job, files_for, keyed, learn_each, left_to_do
 from .vision import load_encoder
@@ -156,7 +156,7 @@ def words_for(
         ask_look, ask_shows, end = INSTRUCTIONS["look"], INSTRUCTIONS["shows"], ""
         most = None
         if arguments.model == DEMO:
-            ask_look, ask_shows, end = embedded_look_questions()
+            ask_look, ask_shows, end = embedded("look questions")
             most = 1  # the miniature's VL has only ever seen one picture at a time
         encoder = load_encoder(vision, device, dtype, -1)
 

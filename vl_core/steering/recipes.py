@@ -7,7 +7,6 @@ read by name, and say what to choose instead. A file that is not right is skippe
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ..states.files import decode_text, parse_json
 from .settings import Settings, rename
 from .takes import take_names
 from .way import candidates
@@ -107,15 +107,7 @@ def read_recipe(path: Any) -> Recipe:
     data = path.read_bytes()
     if len(data) > LARGEST:
         raise ValueError(f"expected JSON of a recipe, at most {LARGEST} bytes, got {len(data)}.")
-    try:
-        content = json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"expected UTF-8 text, got bytes that are not ({error.reason} at {error.start}).") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"expected JSON, got an error in line {error.lineno}: {error.msg}.") from error
-    except RecursionError as error:
-        raise ValueError("expected JSON of a recipe, got one nested too deeply.") from error
-    return parse_recipe(content, path.name)
+    return parse_recipe(parse_json(decode_text(data, path.name), path.name), path.name)
 
 
 def parse_recipe(content: Any, source: str = "") -> Recipe:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,17 +11,16 @@ from torch import Tensor
 from ..looks.padding import Paddings
 from ..states.families import KLEIN_4B, Family, family_of
 from ..states.layout import TokenLayout, pad_layout, text_layout
-from .look_painter import SCHEDULE, frozen
+from .look_painter import SCHEDULE, DiffusersPainter
 from .pipeline import special_tokens
 
 if TYPE_CHECKING:
     from diffusers import Flux2KleinPipeline  # pyright: ignore[reportPrivateImportUsage]
 
-PATCH = 2  # of the VAE's latents along a side are one of the model's
 STEPS = {True: 4, False: 50}  # that a distilled pipeline and another one paint in: its schedule depends on their number
 
 
-class KleinPainter:
+class KleinPainter(DiffusersPainter):
     """The parts of a ``Flux2KleinPipeline``; see :class:`vl_core.looks.painter.Painter`.
 
     Raises:
@@ -30,10 +28,7 @@ class KleinPainter:
     """
 
     def __init__(self, pipeline: Flux2KleinPipeline, name: str = "") -> None:
-        self.pipeline, self.name = pipeline, name
-        self.dit: Any = pipeline.transformer
-        self.vae: Any = pipeline.vae
-        self.multiple = pipeline.vae_scale_factor * PATCH
+        super().__init__(pipeline, name)
         hidden = pipeline.text_encoder.config.hidden_size
         self._family = family_of(KLEIN_4B.group, hidden)
         if self.dit.config.joint_attention_dim != self._family.width:
@@ -46,10 +41,6 @@ class KleinPainter:
     @property
     def family(self) -> Family:
         return self._family
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipeline.device
 
     @torch.no_grad()
     def text(self, prompt: str) -> tuple[Tensor, TokenLayout]:
@@ -70,9 +61,7 @@ class KleinPainter:
 
     @torch.no_grad()
     def latents(self, picture: Tensor) -> Tensor:
-        pixels = picture.permute(2, 0, 1)[None].to(self.device, torch.float32) / 127.5 - 1
-        found = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode()
-        packed, norm = self.pipeline._patchify_latents(found).float(), self.vae.bn
+        packed, norm = self.pipeline._patchify_latents(self.encoded(picture)).float(), self.vae.bn
         mean, variance = (part.float().view(1, -1, 1, 1) for part in (norm.running_mean, norm.running_var))
         return ((packed - mean) / (variance + self.vae.config.batch_norm_eps).sqrt())[0]
 
@@ -99,9 +88,3 @@ class KleinPainter:
             img_ids=self.pipeline._prepare_latent_ids(noisy).to(device), return_dict=False,
         )[0]
         return -painted.permute(0, 2, 1).reshape(noisy.shape).float()
-
-    @contextmanager
-    def learning(self) -> Iterator[None]:
-        """See :func:`.look_painter.frozen`."""
-        with frozen(self.dit, self.vae, self.pipeline.text_encoder):
-            yield

@@ -16,7 +16,7 @@ from . import lean
 from .pipeline import encode_text
 
 if TYPE_CHECKING:
-    from .pipeline import ZImagePipeline
+    pass
 
 SCHEDULE = 1000  # steps: as finely as the model's time is told
 KEPT_PER_TOKEN = 27  # values of the model's width that a block keeps per token for its backward pass, as measured
@@ -24,33 +24,47 @@ SPARED = 0.25  # of the free memory is left alone
 PATCH = 2  # latents per side of an image token
 
 
-class PipelinePainter:
-    """The parts of a ``ZImagePipeline``; see :class:`vl_core.looks.painter.Painter`.
+class DiffusersPainter:
+    """What pipelines of diffusers have in common; see :class:`vl_core.looks.painter.Painter`.
 
     Blocks are run again on the way back wherever the memory that is free would not hold what they keep.
     """
 
-    def __init__(self, pipeline: ZImagePipeline, name: str = "") -> None:
+    def __init__(self, pipeline: Any, name: str = "") -> None:
         self.pipeline, self.name = pipeline, name
         self.dit: Any = pipeline.transformer
         self.vae: Any = pipeline.vae
         self.multiple = pipeline.vae_scale_factor * PATCH
 
     @property
-    def family(self) -> Family:
-        return family_of(ZIMAGE.group, self.dit.config.cap_feat_dim)
-
-    @property
     def device(self) -> torch.device:
         return self.pipeline.device
+
+    def encoded(self, picture: Tensor) -> Tensor:
+        """What the VAE makes of a picture uint8 ``(H, W, 3)``, ``(1, C, h, w)``, as yet in its own scale."""
+        pixels = picture.permute(2, 0, 1)[None].to(self.device, torch.float32) / 127.5 - 1
+        return self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode()
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """See :func:`frozen`."""
+        with frozen(self.dit, self.vae, self.pipeline.text_encoder):
+            yield
+
+
+class PipelinePainter(DiffusersPainter):
+    """The parts of a ``ZImagePipeline``."""
+
+    @property
+    def family(self) -> Family:
+        return family_of(ZIMAGE.group, self.dit.config.cap_feat_dim)
 
     def text(self, prompt: str) -> tuple[Tensor, TokenLayout]:
         return encode_text(self.pipeline, prompt, self.name)
 
     @torch.no_grad()
     def latents(self, picture: Tensor) -> Tensor:
-        pixels = picture.permute(2, 0, 1)[None].to(self.device, torch.float32) / 127.5 - 1
-        found = self.vae.encode(pixels.to(self.vae.dtype)).latent_dist.mode().float()
+        found = self.encoded(picture).float()
         return ((found - self.vae.config.shift_factor) * self.vae.config.scaling_factor)[0]
 
     def levels(self, latents: Tensor) -> Tensor:
@@ -63,11 +77,6 @@ class PipelinePainter:
         words = [caption.to(noisy.device, kind) for caption in captions]
         (painted,) = self.dit(frames, 1 - levels.to(noisy.device), words, return_dict=False)
         return torch.stack(list(painted)).squeeze(2).float()
-
-    @contextmanager
-    def learning(self) -> Iterator[None]:
-        with frozen(self.dit, self.vae, self.pipeline.text_encoder):
-            yield
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .progress import without_library_bars
+from .pipeline import load_pipeline
 
 if TYPE_CHECKING:
     from .pipeline import ZImagePipeline
@@ -34,14 +33,7 @@ class Job:
 
 def load_painter(folder: str | Path, device: torch.device, dtype: torch.dtype) -> ZImagePipeline:
     """The pipeline with its transformer and VAE alone; a transformer that diffusers saved quantised stays so."""
-    from diffusers import ZImagePipeline  # pyright: ignore[reportPrivateImportUsage] (see pipeline.load_pipeline)
-
-    with warnings.catch_warnings(), without_library_bars():
-        warnings.simplefilter("ignore", FutureWarning)
-        pipeline = ZImagePipeline.from_pretrained(
-            folder, text_encoder=None, tokenizer=None, torch_dtype=dtype, local_files_only=True
-        )
-    return pipeline.to(device)
+    return load_pipeline(Path(folder), device, dtype, text_encoder=None, tokenizer=None)
 
 
 @torch.no_grad()

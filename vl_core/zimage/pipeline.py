@@ -112,13 +112,14 @@ def load_tokenizer(folder: Path) -> Any:
     return read_tokenizer(folder)
 
 
-def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype) -> ZImagePipeline:
+def load_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, **parts: Any) -> ZImagePipeline:
+    """From its folder, with ``parts`` in place of those in it."""
     # diffusers loads its names when they are asked for, and does not tell checkers that it exports them.
     from diffusers import ZImagePipeline  # pyright: ignore[reportPrivateImportUsage]
 
     with warnings.catch_warnings(), without_library_bars():
         warnings.simplefilter("ignore", FutureWarning)  # from 0.42 on it is called dtype, before it is not
-        pipeline = ZImagePipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
+        pipeline = ZImagePipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **parts)
     return pipeline.to(device)
 
 

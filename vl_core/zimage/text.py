@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_text_encoder(
-    model: Path, tokenizer: Path, device: torch.device, dtype: torch.dtype
-) -> Callable[[str], Tensor]:
-    """Both from their folders, as :func:`text_reader`."""
-    return text_reader(*open_text_encoder(model, tokenizer, device, dtype))
-
-
 def open_text_encoder(
     model: Path, tokenizer: Path, device: torch.device, dtype: torch.dtype
 ) -> tuple[PreTrainedModel, Any]:

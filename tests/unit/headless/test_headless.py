@@ -112,10 +112,11 @@ def test_our_template_has_the_ids_of_the_pipelines_chat_template(pipeline, promp
 
 @pytest.mark.parametrize("prompt", [PROMPT, "a lamp"])
 def test_calibration_reads_the_states_the_pipeline_paints_from(folders, pipeline, prompt):
-    from vl_core.zimage.text import load_text_encoder
+    from vl_core.zimage.text import open_text_encoder, text_reader
 
     folder = Path(folders["zimage"])
-    read = load_text_encoder(folder / "text_encoder", folder / "tokenizer", torch.device("cpu"), torch.float32)
+    parts = folder / "text_encoder", folder / "tokenizer", torch.device("cpu"), torch.float32
+    read = text_reader(*open_text_encoder(*parts))
     with torch.no_grad():
         expected = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False)[0][0]
     torch.testing.assert_close(read(prompt), expected, rtol=1e-4, atol=1e-5)

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from ...adapters.picture_adapter import PictureAdapter
 from ...states.vl_states import resolve_layer
-from ...steering.axes import Axis, parse_axis
+from ...steering.axes import SWEPT, Axis, parse_axis
 from ...steering.desk import needed_layers
-from ...steering.takes import take_names
-from ...steering.way import Given, way_names
+from ...steering.way import Given
 from ...zimage import checks
 from ...zimage.pipeline import ZImageFolder, load_tokenizer, prompt_layout
-from ..embedded import embedded_judge, embedded_questions
+from ..embedded import embedded
 from ..folders import DEMO, add_folder_arguments, folders_of, vision_blocks
 from .fleet import paint_on_ray
 from .nulls import NULLS
@@ -23,7 +22,7 @@ from .presets import PRESETS
 from .report import write_report
 from .runner import Paint, local, run_study
 from .scores import load_score
-from .study import Models, Study, choose_axes, make_study, read_prompts
+from .study import EXTRA, Models, Study, choose_axes, make_study, read_prompts
 
 SUMMARY = "paint a grid of settings from one reading of each picture, measure it, and write a report to browse"
 
@@ -39,16 +38,17 @@ OPTIONS = {
     "spaces": "space", "downsample": "downsample", "target_std": "target_std", "denoise": "denoise", "think": "think",
     "describe": "described",
 }
+# What is worth more words than the setting's own.
 HELP = {
-    "ways": ", ".join(way_names()), "takes": ", ".join(take_names()), "strengths": "how much the picture counts",
-    "alphas": "the same as --strengths", "layers": "hidden states of Qwen3-VL, as in --layers=-2,-6",
-    "token_modes": "full, text, image, image_no_markers", "normalization": "none, global, per_dim, hybrid, rms",
-    "outlier_masking": "none, zero, clamp, scale", "outlier_threshold": "ratio from which a dimension is an outlier",
-    "methods": "of the open blend: aligned, resample, append …", "spaces": "dit, raw, slerp",
-    "downsample": "pictures averaged over N × N tokens", "target_std": "of normalization global; 61 is the note's",
-    "denoise": "paint over the first picture; 1 starts from noise", "think": "off, on: an empty think block",
-    "describe": "off, on: Qwen3-VL's words after the prompt first",
+    "alphas": "the same as --strengths", "methods": "of the open blend: aligned, resample, append …",
+    "token_modes": "full, text, image, image_no_markers",
 }
+
+
+def help_of(option: str) -> str:
+    """The words that a setting may be, or else its sentence."""
+    field = (SWEPT | EXTRA)[OPTIONS[option]]
+    return HELP.get(option) or ", ".join(field.choices()) or field.meaning
 
 
 def add_arguments(parser) -> None:
@@ -68,7 +68,7 @@ def add_arguments(parser) -> None:
         "write --layers=-2:-8 where the first value is negative."
     )
     for option in OPTIONS:
-        axes.add_argument(f"--{option.replace('_', '-')}", nargs="+", default=[], metavar="X", help=HELP[option])
+        axes.add_argument(f"--{option.replace('_', '-')}", nargs="+", default=[], metavar="X", help=help_of(option))
     axes.add_argument("--seeds", nargs="+", default=[], metavar="N", help="the same seed gives the same noise")
     axes.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUES", help="any other setting, such as sinks=include"
@@ -182,7 +182,7 @@ def models_of(arguments) -> Models:
         for name, default in defaults.items()
     }
     found = Models(
-        *files, **chosen, questions=embedded_questions() if demo else (), device=arguments.device,
+        *files, **chosen, questions=embedded("questions") if demo else (), device=arguments.device,
         dtype=arguments.dtype, negative=arguments.negative, image_tokens=arguments.image_tokens,
     )
     checks.in_range(found.steps, "--steps", 1)
@@ -218,5 +218,8 @@ def score_of(arguments):
     if not arguments.score:
         return None
     device = checks.pick_device(arguments.device)
-    scores = [embedded_judge(device) if one == JUDGE else load_score(one, "--score", device) for one in arguments.score]
+    scores = [
+        embedded("judge")(embedded("models"), device) if one == JUDGE else load_score(one, "--score", device)
+        for one in arguments.score
+    ]
     return lambda *both: {name: value for score in scores for name, value in score(*both).items()}

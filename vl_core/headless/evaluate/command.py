@@ -26,7 +26,7 @@ from ...zimage.host import Question
 from ...zimage.pipeline import ZImageFolder, load_tokenizer, prompt_layout
 from ..compare.command import models_of
 from ..compare.study import DIGITS, read_prompts
-from ..embedded import embedded_form, embedded_ground, embedded_look_questions
+from ..embedded import embedded
 from ..folders import DEMO, add_folder_arguments, vision_blocks
 from .arms import NOTE, Arm, note_compared, ways_tried
 from .arms import together as joined
@@ -159,7 +159,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
     )
     weights = weights_id(hashes)
     given = given_of(arguments, models.adapter, references)
-    form = embedded_form() if demo else Sentences()
+    form = embedded("form")() if demo else Sentences()
     sheet = Sheet(replace(models, layer=-1), tuple(references), tuple(prompts), weights)
     coming = () if arguments.looks else (WAY,)
     arms = chosen(joined(ways_tried(given[0], blocks, coming), note_compared(blocks)), arguments.ways)
@@ -182,7 +182,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         given, kept, Turns(loaders, keep=loaders.small()),
         arguments.minutes, arguments.batch or batch_for(loaders, arguments.vram),
         Fleet(arguments.ray or "", arguments.workers), None if arguments.dry_run else measuring(),
-        embedded_look_questions() if demo else Ground.look_questions,
+        embedded("look questions") if demo else Ground.look_questions,
     )
     evaluation.hashes, evaluation.scored_by = hashes, scored_by
     return evaluation
@@ -239,7 +239,7 @@ def pictures_of(arguments: argparse.Namespace, demo: bool) -> tuple[list[Tensor]
     """
     builtin = not arguments.image
     if builtin:
-        named = embedded_ground()[0] if demo else builtin_pictures()
+        named = embedded("ground")()[0] if demo else builtin_pictures()
     else:
         files = [file for path in arguments.image for file in _files_at(path)]
         named = {file.stem: load_picture(str(file), "--image", arguments.image_tokens) for file in files}
@@ -269,7 +269,7 @@ def prompts_of(arguments: argparse.Namespace, demo: bool) -> list[Prompt]:
     if texts:
         return [Prompt(f"prompt {number}", text, (text,)) for number, text in enumerate(texts, 1)]
     if demo:
-        return [Prompt(text, text, (thing,), "en", True) for text, thing in embedded_ground()[1]]
+        return [Prompt(text, text, (thing,), "en", True) for text, thing in embedded("ground")()[1]]
     return builtin_prompts()
 
 

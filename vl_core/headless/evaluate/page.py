@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from ...reports.artifacts import NAMES
 from ...reports.trust import ranks
 from .. import pages
@@ -37,7 +35,7 @@ def write_page(evaluation: Evaluation, evidence: Evidence, recipes: Mapping[str,
         doubt=" ".join(evidence.trust.get("verdict", [])), prompts=[
             evaluation.sheet.prompts[trial.prompt].text for trial in evaluation.examples()
         ],
-        pictures=pictures(evaluation, best), frontier=Markup(frontier([(arm.group, one) for arm, one in best])),
+        pictures=pictures(evaluation, best), frontier=frontier([(arm.group, one) for arm, one in best]),
         words=[(arm, figures, in_words(arm, figures)) for arm, figures in best], recipes=told(recipes),
         claims=claims_of(evidence), kinds=NAMES,
         artifacts=artifacts_by_way(evidence, [arm.id for arm, _ in best] + note), layers=evidence.layers.strip(),
