@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from ..stages.adain import OWN_MIXING
 from ..stages.append import AppendPosition
 from ..stages.blend import BlendMethod, BlendSpace
 from ..stages.combine import COMBINATIONS, Combination
@@ -33,6 +34,7 @@ WORDS_ONLY = "words only"
 DEFAULT_LAYER = -2  # what Z-Image was trained on; a way may choose another
 WHOLE_SENTENCES = ("all", "text")  # selections that keep every token of the text
 BLENDS: tuple[str, ...] = get_args(BlendMethod)
+NEVER_RESAMPLED = ("aligned", "truncate", "append", "adain_per_dim")  # of the blends; all others may be
 Curve = Literal["flat", "linear", "ease_in", "ease_out"]
 ChangedTokens = Literal["text", "prompt"]
 
@@ -89,7 +91,7 @@ class Settings:
     )
     space: BlendSpace = choice(
         "dit", get_args(BlendSpace), "Where tokens are mixed: as Z-Image sees them, raw, on the arc.",
-        acts=_by_method("aligned", "resample", "truncate"),
+        acts=_by_method(*(method for method in BLENDS if method not in (*OWN_MIXING, "append"))),
     )
     changed: ChangedTokens = choice(
         "text", get_args(ChangedTokens), "Which of the text's tokens change: all, or the words."
@@ -131,7 +133,8 @@ class Settings:
     rank: int = whole(0, 0, 256, "Keep that many directions of the delta; 0 keeps all.")
     sinks: Sinks = choice("exclude", get_args(Sinks), "Whether attention sinks are left out.")
     antialias: bool = switch(
-        True, "Whether resampling averages over areas.", acts=_by_method("resample", "adain", "style_dims")
+        True, "Whether resampling averages over areas.",
+        acts=_by_method(*(method for method in BLENDS if method not in NEVER_RESAMPLED)),
     )
     start_percent: float = number(0.0, 0, 1, "The share of the steps at which the picture starts to act.")
     end_percent: float = number(1.0, 0, 1, "The share of the steps at which it stops.")
