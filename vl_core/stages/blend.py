@@ -219,7 +219,7 @@ def _mix_in(
     """Every method but append. ``y``, ``vl`` ``(B, L, D)``, ``strength`` ``(L_text,)`` on the CPU, like all sizes."""
     notes: list[str] = []
     size = token_rms(y.detach()).cpu()
-    is_sink = ~counted_among(size, sinks, text_layout)
+    is_sink = ~counted_among(size, sinks, text_layout) if method != "aligned" else torch.zeros_like(size).bool()
     layouts = text_layout, vl_layout
     if method == "truncate":
         length = min(y.shape[1], vl.shape[1])
@@ -238,7 +238,7 @@ def _mix_in(
     if method == "aligned":
         other_size, products = torch.stack([token_rms(x.detach()), mean_products(y.detach(), x.detach())]).cpu()
         cosine = median_cosine(products, size, other_size)
-        is_sink = is_sink | ~counted_among(other_size, sinks, text_layout)
+        is_sink = ~counted_among(torch.stack([size, other_size.expand_as(size)]), sinks, text_layout).all(0)
         if text_layout is None or vl_layout is None:
             notes += doubts_about_words(cosine)
     elif method not in OWN_MIXING:

@@ -128,7 +128,7 @@ def token_rms(embeddings: Tensor) -> Tensor:
     """
     values, root = embeddings.float(), math.sqrt(embeddings.shape[-1])
     size = torch.linalg.vector_norm(values, dim=-1)
-    if not values.numel() or (size.device.type == "cpu" and bool(size.isfinite().all())):
+    if not values.numel() or _sums_up(size):
         return size / root
     peak = values.detach().abs().amax(-1)  # a GPU is not waited for to see whether it is needed
     scaled = torch.linalg.vector_norm(values / peak.clamp_min(1).unsqueeze(-1), dim=-1) / root * peak.clamp_min(1)
@@ -152,10 +152,17 @@ def all_finite(*tensors: Tensor) -> bool:
 
     However many tensors there are, a GPU is waited for once.
     """
+    if all(map(_sums_up, tensors)):
+        return True
     extremes = [extreme.float() for values in tensors if values.numel() for extreme in values.detach().aminmax()]
     if not extremes:
         return True
     return bool(torch.stack([extreme.to(extremes[0].device) for extreme in extremes]).isfinite().all())
+
+
+def _sums_up(values: Tensor) -> bool:
+    """Whether values on a CPU have a finite sum: then all of them are finite, which is the quickest way to know it."""
+    return values.device.type == "cpu" and math.isfinite(values.detach().sum(dtype=torch.float32))
 
 
 def overall_std(tokens: Tensor) -> float:
