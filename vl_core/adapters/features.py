@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from ..states.families import tail_length
+from ..states.headers import MOST_LAYERS
 from ..states.layout import TAIL_TOKENS, TokenLayout, TokenRole
 from ..states.sinks import Sinks, check_sinks, find_sinks
 from ..states.statistics import ENCODER_LAYER
@@ -28,9 +31,9 @@ class PictureFeatures:
         sinks: "exclude" keeps attention sinks out of the means.
     """
 
-    pool: str = "grid2"
+    pool: Annotated[str, Field(max_length=8)] = "grid2"
     tail: int = TAIL_TOKENS
-    layers: tuple[int, ...] = (ENCODER_LAYER,)
+    layers: Annotated[tuple[int, ...], Field(max_length=MOST_LAYERS)] = (ENCODER_LAYER,)
     sinks: Sinks = "exclude"
 
     def __post_init__(self) -> None:

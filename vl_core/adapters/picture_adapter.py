@@ -13,10 +13,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..stages.alignment import aligned_positions
@@ -24,7 +23,6 @@ from ..stages.description import lead_in, spread
 from ..stages.resample import resample_tokens
 from ..states.fields import quoted
 from ..states.files import check_content
-from ..states.headers import Count, Header
 from ..states.layout import TokenLayout, TokenRole, concatenate_layouts
 from ..states.stacks import by_layer, restore_padding, split_layers, split_padding
 from ..states.storage import naming, read_tensors, take, write_tensors
@@ -309,7 +307,7 @@ class PictureAdapter:
                 kind, _, rest = name.partition(".")
                 parts[kind][rest] = take(tensors, name, path, ndim)
             spec = AdapterSpec.from_header(header["spec"])
-            report = check_content(ReportHeader, header["report"], "report").as_report()
+            report = check_content(RidgeReport, header["report"], "report")
             found = RidgeMap(**parts["map"], report=report)
             span = FamiliarSpan.from_tensors(parts["span"]) if parts["span"] else None
             if (len(found.center), len(found.offset)) != (spec.inputs, spec.targets):
@@ -321,24 +319,6 @@ class PictureAdapter:
             if not all(inner) or (span is not None and len(span.center) != spec.familiar):
                 raise ValueError(f"expected parts of one shape, got {sorted(tensors)} that disagree.")
         return cls(spec, found, span)
-
-
-class ReportHeader(Header):
-    """Of a :class:`RidgeReport`; R² is NaN where nothing could be held out."""
-
-    pairs: Count
-    penalty: float
-    rank: Count
-    r2: float
-    r2_by: dict[str, float]
-    curve: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
-    rank_curve: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
-    lost: float = 0.0
-
-    def as_report(self) -> RidgeReport:
-        curve = tuple((penalty, r2) for penalty, r2 in self.curve)
-        rank_curve = tuple((int(rank), r2) for rank, r2 in self.rank_curve)
-        return RidgeReport(self.pairs, self.penalty, self.rank, self.r2, self.r2_by, curve, rank_curve, self.lost)
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> Tensor:

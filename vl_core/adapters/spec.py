@@ -13,7 +13,7 @@ from ..stages.append import template_tail
 from ..stages.description import Slot, check_slots
 from ..states.families import ZIMAGE, Family, family_of, find_family
 from ..states.files import check_content
-from ..states.headers import Count, Header
+from ..states.headers import MOST_LAYERS
 from ..states.layout import TokenLayout
 from ..states.statistics import ENCODER_LAYER
 from ..states.tensors import check_choice
@@ -22,6 +22,7 @@ from .features import PictureFeatures
 
 TailTarget = Literal["change", "state"]
 Neutral = Literal["prompt", "last word", "tail", "mean"]
+MOST_WIDTH, MOST_SLOTS = 1 << 17, 4096  # of any encoder or description: more is a damaged file
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class AdapterSpec:
     """
 
     features: PictureFeatures
-    slots: tuple[Slot, ...]
-    vl_width: int
-    vl_blocks: int
-    text_width: int
+    slots: Annotated[tuple[Slot, ...], Field(min_length=1, max_length=MOST_SLOTS)]
+    vl_width: Annotated[int, Field(ge=1, le=MOST_WIDTH)]
+    vl_blocks: Annotated[int, Field(ge=1, le=MOST_LAYERS)]
+    text_width: Annotated[int, Field(ge=1, le=MOST_WIDTH)]
     text_layer: int | None = ENCODER_LAYER
     vl_model: str = ""
     text_model: str = ""
@@ -151,43 +152,4 @@ class AdapterSpec:
         Raises:
             ValueError: if something is missing, or of another type or size than any encoder's.
         """
-        told = check_content(SpecHeader, header, "spec")
-        features = PictureFeatures(**told.features.model_dump())
-        slots = tuple(Slot(slot.name, slot.tokens) for slot in told.slots)
-        return cls(features, slots, **told.model_dump(exclude={"features", "slots"}))
-
-
-MOST_WIDTH, MOST_BLOCKS, MOST_TOKENS = 1 << 17, 10_000, 4096  # of any encoder or description: more is a damaged file
-
-
-class FeaturesHeader(Header):
-    """Of :class:`PictureFeatures`."""
-
-    pool: Annotated[str, Field(max_length=8)]
-    tail: Count
-    layers: Annotated[list[int], Field(min_length=1, max_length=MOST_BLOCKS)]
-    sinks: str
-
-
-class SlotHeader(Header):
-    """Of a :class:`Slot`."""
-
-    name: str
-    tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)]
-
-
-class SpecHeader(Header):
-    """Of an :class:`AdapterSpec`, as :meth:`AdapterSpec.header` gives it."""
-
-    features: FeaturesHeader
-    slots: Annotated[list[SlotHeader], Field(min_length=1, max_length=MOST_TOKENS)]
-    vl_width: Annotated[int, Field(ge=1, le=MOST_WIDTH)]
-    vl_blocks: Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
-    text_width: Annotated[int, Field(ge=1, le=MOST_WIDTH)]
-    text_layer: int | None = ENCODER_LAYER
-    vl_model: str = ""
-    text_model: str = ""
-    tail: str = "change"
-    own_prompt: bool = True
-    prompt: str = ""
-    family: str = ZIMAGE.group
+        return check_content(cls, header, "spec")

@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..states.layout import TAIL_TOKENS, TokenLayout, TokenRole
@@ -16,6 +18,7 @@ from .append import template_tail
 from .resample import resample_tokens
 
 SEPARATOR = ", "
+MOST_TOKENS = 4096  # of a slot in a file: more is a damaged one
 ENDS = " \t\r\n,.;:"  # at the end of a phrase these would melt into one token with the separator
 SPREAD = 0.6  # on the miniature next to nothing shows of a description before it is more than a third of the way there
 
@@ -29,7 +32,7 @@ class Slot:
     """
 
     name: str
-    tokens: int
+    tokens: Annotated[int, Field(le=MOST_TOKENS)]
 
     def __post_init__(self) -> None:
         if not self.name.strip() or self.tokens < 1:

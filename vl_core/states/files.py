@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 DEEPEST = 100  # brackets within brackets: nothing that people write needs more, and Python's own stack is finite
 ORPHANED = 3600.0  # seconds without a write after which a half-written file belongs to a program that is gone
@@ -18,7 +18,7 @@ MARKS = (  # UTF-32's begins with UTF-16's, so it comes first
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )
 FOREIGN_RUN = 3  # letters beyond ASCII in a row: Western words have two at most, other scripts have nothing else
-Checked = TypeVar("Checked", bound=BaseModel)
+Checked = TypeVar("Checked")
 
 
 def read_text(path: Path) -> str:
@@ -106,14 +106,16 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def check_content(kind: type[Checked], content: Mapping[str, Any], name: str) -> Checked:
-    """``content`` as the pydantic model ``kind``.
+    """``content`` as ``kind``: a pydantic model, or a dataclass of plain values, whose types are taken as they are.
 
     Raises:
         ValueError: if something is missing or of another type; the message begins with ``name``, and says what and
             where.
     """
     try:
-        return kind.model_validate(content)
+        if issubclass(kind, BaseModel):
+            return kind.model_validate(content)
+        return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)  # as JSON a list may be a tuple
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "it"
