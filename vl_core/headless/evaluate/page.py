@@ -39,7 +39,8 @@ def write_page(evaluation: Evaluation, evidence: Evidence, recipes: Mapping[str,
         words=[(arm, figures, in_words(arm, figures)) for arm, figures in best], recipes=told(recipes),
         claims=claims_of(evidence), kinds=NAMES,
         artifacts=artifacts_by_way(evidence, [arm.id for arm, _ in best] + note), layers=evidence.layers.strip(),
-        judge=judge(evidence), second=second_judge(evidence), best=best, seconds=(TRANSFER, ANOTHER, NOISED), arms={arm.id: arm for arm in evidence.arms}, evidence=evidence, nulls=(ANOTHER, NOISED),
+        judge=judge(evidence), second=second_judge(evidence), seconds=(TRANSFER, ANOTHER, NOISED), best=best,
+        arms={arm.id: arm for arm in evidence.arms}, evidence=evidence, nulls=(ANOTHER, NOISED),
         asked=asked(evidence),
     )
 
