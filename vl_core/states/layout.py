@@ -110,7 +110,8 @@ class TokenLayout:
 
     def mask(self, *roles: TokenRole) -> Tensor:
         """Boolean ``(L,)``: positions that have one of ``roles``."""
-        return reduce(torch.bitwise_or, [self.roles == role for role in roles])
+        nowhere = torch.zeros_like(self.roles, dtype=torch.bool)
+        return reduce(torch.bitwise_or, [self.roles == role for role in roles], nowhere)
 
     def counts(self) -> dict[TokenRole, int]:
         """Positions per role, roles that do not occur left out."""
