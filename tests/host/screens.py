@@ -27,6 +27,7 @@ SEED, SIZE = 21, 128  # of the scenes; the only size that the miniature paints
 LOOKS = ({"background": 6, "style": 2, "mood": 0}, {"background": 2, "style": 3, "mood": 0})  # of the two references
 FIT_PICTURES, PROMPTS = 200, "prompts.txt"  # the built-in ones have words that the miniature does not know
 PROMPT = "a red star"
+PATIENCE = 900  # seconds for one workflow: learning takes a hundred steps
 SHOWN = "a medium black circle at the bottom"  # by the first of them, in the words of its world
 TINY_WIDGETS = {
     "EmptySD3LatentImage": {"width": SIZE, "height": SIZE},
@@ -236,7 +237,7 @@ def photograph(screen: Screen, front, server, names: list[str], words: Image.Ima
     front.page.evaluate(SET_PICTURES, names)
     if screen.change:
         front.page.evaluate(screen.change)
-    history = front.run()
+    history = front.run(PATIENCE)
     assert history["status"]["status_str"] == "success", history["status"]
     front.reports(history)
     front.page.wait_for_timeout(2500)  # pictures arrive after their reports, and a message goes away

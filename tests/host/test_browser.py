@@ -210,19 +210,19 @@ class Frontend:
         """What Save would write."""
         return self.page.evaluate("app.graph.serialize()")
 
-    def run(self) -> dict:
+    def run(self, seconds: float = 120) -> dict:
         """Press Run and wait; gives the history entry, in which every node of ours took part."""
         ours = set(self.page.evaluate(REPORTS, self.modern))
         for _ in range(3):
             # A node whose result the server still knows does not run and reports nothing; what it knows, it drops soon.
             self.server.post("/free", {"free_memory": True})
             time.sleep(0.3)
-            history = self._run_once()
+            history = self._run_once(seconds)
             if history["status"]["status_str"] != "success" or ours <= set(history["outputs"]):
                 break
         return history
 
-    def _run_once(self, seconds: float = 120) -> dict:
+    def _run_once(self, seconds: float) -> dict:
         before = set(self.server.get("/history"))
         assert self.page.evaluate("app.queuePrompt(0)"), "the frontend could not queue the workflow"
         until = time.monotonic() + seconds
