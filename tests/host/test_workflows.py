@@ -21,6 +21,7 @@ REUSE = WORKFLOWS / "Advanced 4 - paint with what was saved.json"
 NOTES = {"MarkdownNote", "Note"}
 LOADERS = {"CLIPLoader": "text_encoders", "UNETLoader": "diffusion_models", "VAELoader": "vae"}
 TITLE = 30  # height of a node's title, which lies above its position
+NARROWEST = 225  # what Nodes 2.0 makes of a narrower node
 SLOT = 20  # of a socket
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
@@ -55,7 +56,7 @@ def graphs(workflow: dict) -> Iterator[tuple[list[dict], list[tuple], list[dict]
 
 def box_of(node: dict) -> tuple[float, float, float, float]:
     (x, y), (width, height) = node["pos"], node["size"]
-    return x, y - TITLE, x + width, y + height
+    return x, y - TITLE, x + max(width, NARROWEST), y + height
 
 
 def wire(origin: dict, output: int, target: dict, number: int) -> list[tuple[float, float]]:
