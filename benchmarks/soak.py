@@ -188,7 +188,7 @@ def measure_memory(report: Report, seen: Seen) -> None:
 
 def resident(pid: int) -> int:
     """Bytes of memory that a process takes."""
-    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    fields = Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

@@ -41,7 +41,7 @@ class Ledger:
         if key not in self.rows:
             self.rows[key] = measure()
             plain = {name: [round(value, 6) for value in values.tolist()] for name, values in self.rows[key].items()}
-            with self._lock, self.path.open("a", encoding="utf-8") as file:
+            with self._lock, self.path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps({"asked": self.asked, "key": key, "measured": self._now, "hits": plain}) + "\n")
                 self._with[key] = self._now
         return self.rows[key]

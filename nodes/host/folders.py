@@ -11,7 +11,7 @@ import folder_paths
 
 from ...vl_core import calibration_prompts
 from ...vl_core.states.fields import quoted
-from ...vl_core.states.files import read_text
+from ...vl_core.states.files import UNFIT, fits_a_file, read_text
 
 EMBEDDINGS = "vl_embeddings"  # folder of saved conditioning, below output/ and models/
 ENCODER_SUBFOLDERS = ("LLM", "VLM", "Qwen")  # where other packs keep Hugging Face folders, below models/
@@ -19,7 +19,6 @@ ADAPTERS = "zimage_vl_adapters"  # folder of picture adapters, below models/
 LOOKS = "zimage_vl_looks"
 DEEPEST = 6  # folders below one another that are searched for models
 MOST_FOLDERS = 5000
-UNFIT_FOR_FILES = set('<>:"|?*\0')  # no file name on Windows may hold them
 
 
 def encoder_folders() -> dict[str, Path]:
@@ -198,8 +197,8 @@ def _new_file(folder: Path, name: str, replace: bool) -> Path:
     Raises:
         ValueError: if it is no name for a file.
     """
-    if not name.strip() or set("/" + os.sep) & set(name) or UNFIT_FOR_FILES.intersection(name):
-        raise ValueError(f"name: expected a plain file name, got {quoted(name)}.")
+    if set("/\\") & set(name) or not fits_a_file(name):
+        raise ValueError(f"name: expected a plain file name that every system takes, got {quoted(name)}.")
     folder.mkdir(parents=True, exist_ok=True)
     stem, number = name.removesuffix(".safetensors"), 1
     path = folder / f"{stem}.safetensors"
@@ -251,9 +250,11 @@ def next_save_path(prefix: str) -> Path:
     root = embeddings_folder()
     root.mkdir(parents=True, exist_ok=True)
     _below(root, prefix, "filename_prefix: expected a name")
-    if not prefix or UNFIT_FOR_FILES.intersection(prefix):
-        unfit = " ".join(sorted(UNFIT_FOR_FILES - {chr(0)}))
-        raise ValueError(f"filename_prefix: expected a name without {unfit}, got {quoted(prefix)}.")
+    if not fits_a_file(prefix):
+        raise ValueError(
+            f"filename_prefix: expected a name that every system takes (no {UNFIT}, not con, nul or the like, which "
+            f"Windows keeps for itself), got {quoted(prefix)}."
+        )
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     path = Path(folder) / f"{name}_{counter:05}.safetensors"
     while path.exists():  # the host's counter only knows names that end in an underscore

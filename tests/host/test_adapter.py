@@ -156,13 +156,13 @@ def test_words_without_slots_are_taken_as_a_whole_and_the_node_says_so(run, text
     import folder_paths
 
     odd = Path(folder_paths.get_input_directory()) / looks / "03.txt"
-    before = odd.read_text()
-    odd.write_text("a plain look")
+    before = odd.read_text(encoding="utf-8")
+    odd.write_text("a plain look", encoding="utf-8")
     output = run("AdapterFit", text_clip, native, looks, CAPTIONS, "odd")
-    odd.write_text("embedding:look, a plain look")
+    odd.write_text("embedding:look, a plain look", encoding="utf-8")
     with pytest.raises(ValueError, match=r"03\.png: words: expected plain words"):
         run("AdapterFit", text_clip, native, looks, CAPTIONS, "odd")
-    odd.write_text(before)
+    odd.write_text(before, encoding="utf-8")
     assert [slot.name for slot in output[0].spec.slots] == ["description"]
     assert "taken as a whole" in told(output)
 
@@ -210,7 +210,7 @@ def test_a_stopped_fit_goes_on_only_with_what_it_began_with(
 
     monkeypatch.setattr(part("vl_core.adapters.examples"), "KEEP_EVERY", 4)
     root, name = Path(folder_paths.get_input_directory()), f"mixed_{changed}"
-    (root / "mine.txt").write_text("a dog\na house by the sea\n")
+    (root / "mine.txt").write_text("a dog\na house by the sea\n", encoding="utf-8")
 
     def stop_at(count: int):
         left = [count]
@@ -234,13 +234,13 @@ def test_a_stopped_fit_goes_on_only_with_what_it_began_with(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(part("nodes.host.memory"), "progress_bar", lambda total: stop_at(9))
         fit(False, name)
-    before = (root / looks / "02.txt").read_text()
+    before = (root / looks / "02.txt").read_text(encoding="utf-8")
     if changed == "words":
-        (root / looks / "02.txt").write_text(before.replace("number", "hue"))
+        (root / looks / "02.txt").write_text(before.replace("number", "hue"), encoding="utf-8")
     try:
         found, expected = fit(True, name), fit(True, f"{name}_alone")
     finally:
-        (root / looks / "02.txt").write_text(before)
+        (root / looks / "02.txt").write_text(before, encoding="utf-8")
     assert "went on" not in told(found)
     first, second = found[0].map.tensors(), expected[0].map.tensors()
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -132,7 +132,7 @@ def _adapter(run, text_clip, native, part):
         for index in range(10):
             Image.new("RGB", (64, 64), (20 * index, 40, 200)).save(folder / f"{index}.png")
             words = "\n".join(f"{slot.name}: {index}" for slot in part("vl_core.stages.description").SLOTS)
-            (folder / f"{index}.txt").write_text(words)
+            (folder / f"{index}.txt").write_text(words, encoding="utf-8")
     return run("AdapterFit", text_clip, native, "caps", name="caps")[0]
 
 

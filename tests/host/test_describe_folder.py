@@ -71,8 +71,8 @@ def test_both_encoders_write_the_same_texts(writers, folder, tell):
 
 
 def test_texts_that_are_there_stay(writer, folder, tell, told):
-    (folder / "2.txt").write_text("my own words")
-    (folder / "4.txt").write_text("\n")
+    (folder / "2.txt").write_text("my own words", encoding="utf-8")
+    (folder / "4.txt").write_text("\n", encoding="utf-8")
     output = tell(writer, folder)
     assert texts(folder)["2"] == "my own words" == output[0][2] and texts(folder)["4"]
     assert "4 texts written, 1 were there" in told(output)

@@ -55,7 +55,7 @@ def inputs_of(section: dict):
 
 def test_the_server_starts_without_a_failed_import_or_an_exception(server):
     assert server.complaints() == []
-    assert "custom_nodes/zimage-vl" in server.log.read_text().replace("\\", "/")
+    assert "custom_nodes/zimage-vl" in server.log.read_text(encoding="utf-8").replace("\\", "/")
 
 
 def test_every_node_is_registered_under_our_folder_and_category(info):

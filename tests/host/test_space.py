@@ -93,10 +93,11 @@ def test_prompts_come_from_a_file(run, native, text_clip, seen, told, tmp_path, 
     import folder_paths
 
     monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
-    (tmp_path / "few.txt").write_text("a cat\n")
+    (tmp_path / "few.txt").write_text("a cat\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"prompts: expected at least 10 in few\.txt"):
         run("MatchSpace", seen, native, text_clip, "ridge", "few.txt")
-    (tmp_path / "many.txt").write_text("\n".join(f"a cat number {index} by the sea" for index in range(12)))
+    many = "\n".join(f"a cat number {index} by the sea" for index in range(12))
+    (tmp_path / "many.txt").write_text(many, encoding="utf-8")
     assert "fitted on 12 prompts" in told(run("MatchSpace", seen, native, text_clip, "ridge", "many.txt"))
 
 

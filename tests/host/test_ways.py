@@ -36,7 +36,8 @@ def fitted(run, text_clip, writer, base_folder):
     drawn = np.random.default_rng(0)
     for index in range(12):
         Image.fromarray(drawn.integers(0, 255, (64, 96, 3), dtype=np.uint8)).save(root / "looks" / f"{index:02}.png")
-        (root / "looks" / f"{index:02}.txt").write_text("\n".join(f"{slot}: {slot} number {index}" for slot in SLOTS))
+        words = "\n".join(f"{slot}: {slot} number {index}" for slot in SLOTS)
+        (root / "looks" / f"{index:02}.txt").write_text(words, encoding="utf-8")
     before = folder_paths.get_input_directory(), folder_paths.models_dir
     folder_paths.set_input_directory(str(root))
     folder_paths.models_dir = str(base_folder / "told_models")

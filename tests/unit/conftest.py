@@ -15,14 +15,24 @@ hypothesis.settings.register_profile("no deadline", parent=hypothesis.settings.d
 hypothesis.settings.load_profile("no deadline")
 
 
-@pytest.fixture(scope="session")
-def tiny_models():
-    """The module ``tiny_models.py`` beside this file."""
-    path = Path(__file__).with_name("tiny_models.py")
-    spec = importlib.util.spec_from_file_location("tiny_models", path)
+def beside(name: str):
+    """The module of a name beside this file."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny_models():
+    """The module ``tiny_models.py`` beside this file."""
+    return beside("tiny_models")
+
+
+@pytest.fixture(scope="session")
+def mac_module():
+    """The module ``mac.py`` beside this file."""
+    return beside("mac")
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ def bench(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
 
 
 def rows_of(folder: Path, name: str) -> dict[str, dict]:
-    result = json.loads((folder / f"{name}.json").read_text())
+    result = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     assert result["failures"] == {}
     assert result["command"].startswith(f"python -m benchmarks {name.removesuffix('_cpu')}")
     assert str(folder) not in result["command"], "a folder of this machine means nothing to a reader"
@@ -85,7 +85,7 @@ def test_a_benchmark_that_was_not_run_leaves_its_block_empty(tmp_path, monkeypat
         "machine": {"device": "a GPU", "threads": None, "torch": "2.9"},
         "rows": [{"what": "one", "ms": 1.5}, {"what": "two", "error": 0.1}],
     }
-    (tmp_path / "gpu.json").write_text(json.dumps(result))
+    (tmp_path / "gpu.json").write_text(json.dumps(result), encoding="utf-8")
     filled = fill(page, tmp_path)
     assert "`python -m benchmarks gpu`: a GPU, torch 2.9, 2026-01-01 (size tiny)" in filled
     assert "| what | ms | error |\n| --- | --- | --- |\n| one | 1.5 |  |\n| two |  | 0.1 |\n<!-- end -->" in filled

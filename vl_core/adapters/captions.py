@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 from torch import Tensor
 
 from ..pictures import read_picture
+from ..states.files import write_whole
 from .examples import PICTURE_FILES
 
 # pictures, uint8 (H, W, 3) -> the words of each; ValueError if one of them cannot be told
@@ -86,28 +85,21 @@ def write_texts(
     texts: Mapping[Path, Path], told: Iterator[tuple[Sequence[Path], Sequence[str | Exception]]],
     step: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Write down what is told, as it comes; one line for each picture that has no text and why.
+    """Write down what is told, as it comes, so that a run that is stopped goes on where it was.
 
     Args:
         told: groups of pictures, and what :func:`tell_group` gave for them.
         step: called after each picture.
+
+    Returns:
+        one line for each picture that has no text, and why.
     """
     failed = []
     for group, words in told:
         for picture, one in zip(group, words, strict=True):
             if isinstance(one, str):
-                write_text(texts[picture], one)
+                write_whole(texts[picture], one + "\n")
             else:
                 failed.append(f"{picture.name}: {one}")
             step()
     return failed
-
-
-def write_text(path: Path, words: str) -> None:
-    """The file appears whole or not at all, so that a run that is stopped goes on where it was."""
-    part = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
-        part.write_text(words + "\n", encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

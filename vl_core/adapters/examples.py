@@ -149,7 +149,7 @@ def _read_answers(path: Path) -> dict[str, str]:
 
 def _add_answer(path: Path, key: str, words: str) -> None:
     # The line break goes first: after a line that was cut off, this one still stands alone.
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", newline="\n") as file:
         file.write("\n" + json.dumps({"key": key, "words": words}))
 
 

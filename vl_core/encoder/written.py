@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..states.files import write_whole
 from .cache import digest
 from .sampling import Sampling
 from .writing import Description
@@ -103,11 +103,7 @@ class WrittenStore:
             return None
 
     def _write(self, folder: Path, key: bytes, description: Description) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{key.hex()}.json"
-        part = path.with_suffix(f".{os.getpid()}.part")  # a reader sees the whole file or none
-        part.write_text(json.dumps(asdict(description), ensure_ascii=False), encoding="utf-8")
-        part.replace(path)
+        write_whole(folder / f"{key.hex()}.json", json.dumps(asdict(description), ensure_ascii=False))
         files = list(folder.glob("*.json"))
         if len(files) > self.most_files:
             files.sort(key=lambda file: file.stat().st_mtime_ns)

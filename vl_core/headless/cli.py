@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -54,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse: 2 for wrong usage, 0 after ``--help``.
     """
+    for stream in (sys.stdout, sys.stderr):  # Windows' own encodings lack letters, and a file gets them
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     arguments = build_parser().parse_args(argv)
     try:
         arguments.run(arguments)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..reports.layer_report import SEEN_BY_DIT, SINKS, LayerReport, layer_report, mean_report, standard_errors
 from ..reports.plots import THEMES, ThemeName, layer_figure
+from ..states.files import write_whole
 from ..states.layers import parse_layers
 from ..states.statistics import ReferenceStatistics, calibrate, calibration_prompts
 from ..zimage import checks
@@ -111,7 +112,6 @@ def write(folder: Path, title: str, found: Reports, sinks: str, theme: ThemeName
     from PIL import Image
 
     report = mean_report(list(found.values()))
-    folder.mkdir(parents=True, exist_ok=True)
     many = len(found) > 1
     head = f"{title}\n" + "\n".join(f"{picture}: {prompt}" for picture, prompt in found)
     texts = {
@@ -120,7 +120,7 @@ def write(folder: Path, title: str, found: Reports, sinks: str, theme: ThemeName
         **({ERRORS: standard_errors(list(found.values())).csv(), READINGS: readings_csv(found)} if many else {}),
     }
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_whole(folder / name, text)
     named = f"{title}, mean of {len(found)} readings" if many else title
     figure = Image.fromarray(layer_figure(report, named, sinks=sinks, theme=theme))
     save_png(folder / PLOT, figure, {"readings": [list(pair) for pair in found]})

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..states.files import write_whole
+
 FOLDER = Path(__file__).parent
 
 
@@ -21,5 +23,5 @@ def _environment() -> Any:
 
 def write_page(path: Path, template: str, **values: Any) -> Path:
     """Fill a template, such as ``"compare/report.html"``, into a file."""
-    path.write_text(_environment().get_template(template).render(**values), encoding="utf-8")
+    write_whole(path, _environment().get_template(template).render(**values))
     return path

@@ -14,7 +14,7 @@ from ..stages.alignment import align
 from ..states.layout import TokenLayout
 from ..states.sinks import find_sinks
 from ..states.statistics import Moments, ReferenceStatistics
-from ..states.tensors import EPSILON, check_layout, median, paired_batches, unit_rms
+from ..states.tensors import EPSILON, check_layout, median, paired_batches, to_float64, unit_rms
 from ..states.vl_states import VLStates
 from .inspection import pearson
 
@@ -28,7 +28,7 @@ def effective_rank(tokens: Tensor) -> float:
     """
     if len(tokens) < 2:
         return math.nan
-    centred = tokens.double() - tokens.double().mean(0)
+    centred = to_float64(tokens) - to_float64(tokens).mean(0)
     gram = centred @ centred.T if len(centred) <= centred.shape[1] else centred.T @ centred
     energy = torch.linalg.eigvalsh(gram).clamp_min(0)
     total = energy.sum()
@@ -87,11 +87,6 @@ def pair_tokens(seen: VLStates, text: Tensor, text_layout: TokenLayout | None) -
     return Pairs(y, find_sinks(y, text_layout), positions)
 
 
-def to_float64(states: Tensor) -> Tensor:
-    """float64 where the states are, if that device has it."""
-    return states.detach().to("cpu" if states.device.type == "mps" else states.device, torch.float64)
-
-
 def targets_of(reference: ReferenceStatistics | None, pairs: Pairs | None) -> dict[tuple[str, str], Moments]:
     """What to compare with by space and sinks: the reference, else the paired text; empty without anything."""
     parts = {}
@@ -136,7 +131,7 @@ def token_by_token(tokens: Tensor, is_sink: Tensor, pairs: Pairs, space: str, si
 
 def _unbiased_centred(tokens: Tensor) -> Tensor:
     """The U-centred Gram matrix (Székely and Rizzo 2014), whose inner products are the unbiased HSIC."""
-    tokens = tokens.double() - tokens.double().mean(0)
+    tokens = to_float64(tokens) - to_float64(tokens).mean(0)
     gram = tokens @ tokens.T
     gram.fill_diagonal_(0)
     count = len(gram)

@@ -19,9 +19,9 @@ from ..stages.alignment import doubts_about_words
 from ..states.layout import TokenLayout, TokenRole
 from ..states.sinks import find_sinks
 from ..states.statistics import Moments, ReferenceStatistics
-from ..states.tensors import check_embeddings, unit_rms
+from ..states.tensors import check_embeddings, to_float64, unit_rms
 from ..states.vl_states import VLStates
-from .layer_figures import Pairs, against, effective_rank, pair_tokens, targets_of, to_float64, token_by_token
+from .layer_figures import Pairs, against, effective_rank, pair_tokens, targets_of, token_by_token
 
 GROUPS = {"text": (TokenRole.TEMPLATE, TokenRole.TEXT), "image": (TokenRole.IMAGE,)}
 SPACES = {"raw": "as they come", "dit": "after x/rms(x), as Z-Image sees them"}

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 DEEPEST = 100  # brackets within brackets: nothing that people write needs more, and Python's own stack is finite
+WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds for another program to let go of a file
+LONGEST_STEM = 60  # letters of a name that a half-written file keeps: file systems take 255 bytes, four a letter
+UNFIT = '" * : < > ? |'  # no file name on Windows may hold them, nor control characters
+DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # Windows' own
 ORPHANED = 3600.0  # seconds without a write after which a half-written file belongs to a program that is gone
 MARKS = (  # UTF-32's begins with UTF-16's, so it comes first
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
@@ -24,11 +31,13 @@ Checked = TypeVar("Checked")
 def read_text(path: Path) -> str:
     """The text of a file in UTF-8, UTF-16 or UTF-32, with a byte-order mark or without, or in Windows' cp1252.
 
+    Lines end in ``\\n``, whatever they end in there.
+
     Raises:
         ValueError: if it is none of these, or cannot be told from another encoding; the message names the file.
         OSError: if it cannot be read.
     """
-    return decode_text(path.read_bytes(), path.name)
+    return decode_text(path.read_bytes(), path.name).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def decode_text(content: bytes, name: str) -> str:
@@ -122,9 +131,44 @@ def check_content(kind: type[Checked], content: Mapping[str, Any], name: str) ->
         raise ValueError(f"{name}: the header lacks or garbles {where!r} ({first['msg']}).") from error
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to; what is there when the block ends takes the place of ``path``, which is whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written. Windows lets nobody replace a file that another program, a virus scanner or
+            an indexer, has open: that is waited for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name[:LONGEST_STEM]}.{uuid4().hex}.part")
+    try:
+        yield partial
+        for wait in WAITS:
+            try:
+                os.replace(partial, path)
+                return
+            except PermissionError:
+                time.sleep(wait)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Text in UTF-8 with the same line ends on every system, in a file that appears whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def fits_a_file(name: str) -> bool:
+    """Whether every system takes ``name``, slashes and all, as a path below a folder."""
+    stems = (part.split(".")[0].strip().lower() for part in name.replace("\\", "/").split("/"))
+    return bool(name.strip()) and not {*UNFIT[::2], *map(chr, range(32))} & {*name} and DEVICES.isdisjoint(stems)
+
+
 def clear_orphans(path: Path) -> None:
     """Remove what writers of ``path`` left half written when they were killed, an hour ago or longer."""
-    for partial in path.parent.glob(f"{glob_escaped(path.name)}.{'[0-9a-f]' * 32}.part"):
+    for partial in path.parent.glob(f"{glob_escaped(path.name[:LONGEST_STEM])}.{'[0-9a-f]' * 32}.part"):
         try:
             if time.time() - partial.stat().st_mtime > ORPHANED:
                 partial.unlink()

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .files import check_content, clear_orphans, parse_json
+from .files import check_content, clear_orphans, parse_json, whole_file
 from .headers import FileHeader
 from .tensors import all_finite
 
@@ -30,20 +29,15 @@ def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tens
         header: anything JSON can hold.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     clear_orphans(path)
     metadata = {HEADER_KEY: json.dumps({**header, "kind": kind, "version": FORMAT_VERSION}, ensure_ascii=False)}
     # save_file refuses tensors that share memory, so every one is written from its own.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
+    with whole_file(path) as partial:
         partial.touch()
         ordinary = partial.stat().st_mode
         save_file(own, partial, metadata=metadata)
         partial.chmod(ordinary)  # safetensors makes files that only their owner can read
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

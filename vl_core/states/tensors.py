@@ -165,6 +165,11 @@ def _sums_up(values: Tensor) -> bool:
     return values.device.type == "cpu" and math.isfinite(values.detach().sum(dtype=torch.float32))
 
 
+def to_float64(tokens: Tensor) -> Tensor:
+    """float64, without a gradient: where the tokens are, or on the CPU if that device has none."""
+    return tokens.detach().to("cpu" if tokens.device.type == "mps" else tokens.device, torch.float64)
+
+
 def overall_std(tokens: Tensor) -> float:
     """Unbiased std over all elements, in float64; 0 for fewer than 2.
 

@@ -151,7 +151,8 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ValueError: if torch does not know it or this machine has none.
     """
-    accelerators = [kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()]
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    accelerators = [kind for kind in there if there[kind]]
     if name == "auto":
         return torch.device((accelerators or ["cpu"])[0])
     try:

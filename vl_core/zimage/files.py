@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from torch import Tensor
 
 from ..pictures import fit_size, read_picture
+from ..states.files import whole_file
 from .checks import readable_file
 
 if TYPE_CHECKING:
@@ -45,11 +44,6 @@ def save_png(path: Path, image: Image, settings: Mapping[str, Any]) -> Path:
 
     info = PngInfo()
     info.add_itxt(SETTINGS_KEY, json.dumps(settings, ensure_ascii=False))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.part")
-    try:
+    with whole_file(path) as partial:
         image.save(partial, format="PNG", pnginfo=info)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path

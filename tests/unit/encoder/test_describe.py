@@ -36,9 +36,9 @@ def lively(path: Path) -> Path:
 
 
 def set_tied(path: Path, tied: bool) -> None:
-    config = json.loads((path / "config.json").read_text())
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = tied
-    (path / "config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,11 @@ def untied(tiny_models, tmp_path_factory) -> Path:
     model = tiny_models.write_folder(path, shards=2)
     set_tied(path, False)
     lively(path)
-    index = json.loads((path / "model.safetensors.index.json").read_text()) | {"metadata": {}}
+    index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8")) | {"metadata": {}}
     file = index["weight_map"]["lm_head.weight"] = max(index["weight_map"].values())
     head = torch.randn(model.get_input_embeddings().weight.shape, generator=torch.Generator().manual_seed(9))
     save_file({**load_file(path / file), "lm_head.weight": head}, path / file)
-    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return path
 
 

@@ -87,7 +87,7 @@ def copy_folder(folder, target, **changes):
 
 
 def config_of(folder, **changes):
-    return json.loads((folder / "config.json").read_text()) | changes
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")) | changes
 
 
 # States -------------------------------------------------------------------------------------------------------------
@@ -392,7 +392,8 @@ def test_an_lm_head_and_blocks_not_needed_are_never_read(tiny_models, tmp_path):
     (tmp_path / "model" / "model.safetensors").unlink()
     index = {key: "b" if key.startswith(("lm_head", "model.language_model.layers.5")) else "a" for key in tensors}
     save_file({key: tensors[key] for key, file in index.items() if file == "a"}, tmp_path / "model" / "a")
-    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    listed = tmp_path / "model" / "model.safetensors.index.json"
+    listed.write_text(json.dumps({"weight_map": index}), encoding="utf-8")
     assert Qwen3VLEncoder.from_pretrained(tmp_path / "model", deepest_layer=-2).loaded_layers == BLOCKS - 1
     with pytest.raises(FileNotFoundError, match="b is missing"):
         Qwen3VLEncoder.from_pretrained(tmp_path / "model")
@@ -408,7 +409,7 @@ def test_progress_counts_tensors(folder, encoder):
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.json", "chat_template.jinja", "named", None])
 def test_a_thinking_model_is_told_by_its_template(tiny_models, folder, tmp_path, file):
     instruct, thinking = tiny_models.CHAT_TEMPLATE, tiny_models.THINKING_TEMPLATE
-    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     del tokenizer["chat_template"]
     changes = {"tokenizer_config.json": tokenizer}
     if file == "tokenizer_config.json":

@@ -24,12 +24,12 @@ def folder(tiny_qwen3vl, tmp_path):
 
 
 def change(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values), encoding="utf-8")
 
 
 def test_code_in_a_folder_is_not_run_and_nobody_is_asked(folder, tmp_path, monkeypatch):
     marker = tmp_path / "ran"
-    (folder / "planted.py").write_text(CODE.format(marker=str(marker)))
+    (folder / "planted.py").write_text(CODE.format(marker=str(marker)), encoding="utf-8")
     places = dict.fromkeys(["AutoConfig", "AutoModel", "AutoModelForImageTextToText"], "planted.Planted")
     change(folder / "config.json", auto_map=places)
     change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["planted.Planted", "planted.Planted"]})
@@ -44,7 +44,7 @@ def test_code_in_a_folder_is_not_run_and_nobody_is_asked(folder, tmp_path, monke
 
 def test_a_painter_with_code_of_its_own_is_refused(tmp_path):
     model = {"_class_name": "ZImagePipeline", "transformer": ["planted", "Planted"]}
-    (tmp_path / "model_index.json").write_text(json.dumps(model))
+    (tmp_path / "model_index.json").write_text(json.dumps(model), encoding="utf-8")
     with pytest.raises(ValueError, match=r"--model: model_index\.json in .* has code of its own for transformer"):
         ZImageFolder.check(str(tmp_path), "--model")
 
@@ -55,7 +55,7 @@ def shards(folder, file: str) -> None:
 
     with safe_open(folder / "model.safetensors", "pt") as handle:
         keys = list(handle.keys())
-    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(keys, file)}))
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(keys, file)}), encoding="utf-8")
 
 
 @pytest.mark.parametrize("place", ["../elsewhere.safetensors", "{absolute}", "sub/../../elsewhere.safetensors"])
@@ -112,7 +112,7 @@ def test_the_cache_of_huggingface_hub_is_read(folder, tmp_path):
 def test_damaged_json_is_an_error_that_names_file_or_folder(folder, file, content):
     if file == INDEX:
         (folder / "model.safetensors").unlink()
-    (folder / file).write_text(content)
+    (folder / file).write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"({file}|model): "):
         Qwen3VLEncoder.from_pretrained(folder)
 
@@ -131,13 +131,13 @@ def test_rotary_settings_of_transformers_5_are_those_of_4():
 
 
 def test_both_spellings_are_read_as_the_same_model(folder):
-    content = json.loads((folder / "config.json").read_text())
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     found = [read_config(folder).text_config]
     rope = content["text_config"].pop("rope_parameters", None)
     if rope is not None:
         theta = rope.pop("rope_theta")
         content["text_config"] |= {"rope_theta": theta, "rope_scaling": rope}
-    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
     found.append(read_config(folder).text_config)
     told = [
         getattr(one, "rope_parameters", None) or {**one.rope_scaling, "rope_theta": one.rope_theta} for one in found

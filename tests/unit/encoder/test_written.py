@@ -75,7 +75,7 @@ def test_the_oldest_files_go_first(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"words": "a"}', '{"notes": 3}'])
 def test_a_damaged_file_is_as_good_as_none(content, tmp_path):
-    (tmp_path / f"{key().hex()}.json").write_text(content)
+    (tmp_path / f"{key().hex()}.json").write_text(content, encoding="utf-8")
     store = WrittenStore(tmp_path)
     assert store.get(key()) is None
     store.put(key(), TOLD)
@@ -83,7 +83,7 @@ def test_a_damaged_file_is_as_good_as_none(content, tmp_path):
 
 
 def test_a_disk_that_takes_nothing_leaves_memory(tmp_path, caplog):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     store = WrittenStore(tmp_path / "file")
     store.put(key(), TOLD)
     assert store.get(key()) == TOLD and "not kept on disk" in caplog.text

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -636,7 +635,7 @@ def test_two_workers_of_a_cluster_give_the_same_though_one_is_killed(references,
         for number, painted in enumerate(found):
             if number == 1:
                 victims.append(ray_cluster.get(actors[0].process.remote()))
-                os.kill(victims[0], signal.SIGKILL)
+                psutil.Process(victims[0]).kill()
             yield painted
 
     spread = runner.run_study(study, pictures, tmp_path / "ray", paint_and_kill)

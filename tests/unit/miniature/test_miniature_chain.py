@@ -44,9 +44,9 @@ def chain(run) -> Chain:
 
 def test_every_stage_leaves_closing_figures(run):
     for stage in check.STAGES:
-        closing = json.loads((run / f"{stage}.json").read_text())
+        closing = json.loads((run / f"{stage}.json").read_text(encoding="utf-8"))
         assert closing["steps"] >= 6
-    report = json.loads((run / "models" / "figures.json").read_text())
+    report = json.loads((run / "models" / "figures.json").read_text(encoding="utf-8"))
     assert {goal["figure"] for goal in report["goals"]} == {name for name, _, _ in check.GOALS}
     assert set(report["training"]) == set(check.STAGES)
 
@@ -175,7 +175,7 @@ def test_agreement_is_one_for_a_perfect_reader_and_falls_with_each_miss():
 @pytest.fixture(scope="module")
 def report(run) -> dict:
     bench.run(Options(run, toy=True, device="cpu"))
-    return json.loads((run / "frontier.json").read_text())
+    return json.loads((run / "frontier.json").read_text(encoding="utf-8"))
 
 
 def test_the_report_has_the_parts_it_promises(report, run):
@@ -204,9 +204,9 @@ def test_the_shipped_frontier_has_every_method_with_both_null_controls():
 
 def test_the_frontier_stands_on_its_page_between_the_marks(report, run, tmp_path):
     page = tmp_path / "miniature.md"
-    page.write_text("before\n<!-- frontier -->\nold\n<!-- end -->\nafter")
+    page.write_text("before\n<!-- frontier -->\nold\n<!-- end -->\nafter", encoding="utf-8")
     main(["tables", "--out", str(tmp_path), "--models", str(run / "models")])
-    before, mark, head, _, *lines, end, after = page.read_text().split("\n")
+    before, mark, head, _, *lines, end, after = page.read_text(encoding="utf-8").split("\n")
     assert (before, mark, end, after) == ("before", "<!-- frontier -->", "<!-- end -->", "after")
     assert head.split(" | ")[-2:] == ["another picture", "matched noise |"]
     shown = [line.split(" | ")[0].strip("| ") for line in lines]
@@ -225,8 +225,8 @@ def test_a_bench_that_goes_on_on_another_machine_says_which_rows_are_from_there(
 
 
 def test_a_bench_that_was_stopped_measures_only_what_is_missing(run, report, monkeypatch):
-    rows = (run / "bench_rows.jsonl").read_text().splitlines()
-    (run / "bench_rows.jsonl").write_text("\n".join(rows[:-2]) + '\n{"asked": "cut')
+    rows = (run / "bench_rows.jsonl").read_text(encoding="utf-8").splitlines()
+    (run / "bench_rows.jsonl").write_text("\n".join(rows[:-2]) + '\n{"asked": "cut', encoding="utf-8")
     calls, hits = [], bench.Painting.hits
     monkeypatch.setattr(bench.Painting, "hits", lambda *arguments: calls.append(0) or hits(*arguments))
     again = bench.run(Options(run, toy=True, device="cpu", resume=True))
@@ -341,7 +341,7 @@ def test_a_space_adapter_is_fitted_once_on_words_of_both_layers():
 
 def test_the_curves_of_the_adapter_have_a_row_for_each_point(run):
     main(["curves", "--toy", "--out", str(run), "--pairs", "2", "--device", "cpu"])
-    report = json.loads((run / "adapter_curves.json").read_text())
+    report = json.loads((run / "adapter_curves.json").read_text(encoding="utf-8"))
     rows = report["rows"]
     assert {row["what"] for row in rows} == {
         "bound", "pairs", "prompt", "two pictures", "rank", "strength", "picture tokens", "layer", "sinks", "tail",
@@ -364,14 +364,15 @@ def test_two_pictures_are_measured_with_their_bound_and_null_control_and_in_shar
     asked = ["two-pictures", "--toy", "--pairs", "9", "--out", str(fitted), "--device", "cpu", "--resume"]
     for shard in ("0/2", "1/2"):
         main([*asked, "--shard", shard])
-    before = len((fitted / "two_pictures_rows.jsonl").read_text().splitlines())
+    before = len((fitted / "two_pictures_rows.jsonl").read_text(encoding="utf-8").splitlines())
     main(asked)
-    found = json.loads((fitted / "two_pictures.json").read_text())["rows"]
+    found = json.loads((fitted / "two_pictures.json").read_text(encoding="utf-8"))["rows"]
     names = [row["name"] for row in found]
     assert names == [rows.TEXT_ONLY, rows.CAPTION, *(method.name for method in two_pictures.methods())]
     assert {"words of both", "parts", "parts of two other pictures", "average"} <= set(names)
     assert all(0 <= row["parts_of_both"] <= 1 for row in found)
-    assert len((fitted / "two_pictures_rows.jsonl").read_text().splitlines()) == before + 2  # what no shard measures
+    lines = (fitted / "two_pictures_rows.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == before + 2  # what no shard measures
 
 
 @pytest.mark.parametrize(("looks", "expected"), [

@@ -34,8 +34,8 @@ def test_no_scene_has_what_the_prompts_ask_for_and_neighbours_share_nothing_of_t
 def test_the_command_writes_what_the_others_take(tmp_path):
     main(["scenes", "--out", str(tmp_path), "--count", "3", "--seed", "2"])
     scenes, prompts = draw(3, 2)
-    assert json.loads((tmp_path / "prompts.json").read_text()) == list(prompts)
-    assert len((tmp_path / "captions.txt").read_text().splitlines()) == 64
+    assert json.loads((tmp_path / "prompts.json").read_text(encoding="utf-8")) == list(prompts)
+    assert len((tmp_path / "captions.txt").read_text(encoding="utf-8").splitlines()) == 64
     files = sorted(tmp_path.glob("*.png"))
     assert len(files) == 3
     for path, scene in zip(files, scenes.records(), strict=True):

@@ -35,7 +35,7 @@ class Work:
     def __call__(self, stage: str, stop_after: float | None) -> bool:
         self.events.append(("begin", stage))
         if stage != self.unfinished:
-            (self.out / f"{stage}.json").write_text("{}")
+            (self.out / f"{stage}.json").write_text("{}", encoding="utf-8")
         self.events.append(("end", stage))
         return stage != self.fails
 
@@ -52,7 +52,7 @@ def test_a_stage_begins_when_what_it_needs_has_ended(tmp_path, side_by_side):
     for stage, needed in together.NEEDS.items():
         for other in needed:
             assert work.events.index(("end", other)) < work.events.index(("begin", stage))
-    lines = [json.loads(line) for line in (tmp_path / "log_all.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "log_all.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {line["ended"] for line in lines} == set(together.NEEDS)
 
 
@@ -114,7 +114,7 @@ def test_when_the_time_of_a_call_is_up_no_further_stage_begins(tmp_path):
 def test_a_stage_in_a_process_of_its_own_does_its_work_or_tells_that_it_failed(tmp_path, capfd):
     chosen = command.parser().parse_args(["all", "--toy", "--out", str(tmp_path), "--device", "cpu"])
     assert together.in_a_process_of_its_own(chosen, "text", None)
-    assert json.loads((tmp_path / "text.json").read_text())["steps"] == stages.TOY_STEPS["text"]
+    assert json.loads((tmp_path / "text.json").read_text(encoding="utf-8"))["steps"] == stages.TOY_STEPS["text"]
     assert not together.in_a_process_of_its_own(chosen, "dit", None)  # no VAE yet
     assert "vae" in capfd.readouterr().err
 

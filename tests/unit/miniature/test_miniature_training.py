@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def log_of(folder: Path, stage: str) -> list[dict]:
-    return [json.loads(line) for line in (folder / f"log_{stage}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / f"log_{stage}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 class Kill(Exception):

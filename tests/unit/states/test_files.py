@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 
 import numpy as np
 import pytest
 import torch
 
 from vl_core.pictures import as_tensor, read_picture
-from vl_core.states.files import decode_text, parse_json, read_json_object, read_text
+from vl_core.states import files
+from vl_core.states.files import decode_text, fits_a_file, parse_json, read_json_object, read_text, write_whole
 
 Image = pytest.importorskip("PIL.Image", reason="pictures are read with pillow")
 
@@ -48,7 +50,7 @@ def test_what_is_no_text_is_an_error_that_names_the_file(content):
 def test_json_that_is_damaged_or_nested_without_end_is_an_error_that_names_the_file(text, tmp_path):
     with pytest.raises(ValueError, match=r"config\.json: expected JSON"):
         parse_json(text, "config.json")
-    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"list\.json: expected a JSON object, got list"):
         read_json_object(tmp_path / "list.json")
 
@@ -56,6 +58,64 @@ def test_json_that_is_damaged_or_nested_without_end_is_an_error_that_names_the_f
 def test_json_that_an_editor_gave_a_mark_is_read(tmp_path):
     (tmp_path / "config.json").write_text('{"a": [1, {"b": null}]}', encoding="utf-16")
     assert read_json_object(tmp_path / "config.json") == {"a": [1, {"b": None}]}
+
+
+# --- files that are whole --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_the_same_whatever_system_wrote_them(tmp_path, end):
+    path = tmp_path / "caption.txt"
+    path.write_bytes(WORDS.replace("\n", end).encode())
+    assert read_text(path) == WORDS
+
+
+def test_a_text_is_written_with_the_same_bytes_everywhere(tmp_path):
+    write_whole(tmp_path / "deep" / "er" / "words.txt", "雪\n的\n")
+    assert (tmp_path / "deep" / "er" / "words.txt").read_bytes() == "雪\n的\n".encode()
+    assert [path.name for path in (tmp_path / "deep" / "er").iterdir()] == ["words.txt"]
+
+
+def test_a_file_that_another_program_has_open_is_replaced_once_it_lets_go(tmp_path, monkeypatch):
+    """Windows refuses meanwhile, with a PermissionError."""
+    path, replace, refused = tmp_path / "words.txt", os.replace, [PermissionError(13, "in use")] * 2
+    path.write_text("before", encoding="utf-8")
+
+    def held(source, target):
+        if refused:
+            raise refused.pop()
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", held)
+    write_whole(path, "after")
+    assert path.read_text(encoding="utf-8") == "after" and not refused
+
+    monkeypatch.setattr(files, "WAITS", (0.0,))
+    refused += [PermissionError(13, "in use")] * 9
+    with pytest.raises(PermissionError, match="in use"):
+        write_whole(path, "never")
+    assert path.read_text(encoding="utf-8") == "after"
+    assert [one.name for one in tmp_path.iterdir()] == ["words.txt"]
+
+
+@pytest.mark.parametrize("letter", ["a", "雪"])
+def test_a_name_as_long_as_file_systems_take_can_be_written(tmp_path, letter):
+    name = letter * ((255 - 4) // len(letter.encode())) + ".txt"
+    write_whole(tmp_path / name, "words")
+    assert (tmp_path / name).read_text(encoding="utf-8") == "words"
+
+
+@pytest.mark.parametrize("name", ["a look", "näme", "雪", "console", "a.b.c", "com0", "2026-11-26/look", "%year%"])
+def test_names_that_every_system_takes(name):
+    assert fits_a_file(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "  ", "a:b", "what?", "a*", "a|b", 'say "a"', "<a>", "a\0", "a\nb", "con", "NUL", "aux.txt", "COM1",
+             "looks/lpt9.safetensors", "looks\\nul"],
+)  # fmt: skip
+def test_names_that_windows_does_not_take(name):
+    assert not fits_a_file(name)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------

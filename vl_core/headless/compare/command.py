@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...adapters.picture_adapter import PictureAdapter
+from ...states.files import write_whole
 from ...states.vl_states import resolve_layer
 from ...steering.axes import SWEPT, Axis, parse_axis
 from ...steering.desk import needed_layers
@@ -108,8 +109,7 @@ def run(arguments) -> None:
     if arguments.dry_run:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    plan = folder / "study.json"
-    plan.write_text(json.dumps(study.as_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "study.json", json.dumps(study.as_dict(), ensure_ascii=False, indent=1) + "\n")
     rows = run_study(study, pictures, folder, painter_of(arguments, study, pictures), score_of(arguments))
     page, others = write_report(study, rows, pictures, folder)
     for path in (*others, folder / "results.jsonl", page):

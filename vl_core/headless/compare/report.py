@@ -15,6 +15,7 @@ from torch import Tensor
 from ...reports.artifacts import Artifacts
 from ...reports.fidelity import Fidelity
 from ...reports.grid import draw_grid
+from ...states.files import write_whole
 from ...steering.sweep import Plan
 from ...zimage.files import save_png
 from ..pages import write_page
@@ -55,7 +56,7 @@ def write_report(
                 shown[group.key].append(name)
     lines, found = summarize(study, rows), {"summary.csv": to_csv, "summary.md": _markdown}
     for name, write in found.items():
-        (folder / name).write_text(write(lines), encoding="utf-8")
+        write_whole(folder / name, write(lines))
     page = write_page(
         folder / PAGE, "compare/report.html",
         title=f"{study.title}: {', '.join(dict.fromkeys(group.prompt for group in study.groups))}"[:120],

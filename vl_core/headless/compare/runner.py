@@ -22,7 +22,7 @@ from torch import Tensor
 from ...pictures import read_picture
 from ...reports.artifacts import compare_artifacts
 from ...reports.fidelity import measure_fidelity
-from ...states.files import check_content, parse_json
+from ...states.files import check_content, parse_json, write_whole
 from ...states.headers import Header
 from ...steering.sweep import Cell
 from ...zimage.files import SETTINGS_KEY, save_png
@@ -232,7 +232,7 @@ def _save(path: Path, painted: Painted, study: Study, row: Mapping[str, Any] | N
 
 def append_row(ledger: Path, row: Mapping[str, Any]) -> None:
     """A line more, on disk before this returns."""
-    with ledger.open("a", encoding="utf-8") as file:
+    with ledger.open("a", encoding="utf-8", newline="\n") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
@@ -283,9 +283,7 @@ def _reorder(ledger: Path, ids: Sequence[str]) -> None:
     """Lines in the study's order, as they are; all others behind."""
     by_id = {id: line for id, (_, line) in _lines_of(ledger).items()}
     ordered = [by_id[id] for id in ids] + [line for id, line in by_id.items() if id not in set(ids)]
-    partial = ledger.with_suffix(".part")
-    partial.write_text("".join(ordered), encoding="utf-8")
-    os.replace(partial, ledger)
+    write_whole(ledger, "".join(ordered))
 
 
 def rounded(values: Mapping[str, float]) -> dict[str, float]:

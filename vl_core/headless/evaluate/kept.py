@@ -18,7 +18,7 @@ from ...encoder.cache import digest
 from ...encoder.qwen3vl import Qwen3VLEncoder
 from ...encoder.writing import Description, describe
 from ...states.families import ZIMAGE, Family
-from ...states.files import parse_json
+from ...states.files import parse_json, write_whole
 from ...states.statistics import ReferenceStatistics
 from ...states.vl_states import LAYOUT_KEY, VLStates, load_conditioning, save_conditioning
 from ...steering.store import Store
@@ -135,11 +135,3 @@ class Kept:
         if model is None:
             raise NotItsTurn(f"{name}: is needed, and it is another model's turn.")
         return model
-
-
-def write_whole(path: Path, text: str) -> None:
-    """A file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
