@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..pictures import DEFAULT_BUDGET
+from ..states.tensors import to_float64
 from .forward import fits
 from .writing import Asked, ask
 
@@ -104,7 +105,7 @@ def read_answers(scores: Tensor, tokens: Sequence[Sequence[Sequence[int]]]) -> l
     Args:
         tokens: per question and answer the tokens that stand for it.
     """
-    every = scores.double().log_softmax(-1)
+    every = to_float64(scores).log_softmax(-1)
     found = []
     for row, answers in zip(every, tokens, strict=True):
         each = torch.stack([row[list(ids)].exp().sum() for ids in answers])
