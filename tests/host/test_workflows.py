@@ -179,12 +179,20 @@ def test_a_workflow_says_what_to_do_in_english_and_chinese_left_of_everything(pa
 
 
 @every_workflow
-def test_a_workflow_paints_another_picture_each_time(path):
-    for node in working_nodes(read(path)):
-        if node["type"] in ("KSampler", "RandomNoise"):
-            control = node["widgets_values"][1]
-            seeded = any(slot["name"] == "seed" and slot["link"] is not None for slot in node["inputs"])
-            assert control == "randomize" or (seeded and "8 Compare" in path.stem)
+def test_a_workflow_paints_another_picture_each_time_and_compares_by_one_seed(path):
+    for nodes, links, _ in graphs(read(path)):
+        named = {node["id"]: node for node in nodes}
+        samplers = [node["id"] for node in nodes if node["type"] in ("KSampler", "RandomNoise")]
+        seeds = {
+            target: named.get(origin) for origin, _, target, number in links
+            if target in samplers and named[target]["inputs"][number]["name"] == "seed"
+        }
+        # What is painted beside something else differs from it in one thing: both get the seed of a node of its own.
+        if len(samplers) > 1:
+            assert set(seeds) == set(samplers) and len({node["id"] for node in seeds.values()}) == 1
+        for number in samplers:
+            giver = seeds.get(number) or named[number]
+            assert giver["type"] == "ZImageVLSweep" or giver["widgets_values"][1] == "randomize"
 
 
 @every_workflow
