@@ -46,6 +46,23 @@ def test_every_page_stands_in_the_reading_order():
     assert {page.name for page in DOCS.glob("*.md")} - {"README.md"} <= listed
 
 
+TEMPLATES = [path.stem for path in sorted((ROOT / "workflows").glob("*.json"))]
+HELP = sorted((ROOT / "web" / "docs").rglob("*.md"))
+NAMED = re.compile(r"[*`]((?:\d|Advanced \d|Research \d|Other models -) [A-Za-z][^*`]*)[*`]|[Tt]emplate (\d)\b")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *HELP], ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_page_names_templates_that_there_are(page):
+    named = [name or number for name, number in NAMED.findall(FENCE.sub("", page.read_text(encoding="utf-8")))]
+    assert [name for name in named if not any(template.startswith(name) for template in TEMPLATES)] == []
+
+
+def test_readme_lists_every_template():
+    rows = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    listed = [name for line in rows for name in re.findall(r"`([^`]+)`", line.split("|")[1])]
+    assert sorted(name for name in listed if name in TEMPLATES) == TEMPLATES
+
+
 def test_the_table_of_settings_is_the_engines():
     page = (DOCS / "parameters.md").read_text(encoding="utf-8")
     assert fill_settings(page) == page, "run python -m miniature tables --out docs --models miniature/models"
