@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,12 +20,14 @@ from miniature.train.assemble import MODELS, PIPELINE, VISION
 from vl_core import Qwen3VLEncoder
 from vl_core.headless.cli import main
 from vl_core.headless.evaluate.arms import NOTE, note_compared, ways_tried
+from vl_core.headless.evaluate.arms import together as joined
 from vl_core.headless.evaluate.claims import CANNOT_TELL, DOES_NOT, HOLDS, claims_of
 from vl_core.headless.evaluate.command import together
 from vl_core.headless.evaluate.drawings import DRAWINGS, builtin_pictures
 from vl_core.headless.evaluate.evidence import Record, check, digest_of, seal
 from vl_core.headless.evaluate.figures import Ground, beats_nulls, figures_of
 from vl_core.headless.evaluate.judging import Told, trust
+from vl_core.headless.evaluate.page import judge, marked
 from vl_core.headless.evaluate.plan import Rung, builtin_prompts, first_rungs, next_rung, trials_of
 from vl_core.steering.recipes import load_recipes
 from vl_core.steering.steer import steer
@@ -36,7 +39,7 @@ pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs tr
 Image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow")
 
 FORM = WorldForm()
-FAST = ["--device", "cpu", "--steps", "2", "--minutes", "0.1", "--seeds", "1"]
+FAST = ["--device", "cpu", "--steps", "2", "--minutes", "60", "--seeds", "1"]  # time for all: no clock decides
 WAYS = ["words", "appended tokens"]
 LINES = ("painted.jsonl", "measured.jsonl", "judged.jsonl")
 
@@ -383,6 +386,22 @@ def test_little_time_paints_the_least_that_tells_anything():
     assert next_rung(Rung("second", (one.id,), 4), {one.id: one}, {one.id: (True, 1.0)}, 0, 24).trials == 4
 
 
+def test_with_too_little_time_for_all_settings_some_of_every_way_are_tried():
+    arms = joined(ways_tried(Given(), 36), note_compared(36))
+    by_id, groups = {arm.id: arm for arm in arms}, {arm.group for arm in arms} - {NOTE}
+    every = sum(arm.group != NOTE for arm in arms)
+    for cells in (4 * (len(arms) + len(groups)), 4 * (every + len(groups)), 4 * (every // 2 + 2 * len(groups)), 40, 0):
+        rungs = first_rungs(arms, cells, 24)
+        painted = sum(len(rung.arms) * rung.trials for rung in rungs) + 4 * len(groups)
+        assert painted <= cells or all(rung.trials == 4 for rung in rungs)
+        assert {by_id[id].group for id in rungs[0].arms} == groups
+        assert len(rungs) == 1 + (cells == 4 * (len(arms) + len(groups)))
+        if cells == 0:
+            assert len(rungs[0].arms) == len(groups)
+        elif cells > 40:
+            assert len(rungs[0].arms) * 4 <= cells
+
+
 def test_every_way_that_can_act_is_tried_and_layers_that_are_not_there_are_left_out():
     groups = {arm.group for arm in ways_tried(Given(), 36)}
     assert groups == {
@@ -426,11 +445,27 @@ def encoder() -> Qwen3VLEncoder:
 def test_a_judge_that_knows_its_references_is_trusted_and_one_that_was_told_wrong_is_not(encoder):
     pictures = list(ground(6, 1)[0].values())
     told = [Told.of(encoder, picture, FORM, 1024) for picture in pictures]
-    assert trust(encoder, pictures, told, FORM, 1024)["verdict"] == []
+    found = trust(encoder, pictures, told, FORM, 1024)
+    assert found["verdict"] == [] and all(share > 0.9 for share in found["parts"].values() if share is not None)
+    moods = ["cool" if one.parts["mood"] == "warm" else "warm" for one in told]
+    swapped = [replace(one, parts={**one.parts, "mood": mood}) for one, mood in zip(told, moods, strict=True)]
+    parts = trust(encoder, pictures, swapped, FORM, 1024)["parts"]
+    assert (parts["mood"] is None or parts["mood"] < 0.8) and parts["style"] == found["parts"]["style"]
     wrong = [told[(index + 1) % len(told)] for index in range(len(told))]
     assert any("another picture" in line for line in trust(encoder, pictures, wrong, FORM, 1024)["verdict"])
     silent = [Told({part: "nothing" for part in (*FORM.parts, "shows")}, "") for _ in pictures]
     assert "no words" in trust(encoder, pictures, silent, FORM, 1024)["verdict"][0]
+
+
+def test_a_part_that_the_judge_does_not_know_is_marked_wherever_it_stands(small):
+    content = evidence_in(small)
+    content["trust"]["parts"] = {"background": 0.99, "style": 0.6, "mood": None}
+    evidence = seal({**content, "digest": ""})
+    assert "style† 0.60" in judge(evidence) and "background 0.99" in judge(evidence)
+    assert "Not good enough" in judge(evidence)
+    assert marked(evidence) == {"background": "background", "style": "style†", "mood": "mood"}
+    content["trust"]["parts"]["style"] = 0.9
+    assert "†" not in judge(seal(content)) + "".join(marked(seal(content)).values())
 
 
 # ----------------------------------------------------------------------------------------------------------------- note

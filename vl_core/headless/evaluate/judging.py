@@ -92,9 +92,11 @@ def trust(
 
     Returns:
         the share of couples in which the right picture is put first, by what stands in the wrong one's place, the mean
-        mass of the answers, and in a sentence each what is not good enough.
+        mass of the answers, by part the share of couples in which it alone puts a picture before another one that was
+        told otherwise (None where all were told alike), and in a sentence each what is not good enough.
     """
     right, wrong, noise, mass = [], [], [], []
+    by_part: dict[str, tuple[list[float], list[float]]] = {part: ([], []) for part in form.parts}
     for index, (picture, words) in enumerate(zip(pictures, told, strict=True)):
         queries = [query for each in look_queries(form, words).values() for query in each]
         if not queries:
@@ -105,6 +107,9 @@ def trust(
             answers = ask_all(encoder, shown, queries, budget=budget)
             parts = look(form, words, answers)
             found.append(sum(parts.values()) / len(parts))
+            for part, value in parts.items():
+                if shown is not drawn and told[(index + 1) % len(told)].parts[part] != words.parts[part]:
+                    by_part[part][shown is other].append(value)
             if shown is picture:
                 mass += [each for _, each in answers.values()]
     if not right:
@@ -112,6 +117,7 @@ def trust(
     found = {
         "another picture": right_before_wrong(right, wrong), "noise": right_before_wrong(right, noise),
         "mass": sum(mass) / len(mass), "own": sum(right) / len(right), "others": sum(wrong) / len(wrong),
+        "parts": {part: right_before_wrong(*both) if both[0] else None for part, both in by_part.items()},
     }
     lines = [
         f"The judge puts a reference before {name} in {found[name]:.2f} of the couples only; {TRUSTED:g} is wanted."

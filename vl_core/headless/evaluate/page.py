@@ -15,12 +15,16 @@ from .claims import artifacts_by_way, claims_of, shown
 from .evidence import ArmSaid, Evidence, Figures
 from .figures import ANOTHER, TRANSFER, beats_nulls, keeps
 from .figures import NOISE as NOISED
+from .judging import TRUSTED
 from .outcome import finalists
 from .plan import Trial
 from .plot import frontier
 from .runner import Evaluation
 
 WIDEST = 240  # pixels of a picture on the page
+DOUBT = "†"  # beside a part that the judge does not know well enough
+ENOUGH = 12  # pairs from which on an error says something
+FEW = " From {} pairs of a picture and a prompt only: the errors themselves are uncertain, more --minutes tell more."
 Best = Sequence[tuple[ArmSaid, Figures]]
 
 
@@ -36,7 +40,8 @@ def write_page(evaluation: Evaluation, evidence: Evidence, recipes: Mapping[str,
             evaluation.sheet.prompts[trial.prompt].text for trial in evaluation.examples()
         ],
         pictures=pictures(evaluation, best), frontier=frontier([(arm.group, one) for arm, one in best]),
-        words=[(arm, figures, in_words(arm, figures)) for arm, figures in best], recipes=told(recipes),
+        words=[(arm, figures, in_words(arm, figures, marked(evidence))) for arm, figures in best],
+        recipes=told(recipes), parts=marked(evidence),
         claims=claims_of(evidence), kinds=NAMES,
         artifacts=artifacts_by_way(evidence, [arm.id for arm, _ in best] + note), layers=evidence.layers.strip(),
         judge=judge(evidence), second=second_judge(evidence), seconds=(TRANSFER, ANOTHER, NOISED), best=best,
@@ -62,25 +67,41 @@ def summary(best: Best) -> str:
         f"Most arrives by the way “{arm.group}” ({arm.label}): {shown(one.transfer, one.transfer_error)} of what a "
         f"picture's own caption brings, with the prompt's things there to {shown(one.adherence)} "
         f"({shown(one.words_adherence)} with the words alone)." + (f" Then: {others}." if others else "")
+        + (FEW.format(one.pairs) if one.pairs < ENOUGH else "")
     )
 
 
 def facts(evidence: Evidence) -> str:
     asked, machine = evidence.asked, evidence.machine
     painted = len(evidence.records)
+    many = len(evidence.arms) - len(evidence.figures)
+    left = f", {many} left out for want of time" if many else ""
     size = f"{asked.painting['width']}×{asked.painting['height']}, {asked.painting['steps']} steps"
     return (
         f"{painted} paintings, {size}, of {len(asked.pictures)} pictures and {len(asked.prompts)} prompts that "
-        f"disagree with them; {len(evidence.arms)} settings tried. {machine['device']}, {evidence.made['date']}."
+        f"disagree with them; {len(evidence.figures)} settings tried{left}. {machine['device']}, "
+        f"{evidence.made['date']}."
     )
 
 
-def in_words(arm: ArmSaid, one: Figures) -> str:
-    """What a way's best setting does, after its name."""
+def marked(evidence: Evidence) -> dict[str, str]:
+    """What each part of a look is called: with a mark where the judge does not know it well enough."""
+    known = evidence.trust.get("parts", {})
+    return {
+        part: part + DOUBT * (known.get(part) is not None and known[part] < TRUSTED) for part in evidence.asked.parts
+    }
+
+
+def in_words(arm: ArmSaid, one: Figures, called: Mapping[str, str]) -> str:
+    """What a way's best setting does, after its name.
+
+    Args:
+        called: parts of a look by what they are called here.
+    """
     if one.transfer is None:
         return ": nothing to measure, the captions move no part of any look."
     nulls = ", ".join(f"{name} {shown(*values)}" for name, values in one.nulls.items())
-    parts = ", ".join(f"{part} {shown(value)}" for part, value in one.parts.items())
+    parts = ", ".join(f"{called[part]} {shown(value)}" for part, value in one.parts.items())
     worse = [NAMES[name] for name, times in one.artifacts.items() if times >= 1.25]
     sure = "above its nulls" if beats_nulls(one) else "not above its nulls: no effect was shown"
     prompt = "keeps to the prompt" if keeps(one) else "loses the prompt"
@@ -112,8 +133,18 @@ def judge(evidence: Evidence) -> str:
         f"before another picture in {trust['another picture']:.2f} of the couples, before noise in "
         f"{trust['noise']:.2f}; {trust['mass']:.2f} of its probability is on the answers it was offered. It also said "
         "what the references look like, so a way that uses its words is judged by the same eyes. How it compares with "
-        "a judge that was trained stands in docs/evidence.md."
-    )
+        "a judge that was trained stands in docs/evidence.md. "
+    ) + (by_parts(evidence) if trust.get("parts") else "")
+
+
+def by_parts(evidence: Evidence) -> str:
+    """How well the judge knows each part of a look alone."""
+    called = marked(evidence)
+    known = {part: share for part, share in evidence.trust.get("parts", {}).items() if share is not None}
+    listed = ", ".join(f"{called[part]} {share:.2f}" for part, share in known.items())
+    doubted = any(called[part] != part for part in known)
+    weak = f" {DOUBT} Not good enough: figures of this part alone mean little." if doubted else ""
+    return f"By a part alone it puts a reference before another one that it described otherwise: {listed}.{weak}"
 
 
 def second_judge(evidence: Evidence) -> tuple[str, str] | None:

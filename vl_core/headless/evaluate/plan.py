@@ -130,13 +130,38 @@ class Rung:
 
 
 def first_rungs(arms: Sequence[Arm], cells: float, trials: int) -> list[Rung]:
-    """All settings of all ways, and the note's, from the number of cells that there is time for."""
-    competing = [arm.id for arm in arms if arm.group != NOTE]
-    note = [arm.id for arm in arms if arm.group == NOTE]
+    """All settings of all ways, and the note's, or those that there is time for: for so many cells."""
+    chosen = fitting(arms, cells)
+    competing = [arm.id for arm in chosen if arm.group != NOTE]
+    note = [arm.id for arm in chosen if arm.group == NOTE]
     found = [Rung("first", tuple(competing), _trials(SHARES["first"] * cells, len(competing), trials))]
     if note:
         found.append(Rung("note", tuple(note), _trials(SHARES["note"] * cells, len(note), trials)))
     return found
+
+
+def fitting(arms: Sequence[Arm], cells: float) -> list[Arm]:
+    """Arms for whose least trials, and as many nulls of one of each way, there is time.
+
+    First the note's comparisons are left out, then of each way's settings all but every second, third, and so on; one
+    of each way is always tried.
+    """
+    groups: dict[str, list[Arm]] = {}
+    for arm in arms:
+        groups.setdefault(arm.group, []).append(arm)
+    groups.pop(NOTE, None)
+
+    def there_is_time(many: int) -> bool:
+        return LEAST_TRIALS * (many + len(groups)) <= cells
+
+    if there_is_time(len(arms)) or not groups:
+        return list(arms)
+    largest = max(map(len, groups.values()))
+    for step in range(1, largest + 1):
+        kept = [arm for own in groups.values() for arm in own[min(step, len(own)) // 2 :: step]]
+        if there_is_time(len(kept)):
+            break
+    return kept
 
 
 def next_rung(
