@@ -24,11 +24,12 @@ from vl_core.headless.evaluate.arms import together as joined
 from vl_core.headless.evaluate.claims import CANNOT_TELL, DOES_NOT, HOLDS, claims_of
 from vl_core.headless.evaluate.command import together
 from vl_core.headless.evaluate.drawings import DRAWINGS, builtin_pictures
-from vl_core.headless.evaluate.evidence import Record, check, digest_of, seal
+from vl_core.headless.evaluate.evidence import ArmSaid, Record, check, digest_of, seal
 from vl_core.headless.evaluate.figures import Ground, beats_nulls, figures_of
 from vl_core.headless.evaluate.judging import Told, trust
-from vl_core.headless.evaluate.page import judge, marked
+from vl_core.headless.evaluate.page import judge, marked, summary
 from vl_core.headless.evaluate.plan import Rung, builtin_prompts, first_rungs, next_rung, trials_of
+from vl_core.headless.evaluate.plot import frontier
 from vl_core.steering.recipes import load_recipes
 from vl_core.steering.steer import steer
 from vl_core.steering.way import Given, ways
@@ -350,6 +351,17 @@ def test_a_part_that_captions_do_not_move_says_nothing():
     rows = [row if row.kind != "caption" else row.model_copy(update={"look": {
         place: {"style": 0.12} for place in row.look}}) for row in made_up(0.4)]
     assert figures_of("a", rows, Ground.of(rows, 4)).transfer is None
+
+
+def test_ways_of_one_place_are_numbered_side_by_side_and_few_pairs_are_said_to_be_few():
+    rows = made_up(0.4)
+    one = figures_of("a", rows, Ground.of(rows, 4))
+    far = one.model_copy(update={"transfer": one.transfer / 2})
+    drawn = frontier([("words", one), ("adapter", one), ("blend", far)])
+    assert ">1, 2</text>" in drawn and ">3</text>" in drawn and "how much of the picture's look arrives" in drawn
+    arm = ArmSaid(id="a", group="words", label="strength 1", settings={}, about=[])
+    assert "From 8 pairs" in summary([(arm, one)])
+    assert "pairs" not in summary([(arm, one.model_copy(update={"pairs": 40}))])
 
 
 # ----------------------------------------------------------------------------------------------------------------- plan

@@ -190,4 +190,6 @@ def shown(value: float | None, error: float | None = None) -> str:
 
 
 def _signed(value: float | None, error: float | None) -> str:
-    return "–" if value is None else f"{value:+.2f}" + ("" if error is None else f" ± {error:.2f}")
+    if value is None:
+        return "–"
+    return f"{value:+.2f}".replace("-0.00", "+0.00") + ("" if error is None else f" ± {error:.2f}")

@@ -156,11 +156,10 @@ def fitting(arms: Sequence[Arm], cells: float) -> list[Arm]:
 
     if there_is_time(len(arms)) or not groups:
         return list(arms)
-    largest = max(map(len, groups.values()))
-    for step in range(1, largest + 1):
+    step, kept = 1, [arm for own in groups.values() for arm in own]
+    while len(kept) > len(groups) and not there_is_time(len(kept)):
+        step += 1
         kept = [arm for own in groups.values() for arm in own[min(step, len(own)) // 2 :: step]]
-        if there_is_time(len(kept)):
-            break
     return kept
 
 

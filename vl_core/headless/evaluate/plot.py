@@ -9,6 +9,7 @@ from .evidence import Figures
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 640, 420, 64, 24, 52
 KEY = 300  # pixels for the names
+NEAR = 10  # pixels within which two marks are one
 # Told apart by the colour-blind (Okabe and Ito), and by their numbers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#7F7F7F")
 
@@ -43,8 +44,10 @@ def frontier(points: Sequence[tuple[str, Figures]]) -> str:
     parts.append(f'<text x="{middle[0]:.1f}" y="{HEIGHT - 12}" text-anchor="middle">the prompt is there</text>')
     parts.append(
         f'<text transform="translate(18 {(HEIGHT - BOTTOM + TOP) / 2:.0f}) rotate(-90)" text-anchor="middle">'
-        "of the picture arrives</text>"
+        "how much of the picture\'s look arrives</text>"
     )
+    places: dict[int, tuple[float, float]] = {}
+    told: dict[tuple[int, int], list[int]] = {}  # numbers by place, so that those of one place stand side by side
     for number, (name, one, adherence, transfer) in enumerate(known):
         colour = COLOURS[number % len(COLOURS)]
         x, y = at(adherence, transfer)
@@ -63,5 +66,10 @@ def frontier(points: Sequence[tuple[str, Figures]]) -> str:
         line = TOP + 12 + 24 * number
         parts.append(f'<circle cx="{WIDTH + 12}" cy="{line - 4}" r="6" fill="{colour}"/>')
         parts.append(f'<text x="{WIDTH + 26}" y="{line}">{number + 1}. {escape(name)}: {one.transfer:.2f}</text>')
-        parts.append(f'<text class="dimtext" x="{x + 8:.1f}" y="{y - 7:.1f}">{number + 1}</text>')
+        told.setdefault((round(x / NEAR), round(y / NEAR)), []).append(number + 1)
+        places.setdefault(number + 1, (x, y))
+    for numbers in told.values():
+        x, y = places[numbers[0]]
+        listed = ", ".join(map(str, numbers))
+        parts.append(f'<text class="dimtext" x="{x + 8:.1f}" y="{y - 7:.1f}">{listed}</text>')
     return "".join(parts) + "</svg>"
