@@ -56,30 +56,23 @@ class LoadedEncoder:
 
     def write(self, images, instruction, max_tokens, budget, **options) -> Description:
         """Words about pictures; see :func:`describe` for ``options``."""
-        step, encoder = progress_bar(max_tokens), self.encoder
-        own_head = 0 if encoder.model.config.tie_word_embeddings else encoder.head().nbytes
-        tokens = len(encoder.tokenize(instruction, options.get("system_prompt"))) + max_tokens
-        buffers = buffer_bytes(encoder.model.config.text_config, tokens + budget * len(images))
-        self._load(images, tokens, budget, own_head + buffers)
+        step = progress_bar(max_tokens)
+        self._load_to_write(images, instruction, max_tokens, budget, options.get("system_prompt"))
         return describe(
-            encoder, images, instruction, max_tokens=max_tokens, budget=budget, on_text=lambda _: step(),
+            self.encoder, images, instruction, max_tokens=max_tokens, budget=budget, on_text=lambda _: step(),
             check=check_interrupted, **options,
         )
 
     def write_each(self, images, instruction, max_tokens, budget, **options) -> list[Description]:
         """Words about each picture by itself, all written at the same time; see :func:`describe_each`."""
-        encoder = self.encoder
-        own_head = 0 if encoder.model.config.tie_word_embeddings else encoder.head().nbytes
-        tokens = len(encoder.tokenize(instruction, options.get("system_prompt"))) + max_tokens
-        buffers = buffer_bytes(encoder.model.config.text_config, tokens + budget)
-        self._load(images[:1], tokens, budget, own_head + buffers * len(images))
+        self._load_to_write(images[:1], instruction, max_tokens, budget, options.get("system_prompt"), len(images))
 
         def stop() -> bool:
             check_interrupted()
             return False
 
         return describe_each(
-            encoder, images, instruction, max_tokens=max_tokens, budget=budget, together=len(images),
+            self.encoder, images, instruction, max_tokens=max_tokens, budget=budget, together=len(images),
             should_stop=stop, check=check_interrupted, **options,
         )
 
@@ -87,6 +80,14 @@ class LoadedEncoder:
         """How likely it finds each answer of each question about a picture."""
         self._load([picture], sum(len(self.encoder.tokenize(question.ask)) for question in questions), budget)
         return answer(self.encoder, picture, questions, budget=budget, check=check_interrupted)
+
+    def _load_to_write(self, images, instruction, max_tokens, budget, system_prompt, answers: int = 1) -> None:
+        """:meth:`_load`, with room to write so many answers, each about these pictures."""
+        config = self.encoder.model.config
+        own_head = 0 if config.tie_word_embeddings else self.encoder.head().nbytes
+        tokens = len(self.encoder.tokenize(instruction, system_prompt)) + max_tokens
+        buffers = buffer_bytes(config.text_config, tokens + budget * len(images))
+        self._load(images, tokens, budget, own_head + buffers * answers)
 
     def _load(self, images, tokens: int, budget: int, more_bytes: int = 0) -> None:
         """Have the model on its device, with room for the pictures and ``tokens`` beside them."""

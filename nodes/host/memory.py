@@ -131,10 +131,7 @@ def telling_bar(total: int) -> Callable[[int, str, torch.Tensor | None], None]:
             pixels = (picture[0] * 255).round().byte().cpu().numpy()
             shown = ("JPEG", Image.fromarray(pixels), None)
         bar.update_absolute(done, total, shown)
-        server = getattr(sys.modules.get("server"), "PromptServer", None)
-        instance = getattr(server, "instance", None)
-        if node and instance is not None and hasattr(instance, "send_progress_text"):
-            instance.send_progress_text(words, node)
+        say(words, node or None)
 
     return tell
 

@@ -5,8 +5,6 @@ A figure here is about numbers, not pictures: the layer closest to the reference
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..stages.alignment import doubts_about_words
+from ..states.fields import to_csv
 from ..states.layout import TokenLayout, TokenRole
 from ..states.sinks import find_sinks
 from ..states.statistics import Moments, ReferenceStatistics
@@ -165,15 +164,7 @@ class LayerReport:
 
     def csv(self) -> str:
         """Every figure, comma separated, a head line first; empty where there is none."""
-        names = list(LayerFigures.__dataclass_fields__)
-        written = io.StringIO()
-        writer = csv.writer(written, lineterminator="\n")
-        writer.writerow(names)
-        for row in self.figures:
-            values = (getattr(row, name) for name in names)
-            writer.writerow(["" if value is None else f"{value:.8g}" if isinstance(value, float) else value
-                             for value in values])
-        return written.getvalue()
+        return to_csv(LayerFigures, self.figures, 8)
 
     def _block(self, group: str, space: str, sinks: str, metrics: list[Metric]) -> str:
         rows = self.select(group, space, sinks)

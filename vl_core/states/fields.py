@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 Value = bool | int | float | str
@@ -18,6 +20,18 @@ def quoted(value: Any) -> str:
         return f"{value[:LONGEST_SHOWN]!r} … ({len(value)} letters)"
     text = repr(value)
     return text if len(text) <= 4 * LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]} … ({len(text)} letters)"
+
+
+def to_csv(kind: type, rows: Iterable[Any], digits: int) -> str:
+    """Dataclasses of one kind, comma separated, a head line first; empty where there is nothing to tell."""
+    names = [one.name for one in fields(kind)]
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        values = (getattr(row, name) for name in names)
+        writer.writerow([f"{value:.{digits}g}" if isinstance(value, float) else value for value in values])
+    return written.getvalue()
 
 
 @dataclass(frozen=True)

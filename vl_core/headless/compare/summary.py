@@ -11,11 +11,12 @@ import csv
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ...states.fields import to_csv as rows_to_csv
 from ...steering.axes import SEED
 from ...steering.sweep import Cell
 from .nulls import NULLS
@@ -90,15 +91,7 @@ def setting_of(cell: Cell) -> str:
 
 def to_csv(lines: Sequence[Line]) -> str:
     """Comma separated, a head line first; empty where there is nothing to tell."""
-    names = [field.name for field in fields(Line)]
-    written = io.StringIO()
-    writer = csv.writer(written, lineterminator="\n")
-    writer.writerow(names)
-    for line in lines:
-        values = (getattr(line, name) for name in names)
-        writer.writerow([f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
-                         for value in values])
-    return written.getvalue()
+    return rows_to_csv(Line, lines, 6)
 
 
 def from_csv(text: str) -> list[Line]:
