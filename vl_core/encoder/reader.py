@@ -135,6 +135,7 @@ class Reader:
         length, name, prefix = self._prefix(layout, key, seen, "prefix" if self._graphs is None else "opening")
         last, total = (self._num_layers,), len(layout)
         past = self._past(desk, row, name, length, prefix)
+        states: dict[int, Tensor] = {}
         if past is None:
             first = length or total
             hidden, spans, deepstack = self._inputs(layout, first, pictures, key, seen, dtype, device, False, check)
