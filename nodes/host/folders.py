@@ -11,7 +11,7 @@ import folder_paths
 
 from ...vl_core import calibration_prompts
 from ...vl_core.states.fields import quoted
-from ...vl_core.states.files import UNFIT, fits_a_file, read_text
+from ...vl_core.states.files import LONGEST_NAME, UNFIT, fits_a_file, read_text
 
 EMBEDDINGS = "vl_embeddings"  # folder of saved conditioning, below output/ and models/
 ENCODER_SUBFOLDERS = ("LLM", "VLM", "Qwen")  # where other packs keep Hugging Face folders, below models/
@@ -198,7 +198,10 @@ def _new_file(folder: Path, name: str, replace: bool) -> Path:
         ValueError: if it is no name for a file.
     """
     if set("/\\") & set(name) or not fits_a_file(name):
-        raise ValueError(f"name: expected a plain file name that every system takes, got {quoted(name)}.")
+        raise ValueError(
+            f"name: expected a plain file name that every system takes, of at most {LONGEST_NAME} bytes, got "
+            f"{quoted(name)}."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     stem, number = name.removesuffix(".safetensors"), 1
     path = folder / f"{stem}.safetensors"
@@ -253,7 +256,7 @@ def next_save_path(prefix: str) -> Path:
     if not fits_a_file(prefix):
         raise ValueError(
             f"filename_prefix: expected a name that every system takes (no {UNFIT}, not con, nul or the like, which "
-            f"Windows keeps for itself), got {quoted(prefix)}."
+            f"Windows keeps for itself; at most {LONGEST_NAME} bytes), got {quoted(prefix)}."
         )
     folder, name, counter, _, _ = folder_paths.get_save_image_path(prefix, str(root))
     path = Path(folder) / f"{name}_{counter:05}.safetensors"

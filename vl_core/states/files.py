@@ -17,6 +17,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 DEEPEST = 100  # brackets within brackets: nothing that people write needs more, and Python's own stack is finite
 WAITS = (0.05, 0.1, 0.2, 0.4, 0.8)  # seconds for another program to let go of a file
 LONGEST_STEM = 60  # letters of a name that a half-written file keeps: file systems take 255 bytes, four a letter
+LONGEST_NAME = 200  # bytes of a name that people give: a number and a suffix come after it
 UNFIT = '" * : < > ? |'  # no file name on Windows may hold them, nor control characters
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # Windows' own
 ORPHANED = 3600.0  # seconds without a write after which a half-written file belongs to a program that is gone
@@ -161,9 +162,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def fits_a_file(name: str) -> bool:
-    """Whether every system takes ``name``, slashes and all, as a path below a folder."""
-    stems = (part.split(".")[0].strip().lower() for part in name.replace("\\", "/").split("/"))
-    return bool(name.strip()) and not {*UNFIT[::2], *map(chr, range(32))} & {*name} and DEVICES.isdisjoint(stems)
+    """Whether every system takes ``name``, slashes and all, as a path below a folder, a number and a suffix added."""
+    parts = name.replace("\\", "/").split("/")
+    stems = (part.split(".")[0].strip().lower() for part in parts)
+    short = all(len(part.encode(errors="replace")) <= LONGEST_NAME for part in parts) and len(name) <= 4 * LONGEST_NAME
+    letters = {*UNFIT[::2], *map(chr, range(32))} & {*name}
+    return bool(name.strip()) and short and not letters and DEVICES.isdisjoint(stems)
 
 
 def clear_orphans(path: Path) -> None:
