@@ -46,7 +46,7 @@ class ZImageVLGrid(Node):
                 ),
                 judge_input(),
                 io.String.Input(
-                    "prompt", default="", optional=True, multiline=True,
+                    "prompt", default="", optional=True, advanced=True,
                     tooltip="What was to be painted, for the judge to look for; empty: the reference's look only.",
                 ),
             ],
