@@ -214,13 +214,13 @@ def test_an_answer_begins_with_the_same_bits_whatever_was_read_before(plain, mon
     picture, long = noise(1, 160, 192), "the light of a lamp, a painting of many words and more of them " * 6
 
     def told() -> torch.Tensor:
-        describe(plain, [picture], REQUEST, max_tokens=4)
+        describe(plain, [picture], long, max_tokens=4)
         return begun[-1]
 
     new = told()
     for before in (
-        lambda: plain.encode([picture], long, -1), lambda: describe(plain, [picture], long, max_tokens=4),
-        lambda: describe_each(plain, [picture, noise(2)], long, max_tokens=4), lambda: None,
+        lambda: plain.encode([picture], "a cat", -1), lambda: describe(plain, [picture], REQUEST, max_tokens=4),
+        lambda: describe_each(plain, [picture, noise(2)], REQUEST, max_tokens=4), lambda: None,
     ):
         plain.forget()
         before()
