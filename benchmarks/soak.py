@@ -27,12 +27,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .common import Report, add_output_argument, relative_error
-from .soak_jobs import kill_commands, kill_in_the_server, stop_in_the_server
+from .soak_jobs import UNTOLD, kill_commands, kill_in_the_server, stop_in_the_server
 from .soak_prompts import PROBES, Made, make_prompt
 
 ROOT = Path(__file__).parents[1]
 WARM = 100  # prompts after which memory has to be flat
 FLAT = 0.05
+STEP = 24 << 20  # bytes: growth by one prompt that is told with the prompt
 # Of float32 results: a picture that was read before is read on from what was kept of it, which rounds otherwise.
 SAME = 1e-5
 BARE = (  # what no message of ours is raised as
@@ -104,6 +105,11 @@ def prepare(host: ModuleType, wiring: ModuleType, comfyui: Path, base: Path) -> 
     wiring.write_look(module_of, base / "models" / "zimage_vl_looks")
     host.write_examples(base / "input" / "many_pictures", 200)
     host.write_examples(base / "input" / "some_pictures", 24)
+    for mark in ("stopped", "killed", "whole"):
+        folder = base / "input" / f"{UNTOLD}_{mark}"
+        host.write_examples(folder, 24)
+        for text in folder.glob("*.txt"):
+            text.unlink()
     prompts = [f"{subject} number {number}" for number in range(100) for subject in ("a cat", "a house by the sea")]
     (base / "input" / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
 
@@ -123,6 +129,7 @@ class Seen:
     next: int = 0
     ends: Counter = field(default_factory=Counter)
     memory: list[int] = field(default_factory=list)  # bytes of the server after each prompt
+    steps: list[tuple[int, str]] = field(default_factory=list)  # bytes that one prompt added, and what it was
     probes: dict[int, list[Tensor]] = field(default_factory=dict)  # number of the probe -> what it saved each time
     ran: Counter = field(default_factory=Counter)  # of the probes: nodes that were run and not taken from a cache
     wrong: list[str] = field(default_factory=list)
@@ -147,9 +154,7 @@ def flood(report: Report, server: Any, wiring: ModuleType, arguments: Any, seed:
                     seen.wrong.append(f"prompt {number} ({made.kind}, {made.about}): {error!r}")
             with seen.lock:
                 seen.ends[f"{made.kind}: {end}"] += 1
-                seen.memory.append(resident(server.pid))
-                if len(seen.memory) % 50 == 0:
-                    print(f"  {len(seen.memory)} prompts, {seen.memory[-1] / 2**20:.0f} MiB", flush=True)
+                note_memory(server, made, seen)
 
     clients = [threading.Thread(target=client) for _ in range(arguments.clients)]
     for one in clients:
@@ -169,6 +174,22 @@ def flood(report: Report, server: Any, wiring: ModuleType, arguments: Any, seed:
     measure_memory(report, seen)
     if seen.wrong:
         raise AssertionError("\n".join(seen.wrong))
+
+
+def note_memory(server: Any, made: Made, seen: Seen) -> None:
+    """The server's memory after a prompt; every fifty prompts, and where it grew at once, what holds it."""
+    seen.memory.append(resident(server.pid))
+    grown = seen.memory[-1] - max(seen.memory[:-1], default=seen.memory[-1])
+    if grown > STEP:
+        seen.steps.append((grown, f"prompt {made.number} ({made.kind}, {made.about}), the {len(seen.memory)}th to end"))
+    if len(seen.memory) % 50 == 0 or grown > STEP:
+        try:
+            where = {name: f"{size / 2**20:.0f}" for name, size in server.get("/where_memory_is").items()}
+        except OSError as error:
+            where = {"not known": repr(error)}
+        print(f"  {len(seen.memory)} prompts, {seen.memory[-1] / 2**20:.0f} MiB, of them {where}", flush=True)
+        if grown > STEP:
+            print(f"    {grown / 2**20:.0f} MiB more by {seen.steps[-1:]}", flush=True)
 
 
 def measure_memory(report: Report, seen: Seen) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,17 +31,44 @@ PATIENCE = 600.0
 
 @dataclass(frozen=True)
 class Job:
-    """A node that runs for seconds: its inputs that are not the usual ones."""
+    """A node that runs for seconds.
+
+    Attributes:
+        short: its id without ``ZImageVL``; chosen: its inputs that are not the usual ones.
+        part: files below the server's folder that it keeps while it runs, and how many are worth a kill; "" if its
+            work is not kept.
+        made: files that it makes; MARK is what tells one run of it from another.
+        tells: what its node says where it went on.
+    """
 
     name: str
     short: str
     chosen: dict[str, Any]
+    part: tuple[str, int] = ("", 0)
+    made: str = ""
+    tells: str = "stopped"
 
 
 TEXTS, WRITES = "text files beside the pictures", "Qwen3-VL describes them"
+ADAPTERS, LOOKS, UNTOLD = "models/zimage_vl_adapters", "models/zimage_vl_looks", "untold_pictures"
+NAMED = ("AdapterFit", "LookLearn")  # what they write has a name; the others' prompts differ in their words
 JOBS = (
-    Job("fit on captions", "AdapterFit", {"folder": "many_pictures", "captions": TEXTS, "replace": True}),
-    Job("fit on descriptions", "AdapterFit", {"folder": "some_pictures", "captions": WRITES, "replace": True}),
+    Job(
+        "fit on captions", "AdapterFit", {"folder": "many_pictures", "captions": TEXTS, "replace": True},
+        (f"{ADAPTERS}/*.part", 1), f"{ADAPTERS}/fit_on_captions_MARK.safetensors",
+    ),
+    Job(
+        "fit on descriptions", "AdapterFit", {"folder": "some_pictures", "captions": WRITES, "replace": True},
+        (f"{ADAPTERS}/*.jsonl", 1), f"{ADAPTERS}/fit_on_descriptions_MARK.safetensors",
+    ),
+    Job(
+        "learn", "LookLearn", {"steps": 60, "size": 128, "preview": False, "replace": True}, (f"{LOOKS}/*.part", 1),
+        f"{LOOKS}/learn_MARK.safetensors",
+    ),
+    Job(
+        "describe folder", "DescribeFolder", {"together": 2, "max_tokens": 30}, (f"input/{UNTOLD}_MARK/*.txt", 3),
+        f"input/{UNTOLD}_MARK/*.txt", "were there",
+    ),
     Job("match, ridge", "MatchSpace", {"method": "ridge", "prompts": "prompts.txt"}),
     Job("sweep", "Sweep", {
         "columns": "strength", "column_values": "0.01:0.6:0.01", "rows": "way",
@@ -53,9 +81,11 @@ JOBS = (
 
 def job_prompt(job: Job, info: dict, wiring: ModuleType, mark: str) -> dict[str, dict]:
     """The prompt of a job; ``mark`` makes it another one for the server's cache, or names what it writes."""
-    own = {"name": f"{job.name.replace(' ', '_')}_{mark}"} if job.short == "AdapterFit" else {"prompt": f"a cat {mark}"}
+    own = {"name": f"{job.name.replace(' ', '_')}_{mark}"} if job.short in NAMED else {"prompt": f"a cat {mark}"}
     if job.short == "MatchSpace":
         own = {}
+    if job.short == "DescribeFolder":
+        own = {"folder": f"{UNTOLD}_{mark}"}
     prompt, _ = wiring.node_prompt(job.short, info, chosen={**own, **job.chosen})
     if job.short == "Describe":
         prompt["ours"]["inputs"]["instruction"] = f"Describe picture {mark}."
@@ -106,7 +136,7 @@ def stop_in_the_server(report: Report, server: Any, wiring: ModuleType) -> None:
     for job in JOBS:
         times, early = [], 0
         for index, delay in enumerate(DELAYS):
-            mark = "stopped" if job.short == "AdapterFit" else f"stopped {index}"
+            mark = "stopped" if job.made else f"stopped {index}"
             number = post(server, job_prompt(job, info, wiring, mark))
             wait_for(partial(lambda number: is_running(server, number) or server.get(f"/history/{number}"), number))
             time.sleep(delay)
@@ -118,7 +148,7 @@ def stop_in_the_server(report: Report, server: Any, wiring: ModuleType) -> None:
             else:
                 early += 1
         ended, words = finish(server, post(server, job_prompt(job, info, wiring, "stopped")))
-        kept = next((line for line in words.splitlines() if "stopped" in line), "")
+        kept = next((line for line in words.splitlines() if job.tells in line), "")
         report.add(
             f"stop: {job.name}", stops=len(times), ended_before=early, slowest_s=max(times, default=float("nan")),
             then=ended, kept=kept,
@@ -137,37 +167,69 @@ def kill_in_the_server(
 ) -> None:
     """A server killed in the middle of each job; the next one goes on, to what an unkilled one makes."""
     wrong = []
-    for job in JOBS:
-        with start() as server:
-            base = server.base
-            number = post(server, job_prompt(job, server.get("/object_info"), wiring, "killed"))
-            wait_for(lambda server=server, number=number: is_running(server, number))
-            kept = base / "models" / "zimage_vl_adapters"
-            waits = {"fit on captions": ".part", "fit on descriptions": ".jsonl"}.get(job.name)
-            if waits:
-                wait_for(lambda kept=kept, waits=waits: kept.is_dir() and any(
-                    path.suffix == waits and path.stat().st_size for path in kept.iterdir()
-                ))
-            time.sleep(0.7)
-            os.kill(server.pid, signal.SIGKILL)
-        with start() as server:
-            info = server.get("/object_info")
-            ended, words = finish(server, post(server, job_prompt(job, info, wiring, "killed")))
-            told = next((line for line in words.splitlines() if "stopped" in line), "")
-            same: bool | None = None
-            if waits:
-                finish(server, post(server, job_prompt(job, info, wiring, "whole")))
-                stem = job.name.replace(" ", "_")
-                killed, whole = (tensors_of(kept / f"{stem}_{mark}.safetensors") for mark in ("killed", "whole"))
-                same = killed == whole
-                left = [path.name for path in kept.iterdir() if path.suffix != ".safetensors"]
-                wrong += [f"{job.name}: left {left}"] if left else []
-                wrong += [] if told else [f"{job.name}: began anew after it was killed: {words}"]
-            report.add(f"kill -9 of the server: {job.name}", then=ended, kept=told, same_as_unkilled=same)
-            wrong += [] if ended == "done" else [f"{job.name}: {ended} after it was killed: {words}"]
-            wrong += [f"{job.name}: not what an unkilled one makes"] if same is False else []
+    with ExitStack() as running:
+        server = running.enter_context(start())
+        for job in JOBS:
+            try:
+                killed_at = _kill_in(job, server, wiring)
+                running.close()
+                server = running.enter_context(start())
+                row, faults = _go_on(job, server, wiring)
+                report.add(f"kill -9 of the server: {job.name}", killed_at=killed_at, **row)
+                wrong += [f"{job.name}: {fault}" for fault in faults]
+            except AssertionError as error:  # the other jobs still count
+                wrong.append(f"{job.name}: {error}")
     if wrong:
         raise AssertionError("\n".join(wrong))
+
+
+def _kill_in(job: Job, server: Any, wiring: ModuleType) -> str:
+    """Begin a job and kill the server when enough of it is kept; what was, in words."""
+    number = post(server, job_prompt(job, server.get("/object_info"), wiring, "killed"))
+    wait_for(lambda: is_running(server, number))
+    pattern, least = job.part
+    if pattern:
+        wait_for(lambda: len(_filled(server.base, pattern, "killed")) >= least or not is_running(server, number))
+    else:
+        time.sleep(0.7)
+    ended = not is_running(server, number)
+    os.kill(server.pid, signal.SIGKILL)
+    if ended:
+        raise AssertionError("ended before it could be killed")
+    return f"{len(_filled(server.base, pattern, 'killed'))} files kept" if pattern else "nothing is kept of it"
+
+
+def _go_on(job: Job, server: Any, wiring: ModuleType) -> tuple[dict[str, Any], list[str]]:
+    """A killed job given again: a row of what came, and what is wrong with it."""
+    info = server.get("/object_info")
+    ended, words = finish(server, post(server, job_prompt(job, info, wiring, "killed")))
+    wrong = [] if ended == "done" else [f"{ended} after it was killed: {words}"]
+    if not job.made:
+        return {"then": ended}, wrong
+    told = next((line for line in words.splitlines() if job.tells in line), "")
+    killed = _made(job, server.base, "killed")
+    left = [path.name for path in _filled(server.base, job.part[0], "killed") if path.match("*.part")]
+    if job.short == "LookLearn":  # the same learning under another name would be found
+        for path in server.base.glob(job.made.replace("MARK", "killed")):
+            path.unlink()
+    finish(server, post(server, job_prompt(job, info, wiring, "whole")))
+    same = killed == _made(job, server.base, "whole") and bool(killed)
+    wrong += [f"left {left}"] if left else []
+    wrong += [] if told else [f"began anew after it was killed: {words}"]
+    wrong += [] if same else ["not what an unkilled one makes"]
+    return {"then": ended, "kept": told, "same_as_unkilled": same}, wrong
+
+
+def _filled(base: Path, pattern: str, mark: str) -> list[Path]:
+    return [path for path in base.glob(pattern.replace("MARK", mark)) if path.stat().st_size]
+
+
+def _made(job: Job, base: Path, mark: str) -> list[Any]:
+    """What a job made, to be compared: tensors of safetensors files, text of others."""
+    return [
+        tensors_of(path) if path.suffix == ".safetensors" else path.read_text(encoding="utf-8")
+        for path in sorted(base.glob(job.made.replace("MARK", mark)))
+    ]
 
 
 def tensors_of(path: Path) -> dict[str, str]:
@@ -236,7 +298,7 @@ def _commands(pictures: Path) -> tuple[Command, ...]:
                 "--seeds", "0", "1", "-o", "OUT",
             ),
             lambda out: sum(path.read_bytes().count(b"\n") for path in out.glob("results.jsonl")) >= 3,
-            partial(_files, ending=".png"),
+            _painted,
         ),
         Command(
             "learn", (
@@ -277,6 +339,18 @@ def _last_about(words: str) -> str:
     lines = [line.split("\r")[-1].strip() for line in words.splitlines() if line.strip()]
     about = [line for line in lines if any(one in line for one in ("went on", "goes on", "already", "taken over"))]
     return (about or lines or [""])[-1][:100]
+
+
+def _painted(folder: Path) -> dict[str, Any]:
+    """Pixels of every picture, and every line of the results but the seconds that it took, which are in both."""
+    from PIL import Image
+
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*.png")):
+        with Image.open(path) as picture:
+            found[path.relative_to(folder).as_posix()] = hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
+    lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    return found | {row["id"]: row | {"seconds": None} for row in map(json.loads, lines)}
 
 
 def _files(folder: Path, ending: str) -> dict[str, str]:

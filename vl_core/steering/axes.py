@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 
 from ..states.fields import Field, Value, quoted
@@ -20,15 +20,21 @@ MAX_CELLS = 256
 ALIASES = {**ALSO, "layers": "layer", "alphas": "strength", "ways": "way", "takes": "take"}
 
 
-def _methods() -> tuple[str, ...]:
-    """Blends of the open pipeline, and ways: what a sweep's method has always named, under all names it has had."""
+def _ways() -> tuple[str, ...]:
+    """Ways under all names they have had: a saved sweep means the same for ever."""
     known = [find_way(name) for name in way_names()]
-    return (*BLENDS, *(way.name for way in known), *(old for way in known for old in way.also))
+    return (*(way.name for way in known), *(old for way in known for old in way.also))
+
+
+def _methods() -> tuple[str, ...]:
+    """Blends of the open pipeline, and ways: what a sweep's method has always named."""
+    return (*BLENDS, *_ways())
 
 
 # Two more names than settings have: what earlier versions called a way, and the strength of image delta.
 SWEPT: dict[str, Field] = {
-    **FIELDS, "method": Field(str, choices=_methods, meaning="A way, or a blend of the open pipeline."),
+    **FIELDS, "way": replace(FIELDS["way"], choices=_ways),
+    "method": Field(str, choices=_methods, meaning="A way, or a blend of the open pipeline."),
     "delta_strength": Field(float, -MAX_STRENGTH, MAX_STRENGTH, meaning="The strength, where the way is image delta."),
     SEED: Field(int, 0, MAX_SEED, meaning="Where painting starts."),
 }

@@ -5,14 +5,18 @@ The workflows then run as shipped, on empty files with the names of the real one
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import importlib.util
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
+import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import torch
+from aiohttp import web
+from server import PromptServer
 
 NODE_CLASS_MAPPINGS = {}  # no nodes; ComfyUI wants to see that
 
@@ -25,7 +29,9 @@ class TinyVAE:
     """The first three latent channels are the colours, eight times as large (sixteen times for FLUX.2's latents)."""
 
     def __init__(self, **_):
-        self.patcher = SimpleNamespace()  # the loader notes on it how to load the file again
+        self.first_stage_model = torch.nn.Identity()  # without weights: the same VAE in every server
+        cpu = torch.device("cpu")
+        self.patcher = comfy.model_patcher.CoreModelPatcher(self.first_stage_model, cpu, cpu)
 
     def throw_exception_if_invalid(self) -> None:
         pass
@@ -65,3 +71,26 @@ comfy.sd.load_clip = load_clip
 comfy.sd.load_diffusion_model = load_diffusion_model
 comfy.sd.VAE = TinyVAE
 comfy.utils.load_torch_file = lambda *_, return_metadata=False, **__: ({}, None) if return_metadata else {}
+
+
+class Mallinfo(ctypes.Structure):
+    """What glibc's ``mallinfo2`` tells, in bytes; see ``man mallinfo``."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+    )]
+
+
+@PromptServer.instance.routes.get("/where_memory_is")
+async def where_memory_is(_request) -> web.Response:
+    """Bytes of tensors that live, of what malloc has given out, and of what it holds free in its arenas."""
+    gc.collect()
+    held = {}
+    for one in gc.get_objects():
+        if isinstance(one, torch.Tensor) and one.device.type == "cpu" and one.layout == torch.strided:
+            held[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
+    told = ctypes.CDLL(None).mallinfo2
+    told.restype = Mallinfo
+    info = told()
+    given = {"malloc_in_use": info.uordblks, "malloc_mapped": info.hblkhd, "malloc_free": info.fordblks}
+    return web.json_response({"tensors": sum(held.values()), **given})

@@ -275,3 +275,11 @@ def test_a_method_names_a_way_or_a_blend_by_any_name_it_has_had():
     assert [(cell.settings.way, cell.settings.method) for cell in plan.cells] == [
         (OPEN_BLEND, "append"), ("appended tokens", "append"), ("aligned blend", "append"), ("words", "append")
     ]
+
+
+def test_a_way_is_named_by_any_name_it_has_had():
+    plan = plan_of(("way", "image delta, append picture, as published"), base={})
+    assert [cell.settings.way for cell in plan.cells] == [
+        "research: image delta", "appended tokens", "research: as published",
+    ]
+    assert Plan.from_json(plan.to_json()) == plan
