@@ -158,4 +158,14 @@ def test_a_socket_that_grows_takes_no_more_than_it_says(server, wiring):
         history = server.run(prompt)
         assert history["status"]["status_str"] == ends
         if ends == "error":
-            assert "image16" in history["status"]["messages"][-1][1]["exception_message"]
+            message = history["status"]["messages"][-1][1]["exception_message"]
+            assert message.startswith("images: expected at most 16 sockets, got image16 as well.")
+
+
+def test_a_wire_to_an_input_that_there_is_not_is_named(server, wiring):
+    """As an old or hand-made prompt may have: the host hands it to the node."""
+    prompt, _ = wiring.node_prompt("Normalize", server.get("/object_info"))
+    inputs = prompt["ours"]["inputs"]
+    inputs["embeddings"] = inputs["conditioning"]
+    message = server.run(prompt)["status"]["messages"][-1][1]["exception_message"]
+    assert message.startswith("embeddings: this node has no such input, its inputs are conditioning, mode")
