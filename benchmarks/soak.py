@@ -64,7 +64,7 @@ def run(arguments) -> None:
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the server: tiny models' threads would wait for one another
     host, wiring = load("server"), load("wiring")
-    host.START_SECONDS = SECONDS  # a machine that others use too
+    vars(host).update(START_SECONDS=SECONDS)  # a machine that others use too
     report = Report(
         "soak", torch.device("cpu"), arguments.out, prompts=arguments.prompts, clients=arguments.clients, seed=seed
     )
@@ -275,8 +275,8 @@ def keep_probe(history: dict, messages: dict, made: Made, server: Any, seen: See
     cached = set(messages.get("execution_cached", {}).get("nodes", []))
     with seen.lock:
         kept = seen.probes.setdefault(made.probe, {})
-        times, *first = kept.get(digest, (0, states, saved[-1]))
-        kept[digest] = (times + 1, *first)
+        times, first, file = kept.get(digest, (0, states, saved[-1]))
+        kept[digest] = times + 1, first, file
         seen.ran[made.probe] += len(set(made.body["prompt"]) - cached)
 
 
