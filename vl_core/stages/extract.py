@@ -14,7 +14,7 @@ from ..states.layout import TokenLayout, TokenRole
 from ..states.sinks import Sinks
 from ..states.statistics import ReferenceStatistics
 from ..states.tensors import check_choice
-from .normalize import NormalizeMode, normalize
+from .normalize import NormalizeMode, check_scale, normalize
 from .outliers import Direction, MaskMode, mask_outlier_dimensions
 from .published.reading import native_template as native_family
 from .select import SELECTIONS, TokenSelection, select_tokens
@@ -149,8 +149,8 @@ def check_options(
         raise ValueError(f"tokens: {token_selection!r} needs at least one picture, got none. Give one, or select text.")
     if not outlier_threshold >= 1:
         raise ValueError(f"outlier threshold: expected a ratio of at least 1, got {outlier_threshold}.")
-    if target_std is not None and not 0 < target_std < float("inf"):
-        raise ValueError(f"target std: expected a finite number above 0, got {target_std}.")
+    if target_std is not None:
+        check_scale("target std", target_std)
     if reference is None:
         needs = []
         if outlier_masking != "none":

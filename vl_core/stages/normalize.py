@@ -22,6 +22,7 @@ from .outliers import checked_sizes, reference_moments, tokens_in_scope
 
 NormalizeMode = Literal["none", "global", "per_dim", "hybrid", "rms"]
 
+MOST_SCALE = 1e6  # no encoder comes near; far beyond it finite values would leave float32
 NOT_VARYING = "The tokens do not vary in any dimension ({} counted): normalised by their global std instead."
 NO_SPREAD = "The values do not vary (std 0): left unchanged."
 ZERO_TOKENS = "{} tokens are all zero and have no RMS: left unchanged."
@@ -110,7 +111,7 @@ def normalize_rms(x: Tensor, target_rms: float, *, sinks: Sinks = "exclude") -> 
         ValueError: for a bad shape or target, or values that are not finite.
     """
     check_shape(x)
-    _check_positive("target_rms", target_rms)
+    check_scale("target_rms", target_rms)
     sizes = checked_sizes(as_batch(x))
     scope, _ = tokens_in_scope(sizes, sinks, None)
     return _rewrite(x, sizes, scope, _token_scaling(target_rms))[0]
@@ -161,7 +162,7 @@ def normalize(
     check_choice("mode", mode, NormalizeMode)
     check_shape(x)
     if target_std is not None:
-        _check_positive("target_std", target_std)
+        check_scale("target_std", target_std)
     if not 0 <= weight <= 1:
         raise ValueError(f"weight: expected 0 (global) to 1 (per_dim), got {weight}.")
     if not clip > 0:
@@ -270,6 +271,7 @@ def _matching(reference: Moments, target_std: float, weight: float, clip: float)
     return change
 
 
-def _check_positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name}: expected a finite number above 0, got {value}.")
+def check_scale(name: str, value: float) -> None:
+    """Raise ValueError unless a std or an RMS to scale to is one that encoders may have."""
+    if not 0 < value <= MOST_SCALE:
+        raise ValueError(f"{name}: expected a number above 0 and at most {MOST_SCALE:g}, got {value}.")

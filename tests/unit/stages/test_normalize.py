@@ -269,3 +269,13 @@ def test_tokens_out_of_scope_keep_their_bits_and_a_batch_may_be_empty(mode, dtyp
     scaled, _ = normalize(x, mode, reference(), positions=inside)
     assert torch.equal(scaled[~inside], x[~inside]) and torch.equal(scaled[0], x[0])
     assert normalize(x[None][:0], mode, reference())[0].shape == (0, 40, WIDTH)
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, float("nan"), float("inf"), 1.9760989058126943e38])
+def test_a_target_that_no_float_would_hold_is_refused(target):
+    """Found by the nightly flood: finite values times it were infinite."""
+    x = torch.randn(1, 8, generator=torch.Generator().manual_seed(0))
+    for act in (lambda: normalize(x, "global", target_std=target), lambda: normalize_rms(x, target)):
+        with pytest.raises(ValueError, match=r"target_(std|rms): expected a number above 0 and at most 1e\+06"):
+            act()
+    assert normalize(x, "global", target_std=1e6)[0].isfinite().all()
