@@ -149,7 +149,7 @@ class ZImageVLAdapterApply(Node):
             search_aliases=["use adapter", "load adapter"],
             inputs=[
                 widgets.encoder_input(),
-                widgets.pictures_input(),
+                widgets.pictures_input("with none text comes out as it is"),
                 widgets.prompt_input(),
                 io.Conditioning.Input(
                     "text",

@@ -65,7 +65,7 @@ class ZImageVLCondition(Node):
             inputs=[
                 widgets.text_clip_input(),
                 encoder_input("vision"),
-                pictures_input(),
+                pictures_input("with none you get your words alone"),
                 prompt_input(),
                 widgets.setting_input(
                     "strength", "How much the picture counts. 0 is your words alone, 1 is all of it.", step=0.01,
@@ -90,7 +90,8 @@ class ZImageVLCondition(Node):
                 widgets.mask_use_input(),
                 *widgets.window_inputs("Your words alone before.", "Your words alone after.", optional=True),
                 Adapter.Input(
-                    "adapter", optional=True, tooltip="From Fit Picture Adapter, for the way picture adapter."
+                    "adapter", optional=True,
+                    tooltip="From Fit Picture Adapter, for the ways picture adapter and automatic.",
                 ),
                 io.Combo.Input(
                     "adapter_file", options=[NO_FILE, *folders.saved_adapters()], default=NO_FILE, optional=True,

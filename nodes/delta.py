@@ -31,7 +31,7 @@ class ZImageVLDelta(Node):
             search_aliases=["difference", "what a picture adds"],
             inputs=[
                 widgets.encoder_input(),
-                widgets.pictures_input(),
+                widgets.pictures_input("with none text comes out as it is"),
                 widgets.prompt_input(),
                 io.Conditioning.Input(
                     "text", tooltip="Z-Image's own encoding of the same prompt, from CLIP Text Encode; what is changed."

@@ -24,7 +24,7 @@ class ZImageVLDescribe(Node):
             is_output_node=True,
             inputs=[
                 encoder_input(),
-                pictures_input(),
+                pictures_input("at least one"),
                 io.Combo.Input(
                     "take", options=[*INSTRUCTIONS, REWRITE], default="everything",
                     tooltip="What the words are about. everything: subject and look. look: the look alone. slots: a "

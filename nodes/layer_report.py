@@ -31,7 +31,7 @@ class ZImageVLLayerReport(Node):
             is_output_node=True,
             inputs=[
                 widgets.encoder_input(),
-                widgets.pictures_input(),
+                widgets.pictures_input("with none only the words are measured"),
                 widgets.prompt_input(),
                 widgets.Reference.Input(
                     "reference", optional=True, tooltip="Compare every layer with this. From Text Encoder Statistics."

@@ -60,7 +60,7 @@ class ZImageVLLookLearn(Node):
                     "clip", tooltip="The model's text encoder. Z-Image's: Load CLIP, qwen_3_4b, type lumina2."
                 ),
                 io.Vae.Input("vae", tooltip="The model's VAE. Z-Image's: ae.safetensors."),
-                pictures_input(),
+                pictures_input("at least one, and of one look"),
                 io.Combo.Input(
                     "quality", options=list(QUALITIES), default="good",
                     tooltip="How long it learns. "

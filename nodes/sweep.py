@@ -59,7 +59,7 @@ class ZImageVLSweep(Node):
             inputs=[
                 widgets.text_clip_input(),
                 widgets.encoder_input("vision"),
-                widgets.pictures_input(),
+                widgets.pictures_input("at least one"),
                 widgets.prompt_input(),
                 *_axis_inputs(
                     "columns", "column_values", "from left to right", "strength", "0.25:1:0.25", optional=False

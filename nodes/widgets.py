@@ -62,13 +62,14 @@ def judge_input() -> io.MultiType.Input:
     )
 
 
-def pictures_input() -> io.Autogrow.Input:
+def pictures_input(alone: str = "with none the prompt is read alone") -> io.Autogrow.Input:
+    """Sockets for pictures; ``alone`` says what comes of none."""
     return io.Autogrow.Input(
         "images",
         template=io.Autogrow.TemplatePrefix(
             io.Image.Input("image", tooltip="A reference picture. A batch counts as several."), "image", min=0, max=16
         ),
-        tooltip="Reference pictures. Connect one and a further socket appears; with none the prompt is read alone.",
+        tooltip=f"Reference pictures. Connect one and a further socket appears; {alone}.",
     )
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 PACK = Path(__file__).resolve().parents[2]
+WRITTEN_FOR = Path(__file__).with_name("chinese_of.json")
 NODE_IDS = [
     f"ZImageVL{name}" for name in (
         "Condition", "Loader", "Encode", "SelectTokens", "MaskOutliers", "Normalize", "Blend", "Delta", "Describe",
@@ -233,6 +236,24 @@ def test_a_chinese_help_page_explains_every_input_and_every_output(schema, chine
 def test_a_chinese_help_page_says_of_inputs_what_their_tooltips_say(schema, chinese_page, chinese):
     told = [entry["tooltip"] for name, entry in chinese[schema.node_id]["inputs"].items() if not name[-1].isdigit()]
     assert [tooltip for tooltip in told if tooltip not in chinese_page] == []
+
+
+def test_no_chinese_text_is_older_than_its_english(schemas):
+    """Of each English text a checksum is kept that the Chinese beside it was written for.
+
+    Who changes an English text reads its Chinese again, mends it, and then lets this test note the new checksums:
+    ZIMAGE_VL_CHINESE=read, for one run.
+    """
+    english = {schema.node_id: f"{schema.display_name}\n{schema.description}" for schema in schemas.values()}
+    for schema in schemas.values():
+        for name, one in sockets(schema):
+            english.setdefault(f"{schema.node_id}.{name}", "")
+            english[f"{schema.node_id}.{name}"] += one.tooltip
+    now = {name: f"{zlib.crc32(text.encode()):08x}" for name, text in sorted(english.items())}
+    if os.environ.get("ZIMAGE_VL_CHINESE") == "read":
+        WRITTEN_FOR.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+    kept = json.loads(WRITTEN_FOR.read_text(encoding="utf-8"))
+    assert [name for name in {**now, **kept} if now.get(name) != kept.get(name)] == []
 
 
 def test_there_is_no_chinese_help_page_for_a_node_that_is_gone():
