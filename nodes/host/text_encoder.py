@@ -66,9 +66,10 @@ def check_text_clip(clip: Any, name: str = "clip", klein: bool = False) -> Famil
         return family
     if not isinstance(model, z_image.ZImageTEModel):
         kind = type(clip if model is None else model).__name__
-        hint = " (that goes to the vision input)" if isinstance(model, qwen3vl.Qwen3VLTEModel) else ""
+        if isinstance(model, qwen3vl.Qwen3VLTEModel):
+            kind = "Qwen3-VL, which goes to the vision input"
         load = f"{LOAD_TEXT} {LOAD_KLEIN}" if klein else LOAD_TEXT
-        raise ValueError(f"{name}: expected Z-Image's text encoder Qwen3-4B, got {kind}{hint}. {load}")
+        raise ValueError(f"{name}: expected Z-Image's text encoder Qwen3-4B, got {kind}. {load}")
     return family_of(ZIMAGE.group, getattr(model, TEXT_NAME).transformer.model.config.hidden_size)
 
 

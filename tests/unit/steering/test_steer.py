@@ -244,3 +244,15 @@ def test_automatic_stands_for_ways_that_there_are():
 def test_a_way_without_what_it_needs_says_what_to_do(host, references):
     with pytest.raises(ValueError, match=r"adapter: the way picture adapter needs one, got none.*choose the way words"):
         steer(host, PROMPT, references, Settings("picture adapter"))
+
+
+@pytest.mark.parametrize(
+    ("way", "message"),
+    [
+        ("learned look", "look: the way learned look needs one, got none. Connect Learn Look, choose a look_file"),
+        ("picture adapter", "adapter: the way picture adapter needs one, got none. Connect Fit Picture Adapter"),
+    ],
+)
+def test_a_way_that_lacks_what_it_needs_says_where_to_get_it(host, picture, way, message):
+    with pytest.raises(ValueError, match=message):
+        steer(host, "a fox", [Reference(picture)], Settings(way=way))

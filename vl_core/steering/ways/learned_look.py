@@ -19,6 +19,11 @@ def missing(given: Given) -> str:
 
 
 def needs(settings: Settings, given: Given) -> Needs:
+    if not _looks(given):
+        raise ValueError(
+            "look: the way learned look needs one, got none. Connect Learn Look, choose a look_file, or choose the way "
+            "words."
+        )
     return Needs()
 
 
