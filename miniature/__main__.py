@@ -26,6 +26,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--no-compile", action="store_true", help="do not torch.compile the DiT")
     top.add_argument("--joint", type=float, default=0.15, help="last share of vl that trains the language model too")
     top.add_argument("--checkpoint-seconds", type=float, default=60.0, help="how often a checkpoint is written")
+    top.add_argument(
+        "--matmul", default="high", choices=["highest", "high", "medium"],
+        help="precision of float32 products; medium is bfloat16, twice as fast on a processor that has it",
+    )
     top.add_argument("--count", type=int, metavar="N", help="pictures of scenes (12)")
     bench = top.add_argument_group("bench")
     bench.add_argument("--pairs", type=int, help="prompt and reference pairs (200)")
@@ -34,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--guidance", type=float, help="(1)")
     bench.add_argument("--only", help="of the training-free methods those whose name contains this")
     bench.add_argument("--shard", help="0/2 and 1/2: half of the methods each, on two GPUs")
+    bench.add_argument("--few", type=int, help="looks: pairs of the curves (60), and colours between names (45)")
+    bench.add_argument("--lookalikes", type=int, help="looks: references per style that geometry is read off (40)")
     bench.add_argument("--unseen-combinations", action="store_true", help="only looks kept from fitting")
     bench.add_argument("--leave-out-style", metavar="NAME", help="only references of this style, kept from fitting")
     bench.add_argument("--leave-out-background", metavar="NAME", help="only references on this background, likewise")

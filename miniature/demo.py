@@ -21,7 +21,7 @@ from .measure.chain import Chain
 from .train.assemble import MODELS
 
 PHOTOGRAPH, PHOTOGRAPH_PROMPT = "chelsea.jpg", (6, 4)  # a cat, and the shape and colour asked for beside it
-WORLDS, SEED = 3, 11
+WORLDS, SEED = 2, 11
 MODE, LAYER, STRENGTH = "aligned blend", -8, 0.7
 NOTE = (
     "A trained miniature of the chain, a thousand times smaller than the real one: it knows ten colours, eight shapes, "
@@ -37,18 +37,19 @@ def run(arguments) -> None:
         checks.output_file(str(path), "--output", path.suffix)
 
     print(NOTE)
-    with progress("Demo", total=WORLDS + 4) as move:
+    with progress("Demo", total=WORLDS + 6) as move:
         chain = Chain.load(MODELS)
         move()
         references, prompts, wishes = sheet.from_the_world(WORLDS, SEED)
         with resources.as_file(resources.files(__package__) / "assets" / PHOTOGRAPH) as file:
             photograph = load_picture(str(file), "photograph", budget=1024)
+        for kept, new in zip((references, prompts, wishes), sheet.without_a_name(chain), strict=True):
+            kept.append(new)
         references.append(sheet.Reference(photograph))
         wishes.append(sheet.Wish(*PHOTOGRAPH_PROMPT))
         prompts.append(world.with_article(f"{world.COLORS[wishes[-1].color]} {world.SHAPES[wishes[-1].shape]}"))
-        drawn = sheet.sheet(
-            chain, references, prompts, wishes, (sheet.PUBLISHED, *sheet.OURS, sheet.FITTED), seed=SEED, progress=move
-        )
+        columns = (sheet.PUBLISHED, *sheet.OURS, sheet.FITTED, sheet.LEARNED)
+        drawn = sheet.sheet(chain, references, prompts, wishes, columns, seed=SEED, progress=move)
         reference = calibrate(lambda text: chain.words(text)[0], sheet.captions(64), encoder="miniature")
         move()
         words, layout = chain.words(prompts[0])

@@ -55,6 +55,7 @@ class Switches:
         only: of the training-free methods, only those whose name contains this.
         shard: "0/2" measures half of the methods, by name, and writes no report: for two GPUs side by side. Join their
             ``bench_rows.jsonl`` and go on with --resume.
+        few, lookalikes: of the stage ``looks``, see :mod:`looks`.
     """
 
     pairs: int = 200
@@ -66,6 +67,8 @@ class Switches:
     described: bool = False
     only: str = ""
     shard: str = ""
+    few: int | None = None
+    lookalikes: int | None = None
 
     def describe(self) -> dict[str, Any]:
         hold = self.hold_out

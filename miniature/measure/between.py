@@ -33,8 +33,9 @@ class BetweenColours:
 
     @classmethod
     def draw(cls, chain: Chain, most: int | None = None) -> BetweenColours:
-        """All pairs of names, or the first ones."""
-        pairs = tuple(combinations(range(len(world.COLORS)), 2))[:most]
+        """All pairs of names, or at most so many, spread over all."""
+        pairs = tuple(combinations(range(len(world.COLORS)), 2))
+        pairs = pairs[:: -(-len(pairs) // most)] if most else pairs
         scenes = world.sample_scenes(len(pairs), torch.Generator().manual_seed(SEED), two_shapes=0.0)
         flat = torch.zeros_like(scenes.style)  # style "flat", mood "neutral": the background is its colour
         thing = torch.tensor([next(c for c in range(len(world.COLORS)) if c not in pair) for pair in pairs])
@@ -70,12 +71,22 @@ class BetweenColours:
         return self.distance(painted)
 
     def distance(self, painted: Tensor) -> Tensor:
-        """RGB distance ``(N,)`` of the painted ring's median colour from the goal, a mean over seeds.
+        """RGB distance ``(N,)`` of the painted ring's median colour from the goal, a mean over seeds; :meth:`read`."""
+        return self.read(painted)["distance"]
+
+    def read(self, painted: Tensor) -> dict[str, Tensor]:
+        """``distance`` from the goal; ``from_first``: the same from the colour that the first name means.
 
         Args:
             painted: ``(S·N, 3, 128, 128)`` in [-1, 1], all pairs of a seed before the next.
         """
-        edge = torch.ones(painted.shape[-2:], dtype=torch.bool)
-        edge[RING:-RING, RING:-RING] = False
-        found = ((painted.cpu()[..., edge] + 1) / 2).clamp(0, 1).median(-1).values  # (seeds · pairs, 3)
-        return (found.view(-1, len(self.pairs), 3) - self.goal).norm(dim=-1).mean(0)
+        found = ring_colour(painted).view(-1, len(self.pairs), 3)
+        goals = {"distance": self.goal, "from_first": torch.tensor(world.RGB)[[first for first, _ in self.pairs]]}
+        return {name: (found - goal).norm(dim=-1).mean(0) for name, goal in goals.items()}
+
+
+def ring_colour(painted: Tensor) -> Tensor:
+    """Median colour of the ring at the edges, RGB in [0, 1] ``(…, 3)``, of pictures ``(…, 3, 128, 128)`` in [-1, 1]."""
+    edge = torch.ones(painted.shape[-2:], dtype=torch.bool)
+    edge[RING:-RING, RING:-RING] = False
+    return ((painted.cpu()[..., edge] + 1) / 2).clamp(0, 1).median(-1).values

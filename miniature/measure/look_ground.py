@@ -12,7 +12,7 @@ from vl_core import Look, TokenLayout, Words, apply_look
 from vl_core.encoder.answers import append_words
 from vl_core.looks.learn import learn_looks
 from vl_core.looks.lesson import Lesson
-from vl_core.looks.look import Origin
+from vl_core.looks.look import Origin, hash_picture
 from vl_core.looks.options import LearnOptions
 from vl_core.looks.start import begin
 
@@ -25,6 +25,7 @@ from .look_painter import MiniaturePainter, words_of
 from .look_rivals import Rival
 
 SIDE_BY_SIDE = 384  # looks that are learned at once
+AT_ONCE = 32  # noisy pictures that a processor sees at once; more are slower there
 FOUR = 4  # pictures of one look
 Figures = dict[str, Tensor]
 Text = tuple[Tensor, TokenLayout]
@@ -128,11 +129,17 @@ class Ground:
 
 
 def learn(painter: MiniaturePainter, lessons: Sequence[Lesson], options: LearnOptions) -> list[Look]:
-    """Looks of many lessons, side by side."""
-    know(painter, [lesson.words for lesson in lessons])
-    painter.see([picture for lesson in lessons for picture in lesson.pictures])
-    parts = [lessons[start : start + SIDE_BY_SIDE] for start in range(0, len(lessons), SIDE_BY_SIDE)]
-    return [look for part in parts for look in learn_looks(painter, part, options)]
+    """Looks of many lessons, side by side; those that the painter was asked for before are not learned again."""
+    names = [(options, lesson.words, *map(hash_picture, lesson.pictures)) for lesson in lessons]
+    new = {name: lesson for name, lesson in zip(names, lessons, strict=True) if name not in painter.learned}
+    know(painter, [lesson.words for lesson in new.values()])
+    painter.see([picture for lesson in new.values() for picture in lesson.pictures])
+    wanted = list(new.items())
+    for start in range(0, len(wanted), SIDE_BY_SIDE):
+        part, lessons = zip(*wanted[start : start + SIDE_BY_SIDE], strict=True)
+        looks = learn_looks(painter, lessons, options, at_once=AT_ONCE if painter.chain.device.type == "cpu" else 0)
+        painter.learned |= dict(zip(part, looks, strict=True))
+    return [painter.learned[name] for name in names]
 
 
 def know(painter: MiniaturePainter, words: Sequence[Words]) -> None:
@@ -165,13 +172,13 @@ def pairs_of(painting: Painting, painter: MiniaturePainter, name: str, count: in
 
 
 def between_of(painter: MiniaturePainter, name: str, count: int | None, seeds: int, switches: Switches) -> Ground:
-    """Backgrounds between two colour names; ``distance`` is what is read."""
+    """Backgrounds between two colour names, read by :meth:`BetweenColours.read`."""
     between = BetweenColours.draw(painter.chain, count)
     return Ground(
         name, painter, between.pictures, between.scenes, words_of(painter.chain, between.pictures),
         painter.chain.words_many(between.prompts),
         {f"{which} name": _states(painter, between.captions(side)) for side, which in enumerate(("first", "second"))},
-        between.numbers(range(seeds)), lambda painted: {"distance": between.distance(painted)}, switches.steps,
+        between.numbers(range(seeds)), between.read, switches.steps,
         switches.guidance,
     )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vl_core import TokenLayout
+from vl_core import Look, TokenLayout
 from vl_core.looks.batch import Captions
 from vl_core.looks.lesson import fit_picture
 from vl_core.looks.start import Words
@@ -36,6 +36,7 @@ class MiniaturePainter:
         self._texts: dict[str, tuple[Tensor, TokenLayout]] = {}
         self._latents: dict[bytes, Tensor] = {}
         self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
+        self.learned: dict[tuple[Hashable, ...], Look] = {}
 
     @property
     def family(self) -> Family:

@@ -95,12 +95,13 @@ def curves(toy: bool = False) -> list[Row]:
 def units(grounds: dict[str, Ground], toy: bool) -> list[Unit]:
     """All of them."""
     styles = [name for name in grounds if name not in (*FULL, *SMALL)]
-    found = [_bounds(grounds)]
+    found = [_bounds("bounds and start", {name: one for name, one in grounds.items() if name not in SMALL})]
     for row in qualities(toy):
         found.append(_quality(row, grounds, ("pairs",) if row.pictures > 1 else (*FULL, *styles)))
         if row.pictures == 1:
             found.append(_noise(row, grounds["pairs"]))
     found += [_rival(rival, grounds, (*FULL, *styles)) for rival in RIVALS]
+    found.append(_bounds("bounds of the curves", {name: grounds[name] for name in SMALL}, begun=False))
     found += [_curve(row, grounds) for row in curves(toy)]
     return [*found, _good(curves(toy)[0], grounds)]
 
@@ -133,18 +134,18 @@ def learn_each(row: Row, grounds: Sequence[Ground]) -> dict[str, list[Look]]:
     return {ground.name: [next(looks) for _ in part] for ground, part in zip(grounds, lessons, strict=True)}
 
 
-def _bounds(grounds: dict[str, Ground]) -> Unit:
+def _bounds(unit: str, grounds: dict[str, Ground], begun: bool = True) -> Unit:
     """Words alone and words for the look; looks before the first step."""
     keys = [(name, case) for name, ground in grounds.items() for case in ground.captions]
-    begun = [name for name in grounds if name not in SMALL]
+    starts = list(grounds) if begun else []
 
     def measure() -> Iterator[Figures]:
         for name, case in keys:
             yield grounds[name].painted(grounds[name].captions[case])
-        for name in begun:
+        for name in starts:
             yield grounds[name].measure(grounds[name].begun())
 
-    return Unit("bounds and start", (*keys, *((name, START) for name in begun)), 2000.0, measure)
+    return Unit(unit, (*keys, *((name, START) for name in starts)), 2000.0, measure)
 
 
 def _quality(row: Row, grounds: dict[str, Ground], names: Sequence[str]) -> Unit:

@@ -11,11 +11,16 @@ is the look before the first step. Properties that vary in the world and are tol
 (:mod:`look_geometry`) and compared with the reference's own.
 
 ``--shard 0/4`` measures a quarter of it, for processes side by side; after all of them the same command with
-``--resume`` and no shard writes the report from their ledgers.
+``--resume`` and no shard writes the report from their ledgers. ``--only "good;quick"`` measures the units whose names
+contain one of these, in their order, and writes no report. ``--stop-after S`` begins no unit after so many seconds; the
+report then holds what was measured and names what was ``left_out``. A processor has time for fewer: ``--pairs`` and
+``--seeds``, ``--few`` for the pairs of curves and the colours between names, ``--lookalikes`` for geometry.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -38,7 +43,9 @@ from .look_units import (
     OWN,
     SMALL,
     START,
+    Key,
     Row,
+    Unit,
     curves,
     good_keys,
     qualities,
@@ -49,7 +56,7 @@ from .look_units import (
 from .rows import Method
 
 REPORT = "looks.json"
-SOME, SOME_SEEDS = 60, 1  # pairs of the curves
+SOME = 60  # pairs of the curves
 GEOMETRY = 40  # pictures per style
 KEPT = (
     "transfer", "stderr", "transfer_by", "transfer_next", "adherence", "adherence_stderr", "adherence_shape", "leak",
@@ -61,7 +68,10 @@ def run(options: Options, switches: Switches) -> dict[str, Any]:
     """Measure and write ``looks.json`` beside the models; with ``--resume`` rows already measured are kept."""
     device = begin(options)
     chain = Chain.load(assemble.models_folder(options), device)
-    asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(chain.folder)}
+    asked = {
+        **switches.describe(), "few": switches.few, "lookalikes": switches.lookalikes, "matmul": options.matmul,
+        "seed": options.seed, "weights": assemble.weight_bytes(chain.folder),
+    }
     number, _, _ = switches.shard.partition("/")
     ledger = Ledger(
         options.out / f"looks_rows{number and f'_{number}'}.jsonl", asked, options.resume,
@@ -71,10 +81,11 @@ def run(options: Options, switches: Switches) -> dict[str, Any]:
     painting = Painting(bench, tuple(range(switches.seeds)), switches.steps, switches.guidance)
     grounds = grounds_of(painting, switches, options.toy)
     log(options, "looks", prepared=len(grounds))
-    for unit in share(units(grounds, options.toy), switches.shard):
-        if not options.toy and switches.only not in unit.name:
-            continue
+    every = units(grounds, options.toy)
+    for unit in wanted(share(every, switches.shard), "" if options.toy else switches.only):
         missing = [key for key in unit.keys if "/".join(key) not in ledger.rows]
+        if missing and options.stop_after is not None and time.monotonic() - options.started > options.stop_after:
+            continue
         for key, figures in zip(unit.keys, unit.measure() if missing else (), strict=bool(missing)):
             ledger.measured("/".join(key), lambda figures=figures: figures)
         found = ledger.rows["/".join(unit.keys[0])]
@@ -82,7 +93,9 @@ def run(options: Options, switches: Switches) -> dict[str, Any]:
         log(options, "looks", unit=unit.name, measured=bool(missing), **shown)
     if switches.shard or (switches.only and not options.toy):
         return {}
-    report = Study(ledger, options).report(asked, grounds)
+    study = Study(ledger, options)
+    report = study.report(asked, grounds)
+    report["left_out"] = [unit.name for unit in every if not study.has(*unit.keys)]
     write_json(options.report(REPORT), report)
     return report
 
@@ -91,24 +104,34 @@ def grounds_of(painting: Painting, switches: Switches, toy: bool) -> dict[str, G
     """Those of the table, then those of the curves, then one per style."""
     painter = MiniaturePainter(painting.bench.chain)
     count, seeds = len(painting.bench.pairs), switches.seeds
-    some, between = (3, 3) if toy else (SOME, None)
+    some, between = (3, 3) if toy else (switches.few or SOME, switches.few)
     found = [
         pairs_of(painting, painter, FULL[0], count, seeds), between_of(painter, FULL[1], between, seeds, switches),
-        pairs_of(painting, painter, SMALL[0], min(some, count), SOME_SEEDS),
-        between_of(painter, SMALL[1], between, SOME_SEEDS, switches),
-        *(lookalikes_of(painter, style, min(GEOMETRY, count), seeds, switches) for style in STYLES),
+        pairs_of(painting, painter, SMALL[0], min(some, count), seeds),
+        between_of(painter, SMALL[1], between, seeds, switches),
+        *(lookalikes_of(painter, style, min(switches.lookalikes or GEOMETRY, count), seeds, switches)
+          for style in STYLES),
     ]
     return {ground.name: ground for ground in found}
 
 
+def wanted(found: Sequence[Unit], only: str) -> list[Unit]:
+    """Units whose names contain one of the parts of ``only`` between ";", in the parts' order; all for ""."""
+    order = {unit.keys: unit for part in only.split(";") for unit in found if part in unit.name}
+    return list(order.values())
+
+
 class Study:
-    """The report from rows that are all there."""
+    """The report from rows that are there: bounds and the start have to be."""
 
     def __init__(self, ledger: Ledger, options: Options) -> None:
         self.ledger, self.options = ledger, options
 
     def found(self, ground: str, key: str) -> Figures:
         return self.ledger.rows[f"{ground}/{key}"]
+
+    def has(self, *keys: Key) -> bool:
+        return all("/".join(key) in self.ledger.rows for key in keys)
 
     def report(self, asked: dict[str, Any], grounds: dict[str, Ground]) -> dict[str, Any]:
         """What ``looks.json`` holds."""
@@ -117,12 +140,12 @@ class Study:
         first, second = (self.found(FULL[1], f"{which} name")["distance"] for which in ("first", "second"))
         nulls = [
             {"of": row.name, "control": control, **self.row(f"{row.name}: {control}", FULL, f"{control}: {row.key}")}
-            for row in named for control in (ANOTHER, NOISE) if control == ANOTHER or row.pictures == 1
+            for row in named for control in (ANOTHER, NOISE) if self.has((FULL[0], f"{control}: {row.key}"))
         ]
         rivals = [
             {**self.row(rival.name, FULL, rival_key(rival, OWN)),
              "null": self.row(f"{rival.name}: {ANOTHER}", FULL, rival_key(rival, ANOTHER))}
-            for rival in RIVALS
+            for rival in RIVALS if self.has((FULL[0], rival_key(rival, ANOTHER)))
         ]
         strengths, several = good_keys(curve_rows[0])
         by_strength = {strength: key.partition(": ")[2] for strength, (_, key) in strengths}
@@ -131,19 +154,28 @@ class Study:
             "curves_asked": {"pairs": len(some.texts), "seeds": len(some.numbers) // len(some.texts)},
             "bounds": [self.row("text only", FULL[:1], "text"), self.row("caption in words", FULL[:1], "caption")],
             "between_words": {"first name": _mean(first), "second name": _mean(second),
-                              "nearer name": _mean(first.minimum(second))},
+                              "nearer name": _mean(first.minimum(second)),
+                              "colour with a name": _mean(self.found(FULL[1], "first name")["from_first"])},
+            "colours": len(grounds[FULL[1]].texts),
             "start": self.row("start", FULL, START),
-            "rows": [{**self.row(row.name, FULL, f"{OWN}: {row.key}"), **_how(row)} for row in named],
+            "rows": [
+                {**self.row(row.name, FULL, f"{OWN}: {row.key}"), **_how(row)} for row in named
+                if self.has((FULL[0], f"{ANOTHER}: {row.key}"))
+            ],
             "nulls": nulls, "rivals": rivals,
-            "curves": [{**self.row(row.name, SMALL, f"{OWN}: {row.key}"), **_how(row)} for row in curve_rows],
+            "curves": [
+                {**self.row(row.name, SMALL, f"{OWN}: {row.key}"), **_how(row)} for row in curve_rows
+                if self.has((SMALL[0], "caption"), *((name, f"{OWN}: {row.key}") for name in SMALL))
+            ],
             "strengths": [
                 {"strength": strength, **self.row(f"strength {strength:g}", SMALL, f"strength {strength:g}: {rest}")}
                 for strength, rest in by_strength.items()
+                if self.has((SMALL[1], f"strength {strength:g}: {rest}"))
             ],
             "two_looks": [
                 {"weights": weights, **self.row(f"two looks, {weights[0]:g} to {weights[1]:g}", SMALL[:1], key),
                  "parts_of_both": float(self.found(ground, key)["parts_of_both"].mean())}
-                for weights, (ground, key) in several
+                for weights, (ground, key) in several if self.has((ground, key))
             ],
             "geometry": [self.geometry(one.name, one.style, one.unit, grounds[one.style]) for one in PROPERTIES],
         }
@@ -168,7 +200,7 @@ class Study:
                 keys |= {row.name: f"{OWN}: {row.key}", f"{row.name}: {ANOTHER}": f"{ANOTHER}: {row.key}"}
         for rival in RIVALS:
             keys |= {rival.name: rival_key(rival, OWN), f"{rival.name}: {ANOTHER}": rival_key(rival, ANOTHER)}
-        found = {case: self.found(style, key) for case, key in keys.items()}
+        found = {case: self.found(style, key) for case, key in keys.items() if self.has((style, key))}
         return {
             "property": name, "unit": unit, "style": style, "pictures": len(ground.texts),
             "error": {case: _mean(values[name]) for case, values in found.items()},

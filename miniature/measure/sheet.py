@@ -1,4 +1,8 @@
-"""A labelled sheet: reference | words only | published | ours … | caption, and what the judge reads in each."""
+"""A labelled sheet: reference | words only | published | ours … | caption, and what the judge reads in each.
+
+A reference may be on a background between two colours that have names; then the verdict is how far off the painted one
+is.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +13,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vl_core import PictureAdapter, condition
+from vl_core import Look, PictureAdapter, Words, apply_look, condition
+from vl_core.looks.learn import learn_looks
+from vl_core.looks.lesson import Lesson
+from vl_core.looks.options import QUALITIES
 
 from .. import world
 from . import adapters
+from .between import BetweenColours, ring_colour
 from .chain import Chain, as_image, look_of
+from .look_painter import MiniaturePainter, shows_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 NOTE = (
     "Under each picture: what the judge reads. Above it: the prompt's colour and shape, and the reference's "
-    "background, style and mood, as far as they are there."
+    "background, style and mood, as far as they are there; of a background that has no name, its distance in RGB."
 )
 GOOD, BAD, PLAIN = "#00684A", "#A63D00", "#222222"  # told apart by the colour-blind; the words say the same
 
 
 class Reference(NamedTuple):
-    """A picture ``(H, W, 3)`` in [0, 1], and its scene if it comes from the world (None: a photograph, say)."""
+    """A picture ``(H, W, 3)`` in [0, 1], and its scene if it comes from the world (None: a photograph, say).
+
+    ``ground``: RGB ``(3,)`` of a background that has no name; the scene's then is the nearest that has one.
+    """
 
     picture: Tensor
     scene: world.Scene | None = None
+    ground: Tensor | None = None
 
 
 class Wish(NamedTuple):
@@ -40,7 +53,7 @@ class Wish(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A way to mix, as ``vl_core.condition`` takes it; or DESCRIBE (the VL's own words) or ADAPTER."""
+    """A way to mix, as ``vl_core.condition`` takes it; or DESCRIBE (the VL's own words), ADAPTER or LOOK."""
 
     label: str
     mode: str
@@ -48,7 +61,7 @@ class Column(NamedTuple):
     strength: float
 
 
-DESCRIBE, ADAPTER = "describe", "picture adapter"
+DESCRIBE, ADAPTER, LOOK = "describe", "picture adapter", "learned look"
 PUBLISHED = Column("published blend\nlayer -6, α 0.3", "blend as published", -6, 0.3)
 OURS = (
     Column("aligned blend\nlayer -8, α 0.7", "blend aligned", -8, 0.7),
@@ -56,6 +69,8 @@ OURS = (
     Column("described\nby the VL, as words", DESCRIBE, -2, 1.0),
 )
 FITTED = Column("picture adapter\nstrength 1", ADAPTER, -2, 1.0)
+QUALITY = "quick"  # of the sheet's looks
+LEARNED = Column(f"learned look\n{QUALITY}: {QUALITIES[QUALITY].steps} steps", LOOK, -2, 1.0)
 
 
 class Cell(NamedTuple):
@@ -74,6 +89,29 @@ def from_the_world(count: int, seed: int) -> tuple[list[Reference], list[str], l
     references = [Reference(*both) for both in zip(as_image(pictures), pairs.references.records(), strict=True)]
     wishes = [Wish(*both) for both in zip(pairs.shape.tolist(), pairs.color.tolist(), strict=True)]
     return references, list(pairs.prompts), wishes
+
+
+def without_a_name(chain: Chain) -> tuple[Reference, str, Wish]:
+    """A reference on the background between two names that lies farthest from every name, with its prompt."""
+    between = BetweenColours.draw(chain)
+    off = torch.cdist(between.goal, torch.tensor(world.RGB))
+    index = int(off.amin(1).argmax())
+    scene = between.scenes.records()[index]._replace(background=int(off[index].argmin()))
+    thing = scene.objects[0][1]
+    reference = Reference(between.images[index], scene, between.goal[index])
+    return reference, between.prompts[index], Wish(world.SHAPES.index("circle"), thing)
+
+
+def learned(chain: Chain, references: Sequence[Reference]) -> list[Look]:
+    """A look of each picture, begun with what the VL says of it, all side by side."""
+    pictures = torch.cat([_small(reference.picture) for reference in references]).to(chain.device)
+    lessons = [
+        Lesson((picture,), Words((shows,), said))
+        for picture, shows, said in zip(
+            as_image(pictures), shows_of(chain, pictures), look_of(chain, pictures), strict=True
+        )
+    ]
+    return learn_looks(MiniaturePainter(chain), lessons, QUALITIES[QUALITY])
 
 
 def captions(count: int) -> list[str]:
@@ -102,7 +140,7 @@ def sheet(
     Args:
         references, prompts: as many of each.
         wishes: what the prompts ask for; with them and a reference from the world every picture gets a verdict.
-        progress: called after each row.
+        progress: called after each row, and after looks were learned.
 
     Raises:
         ValueError: if there are not as many prompts (or wishes) as references.
@@ -112,9 +150,13 @@ def sheet(
             raise ValueError(f"{name}: expected {len(references)}, one per reference, got {len(given)}.")
     titles = ["reference", "words only", *(column.label for column in columns), "bound: the look\nin true words"]
     adapter = adapters.load(chain.folder) if any(column.mode == ADAPTER for column in columns) else None
+    looks: list[Look | None] = [None] * len(references)
+    if any(column.mode == LOOK for column in columns):
+        looks[:] = learned(chain, references)
+        progress()
     rows = []
     for index, (reference, prompt) in enumerate(zip(references, prompts, strict=True)):
-        states, said = _mixed(chain, reference, prompt, columns, adapter)
+        states, said = _mixed(chain, reference, prompt, columns, adapter, looks[index])
         painted = chain.paint(states, [seed + index] * len(states), steps=steps, guidance=guidance)
         logits = chain.read(painted)
         if reference.scene is None:
@@ -125,7 +167,8 @@ def sheet(
         for at, (picture, label) in enumerate(zip(as_image(painted), readings(logits), strict=True)):
             verdict = ("", PLAIN)
             if wishes is not None:
-                verdict = verdict_of(logits, at, wishes[index], reference.scene)
+                ground = None if reference.ground is None else (reference.ground, ring_colour(painted[at]))
+                verdict = verdict_of(logits, at, wishes[index], reference.scene, ground)
             cells.append(Cell(picture, label, *verdict))
         rows.append((f"“{prompt}”", cells))
         progress()
@@ -133,27 +176,33 @@ def sheet(
 
 
 def _mixed(
-    chain: Chain, reference: Reference, prompt: str, columns: Sequence[Column], adapter: PictureAdapter | None
+    chain: Chain, reference: Reference, prompt: str, columns: Sequence[Column], adapter: PictureAdapter | None,
+    look: Look | None,
 ) -> tuple[list[Tensor], str]:
     """States per column, the words alone first and the true caption last, and what the VL says of the look."""
     words, layout = chain.words(prompt)
     seen = chain.look(reference.picture, prompt)
     muted = chain.look(reference.picture, prompt, mute=True)
-    small = torch.nn.functional.interpolate(
-        reference.picture.permute(2, 0, 1)[None].float(), (world.SIDE, world.SIDE), mode="area"
-    )
-    (said,) = look_of(chain, (2 * small - 1).to(chain.device))
+    (said,) = look_of(chain, _small(reference.picture).to(chain.device))
     states = [words]
     for column in columns:
         if column.mode == DESCRIBE:
             states.append(chain.words(f"{prompt}, {said}")[0])
         elif column.mode == ADAPTER:
             states.append(adapter.apply(words, layout, seen, column.strength)[0])
+        elif column.mode == LOOK:
+            states.append(apply_look(words, layout, look, column.strength)[0])
         else:
             states.append(condition(words, layout, seen, column.layer, column.mode, column.strength, muted=muted)[0])
     if reference.scene is not None:
         states.append(chain.words(", ".join([prompt, *world.look_phrases(reference.scene)]))[0])
     return states, said
+
+
+def _small(picture: Tensor) -> Tensor:
+    """``(1, 3, 128, 128)`` in [-1, 1] of a picture ``(H, W, 3)`` in [0, 1]."""
+    planes = picture.permute(2, 0, 1)[None].float()
+    return 2 * torch.nn.functional.interpolate(planes, (world.SIDE, world.SIDE), mode="area") - 1
 
 
 def readings(logits: dict[str, Tensor]) -> list[str]:
@@ -170,12 +219,25 @@ def readings(logits: dict[str, Tensor]) -> list[str]:
     return lines
 
 
-def verdict_of(logits: dict[str, Tensor], index: int, wish: Wish, scene: world.Scene | None) -> tuple[str, str]:
-    """What a picture kept of the wish and took of the scene, in words, and the colour they are written in."""
+def verdict_of(
+    logits: dict[str, Tensor], index: int, wish: Wish, scene: world.Scene | None,
+    ground: tuple[Tensor, Tensor] | None = None,
+) -> tuple[str, str]:
+    """What a picture kept of the wish and took of the scene, in words, and the colour they are written in.
+
+    Args:
+        ground: RGB of a background without a name, and of the painted one, each ``(3,)``. It is met if the painted one
+            is nearer to it than to every colour that has a name.
+    """
     kept = bool(logits["color"][index, wish.color] > 0), bool(logits["shape"][index, wish.shape] > 0)
     text = f"prompt {sum(kept)} of 2"
     if scene is None:
         return text, GOOD if all(kept) else BAD
+    if ground is not None:
+        goal, found = ground
+        off = float((found - goal).norm())
+        met = off < float((torch.tensor(world.RGB) - found).norm(dim=1).min())
+        return f"{text} · ground {off:.2f} off", GOOD if all(kept) and met else BAD if not all(kept) else PLAIN
     taken = sum(int(logits[name][index].argmax()) == getattr(scene, name) for name in world.LOOK)
     return f"{text} · look {taken} of 3", GOOD if all(kept) and taken == 3 else BAD if not all(kept) else PLAIN
 

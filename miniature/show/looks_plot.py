@@ -27,8 +27,14 @@ TITLES = {
 
 
 def run(options: Options) -> Path:
-    """Draw the picture into the run's folder from the report beside the models."""
+    """Draw the picture into the run's folder from the report beside the models.
+
+    Raises:
+        ValueError: if the report holds no curve.
+    """
     report = json.loads(options.report("looks.json").read_text(encoding="utf-8"))
+    if not report["curves"]:
+        raise ValueError(f"{options.report('looks.json')}: expected curves, got none. Measure them without --only.")
     options.out.mkdir(parents=True, exist_ok=True)
     draw(report, options.out / NAME)
     return options.out / NAME
@@ -50,7 +56,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    names = [*CHANGES, "strength"]
+    names = [name for name in (*CHANGES, "strength") if len(points(report, name)) > 1]
     columns = 4
     figure = Figure(figsize=(WIDTH, 2.9 * -(-len(names) // columns)), dpi=DPI, layout="constrained", facecolor="white")
     grid = figure.subplots(-(-len(names) // columns), columns, squeeze=False)

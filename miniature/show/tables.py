@@ -57,8 +57,9 @@ def markdown(lines: Iterable[Sequence[str]]) -> list[str]:
 
 
 def fill_looks(page: str, report: dict[str, Any] | None) -> str:
-    """The page with the named qualities, and the report's tables if there is one."""
+    """The page with the named qualities, what was measured how, and the report's tables if there is one."""
     page = filled_in(page, "qualities", qualities_lines())
+    page = filled_in(page, "sample", sample_lines(report))
     page = filled_in(page, "looks", looks_table(report) if report else [])
     return filled_in(page, "geometry", geometry_table(report) if report else [])
 
@@ -67,6 +68,32 @@ def qualities_lines() -> list[str]:
     return [
         f"| {name} | {one.steps} × {one.draws} | {one.lowest:g} to 1 |" for name, one in QUALITIES.items()
     ]
+
+
+def sample_lines(report: dict[str, Any] | None) -> list[str]:
+    """How many pairs, seeds, colours and pictures the report is of, where and when it was made, what it leaves out."""
+    if report is None:
+        return ["**The two tables below are empty: the command has not been run on these models.**"]
+    asked, found = report["asked"], report["measured"]
+    options = {name: asked[name] for name in ("matmul", "pairs", "seeds", "few", "lookalikes") if asked[name]}
+    command = " ".join(
+        ["python -m miniature looks --out F --models miniature/models", *(f"--{k} {v}" for k, v in options.items())]
+    )
+    colours, pictures = report["colours"], ", ".join(f"{one['pictures']}" for one in report["geometry"][:1])
+    lines = [
+        f"{asked['pairs']} pairs, {asked['seeds']} seeds each; {colours} colours between names; {pictures} references "
+        f"per style for geometry. Standard errors are over pairs, colours and references. {found['machine']}, torch "
+        f"{found['torch']}, {found['date']}:", "", f"    {command}", "    python -m miniature tables --out docs "
+        "--models miniature/models",
+    ]
+    said = {name: figure(one["mean"], one["stderr"]) for name, one in report["between_words"].items()}
+    lines += [
+        "", f"In words, the nearer of the two names leaves a background {said['nearer name']} off; a colour that has a "
+        f"name comes out {said['colour with a name']} off when it is told by that name.",
+    ]
+    if report["left_out"]:
+        lines += ["", f"Not measured in that run: {', '.join(report['left_out'])}."]
+    return lines
 
 
 def looks_table(report: dict[str, Any]) -> list[str]:

@@ -45,6 +45,7 @@ class Options:
         checkpoint_seconds: how often a checkpoint is written, and so how much a kill loses.
         joint: last share of the VL stage in which its language model learns too, slowly; 0 keeps it frozen.
         models: where the assembled folders are; in the run's folder if not given.
+        matmul: precision of float32 products, as ``torch.set_float32_matmul_precision`` takes it.
         stop_after: end this call after so many seconds, data preparation included; --resume goes on from there.
     """
 
@@ -60,6 +61,7 @@ class Options:
     joint: float = 0.15
     stop_after: float | None = None
     models: Path | None = None
+    matmul: str = "high"
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -111,7 +113,7 @@ def begin(options: Options) -> torch.device:
     options.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(options.seed)
     random.seed(options.seed)
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision(options.matmul)
     torch.backends.cudnn.benchmark = True
     return options.pick_device()
 

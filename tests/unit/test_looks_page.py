@@ -11,6 +11,7 @@ pytest.importorskip("diffusers", reason="the miniature is diffusers classes")
 
 from miniature.measure.look_units import GOOD
 from miniature.show import looks_plot, tables
+from vl_core.looks.options import QUALITIES
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "miniature" / tables.LOOKS_REPORT
@@ -35,9 +36,11 @@ def test_every_learned_look_beats_its_nulls():
 def test_what_words_cannot_say_is_nearer_learned_than_in_words_and_than_anothers():
     for one in REPORT["geometry"]:
         error = {case: values["mean"] for case, values in one["error"].items()}
-        assert error["good"] < error["words"] and error["good"] < error["good: another picture"], one["property"]
-    (good,) = [row for row in REPORT["rows"] if row["name"] == "good"]
-    assert good["between"]["mean"] < 0.5 * REPORT["between_words"]["nearer name"]["mean"]
+        for case in set(error) & set(QUALITIES):
+            assert error[case] < error["words"] and error[case] < error[f"{case}: another picture"], one["property"]
+    for row in REPORT["rows"]:
+        if "between" in row:
+            assert row["between"]["mean"] < 0.5 * REPORT["between_words"]["nearer name"]["mean"]
 
 
 def row(name: str, between: float, **options) -> dict:
@@ -60,5 +63,22 @@ def test_the_curves_are_drawn_in_the_order_of_their_values(tmp_path):
 
 
 def test_a_page_without_a_report_says_nothing_of_figures():
-    page = "<!-- looks -->\nold\n<!-- end -->\n<!-- geometry -->\nold\n<!-- end -->\n"
-    assert "old" not in tables.fill_looks(page, None)
+    page = "".join(f"<!-- {name} -->\nold\n<!-- end -->\n" for name in ("sample", "looks", "geometry"))
+    filled = tables.fill_looks(page, None)
+    assert "old" not in filled and "tables below are empty" in filled
+
+
+def test_the_page_tells_its_sample_and_what_was_left_out():
+    error = {"mean": 0.25, "stderr": 0.0625}
+    report = {
+        "asked": {"pairs": 12, "seeds": 2, "few": 9, "lookalikes": None, "matmul": "medium"}, "colours": 9,
+        "measured": {"machine": "x86_64, 2 cores", "torch": "2.0", "date": "2026-01-01"},
+        "geometry": [{"pictures": 4}], "left_out": ["best", "steps 20"],
+        "between_words": {"nearer name": error, "colour with a name": error},
+    }
+    told = "\n".join(tables.sample_lines(report))
+    for part in (
+        "12 pairs, 2 seeds", "9 colours", "4 references", "x86_64, 2 cores", "2026-01-01", "best, steps 20",
+        "--matmul medium --pairs 12 --seeds 2 --few 9\n", "0.25 ± 0.06 off",
+    ):
+        assert part in told, part

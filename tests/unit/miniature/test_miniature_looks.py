@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -13,14 +14,19 @@ pytest.importorskip("diffusers", reason="the miniature is diffusers classes")
 pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs transformers 4.57")
 
 from miniature import world
+from miniature.measure import look_ground, sheet
+from miniature.measure.between import BetweenColours
 from miniature.measure.chain import Chain
 from miniature.measure.look_geometry import PROPERTIES, STYLES, grating, lookalikes, slope
 from miniature.measure.look_painter import MiniaturePainter
 from miniature.measure.look_rivals import Rival, _sharing, backwards
 from miniature.measure.look_units import GOOD, Row, Unit, curves, qualities, share
+from miniature.measure.looks import wanted
 from miniature.train import assemble
 from miniature.train.forwards import DIT_TOKENS, dit_block, dit_rotary, sample
+from vl_core.looks.lesson import Lesson
 from vl_core.looks.options import QUALITIES
+from vl_core.looks.start import Words
 
 SIDE = world.SIDE
 
@@ -103,6 +109,53 @@ def test_every_unit_falls_to_one_shard_and_their_loads_are_alike():
     assert sorted(unit.name for part in parts for unit in part) == sorted(unit.name for unit in units)
     loads = [sum(unit.cost for unit in part) for part in parts]
     assert max(loads) - min(loads) <= 10 and share(units, "") == units
+
+
+def test_asked_units_come_in_the_order_asked_for():
+    units = [Unit(name, (("pairs", name),), 1.0, iter) for name in ("quick", "good", "best", "good: noise")]
+    assert [unit.name for unit in wanted(units, "best;good")] == ["best", "good", "good: noise"]
+    assert wanted(units, "") == units
+
+
+def test_few_colours_between_names_are_spread_over_all():
+    chosen = BetweenColours.draw(SimpleNamespace(device=torch.device("cpu")), 9)
+    named = [color for pair in chosen.pairs for color in pair]
+    assert len(chosen.pairs) == 9 and max(map(named.count, named)) <= 4  # the first nine all have red
+    # What is read off the pictures themselves is their goal; a name's own colour lies half the way off.
+    found = chosen.read(chosen.pictures)
+    assert found["distance"].max() < 1e-3
+    first, second = (torch.tensor(world.RGB)[[pair[side] for pair in chosen.pairs]] for side in (0, 1))
+    torch.testing.assert_close(found["from_first"], (first - second).norm(dim=1) / 2, atol=1e-3, rtol=0)
+
+
+def test_a_look_is_learned_once(monkeypatch):
+    asked = []
+
+    def learn_looks(painter, lessons, options, at_once):
+        asked.append(len(lessons))
+        return [f"{lesson.words.look} {options.steps}" for lesson in lessons]
+
+    monkeypatch.setattr(look_ground, "learn_looks", learn_looks)
+    monkeypatch.setattr(look_ground, "know", lambda *_: None)
+    painter = SimpleNamespace(learned={}, see=lambda _: None, chain=SimpleNamespace(device=torch.device("cpu")))
+    lessons = [Lesson((torch.full((16, 16, 3), shade),), Words(("a thing",), "grey")) for shade in (0.1, 0.2, 0.1)]
+    for part, options in ((lessons[:1], GOOD), (lessons, GOOD), (lessons[:2], QUALITIES["quick"])):
+        looks = look_ground.learn(painter, part, options)
+        assert looks == [f"grey {options.steps}"] * len(part)
+    assert asked == [1, 1, 2]  # the same picture and words again are the same look
+
+
+def test_a_ground_without_a_name_is_judged_by_its_distance():
+    pair = torch.tensor(world.RGB)[:2]
+    logits = {"color": torch.ones(1, 10), "shape": torch.ones(1, 8)}
+    near, far = (torch.lerp(pair[0], pair[1], share) for share in (0.4, 0.1))
+    judged = [
+        sheet.verdict_of(logits, 0, sheet.Wish(0, 0), one_picture()[0], (pair.mean(0), found))
+        for found in (near, far)
+    ]
+    length = float((pair[0] - pair[1]).norm())
+    assert judged[0] == (f"prompt 2 of 2 · ground {0.1 * length:.2f} off", sheet.GOOD)
+    assert judged[1] == (f"prompt 2 of 2 · ground {0.4 * length:.2f} off", sheet.PLAIN)
 
 
 # --- rivals, held to what they are made of ----------------------------------------------------------------------------
