@@ -94,8 +94,9 @@ def run(options: Options, switches: Switches) -> dict[str, Any]:
     if switches.shard or (switches.only and not options.toy):
         return {}
     study = Study(ledger, options)
-    report = study.report(asked, grounds)
-    report["left_out"] = [unit.name for unit in every if not study.has(*unit.keys)]
+    if not study.has(*every[0].keys):
+        raise ValueError(f"--stop-after: expected time for {every[0].name} at least, got {options.stop_after:g} s.")
+    report = study.report(asked, grounds, every)
     write_json(options.report(REPORT), report)
     return report
 
@@ -133,8 +134,8 @@ class Study:
     def has(self, *keys: Key) -> bool:
         return all("/".join(key) in self.ledger.rows for key in keys)
 
-    def report(self, asked: dict[str, Any], grounds: dict[str, Ground]) -> dict[str, Any]:
-        """What ``looks.json`` holds."""
+    def report(self, asked: dict[str, Any], grounds: dict[str, Ground], every: Sequence[Unit]) -> dict[str, Any]:
+        """What ``looks.json`` holds; ``every``: the units that there are."""
         named, curve_rows = qualities(self.options.toy), curves(self.options.toy)
         some = grounds[SMALL[0]]
         first, second = (self.found(FULL[1], f"{which} name")["distance"] for which in ("first", "second"))
@@ -177,6 +178,7 @@ class Study:
                  "parts_of_both": float(self.found(ground, key)["parts_of_both"].mean())}
                 for weights, (ground, key) in several if self.has((ground, key))
             ],
+            "left_out": [unit.name for unit in every if not self.has(*unit.keys)],
             "geometry": [self.geometry(one.name, one.style, one.unit, grounds[one.style]) for one in PROPERTIES],
         }
 

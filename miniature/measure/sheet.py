@@ -92,14 +92,19 @@ def from_the_world(count: int, seed: int) -> tuple[list[Reference], list[str], l
 
 
 def without_a_name(chain: Chain) -> tuple[Reference, str, Wish]:
-    """A reference on the background between two names that lies farthest from every name, with its prompt."""
+    """A reference on the background between two names that lies farthest from every name, and a prompt.
+
+    The prompt asks for another shape than the reference's, in the colour that is farthest from the background.
+    """
     between = BetweenColours.draw(chain)
     off = torch.cdist(between.goal, torch.tensor(world.RGB))
     index = int(off.amin(1).argmax())
     scene = between.scenes.records()[index]._replace(background=int(off[index].argmin()))
-    thing = scene.objects[0][1]
-    reference = Reference(between.images[index], scene, between.goal[index])
-    return reference, between.prompts[index], Wish(world.SHAPES.index("circle"), thing)
+    shape, thing, _ = scene.objects[0]
+    color = next(one for one in off[index].argsort(descending=True).tolist() if one != thing)
+    wish = Wish((shape + 1) % len(world.SHAPES), color)
+    prompt = world.with_article(f"{world.COLORS[wish.color]} {world.SHAPES[wish.shape]}")
+    return Reference(between.images[index], scene, between.goal[index]), prompt, wish
 
 
 def learned(chain: Chain, references: Sequence[Reference]) -> list[Look]:
@@ -161,8 +166,11 @@ def sheet(
         logits = chain.read(painted)
         if reference.scene is None:
             first = Cell(reference.picture, f"out of the world\nthe VL: “{said}”")
-        else:
+        elif reference.ground is None:
             first = Cell(reference.picture, f"from the world\nthe VL: “{said}”")
+        else:
+            nearest = world.COLORS[reference.scene.background]
+            first = Cell(reference.picture, f"no name, nearest is {nearest}\nthe VL: “{said}”")
         cells = [first]
         for at, (picture, label) in enumerate(zip(as_image(painted), readings(logits), strict=True)):
             verdict = ("", PLAIN)

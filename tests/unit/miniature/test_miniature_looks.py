@@ -15,15 +15,17 @@ pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs tr
 
 from miniature import world
 from miniature.measure import look_ground, sheet
-from miniature.measure.between import BetweenColours
-from miniature.measure.chain import Chain
+from miniature.measure.between import BetweenColours, ring_colour
+from miniature.measure.chain import Chain, as_image
 from miniature.measure.look_geometry import PROPERTIES, STYLES, grating, lookalikes, slope
 from miniature.measure.look_painter import MiniaturePainter
 from miniature.measure.look_rivals import Rival, _sharing, backwards
-from miniature.measure.look_units import GOOD, Row, Unit, curves, qualities, share
-from miniature.measure.looks import wanted
+from miniature.measure.look_units import FULL, GOOD, SMALL, Row, Unit, curves, qualities, share, units
+from miniature.measure.looks import Study, wanted
 from miniature.train import assemble
 from miniature.train.forwards import DIT_TOKENS, dit_block, dit_rotary, sample
+from miniature.train.training import Options
+from vl_core import apply_look
 from vl_core.looks.lesson import Lesson
 from vl_core.looks.options import QUALITIES
 from vl_core.looks.start import Words
@@ -117,6 +119,38 @@ def test_asked_units_come_in_the_order_asked_for():
     assert wanted(units, "") == units
 
 
+def test_a_report_of_part_of_the_rows_names_the_rest(tmp_path):
+    count, generator = 6, torch.Generator().manual_seed(1)
+    names = ("color", "shape", "leak", *world.LOOK, *(f"next_{name}" for name in world.LOOK), "parts_of_both",
+             "distance", "from_first", *(one.name for one in PROPERTIES))
+    ground = SimpleNamespace(name="pairs", texts=range(count), numbers=range(2 * count), captions={})
+    grounds = {name: ground for name in (*FULL, *SMALL, *STYLES)}
+    grounds["pairs"] = grounds[SMALL[0]] = SimpleNamespace(**{**vars(ground), "captions": {"text": (), "caption": ()}})
+    grounds["between"] = SimpleNamespace(**{**vars(ground), "captions": {"first name": (), "second name": ()}})
+    every = units(grounds, toy=False)
+    kept = [unit for unit in every if unit.name in ("bounds and start", "quick", "painting over at 0.6")]
+    rows = {
+        "/".join(key): {name: torch.rand(count, generator=generator) for name in names}
+        for unit in kept for key in unit.keys
+    }
+    rows |= {f"{style}/words": rows["pairs/text"] for style in STYLES}
+    rows["pairs/text"] = rows["pairs/text"] | {name: torch.zeros(count) for name in world.LOOK}
+    ledger = SimpleNamespace(rows=rows, mostly_with=lambda: {"machine": "none"})
+    report = Study(ledger, Options(tmp_path)).report({}, grounds, every)
+    assert [row["name"] for row in report["rows"]] == ["quick"]
+    assert [(null["of"], null["control"]) for null in report["nulls"]] == [("quick", "another picture")]
+    assert [row["name"] for row in report["rivals"]] == ["painting over at 0.6"]
+    assert report["curves"] == report["strengths"] == report["two_looks"] == []
+    assert len(report["left_out"]) == len(every) - 3 and "good" in report["left_out"]
+    (shown,) = report["rows"]
+    expected = rows[f"between/own: {qualities()[0].key}"]["distance"]
+    assert shown["between"]["mean"] == pytest.approx(float(expected.mean()))
+    assert set(report["geometry"][0]["error"]) == {
+        "words", "start", "quick", "quick: another picture", "painting over at 0.6",
+        "painting over at 0.6: another picture",
+    }
+
+
 def test_few_colours_between_names_are_spread_over_all():
     chosen = BetweenColours.draw(SimpleNamespace(device=torch.device("cpu")), 9)
     named = [color for pair in chosen.pairs for color in pair]
@@ -164,6 +198,23 @@ def test_a_ground_without_a_name_is_judged_by_its_distance():
 @pytest.fixture(scope="module")
 def chain():
     return Chain.load(assemble.MODELS)
+
+
+def test_the_demos_colour_without_a_name_is_learned_where_words_miss_it(chain):
+    """Its null is the look of a picture from the world, learned alike."""
+    reference, prompt, wish = sheet.without_a_name(chain)
+    named = torch.tensor(world.RGB)
+    assert (named - reference.ground).norm(dim=1).argmin() == reference.scene.background
+    assert (named - reference.ground).norm(dim=1).min() > 0.5
+    shape, color, _ = reference.scene.objects[0]
+    assert wish.shape != shape and wish.color not in (color, reference.scene.background)
+    _, picture = one_picture()
+    looks = sheet.learned(chain, [reference, sheet.Reference(as_image(picture)[0])])
+    states, layout = chain.words(prompt)
+    said = chain.words(f"{prompt}, {looks[0].origin.look}")[0]
+    painted = chain.paint([*(apply_look(states, layout, look)[0] for look in looks), said], [7, 7, 7])
+    own, null, words = (ring_colour(painted) - reference.ground).norm(dim=1).tolist()
+    assert own < 0.2 and own < 0.5 * min(null, words)
 
 
 def one_picture():
