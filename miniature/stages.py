@@ -51,7 +51,8 @@ def run_stage(stage: str, chosen: argparse.Namespace) -> None:
 
 def switches(chosen: argparse.Namespace) -> bench.Switches:
     """What the bench is asked, from the options; toy asks little unless told otherwise."""
-    given = {name: getattr(chosen, name) for name in ("pairs", "seeds", "guidance", "only", "shard", "few", "lookalikes")}
+    names = ("pairs", "seeds", "guidance", "only", "shard", "few", "lookalikes")
+    given = {name: getattr(chosen, name) for name in names}
     given["steps"] = chosen.sampler_steps
     hold_out = world.HoldOut(chosen.unseen_combinations, chosen.leave_out_style, chosen.leave_out_background)
     return dataclasses.replace(
