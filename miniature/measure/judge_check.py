@@ -232,30 +232,40 @@ def _share(of: Tensor, among: Tensor) -> float:
 
 def verdict(report: Mapping[str, Any]) -> list[str]:
     """What is not good enough, a line each; none if all goals are reached."""
-    lines = []
-    for name, entry in report["figures"].items():
-        if entry["span"] >= APART and (entry["order"] or 0.0) < ORDER_GOAL:
-            lines.append(f"{name}: the settings' order agrees to {shown(entry['order'])}, wanted is {ORDER_GOAL}.")
-        if "agreement" in entry and entry["agreement"] < AGREEMENT_GOAL:
-            share = entry["agreement"]
-            lines.append(f"{name}: {share:.3f} of the paintings are read alike, wanted is {AGREEMENT_GOAL}.")
+    lines = [line for name, entry in report["figures"].items() for line in faults(name, entry)]
     for name, share in report["planted"].items():
         if share < PLANTED_GOAL:
             lines.append(f"{name}: told apart in {share:.3f} of the couples, wanted is {PLANTED_GOAL}.")
     return lines
 
 
+def faults(name: str, entry: Mapping[str, Any]) -> list[str]:
+    """What is not good enough of one figure."""
+    lines = []
+    if entry["span"] >= APART and (entry["order"] or 0.0) < ORDER_GOAL:
+        lines.append(f"{name}: the settings' order agrees to {shown(entry['order'])}, wanted is {ORDER_GOAL}.")
+    if "agreement" in entry and entry["agreement"] < AGREEMENT_GOAL:
+        share = entry["agreement"]
+        lines.append(f"{name}: {share:.3f} of the paintings are read alike, wanted is {AGREEMENT_GOAL}.")
+    return lines
+
+
+def good_enough(name: str, entry: Mapping[str, Any]) -> str:
+    """In a word; settings that hardly differ say nothing."""
+    return "no" if faults(name, entry) else "yes" if entry["span"] >= APART else "cannot tell"
+
+
 def table(report: Mapping[str, Any]) -> list[str]:
     """The report as lines of Markdown."""
     lines = [
-        "| figure | order of settings | couples told apart | span | agreement | there | missed | invented | bias | "
-        "largest |", "|---|---|---|---|---|---|---|---|---|---|",
+        "| figure | good enough | order of settings | couples told apart | span | agreement | there | missed | "
+        "invented | bias | largest |", "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in report["figures"].items():
         single = [f"{entry[one]:.3f}" if one in entry else "" for one in ("agreement", "there", "missed", "invented")]
         means = f"{entry['bias']:+.3f} | {entry['largest']:.3f}"
         sure = f"{shown(entry['sure_order'])} of {entry['couples']}" if "couples" in entry else "not counted"
-        cells = [name, shown(entry["order"]), sure, f"{entry['span']:.2f}", *single, means]
+        cells = [name, good_enough(name, entry), shown(entry["order"]), sure, f"{entry['span']:.2f}", *single, means]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| mistake made on purpose | told apart |", "|---|---|"]
     lines += [f"| {name} | {share:.3f} |" for name, share in report["planted"].items()]

@@ -14,7 +14,11 @@ from vl_core.reports.judge import NO, SHOWS, YES, Query
 from .. import world
 
 NAMES = {"background": world.COLORS, "style": world.STYLES, "mood": world.MOODS}
-ASK = {"background": "what is the background color?", "style": "what style is it?", "mood": "what mood is it?"}
+# Both wordings that the VL was trained with; a reference is described by the first.
+ASK = {
+    "background": ("what is the background color?", "which background?"),
+    "style": ("what style is it?", "which texture?"), "mood": ("what mood is it?", "which palette?"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,26 +29,28 @@ class WorldForm:
     caption: str = world.DESCRIBE[0]
 
     def describe(self, part: str) -> str:
-        return world.DESCRIBE[0] if part == SHOWS else ASK[part]
+        return world.DESCRIBE[0] if part == SHOWS else ASK[part][0]
 
     def thing(self, words: str) -> tuple[Query, ...]:
-        """Whether it is there, and which colour it has.
+        """Whether it is there, which colour it has, and which shape has its colour.
 
-        Asked for the shape of what is red, this VL is often wrong about paintings; asked whether there is a red star,
-        it looks at the colour. So a wrong shape of the right colour passes: ``judge-check`` says how often.
+        Asked whether there is a red star, this VL looks at the colour; asked for the shape of what is red, it is often
+        wrong about paintings. The mean of all three is nearer to the truth than any of them: ``judge-check`` says how
+        near.
         """
         shape, color = thing_of(words)
         thing = world.with_article(f"{world.COLORS[color]} {world.SHAPES[shape]}")
         return (
             Query(Question(f"is there {thing}?", (YES, NO)), YES),
             Query(Question(f"what color is the {world.SHAPES[shape]}?", world.COLORS), world.COLORS[color]),
+            Query(Question(f"what shape is {world.COLORS[color]}?", world.SHAPES), world.SHAPES[shape]),
         )
 
     def part(self, part: str, words: str) -> tuple[Query, ...]:
-        """The question that the part was described by; a word that is no name of it is never the answer."""
+        """The part in both wordings; a word that is no name of it is never the answer."""
         if words not in NAMES[part]:
             raise ValueError(f"{part}: expected one of {', '.join(NAMES[part])}, got {words!r}.")
-        return (Query(Question(ASK[part], NAMES[part]), words),)
+        return tuple(Query(Question(ask, NAMES[part]), words) for ask in ASK[part])
 
 
 def thing_of(words: str) -> tuple[int, int]:

@@ -55,7 +55,7 @@ class Form(Protocol):
         ...
 
     def thing(self, words: str) -> tuple[Query, ...]:
-        """What is asked to know whether a thing is there; it is as far as the least likely answer says so."""
+        """What is asked to know whether a thing is there; it is as far as the answers say so in the mean."""
         ...
 
     def part(self, part: str, words: str) -> tuple[Query, ...]:
@@ -140,5 +140,5 @@ def ask_all(
 
 
 def figure(answers: Mapping[str, Sequence[float]], queries: Sequence[Query]) -> float:
-    """How far something is there, in [0, 1]: the least likely of the answers that say so."""
-    return min(answers[query.key][0] for query in queries)
+    """How far something is there, in [0, 1]: how likely the answers are that say so, in the mean."""
+    return sum(answers[query.key][0] for query in queries) / len(queries)

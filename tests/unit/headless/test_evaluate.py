@@ -31,6 +31,7 @@ from vl_core.headless.evaluate.page import judge, marked, summary
 from vl_core.headless.evaluate.plan import Rung, builtin_prompts, first_rungs, next_rung, trials_of
 from vl_core.headless.evaluate.plot import frontier
 from vl_core.steering.recipes import load_recipes
+from vl_core.steering.settings import Settings
 from vl_core.steering.steer import steer
 from vl_core.steering.way import Given, ways
 from vl_core.zimage.pipeline import encode_text, load_pipeline, paint
@@ -113,7 +114,6 @@ def test_a_cell_is_the_picture_that_its_settings_paint_outside_of_it(small, show
     pipeline = load_pipeline(MODELS / PIPELINE, torch.device("cpu"), torch.float32)
     encoder = Qwen3VLEncoder.from_pretrained(MODELS / VISION, "cpu", torch.float32)
     from vl_core.steering.references import Reference
-    from vl_core.steering.settings import Settings
     from vl_core.zimage.host import PipelineHost
 
     picture = next(
@@ -408,8 +408,11 @@ def test_with_too_little_time_for_all_settings_some_of_every_way_are_tried():
         assert painted <= cells or all(rung.trials == 4 for rung in rungs)
         assert {by_id[id].group for id in rungs[0].arms} == groups
         assert len(rungs) == 1 + (cells == 4 * (len(arms) + len(groups)))
-        if cells == 0:
+        if cells == 0:  # the way's own
             assert len(rungs[0].arms) == len(groups)
+            for arm in (by_id[id] for id in rungs[0].arms):
+                plain = Settings(way=arm.group)
+                assert (arm.settings.strength, arm.settings.read_layer) == (1.0, plain.read_layer)
         elif cells > 40:
             assert len(rungs[0].arms) * 4 <= cells
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from miniature import world
-from miniature.measure.judge_check import AGREEMENT_GOAL, ORDER_GOAL, compare, verdict
+from miniature.measure.judge_check import AGREEMENT_GOAL, ORDER_GOAL, compare, table, verdict
 from miniature.measure.vl_judge import WorldForm, thing_of
 from miniature.train.assemble import MODELS, VISION
 from vl_core.encoder.judging import Question, answer, read_answers, tokens_of
@@ -155,6 +155,11 @@ def test_a_judge_that_is_not_good_enough_says_so():
     assert any("order" in line and str(ORDER_GOAL) in line for line in lines)
     assert any("read alike" in line and str(AGREEMENT_GOAL) in line for line in lines)
     assert any("another prompt" in line for line in lines)
+    for told, word in ((fair, "yes"), (constant, "no")):
+        compared = compare(told)
+        assert f"| style | {word} |" in "\n".join(table({**compared, "planted": {}, "verdict": []}))
+    alike = with_means({**rows[0], "each": dict.fromkeys(rows[0]["each"], torch.ones(20))})
+    assert "| style | cannot tell |" in "\n".join(table({**compare([alike] * 3), "planted": {}, "verdict": []}))
 
 
 def with_means(row: dict) -> dict:

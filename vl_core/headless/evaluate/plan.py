@@ -143,8 +143,8 @@ def first_rungs(arms: Sequence[Arm], cells: float, trials: int) -> list[Rung]:
 def fitting(arms: Sequence[Arm], cells: float) -> list[Arm]:
     """Arms for whose least trials, and as many nulls of one of each way, there is time.
 
-    First the note's comparisons are left out, then of each way's settings all but every second, third, and so on; one
-    of each way is always tried.
+    First the note's comparisons are left out, then of each way's settings all but its own and every second, third, and
+    so on; the way's own is always tried.
     """
     groups: dict[str, list[Arm]] = {}
     for arm in arms:
@@ -159,8 +159,16 @@ def fitting(arms: Sequence[Arm], cells: float) -> list[Arm]:
     step, kept = 1, [arm for own in groups.values() for arm in own]
     while len(kept) > len(groups) and not there_is_time(len(kept)):
         step += 1
-        kept = [arm for own in groups.values() for arm in own[min(step, len(own)) // 2 :: step]]
+        kept = [arm for own in groups.values() for arm in _every(own, step)]
     return kept
+
+
+def _every(arms: Sequence[Arm], step: int) -> list[Arm]:
+    """Of a way's settings its own and every so manieth other, in their order."""
+    plain = Settings(way=arms[0].settings.way)
+    own = min(arms, key=lambda arm: (arm.settings.read_layer != plain.read_layer, arm.settings.strength != 1.0))
+    others = [arm for arm in arms if arm is not own][step // 2 :: step]
+    return [arm for arm in arms if arm is own or arm in others]
 
 
 def next_rung(
