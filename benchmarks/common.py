@@ -13,10 +13,11 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+Name = TypeVar("Name")
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -44,13 +45,13 @@ def milliseconds(work: Callable[[], Any], device: torch.device, runs: int = 10, 
 
 
 def in_turns(
-    works: dict[str, Callable[[], Any]], device: torch.device, runs: int = 10, warmup: int = 2
-) -> dict[str, float]:
+    works: dict[Name, Callable[[], Any]], device: torch.device, runs: int = 10, warmup: int = 2
+) -> dict[Name, float]:
     """:func:`milliseconds` of several, one call of each after the other, so that all meet the same machine."""
     for _ in range(warmup):
         for work in works.values():
             work()
-    times: dict[str, list[float]] = {name: [] for name in works}
+    times: dict[Name, list[float]] = {name: [] for name in works}
     for _ in range(runs):
         for name, work in works.items():
             times[name].append(milliseconds(work, device, runs=1, warmup=0))

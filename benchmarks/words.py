@@ -6,7 +6,6 @@ slope between a short and a long answer, so reading the picture is no part of it
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,12 +16,13 @@ from unittest import mock
 
 import torch
 
+from miniature import world
 from vl_core.encoder import decoding
 from vl_core.encoder.decoder import Decoder
 from vl_core.encoder.generate import generate, speaker_of
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from vl_core.encoder.sampling import Sampling
-from vl_core.encoder.writing import ask, lengthen, write_answers
+from vl_core.encoder.writing import END_OF_TEXT, ask, lengthen, write_answers
 
 from .common import Report, add_output_argument, in_turns, milliseconds, synchronize
 from .models import OTHER_PROMPT, PROMPT, build_model, picture
@@ -32,6 +32,7 @@ GIBIBYTE = 1 << 30
 SHORT = 16
 DRAWN = Sampling(0.7, 20, 0.8, 0.05, 1.05)  # every operation there is
 TOGETHER = 8
+PARTS = ("descriptions", "tokens", "together", "same_tokens", "compiled")
 
 
 def add_arguments(parser) -> None:
@@ -41,19 +42,15 @@ def add_arguments(parser) -> None:
     parser.add_argument("--runs", type=int, default=3, help="timed calls per figure")
     parser.add_argument("--tokens", type=int, default=120, help="length of an answer")
     parser.add_argument("--pictures", type=int, default=8, help="pictures whose tokens are compared")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="sections; all unless given")
     parser.add_argument("--no-compile", action="store_true", help="leave out the compiled step")
 
 
 def run(arguments) -> None:
     bench = Words(arguments)
-    parts = [
-        ("a description", bench.descriptions), ("a token", bench.tokens), ("together", bench.together),
-        ("the same tokens", bench.same_tokens),
-    ]
-    if bench.device.type == "cuda" and not arguments.no_compile:
-        parts.append(("compiled", bench.compiled))
-    for title, part in parts:
-        bench.report.section(title, part)
+    for name in arguments.only or PARTS:
+        if name != "compiled" or (bench.device.type == "cuda" and not arguments.no_compile):
+            bench.report.section(name.replace("_", " "), getattr(bench, name))
     bench.report.write()
 
 
@@ -94,14 +91,14 @@ class Words:
 
     def ours(
         self, encoder: Qwen3VLEncoder, images: list[torch.Tensor], tokens: int, request: str = PROMPT,
-        sampling: Sampling | None = None, start: list[int] | None = None,
+        sampling: Sampling | None = None, start: list[int] | None = None, ends: list[int] | None = None,
     ) -> list[list[int]]:
         """Tokens of each picture's words from an IMAGE on the CPU, all that is done for them included."""
         asked = [ask(encoder, [image], request, max_tokens=tokens) for image in images]
         sequences = [(lengthen(one.layout, start) if start else one.layout, one.pictures) for one in asked]
         answers, note = write_answers(
-            encoder.reader, sequences, sampling or Sampling(), 0, tokens, [self.end], lambda _row, _token: False,
-            head=None, dtype=encoder.dtype, device=encoder.device,
+            encoder.reader, sequences, sampling or Sampling(), 0, tokens, ends or [self.end],
+            lambda _row, _token: False, head=None, dtype=encoder.dtype, device=encoder.device,
         )
         if answers is None:
             raise RuntimeError(note)
@@ -109,17 +106,23 @@ class Words:
 
     def theirs(
         self, encoder: Qwen3VLEncoder, image: torch.Tensor, tokens: int, request: str = PROMPT,
-        sampling: Sampling | None = None,
+        sampling: Sampling | None = None, ends: list[int] | None = None,
     ) -> list[int]:
         asked = ask(encoder, [image], request, max_tokens=tokens)
-        return generate(encoder, asked.layout, asked.pictures, sampling or Sampling(), 0, tokens, [self.end])
+        return generate(encoder, asked.layout, asked.pictures, sampling or Sampling(), 0, tokens, ends or [self.end])
 
     def per_token(self, work: Callable[[int], Any]) -> float:
         """Milliseconds a token of ``work(tokens)``, without what comes before the first."""
-        work(SHORT)
-        works = {"short": partial(work, SHORT), "long": partial(work, self.length)}
-        times = in_turns(works, self.device, self.runs, 1)
-        return (times["long"] - times["short"]) / (self.length - SHORT)
+        return self.per_tokens({"": work})[""]
+
+    def per_tokens(self, works: dict[str, Callable[[int], Any]]) -> dict[str, float]:
+        """The same of several, by turns: a machine that is busy is so for all of them."""
+        lengths, turns = (SHORT, self.length), {}
+        for name, work in works.items():
+            work(SHORT)
+            turns |= {(name, length): partial(work, length) for length in lengths}
+        times = in_turns(turns, self.device, self.runs, 1)
+        return {name: (times[name, self.length] - times[name, SHORT]) / (self.length - SHORT) for name in works}
 
     def once(self, work: Callable[[], Any]) -> float:
         return milliseconds(work, self.device, 1, 0)
@@ -183,12 +186,15 @@ class Words:
     def tokens(self) -> None:
         self._floor()
         image, plain, ours = self.image(0), self.encoder(), self.encoder()
-        self.add_token("transformers' generate", self.per_token(lambda count: self.theirs(plain, image, count)))
         work = lambda count, **options: self.ours(ours, [image], count, **options)  # noqa: E731
+        stock = lambda count: self.theirs(plain, image, count)  # noqa: E731
         if self.device.type != "cuda":
-            self.add_token("our step", self.per_token(work))
-            self.add_token("our step, drawn", self.per_token(lambda count: work(count, sampling=DRAWN)))
+            drawn = partial(work, sampling=DRAWN)
+            works = {"transformers' generate": stock, "our step": work, "our step, drawn": drawn}
+            for what, ms in self.per_tokens(works).items():
+                self.add_token(what, ms)
             return
+        self.add_token("transformers' generate", self.per_token(stock))
         with uncaptured():
             self.add_token("our step, not captured", self.per_token(work))
         ours.forget()
@@ -236,39 +242,56 @@ class Words:
         for dtype in [torch.bfloat16] if self.device.type == "cuda" else [torch.bfloat16, torch.float32]:
             if dtype != self.dtype or self.model.dtype != dtype:
                 self.model, self.tokenizer = self._load(dtype)
-            self._count(self.encoder(), str(dtype).removeprefix("torch."))
+            encoder, name = self.encoder(), str(dtype).removeprefix("torch.")
+            if self.size == "miniature":
+                ends = self.tokenizer.convert_tokens_to_ids(["<|im_end|>", END_OF_TEXT])
+                asked = [(one, take) for one in world_pictures(self.pictures) for _, take, _ in world.TAKE_QUESTIONS]
+                takes = f"{self.pictures} pictures × {len(world.TAKE_QUESTIONS)} takes, to the answer's end"
+                self._count(encoder, f"{name}: {takes}", asked, ends)
+            else:
+                noise = [(self.image(200 + number), PROMPT) for number in range(self.pictures)]
+                self._count(encoder, f"{name}: {self.pictures} answers, greedy", noise, [self.end])
 
-    def _count(self, encoder: Qwen3VLEncoder, dtype: str) -> None:
-        compared = differ = answers = null = 0
-        closeness = [0.0]
-        for number in range(self.pictures):
-            image, done = self.image(200 + number), 0
-            expected = self.theirs(encoder, image, self.length)
-            scores = self._scores(encoder, image, expected)
+    def _count(
+        self, encoder: Qwen3VLEncoder, what: str, asked: list[tuple[torch.Tensor, str]], ends: list[int]
+    ) -> None:
+        compared = differ = answers = null = close = 0
+        apart = [0.0]
+        for image, request in asked:
+            done, expected = 0, self.theirs(encoder, image, self.length, request, ends=ends)
+            scores = self._scores(encoder, image, request, expected)
             null += sum(one != two for one, two in zip(scores.argmax(-1).tolist(), expected, strict=True))
-            answers += expected != self.ours(encoder, [image], self.length)[0]
+            best, second = scores.topk(2).values.unbind(-1)
+            close += int(((best - second) / rounding(best) <= 1).sum())
+            answers += expected != self.ours(encoder, [image], self.length, request, ends=ends)[0]
             compared += len(expected)
             # After a difference we go on from their token, so that one does not count for all that follow.
             while done < len(expected):
-                found = self.ours(encoder, [image], len(expected) - done, start=expected[:done])[0]
+                found = self.ours(
+                    encoder, [image], len(expected) - done, request, start=expected[:done], ends=ends
+                )[0]
                 pairs = zip(found, expected[done:], strict=False)
                 same = next((at for at, (one, two) in enumerate(pairs) if one != two), None)
                 if same is None:
                     break
                 done += same + 1
                 differ += 1
-                closeness.append(_roundings_apart(scores[done - 1], found[same], expected[done - 1]))
+                ours, theirs = scores[done - 1, found[same]], scores[done - 1, expected[done - 1]]
+                apart.append(float((ours - theirs).abs() / rounding(torch.maximum(ours.abs(), theirs.abs()))))
         self.report.add(
-            f"{dtype}: {self.pictures} answers, greedy", tokens=compared, **{
+            what, tokens=compared, **{
                 "other than transformers'": differ, "answers that differ": answers,
-                "largest gap of the two scores, in roundings": max(closeness),
+                "largest gap of the two scores, in roundings": max(apart),
                 "null: transformers' own in one pass, other than its own": null,
+                "tokens whose two best scores are a rounding apart or less": close,
             },
         )
 
-    def _scores(self, encoder: Qwen3VLEncoder, image: torch.Tensor, written: list[int]) -> torch.Tensor:
+    def _scores(
+        self, encoder: Qwen3VLEncoder, image: torch.Tensor, request: str, written: list[int]
+    ) -> torch.Tensor:
         """transformers' scores ``(n, vocabulary)`` of the tokens it wrote, all in one pass."""
-        asked = ask(encoder, [image], PROMPT)
+        asked = ask(encoder, [image], request)
         states: list[torch.Tensor] = []
         hook = encoder.model.register_forward_hook(lambda _module, _inputs, output: states.append(output[0][0]))
         try:
@@ -290,10 +313,16 @@ class Words:
         encoder.forget()
 
 
-def _roundings_apart(scores: torch.Tensor, one: int, other: int) -> float:
-    """How far two tokens' scores lie apart, in steps of bf16 at their size."""
-    first, second = float(scores[one]), float(scores[other])
-    return abs(first - second) / 2.0 ** (math.floor(math.log2(max(abs(first), abs(second), 1e-30))) - 7)
+def world_pictures(count: int) -> list[torch.Tensor]:
+    """IMAGEs of the miniature's world, one or two shapes each."""
+    scenes = world.sample_scenes(count, torch.Generator().manual_seed(3))
+    rendered, _ = world.render(scenes, torch.Generator().manual_seed(4))
+    return list(((rendered + 1) / 2).permute(0, 2, 3, 1).split(1))
+
+
+def rounding(scores: torch.Tensor) -> torch.Tensor:
+    """A step of bf16 at the size of each score."""
+    return 2.0 ** (scores.abs().clamp(min=1e-30).log2().floor() - 7)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from comfy.text_encoders import qwen3vl, z_image
 
 from ...vl_core import TokenLayout, VLStates
 from ...vl_core.encoder.cache import ByteCache, default_limit
-from ...vl_core.encoder.forward import fits, mrope_rotary
+from ...vl_core.encoder.forward import mrope_rotary
 from ...vl_core.encoder.reader import Reader
 from ...vl_core.encoder.room import is_out_of_memory, with_room
 from ...vl_core.pictures import FACTOR, Picture, prepare_picture, to_float
@@ -230,11 +230,11 @@ def trusted_reader(clip, layout: TokenLayout) -> _NativeReader | None:
         return None
     if (layout.token_ids == PAD_TOKEN).any():  # the host masks that token
         return None
-    if not fits(transformer.visual, transformer.model):
-        return None
     if clip.cond_stage_model not in _native_readers:
         _native_readers[clip.cond_stage_model] = _NativeReader(transformer)
     native = _native_readers[clip.cond_stage_model]
+    if not native.reader.fits():
+        return None
     if native.trusted is None:
         native.trusted = _agrees_with_host(native, clip)
     return native if native.trusted else None

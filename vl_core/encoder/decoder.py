@@ -30,7 +30,7 @@ from .decoding import (
 )
 from .forward import KeyValues
 from .graphs import capture
-from .identity import WeightsIdentity, modules_of, weights_of
+from .identity import Tree, WeightsIdentity, weights_in, weights_of
 from .kernels import compiles
 from .sampling import Sampling
 
@@ -89,7 +89,7 @@ class Decoder:
         self._spill = spill
         self._plan: Plan | None = None
         self._planned_for: tuple = ()
-        self._weights_identity = WeightsIdentity()
+        self._weights_identity, self._tree = WeightsIdentity(), Tree(language)
         self._desk: Desk | None = None
         self._graphs: OrderedDict[Hashable, Callable[[], None]] = OrderedDict()
         self._halves: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
@@ -103,9 +103,10 @@ class Decoder:
 
     def plan(self, head: Projection | None, dtype: torch.dtype, device: torch.device) -> Plan | None:
         """See :func:`~.decoding.plan_of`; made once as long as the weights are the same."""
-        weights = weights_of(self._language)
+        modules = self._tree()
+        weights = weights_in(modules)
         weights += [head] if isinstance(head, Tensor) else weights_of(head) if isinstance(head, nn.Module) else []
-        asked = self._weights_identity(weights, modules_of(self._language)), dtype, device
+        asked = self._weights_identity(weights, modules), dtype, device
         if asked != self._planned_for:
             self.forget()
         if self._plan is None:

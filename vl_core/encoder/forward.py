@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..states.layout import TokenLayout, TokenRole
-from .identity import hooked_everywhere, is_plain, modules_of
+from .identity import are_plain, hooked_everywhere, modules_of
 from .identity import weights_of as weights_of
 from .kernels import MERGED, Kernels, rotate
 from .modules import Block, Language, Vision
@@ -36,7 +36,7 @@ def fits(visual: Vision, language: Language) -> bool:
         _look_for_parts(visual, language)
     except AttributeError:  # an unknown model lacks a part
         return False
-    return not hooked_everywhere() and all(map(is_plain, modules_of(visual, language)))
+    return not hooked_everywhere() and are_plain(modules_of(visual, language))
 
 
 def _look_for_parts(visual: Vision, language: Language) -> None:

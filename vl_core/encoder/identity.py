@@ -7,10 +7,11 @@ mode, or into any tensor while inference mode is on; and a class whose ``forward
 
 from __future__ import annotations
 
+import functools
 import itertools
 import weakref
-from collections.abc import Callable, Iterable
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter, eq, is_, itemgetter, methodcaller
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,37 +22,80 @@ HOSTS_OWN = ("comfy_", "prev_comfy_")  # names of what ComfyUI notes down when i
 MAKERS = {"torch", "transformers", "comfy"}  # whose modules' forward the merged one stands for, or calls
 
 
+# A model has a thousand modules and tensors, and is looked through before each reading: by loops of C where it can be.
+_inside, _values = attrgetter("__dict__"), methodcaller("values")
+_hooks, _pre_hooks = itemgetter("_forward_hooks"), itemgetter("_forward_pre_hooks")
+_children = itemgetter("_modules")
+_look = attrgetter("_version", "dtype", "device")
+
+
+class Tree:
+    """The modules below some roots, themselves included, as they are whenever it is called."""
+
+    def __init__(self, *roots: nn.Module) -> None:
+        self._roots = roots
+        self._modules: list[nn.Module] = []
+        self._names: list[str] = []
+        self._children: list[nn.Module | None] = []
+
+    def __call__(self) -> list[nn.Module]:
+        """Level by level; the very list of before unless a module has others below it now, or by other names."""
+        if not self._modules or self._below() != (self._names, self._children):
+            self._modules = modules_of(*self._roots)
+            self._names, self._children = self._below()
+        return self._modules
+
+    def _below(self) -> tuple[list[str], list[nn.Module | None]]:
+        tables = list(map(_children, map(_inside, self._modules)))
+        return list(itertools.chain.from_iterable(tables)), list(_each_value(tables))
+
+
 def modules_of(*roots: nn.Module) -> list[nn.Module]:
-    """The modules below, themselves included; ``modules()`` takes three times as long to look for doubles."""
-    found, left = [], list(roots)
-    while left:
-        one = left.pop()
-        found.append(one)
-        left += [child for child in one._modules.values() if child is not None]
+    """The modules below, themselves included, level by level; one that hangs in two places is there twice."""
+    found = list(roots)
+    for one in found:  # grows on the way
+        found += [child for child in one._modules.values() if child is not None]
     return found
+
+
+def _hanging(modules: Iterable[nn.Module], name: str) -> Iterable[Any]:
+    """What hangs on the modules by that name, such as ``_parameters``, Nones included."""
+    return itertools.chain.from_iterable(map(_values, map(itemgetter(name), map(_inside, modules))))
+
+
+def weights_in(modules: Iterable[nn.Module]) -> list[Tensor]:
+    """The modules' own parameters."""
+    return [weight for weight in _hanging(modules, "_parameters") if weight is not None]
 
 
 def weights_of(module: nn.Module) -> list[Tensor]:
     """Its parameters and those below."""
-    return [weight for one in modules_of(module) for weight in one._parameters.values() if weight is not None]
+    return weights_in(modules_of(module))
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module does what its class says, and its class is one that can be known: nothing wrapped or hooked.
+def are_plain(modules: Sequence[nn.Module]) -> bool:
+    """Whether modules do what their classes say, and these are such as can be known: nothing wrapped or hooked.
 
     transformers' own recorders only look on.
     """
-    inside, kind = module.__dict__, type(module)
-    if "forward" in inside:
+    inside = list(map(_inside, modules))
+    if any("forward" in one for one in inside):
         return False
-    if kind.__module__.partition(".")[0] not in MAKERS and not hasattr(module, "comfy_cast_weights"):
+    if not all(_can_be_known(kind) for kind in set(map(type, modules))):
         return False
-    if kind.__module__ == "torch.nn.utils.parametrize" or "parametrizations" in inside["_modules"]:
+    hooks = filter(None, [*map(_hooks, inside), *map(_pre_hooks, inside)])
+    return all((getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in _each_value(hooks))
+
+
+def _each_value(tables: Iterable[dict]) -> Iterable[Any]:
+    return itertools.chain.from_iterable(map(_values, tables))
+
+
+@functools.cache
+def _can_be_known(kind: type) -> bool:
+    if kind.__module__.partition(".")[0] not in MAKERS and not hasattr(kind, "comfy_cast_weights"):
         return False
-    if not (inside["_forward_hooks"] or inside["_forward_pre_hooks"]):
-        return True
-    hooks = [*inside["_forward_hooks"].values(), *inside["_forward_pre_hooks"].values()]
-    return all((getattr(hook, "__module__", None) or "").startswith("transformers.") for hook in hooks)
+    return kind.__module__ != "torch.nn.utils.parametrize"  # also the class of a module with parametrizations
 
 
 def hooked_everywhere() -> bool:
@@ -66,53 +110,82 @@ class WeightsIdentity:
     """
 
     def __init__(self) -> None:
-        self._seen: list[tuple] = []
         self._alive: list[weakref.ref] = []
-        self._settings: list[_Settings] = []
+        self._tensors, self._settings = _Tensors([]), _Settings([])
         self._numbers = itertools.count()
         self._number = -1
 
     def __call__(self, weights: Iterable[Tensor], modules: Iterable[nn.Module] = ()) -> int:
         """``modules``: whose classes, order and settings count as well, and their buffers."""
         modules = list(modules)
-        tensors = [*weights, *(one for module in modules for one in module._buffers.values() if one is not None)]
+        tensors = [*weights, *(one for one in _hanging(modules, "_buffers") if one is not None)]
         parts = [*tensors, *modules]
         # An id is only a name while its object lives: a new one may get the same.
-        same = len(self._alive) == len(parts) and all(
-            reference() is part for reference, part in zip(self._alive, parts, strict=True)
-        )
-        if not same:
-            self._settings = [_Settings() for _ in modules]
-        found = [settings.of(module) for settings, module in zip(self._settings, modules, strict=True)]
-        now = [*map(_of_tensor, tensors), *found]
-        if not same or now != self._seen:
-            self._seen, self._alive = now, [weakref.ref(part) for part in parts]
+        same = len(self._alive) == len(parts) and all(map(is_, map(weakref.ref.__call__, self._alive), parts))
+        if not (same and self._tensors.describe(tensors) and self._settings.describe(modules)):
+            self._tensors, self._settings = _Tensors(tensors), _Settings(modules)
+            self._alive = [weakref.ref(part) for part in parts]
             self._number = next(self._numbers)
         return self._number
 
 
-def _of_tensor(parameter: Tensor) -> tuple:
-    plain = type(parameter) is nn.Parameter
-    stored = parameter if plain else getattr(parameter, "_qdata", parameter)  # ComfyUI's quantised tensors
-    version = 0 if parameter.is_inference() else parameter._version
-    return stored.data_ptr(), version, parameter.dtype, parameter.device
+def _is_bare(tensor: Tensor) -> bool:
+    """Whether torch itself says all there is to know of it: ComfyUI's quantised tensors hold others."""
+    return type(tensor) in (Tensor, nn.Parameter) and not tensor.is_inference()
+
+
+def _of_other(tensor: Tensor) -> tuple:
+    stored = getattr(tensor, "_qdata", tensor)
+    version = 0 if tensor.is_inference() else tensor._version
+    return stored.data_ptr(), version, tensor.dtype, tensor.device
+
+
+class _Tensors:
+    """Where tensors lie and what was done to them; which of them are bare is found out once."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        bare = list(map(_is_bare, tensors))
+        self._bare, others = ([place for place, one in enumerate(bare) if one is kind] for kind in (True, False))
+        self._others = [(place, _of_other(tensors[place])) for place in others]
+        self._addresses = [tensors[place].data_ptr() for place in self._bare]
+        self._looks = [_look(tensors[place]) for place in self._bare]
+
+    def describe(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the same tensors are still as they were."""
+        bare = [tensors[place] for place in self._bare]
+        try:
+            same = all(map(eq, map(Tensor.data_ptr, bare), self._addresses)) and all(
+                map(eq, map(_look, bare), self._looks)
+            )
+        except RuntimeError:  # one was given what was made in inference mode, which has no version
+            return False
+        return same and all(_of_other(tensors[place]) == before for place, before in self._others)
 
 
 class _Settings:
-    """A module's class and settings. Which attributes are settings is looked up anew when it has more or fewer."""
+    """Modules' classes and settings. Which attributes are settings is looked up anew when one has more or fewer."""
 
-    __slots__ = ("get", "size")
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._classes = list(map(type, modules))
+        self._look_up(list(map(_inside, modules)))
+        self._values = [get(one.__dict__) for get, one in zip(self._getters, modules, strict=True)]
 
-    def __init__(self) -> None:
-        self.size = -1
-        self.get: Callable[[dict], Any] = len
+    def _look_up(self, inside: Sequence[dict]) -> None:
+        self._sizes, self._getters = list(map(len, inside)), list(map(_getter, inside))
 
-    def of(self, module: nn.Module) -> tuple:
-        inside = module.__dict__
-        if len(inside) != self.size:
-            names = [
-                name for name, value in inside.items()
-                if (value is None or type(value) in SETTINGS) and not name.startswith(HOSTS_OWN)
-            ]
-            self.size, self.get = len(inside), itemgetter(*names)  # "training" is always there
-        return type(module), self.get(inside)
+    def describe(self, modules: Sequence[nn.Module]) -> bool:
+        """Whether the same modules are still as they were."""
+        inside = list(map(_inside, modules))
+        if list(map(len, inside)) != self._sizes:
+            self._look_up(inside)
+        return list(map(type, modules)) == self._classes and all(
+            get(one) == before for get, one, before in zip(self._getters, inside, self._values, strict=True)
+        )
+
+
+def _getter(inside: dict) -> Callable[[dict], Any]:
+    names = [
+        name for name, value in inside.items()
+        if (value is None or type(value) in SETTINGS) and not name.startswith(HOSTS_OWN)
+    ]
+    return itemgetter(*names)  # "training" is always there

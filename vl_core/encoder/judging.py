@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..pictures import DEFAULT_BUDGET
 from ..states.tensors import to_float64
-from .forward import fits
 from .writing import Asked, ask
 
 if TYPE_CHECKING:
@@ -117,8 +116,7 @@ def read_answers(scores: Tensor, tokens: Sequence[Sequence[Sequence[int]]]) -> l
 
 def _last_states(encoder: Qwen3VLEncoder, asked: Sequence[Asked], check: Callable[[], None]) -> Tensor:
     """``(Q, D)`` after the last norm; one by one where the merged pass cannot be used."""
-    model: nn.Module = encoder.model
-    if encoder.fast and fits(model.visual, model.language_model):
+    if encoder.fast and encoder.reader.fits():
         return encoder.reader.branch(
             [one.layout for one in asked], asked[0].pictures, dtype=encoder.dtype,
             device=encoder.device, check=check,

@@ -22,7 +22,7 @@ from ..states.layout import SYSTEM_TURN, TokenLayout, insert_pictures, mrope_pos
 from ..states.vl_states import VLStates, resolve_layer
 from .cache import ByteCache, default_limit
 from .folder import HEAD, load_tokenizer, read_config, read_head, read_model, variant_of
-from .forward import fits, signed
+from .forward import signed
 from .generate import asking
 from .graphs import GraphPool
 from .modules import Qwen3VL
@@ -314,7 +314,7 @@ class Qwen3VLEncoder:
         check: Callable[[], None],
     ) -> Tensor:
         """States ``(K, L, D)``, an ordinary tensor that a caller may change in place."""
-        if not (self.fast and fits(self.model.visual, self.model.language_model)):
+        if not (self.fast and self.reader.fits()):
             with torch.inference_mode():
                 captured = with_room(
                     lambda: self._run_blocks(layout, *self._see(pictures, mute, check), wanted, check), self.forget,

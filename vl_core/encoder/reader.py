@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..pictures import Picture, patchify
@@ -26,9 +26,9 @@ from ..states.layout import TokenLayout
 from .cache import ByteCache, digest, has_room
 from .decoder import Decoder, Opening
 from .decoding import Desk
-from .forward import KeyValues, picture_spans, prefix_length, run_blocks
+from .forward import KeyValues, fits, picture_spans, prefix_length, run_blocks
 from .graphs import GraphPool
-from .identity import WeightsIdentity, modules_of, weights_of
+from .identity import Tree, WeightsIdentity, are_plain, hooked_everywhere, weights_in
 from .kernels import EXACT, MERGED, Kernels, compiled_kernels, quick_attention
 from .modules import Language, Vision
 from .prefix import Prefix, fill, lengthened
@@ -70,10 +70,20 @@ class Reader:
         self.visual, self.language, self._num_layers, self._rotary = visual, language, num_layers, rotary
         self._capture_before, self._graphs, self._exact = capture_before, graphs, exact
         self._compiled: Kernels | None = None
-        self._weights_identity = WeightsIdentity()
+        self._weights_identity, self._tree = WeightsIdentity(), Tree(visual, language)
+        self._known: list[nn.Module] | None = None
         self._last_weights = -1
         self.cache, self.every_layer = cache, every_layer
         self.decoder = Decoder(language, compile=graphs is not None, spill=self._spill)
+
+    def fits(self) -> bool:
+        """Whether :func:`~.forward.fits` says that these modules can be run here."""
+        modules = self._tree()
+        if modules is self._known:  # every part is in its place
+            return not hooked_everywhere() and are_plain(modules)
+        found = fits(self.visual, self.language)
+        self._known = modules if found else None
+        return found
 
     def forget(self) -> None:
         """Give back everything that is kept, captured graphs and the decoder's buffers included.
@@ -186,9 +196,8 @@ class Reader:
         self.cache.put(name, prefix, prefix.tensors())
 
     def _identify(self, identity: Any, weights: Iterable[Tensor] | None) -> tuple:
-        if weights is None:
-            weights = weights_of(self.visual) + weights_of(self.language)
-        number = self._weights_identity(weights, modules_of(self.visual, self.language))
+        modules = self._tree()
+        number = self._weights_identity(weights_in(modules) if weights is None else weights, modules)
         if number != self._last_weights:  # nothing kept will be found again, and graphs hold the old addresses
             self.forget()
             self._last_weights = number

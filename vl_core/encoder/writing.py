@@ -23,7 +23,6 @@ from ..states.families import THINK_BLOCK
 from ..states.layout import TokenLayout, insert_pictures
 from .answers import finish
 from .decoder import Hear
-from .forward import fits
 from .generate import generate
 from .kernels import quick_attention
 from .reader import Reader
@@ -323,7 +322,7 @@ def write_answers(
         the tokens, None where the modules are not those the step knows; and a line for people if something is not as
         fast as it could be, else "".
     """
-    if not fits(reader.visual, reader.language):
+    if not reader.fits():
         return None, "a module is hooked, or is not plain Qwen3-VL"
     room = -(-max_tokens // ROOM) * ROOM
 
