@@ -10,6 +10,7 @@ NAMES = {
     "cpu": "what an encode costs on a CPU, first time and again",
     "gpu": "the same and its parts on an NVIDIA GPU, at the size of Qwen3-VL-4B",
     "learn": "learning a look: a step and a whole look, at the size of Z-Image or on the miniature",
+    "memory": "bytes alive at once while a picture is read for words, counted without a GPU",
     "words": "a description: our step beside transformers' generate, and how often their tokens differ",
     "evaluate": "a cell of an evaluation beside its painting steps, and the memory of each model's turn",
     "soak": "a server under load for minutes: memory, identical results, Stop and kill -9 in every long job",

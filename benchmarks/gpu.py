@@ -41,7 +41,7 @@ def run(arguments) -> None:
     for title, part in (
         ("first encode", bench.first_encode), ("vision tower", bench.vision),
         ("language blocks", bench.blocks), ("whole calls", bench.whole_calls), ("again", bench.again),
-        ("several pictures", bench.several), ("calibration", bench.calibration), ("stages", bench.stages),
+        ("calibration", bench.calibration), ("stages", bench.stages),
         ("launches", bench.launches),
         ("accuracy", bench.accuracy),
     ):
@@ -248,17 +248,6 @@ class Bench:
                 past=prefix.pairs,
             )
         ))
-
-    def several(self) -> None:
-        pictures = [Picture(prepare_picture(picture("tiny", seed))[0].pixels.to(self.device)) for seed in range(8)]
-        reader = self.reader()
-        together = self.time(lambda: reader._see(pictures, (), (), self.dtype, self.device, False, lambda: None))
-        apart = self.time(lambda: [
-            reader._see([one], (), (), self.dtype, self.device, False, lambda: None) for one in pictures
-        ])
-        self.report.add("vision tower, 8 pictures of 8×8 tokens one by one", ms=apart)
-        self.report.add("vision tower, 8 pictures of 8×8 tokens together", ms=together,
-                        **{"× faster than one by one": apart / together})
 
     def calibration(self) -> None:
         # The miniature tokenizer needs about six times the tokens of Qwen's.

@@ -233,7 +233,7 @@ def trusted_reader(clip, layout: TokenLayout) -> _NativeReader | None:
     if clip.cond_stage_model not in _native_readers:
         _native_readers[clip.cond_stage_model] = _NativeReader(transformer)
     native = _native_readers[clip.cond_stage_model]
-    if not native.reader.fits():
+    if not native.reader.watched.fit():
         return None
     if native.trusted is None:
         native.trusted = _agrees_with_host(native, clip)

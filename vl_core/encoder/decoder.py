@@ -131,6 +131,10 @@ class Decoder:
             desk = self._desk = set_desk(plan, rows, length, room, dtype, device)
         return desk
 
+    def holds(self, name: Hashable, length: int) -> bool:
+        """Whether a row of the desk has the keys and values of so many positions by that name."""
+        return self._desk is not None and (name, length) in self._desk.holds
+
     def clear(self, desk: Desk, row: int) -> None:
         """Give a row for other contents; what it holds is handed to whoever keeps such things."""
         held, desk.holds[row] = desk.holds[row], None

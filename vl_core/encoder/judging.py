@@ -116,7 +116,7 @@ def read_answers(scores: Tensor, tokens: Sequence[Sequence[Sequence[int]]]) -> l
 
 def _last_states(encoder: Qwen3VLEncoder, asked: Sequence[Asked], check: Callable[[], None]) -> Tensor:
     """``(Q, D)`` after the last norm; one by one where the merged pass cannot be used."""
-    if encoder.fast and encoder.reader.fits():
+    if encoder.fast and encoder.reader.watched.fit():
         return encoder.reader.branch(
             [one.layout for one in asked], asked[0].pictures, dtype=encoder.dtype,
             device=encoder.device, check=check,

@@ -12,6 +12,8 @@ from torch.nn import functional
 from ..states.layout import TokenLayout
 from .forward import KeyValues
 
+Features = list[Tensor]  # of a picture: its embeddings (n, D), then the deepstack features of each level
+
 
 @dataclass(frozen=True, eq=False)
 class Prefix:

@@ -314,7 +314,7 @@ class Qwen3VLEncoder:
         check: Callable[[], None],
     ) -> Tensor:
         """States ``(K, L, D)``, an ordinary tensor that a caller may change in place."""
-        if not (self.fast and self.reader.fits()):
+        if not (self.fast and self.reader.watched.fit()):
             with torch.inference_mode():
                 captured = with_room(
                     lambda: self._run_blocks(layout, *self._see(pictures, mute, check), wanted, check), self.forget,

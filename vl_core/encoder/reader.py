@@ -18,7 +18,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from ..pictures import Picture, patchify
@@ -26,14 +26,14 @@ from ..states.layout import TokenLayout
 from .cache import ByteCache, digest, has_room
 from .decoder import Decoder, Opening
 from .decoding import Desk
-from .forward import KeyValues, fits, picture_spans, prefix_length, run_blocks
+from .forward import KeyValues, picture_spans, prefix_length, run_blocks
 from .graphs import GraphPool
-from .identity import Tree, WeightsIdentity, are_plain, hooked_everywhere, weights_in
 from .kernels import EXACT, MERGED, Kernels, compiled_kernels, quick_attention
 from .modules import Language, Vision
-from .prefix import Prefix, fill, lengthened
+from .prefix import Features, Prefix, fill, lengthened
 from .room import with_room
 from .vision import VisionTables, run_vision, vision_tables
+from .watched import Watched
 
 Result = TypeVar("Result")
 
@@ -49,41 +49,24 @@ class Reader:
         cache: where it is kept; a limit of 0 turns that off.
         every_layer: capture all states on the way, so that asking for another layer runs nothing; takes as much memory
             per layer and picture as one layer's states.
-        visual, language: the modules it runs; ``decoder`` writes on from what was read with them.
+        visual, language: the modules it runs, ``watched``; ``decoder`` writes on from what was read with them.
     """
 
     def __init__(
-        self,
-        visual: Vision,
-        language: Language,
-        num_layers: int,
-        rotary: Rotary,
-        cache: ByteCache,
-        *,
-        every_layer: bool = False,
-        capture_before: bool = True,
-        graphs: GraphPool | None = None,
-        exact: bool = False,
+        self, visual: Vision, language: Language, num_layers: int, rotary: Rotary, cache: ByteCache, *,
+        every_layer: bool = False, capture_before: bool = True, graphs: GraphPool | None = None, exact: bool = False,
     ) -> None:
         """``capture_before``: see :func:`run_blocks`; ``graphs``: replay whole passes from there; ``exact``:
         :data:`EXACT` on a GPU where no graph is replayed; its further launches cost a fifth of an encode."""
         self.visual, self.language, self._num_layers, self._rotary = visual, language, num_layers, rotary
         self._capture_before, self._graphs, self._exact = capture_before, graphs, exact
         self._compiled: Kernels | None = None
-        self._weights_identity, self._tree = WeightsIdentity(), Tree(visual, language)
-        self._known: list[nn.Module] | None = None
+        self.watched = Watched(visual, language)
+        # What is opened for words is named apart: a graph of a read's would hold each position's keys a second time.
+        self._opening = "prefix" if graphs is None else "opening"
         self._last_weights = -1
         self.cache, self.every_layer = cache, every_layer
         self.decoder = Decoder(language, compile=graphs is not None, spill=self._spill)
-
-    def fits(self) -> bool:
-        """Whether :func:`~.forward.fits` says that these modules can be run here."""
-        modules = self._tree()
-        if modules is self._known:  # every part is in its place
-            return not hooked_everywhere() and are_plain(modules)
-        found = fits(self.visual, self.language)
-        self._known = modules if found else None
-        return found
 
     def forget(self) -> None:
         """Give back everything that is kept, captured graphs and the decoder's buffers included.
@@ -127,9 +110,26 @@ class Reader:
         """What everything that is kept of this model is called by, as it is now; see :meth:`read`."""
         return (*self._identify(identity, weights), dtype, device, False)
 
+    def look(
+        self, asked: Sequence[tuple[TokenLayout, Sequence[Picture]]], key: tuple, check: Callable[[], None]
+    ) -> list[list[Features] | None]:
+        """What the vision tower gives for sequences to be opened, None where all is known. Before a desk is reserved:
+        for a moment the tower needs as much room as one."""
+        found: list[list[Features] | None] = []
+        for layout, pictures in asked:
+            seen = self._seen(pictures)
+            length, name, prefix = self._prefix(layout, key, seen, self._opening)
+            known = self.decoder.holds(name, length) or (prefix is not None and len(prefix.pairs) >= self._num_layers)
+            found.append(None if known else self._features(pictures, key, seen, *key[-3:-1], check))
+        return found
+
+    def _seen(self, pictures: Sequence[Picture]) -> tuple[bytes, ...]:
+        """What pictures are kept by; nothing where nothing is kept."""
+        return tuple(picture.digest for picture in pictures) if self.cache.limit else ()
+
     def open(
         self, layout: TokenLayout, pictures: Sequence[Picture], room: int, desk: Desk, row: int, key: tuple,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] = lambda: None, features: list[Features] | None = None,
     ) -> Opening:
         """Read a sequence to its end into a row of a desk, for :attr:`decoder` to write on.
 
@@ -137,24 +137,24 @@ class Reader:
 
         Args:
             room: positions to come that rotary tables are made for.
-            key: what :meth:`name_of` gave.
+            key: what :meth:`name_of` gave. features: what :meth:`look` gave.
         """
         dtype, device = key[-3:-1]
-        seen = tuple(picture.digest for picture in pictures) if self.cache.limit else ()
-        # By a graph of the read's kind the keys and values of every position would be held a second time.
-        length, name, prefix = self._prefix(layout, key, seen, "prefix" if self._graphs is None else "opening")
+        seen = self._seen(pictures)
+        length, name, prefix = self._prefix(layout, key, seen, self._opening)
         last, total = (self._num_layers,), len(layout)
         past = self._past(desk, row, name, length, prefix)
         states: dict[int, Tensor] = {}
         if past is None:
             first = length or total
-            hidden, spans, deepstack = self._inputs(layout, first, pictures, key, seen, dtype, device, False, check)
+            features = features or self._features(pictures, key, seen, dtype, device, check)
+            hidden, spans, deepstack = self._inputs(layout, first, features, dtype, device)
             past = desk.row(row, 0, first)
             states, _ = self._plain_blocks(hidden, layout, last, spans, deepstack, check, into=past)
         if length:
-            states, pairs = self._later(layout, length, past, last, dtype, device, check, keep=True)
+            # Nobody else is to find these: the fewest launches, each of which takes longer than its work.
+            states, pairs = self._later(layout, length, past, last, dtype, device, check, keep=True, kernels=MERGED)
             fill(desk.row(row, length, total), pairs)
-        if length:
             desk.holds[row] = name, length
         rotary = self._rotary(lengthened(layout, room), total)
         return Opening(states[self._num_layers][-1].clone(), rotary, layout.token_ids)
@@ -196,8 +196,7 @@ class Reader:
         self.cache.put(name, prefix, prefix.tensors())
 
     def _identify(self, identity: Any, weights: Iterable[Tensor] | None) -> tuple:
-        modules = self._tree()
-        number = self._weights_identity(weights_in(modules) if weights is None else weights, modules)
+        number = self.watched.number(weights)
         if number != self._last_weights:  # nothing kept will be found again, and graphs hold the old addresses
             self.forget()
             self._last_weights = number
@@ -210,7 +209,7 @@ class Reader:
         self, layout: TokenLayout, pictures: Sequence[Picture], wanted: Sequence[int], key: tuple, dtype: torch.dtype,
         device: torch.device, mute: bool, check: Callable[[], None],
     ) -> list[Tensor]:
-        seen = tuple(picture.digest for picture in pictures) if self.cache.limit else ()
+        seen = self._seen(pictures)
         whole = ("states", *key, digest(layout.token_ids), seen, layout.grids)
         known: dict[int, Any] = {}
         if self.cache.limit:
@@ -230,7 +229,8 @@ class Reader:
         length, name, prefix = self._prefix(layout, key, seen)
         if prefix is None or not prefix.serves(wanted):
             first = length or len(layout)
-            hidden, spans, deepstack = self._inputs(layout, first, pictures, key, seen, dtype, device, mute, check)
+            features = [] if mute else self._features(pictures, key, seen, dtype, device, check)
+            hidden, spans, deepstack = self._inputs(layout, first, features, dtype, device)
             states, pairs = self._all_blocks(hidden, layout, wanted, spans, deepstack, bool(length), check)
             if not length:
                 return states
@@ -246,7 +246,8 @@ class Reader:
         check: Callable[[], None],
     ) -> Tensor:
         length, last = prefix_length(layouts[0]), (self._num_layers,)
-        hidden, spans, deepstack = self._inputs(layouts[0], length, pictures, (), (), dtype, device, False, check)
+        features = self._features(pictures, (), (), dtype, device, check)
+        hidden, spans, deepstack = self._inputs(layouts[0], length, features, dtype, device)
         _, past = self._plain_blocks(hidden, layouts[0], last, spans, deepstack, check, keep=True)
         tails = [self._embed(layout.token_ids[length:], dtype, device) for layout in layouts]
         lengths = [len(tail) for tail in tails]
@@ -267,27 +268,24 @@ class Reader:
 
     def _later(
         self, layout: TokenLayout, length: int, past: KeyValues, wanted: tuple[int, ...], dtype: torch.dtype,
-        device: torch.device, check: Callable[[], None], keep: bool = False,
+        device: torch.device, check: Callable[[], None], keep: bool = False, kernels: Kernels | None = None,
     ) -> tuple[dict[int, Tensor], KeyValues]:
         """The positions after a prefix: states by index, and their own keys and values."""
         rotary = self._rotary(layout, length)
         hidden = self._embed(layout.token_ids[length:], dtype, device)
         return run_blocks(
             self.language, hidden, rotary, wanted, self._num_layers, past=past, keep=keep,
-            kernels=self._plain_kernels(hidden), check=check,
+            kernels=kernels or self._plain_kernels(hidden), check=check,
         )
 
     def _inputs(
-        self, layout: TokenLayout, length: int, pictures: Sequence[Picture], key: tuple, seen: tuple,
-        dtype: torch.dtype, device: torch.device, mute: bool, check: Callable[[], None],
+        self, layout: TokenLayout, length: int, features: Sequence[Features], dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, list[tuple[int, int]], list[Tensor]]:
         """Embeddings ``(length, D)`` of the first positions with the pictures in place, where those are, and deepstack
-        features per level."""
-        hidden = self._embed(layout.token_ids[:length], dtype, device)  # before the pictures: it waits for the device
-        embeddings, deepstack = self._see(pictures, key, seen, dtype, device, mute, check)
-        spans = picture_spans(layout)
-        sizes = [stop - start for start, stop in spans]
-        parts: Sequence[Tensor | int] = [0] * len(spans) if embeddings is None else embeddings.split(sizes)
+        features per level; without features pictures are zeros."""
+        hidden, spans = self._embed(layout.token_ids[:length], dtype, device), picture_spans(layout)
+        deepstack = [torch.cat(level) if len(level) > 1 else level[0] for level in zip(*features, strict=True)][1:]
+        parts: Sequence[Tensor | int] = [one[0] for one in features] or [0] * len(spans)
         for (start, stop), part in zip(spans, parts, strict=True):
             hidden[start:stop] = part
         return hidden, spans, deepstack
@@ -338,15 +336,13 @@ class Reader:
         cos, sin = self._rotary(layout, 0)
         return cos[:length], sin[:length]
 
-    def _see(
+    def _features(
         self, pictures: Sequence[Picture], key: tuple, seen: tuple, dtype: torch.dtype, device: torch.device,
-        mute: bool, check: Callable[[], None],
-    ) -> tuple[Tensor | None, list[Tensor]]:
-        """All pictures' embeddings ``(n, D)`` and deepstack features, one ``(n, D)`` per level."""
-        if not pictures or mute:
-            return None, []
+        check: Callable[[], None],
+    ) -> list[Features]:
+        """Of each picture, in a pass of its own. ``seen``: what they are kept by; nothing keeps none."""
         names = [("vision", *key, one) for one in seen] or [None] * len(pictures)
-        found: list[list[Tensor]] = []
+        found: list[Features] = []
         for name, picture in zip(names, pictures, strict=True):
             check()
             outputs = self.cache.get(name) if name else None
@@ -355,15 +351,11 @@ class Reader:
                 if name:  # pictures were named to be kept
                     self.cache.put(name, outputs, outputs)
             found.append(outputs)
-        if len(pictures) == 1:
-            embeddings, *deepstack = found[0]
-        else:
-            embeddings, *deepstack = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return embeddings, deepstack
+        return found
 
     def _vision(
         self, picture: Picture, dtype: torch.dtype, device: torch.device, check: Callable[[], None]
-    ) -> list[Tensor]:
+    ) -> Features:
         """A picture's embeddings and deepstack features, ``(n, D)`` each."""
         grid = picture.grid
         # 8-bit pixels travel to the device, not the patches, which take eight times as much.

@@ -322,7 +322,7 @@ def write_answers(
         the tokens, None where the modules are not those the step knows; and a line for people if something is not as
         fast as it could be, else "".
     """
-    if not reader.fits():
+    if not reader.watched.fit():
         return None, "a module is hooked, or is not plain Qwen3-VL"
     room = -(-max_tokens // ROOM) * ROOM
 
@@ -336,11 +336,13 @@ def write_answers(
             plan = decoder.plan(head, dtype, device)
             if plan is None:
                 return None
+            looks = reader.look(asked, key, check)
             desk = decoder.reserve(plan, len(asked), longest, room, dtype, device)
             openings = [
-                reader.open(layout, pictures, room, desk, row, key, check)
+                reader.open(layout, pictures, room, desk, row, key, check, looks[row])
                 for row, (layout, pictures) in enumerate(asked)
             ]
+            del looks
             return decoder.write(desk, openings, plan, sampling, [seed] * len(asked), max_tokens, ends, hear)
 
     with torch.inference_mode(), quick_attention(device):

@@ -239,6 +239,18 @@ def test_one_picture_lies_in_memory_once(plain):
     assert prefixes() == 1
 
 
+def test_the_vision_tower_has_run_when_buffers_are_taken(plain, monkeypatch):
+    """It needs as much room as they do, for a moment; so the two are not there at once."""
+    from vl_core.encoder import reader
+
+    order = []
+    for owner, name in ((reader, "run_vision"), (decoder_module, "set_desk"), (reader, "run_blocks")):
+        act = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, _act=act, _name=name, **o: order.append(_name) or _act(*a, **o))
+    describe_each(plain, [noise(1), noise(2, 96, 64)], REQUEST, max_tokens=12)
+    assert order[:3] == ["run_vision", "run_vision", "set_desk"] and set(order[3:]) == {"run_blocks"}
+
+
 def test_buffers_that_are_given_up_for_more_answers_leave_what_they_held(plain, counted):
     describe(plain, [noise(1)], REQUEST, max_tokens=4)
     describe_each(plain, [noise(1), noise(2)], "the colours", max_tokens=4)
