@@ -12,6 +12,7 @@ NAMES = {
     "learn": "learning a look: a step and a whole look, at the size of Z-Image or on the miniature",
     "memory": "bytes alive at once while a picture is read for words, counted without a GPU",
     "words": "a description: our step beside transformers' generate, and how often their tokens differ",
+    "runs": "the simple workflow from Run to picture, before and after, in ComfyUI with the miniature",
     "evaluate": "a cell of an evaluation beside its painting steps, and the memory of each model's turn",
     "soak": "a server under load for minutes: memory, identical results, Stop and kill -9 in every long job",
     "stages": "each stage against one clone of its input",

@@ -44,9 +44,11 @@ def run(arguments) -> None:
 class Alive(TorchDispatchMode):
     """Counts the bytes of tensors without data that are alive, and the most that were at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: torch.nn.Module) -> None:
+        """``model``: whose weights do not count."""
         super().__init__()
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+        weights = [one.untyped_storage() for one in (*model.parameters(), *model.buffers())]
+        self._storages = {storage._cdata: (StorageWeakRef(storage), 0) for storage in weights}
         self.most = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -86,7 +88,7 @@ def read_for_words(report: Report, size: str, tokens: int) -> None:
     asked, reader = ask(encoder, [picture(size)], PROMPT, max_tokens=tokens), encoder.reader
     sequence = asked.layout, asked.pictures
     on_a_gpu = mock.patch.object(reader, "_plain_kernels", lambda _: kernels.EXACT)
-    with torch.inference_mode(), without_a_device(), on_a_gpu, Alive() as alive:
+    with torch.inference_mode(), without_a_device(), on_a_gpu, Alive(model) as alive:
         key = reader.name_of(DTYPE, META)
         plan = reader.decoder.plan(None, DTYPE, META)
         assert plan is not None

@@ -317,9 +317,15 @@ def test_memory_that_runs_out_on_the_way_gives_back_what_was_sent(own, monkeypat
 # Little memory -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("option", ["--lowvram", "--reserve-vram"])
 @pytest.mark.parametrize("kind", ["native", "transformers"])
-def test_words_are_written_with_lowvram(kind, tiny, run, part, base_folder, picture, management, monkeypatch):
-    """Half of ComfyUI's own Qwen3-VL stays off the device and is brought layer by layer; a folder's is loaded whole."""
+def test_words_are_written_with_little_memory(
+    kind, option, tiny, run, part, base_folder, picture, management, monkeypatch
+):
+    """Half of ComfyUI's own Qwen3-VL stays off the device and is brought layer by layer; a folder's is loaded whole.
+
+    With ``--lowvram`` half of it is free; with ``--reserve-vram`` all of it, of which half is to be left alone.
+    """
     clip = tiny.writing_clip()
     encoder = clip
     if kind == "transformers":
@@ -333,13 +339,14 @@ def test_words_are_written_with_lowvram(kind, tiny, run, part, base_folder, pict
 
     expected = tell()
     management.unload_all_models()
-    size = encoder.patcher.model_size() // 2
-    monkeypatch.setattr(management, "vram_state", management.VRAMState.LOW_VRAM)
+    half, low = encoder.patcher.model_size() // 2, option == "--lowvram"
+    size, state = (half, "LOW_VRAM") if low else (2 * half, "NORMAL_VRAM")
+    monkeypatch.setattr(management, "vram_state", management.VRAMState[state])
     monkeypatch.setattr(management, "lowvram_available", True)
     monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
     monkeypatch.setattr(management, "should_use_bf16", lambda *_, **__: False)
     monkeypatch.setattr(management, "minimum_inference_memory", lambda: 0)
-    monkeypatch.setattr(management, "extra_reserved_memory", lambda: 0)
+    monkeypatch.setattr(management, "EXTRA_RESERVED_VRAM", 0 if low else half)
     monkeypatch.setattr(management, "MIN_WEIGHT_MEMORY_RATIO", 0.0)
     monkeypatch.setattr(
         management, "get_free_memory", lambda dev=None, torch_free_too=False: (size, size) if torch_free_too else size

@@ -73,9 +73,9 @@ def vision_clip(seed: int = 1, model_type: str = "qwen3vl_4b", **text) -> comfy.
     return build_clip(qwen3vl.te(model_type=model_type), qwen3vl.tokenizer(model_type), model_type, seed, **text)
 
 
-def writing_clip(seed: int = 7) -> comfy.sd.CLIP:
+def writing_clip(seed: int = 7, **text) -> comfy.sd.CLIP:
     """Qwen3-VL so weighed that, asked for words, it does not say one over and over."""
-    clip = vision_clip(seed=seed)
+    clip = vision_clip(seed=seed, **text)
     language = clip.cond_stage_model.qwen3vl_4b.transformer.model
     with torch.no_grad():
         language.embed_tokens.weight.mul_(0.1)
@@ -166,7 +166,8 @@ def write_folder(folder: Path, clip: comfy.sd.CLIP) -> Path:
         "image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652,
         "vision_end_token_id": 151653,
         "text_config": {
-            **TEXT, "model_type": "qwen3_vl_text", "vocab_size": 151936, "head_dim": HEAD, "rms_norm_eps": 1e-6,
+            **TEXT, "num_hidden_layers": len(encoder.model.layers), "model_type": "qwen3_vl_text",
+            "vocab_size": 151936, "head_dim": HEAD, "rms_norm_eps": 1e-6,
             "max_position_embeddings": 262144, "hidden_act": "silu", "attention_bias": False, "rope_theta": 5000000.0,
             "tie_word_embeddings": True,
             "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},

@@ -143,7 +143,7 @@ class Decoder:
 
     def write(
         self, desk: Desk, openings: Sequence[Opening], plan: Plan, sampling: Sampling, seeds: Sequence[int],
-        max_tokens: int, ends: Sequence[int], hear: Hear,
+        max_tokens: int, ends: Sequence[int], hear: Hear, check: Callable[[], None] = lambda: None,
     ) -> list[list[int]]:
         """The tokens written after each opening, the one that ended it included.
 
@@ -152,6 +152,7 @@ class Decoder:
             plan: what :meth:`plan` gave.
             seeds: one an opening. Its tokens are those it would draw alone.
             ends: tokens that end an answer.
+            check: called before each block of a step that is not replayed; what it raises is raised.
         """
         device = openings[0].state.device
         with self.lock, torch.inference_mode(), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
@@ -167,11 +168,11 @@ class Decoder:
                     said[opening.token_ids.to(said.device)] = True
             longest = max(len(opening.token_ids) for opening in openings)
             pick(desk, torch.stack([opening.state for opening in openings]), plan, sampling)
-            return self._continue(desk, plan, sampling, longest, max_tokens, frozenset(ends), hear)
+            return self._continue(desk, plan, sampling, longest, max_tokens, frozenset(ends), hear, check)
 
     def _continue(
         self, desk: Desk, plan: Plan, sampling: Sampling, longest: int, max_tokens: int, ends: frozenset[int],
-        hear: Hear,
+        hear: Hear, check: Callable[[], None],
     ) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in range(desk.rows)]
         open_ones, stopped, looked, written = set(range(desk.rows)), False, 0, 1
@@ -193,7 +194,7 @@ class Decoder:
                 if replay is not None:
                     replay()
                 else:
-                    step(desk, plan, sampling, longest + written, *halves)
+                    step(desk, plan, sampling, longest + written, *halves, check)
                 written += 1
 
     def _halves_for(self, plan: Plan, desk: Desk) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:

@@ -330,13 +330,14 @@ def pick(desk: Desk, states: Tensor, plan: Plan, sampling: Sampling) -> None:
 def step(
     desk: Desk, plan: Plan, sampling: Sampling, longest: int | None = None,
     before: Callable[..., Tensor] = before_attention, after: Callable[..., Tensor] = after_attention,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Read the newest tokens and write the next ones.
 
     Args:
         longest: most positions that are filled, the newest included, where the caller knows it: no key beyond is
             read. None reads the whole buffers, as a captured step must.
-        before, after: the two halves of a block, perhaps compiled.
+        before, after: the two halves of a block, perhaps compiled. check: called before each; may raise, to stop.
     """
     rows = torch.arange(desk.rows, device=desk.token.device) * desk.length + desk.filled
     cos, sin = (table.index_select(1, desk.turn) for table in (desk.cos, desk.sin))
@@ -346,6 +347,7 @@ def step(
     attend, length = _attention(desk, plan, longest)
     hidden = embed(plan.embeddings, desk.token, desk.cos)
     for index, parts in enumerate(plan.blocks):
+        check()
         kept = desk.kept[index]
         query = before(
             hidden, parts.norm, (parts.query, parts.keys, parts.values), (cos[index], sin[index]),

@@ -343,7 +343,7 @@ def write_answers(
                 for row, (layout, pictures) in enumerate(asked)
             ]
             del looks
-            return decoder.write(desk, openings, plan, sampling, [seed] * len(asked), max_tokens, ends, hear)
+            return decoder.write(desk, openings, plan, sampling, [seed] * len(asked), max_tokens, ends, hear, check)
 
     with torch.inference_mode(), quick_attention(device):
         answers = with_room(write, reader.forget, lambda: bool(reader.cache.bytes))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +115,43 @@ def test_embeddings_score_where_they_are_the_head(plain):
         assert ours(plain, [noise()]) == theirs(plain, [noise()]) != other
     finally:
         plain.model.config.tie_word_embeddings = False
+
+
+@pytest.fixture(scope="module")
+def miniature():
+    """The trained miniature's Qwen3-VL in bf16, and pictures of its world with what it was trained to be asked."""
+    world = pytest.importorskip("miniature.world")
+    folder = Path(world.__file__).parent / "models" / "qwen3-vl-mini"
+    scenes = world.sample_scenes(3, torch.Generator().manual_seed(3))
+    rendered, _ = world.render(scenes, torch.Generator().manual_seed(4))
+    pictures = ((rendered + 1) / 2).permute(0, 2, 3, 1).split(1)
+    requests = [request for _, request, _ in world.TAKE_QUESTIONS[:2]]
+    return Qwen3VLEncoder.from_pretrained(folder, dtype=torch.bfloat16), pictures, requests
+
+
+def test_in_bf16_tokens_are_transformers_own_where_the_two_best_scores_are_not_a_rounding_apart(miniature):
+    """``python -m benchmarks words --device cpu --only same_tokens`` counts it on more."""
+    encoder, pictures, requests = miniature
+    ends = encoder.tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    written = set()
+    for picture in pictures:
+        for request in requests:
+            asked = writing.ask(encoder, [picture], request, max_tokens=24)
+            expected = generate(encoder, asked.layout, asked.pictures, Sampling(), 0, 24, ends)
+            (found,), _ = writing.write_answers(
+                encoder.reader, [(asked.layout, asked.pictures)], Sampling(), 0, 24, ends, lambda *_: False, head=None,
+                dtype=encoder.dtype, device=encoder.device,
+            )
+            written.add(tuple(found))
+            at = next((at for at, pair in enumerate(zip(found, expected, strict=False)) if len(set(pair)) > 1), None)
+            if at is None:
+                assert found == expected
+                continue
+            state = encoder.last_state(writing.lengthen(asked.layout, expected[:at]), asked.pictures, lambda: None)
+            scores = functional.linear(state, encoder.head()).float()
+            best = float(scores.max())
+            assert best - float(scores[[found[at], expected[at]]].min()) <= 2.0 ** (math.floor(math.log2(best)) - 7)
+    assert len(written) > 3
 
 
 # --- several together -----------------------------------------------------------------------------------------------
@@ -269,6 +308,22 @@ def test_an_error_while_a_picture_is_read_leaves_nothing_that_is_taken_for_it(pl
     with pytest.raises(InterruptedError):
         describe(plain, [noise(1)], REQUEST, max_tokens=12, check=stop)
     assert describe(plain, [noise(1)], REQUEST, max_tokens=12) == expected
+
+
+def test_a_step_asks_before_each_block_and_what_was_read_is_whole_after_a_stop(plain, counted):
+    """A token of a large model takes a second on a CPU: long to wait for a Stop."""
+    expected = describe(plain, [noise(1)], REQUEST, max_tokens=12)
+    blocks, asked = plain.num_layers, []
+
+    def stop_in_the_second_step() -> None:
+        asked.append(0)
+        if len(asked) == blocks + blocks + 2:  # the words' own positions, a step, and into the next
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        describe(plain, [noise(1)], REQUEST, max_tokens=12, check=stop_in_the_second_step)
+    assert describe(plain, [noise(1)], REQUEST, max_tokens=12) == expected
+    assert len(counted["vision"]) == 1 and counted["blocks"][1:] == [counted["blocks"][-1]] * len(counted["blocks"][1:])
 
 
 def test_what_is_kept_changes_no_state_and_no_word(plain):
