@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,6 +40,11 @@ def fill(places: KeyValues, pairs: KeyValues) -> None:
     for place, pair in zip(places, pairs, strict=True):
         for buffer, part in zip(place, pair, strict=True):
             buffer.copy_(part)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The parts one after the other; the only one itself."""
+    return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
 def lengthened(layout: TokenLayout, by: int) -> TokenLayout:

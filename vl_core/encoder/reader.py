@@ -30,7 +30,7 @@ from .forward import KeyValues, picture_spans, prefix_length, run_blocks
 from .graphs import GraphPool
 from .kernels import EXACT, MERGED, Kernels, compiled_kernels, quick_attention
 from .modules import Language, Vision
-from .prefix import Features, Prefix, fill, lengthened
+from .prefix import Features, Prefix, fill, joined, lengthened
 from .room import with_room
 from .vision import VisionTables, run_vision, vision_tables
 from .watched import Watched
@@ -116,11 +116,12 @@ class Reader:
         """What the vision tower gives for sequences to be opened, None where all is known. Before a desk is reserved:
         for a moment the tower needs as much room as one."""
         found: list[list[Features] | None] = []
+        dtype, device = key[-3:-1]
         for layout, pictures in asked:
             seen = self._seen(pictures)
             length, name, prefix = self._prefix(layout, key, seen, self._opening)
             known = self.decoder.holds(name, length) or (prefix is not None and len(prefix.pairs) >= self._num_layers)
-            found.append(None if known else self._features(pictures, key, seen, *key[-3:-1], check))
+            found.append(None if known else self._features(pictures, key, seen, dtype, device, check))
         return found
 
     def _seen(self, pictures: Sequence[Picture]) -> tuple[bytes, ...]:
@@ -284,7 +285,7 @@ class Reader:
         """Embeddings ``(length, D)`` of the first positions with the pictures in place, where those are, and deepstack
         features per level; without features pictures are zeros."""
         hidden, spans = self._embed(layout.token_ids[:length], dtype, device), picture_spans(layout)
-        deepstack = [torch.cat(level) if len(level) > 1 else level[0] for level in zip(*features, strict=True)][1:]
+        deepstack = [joined(level) for level in zip(*features, strict=True)][1:]
         parts: Sequence[Tensor | int] = [one[0] for one in features] or [0] * len(spans)
         for (start, stop), part in zip(spans, parts, strict=True):
             hidden[start:stop] = part
