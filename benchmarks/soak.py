@@ -105,7 +105,7 @@ def prepare(host: ModuleType, wiring: ModuleType, comfyui: Path, base: Path) -> 
     (base / "models" / "LLM" / "Qwen3-VL-Tiny").symlink_to(ROOT / "miniature" / "models" / "qwen3-vl-mini")
     wiring.write_look(module_of, base / "models" / "zimage_vl_looks")
     host.write_examples(base / "input" / "many_pictures", 200)
-    host.write_examples(base / "input" / "some_pictures", 8)  # each is described to the last token that is allowed
+    host.write_examples(base / "input" / "some_pictures", 10)  # each is described to the last token that is allowed
     for mark in ("stopped", "killed", "whole"):
         folder = base / "input" / f"{UNTOLD}_{mark}"
         host.write_examples(folder, 24)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -207,7 +208,7 @@ def _go_on(job: Job, server: Any, wiring: ModuleType) -> tuple[dict[str, Any], l
         return {"then": ended}, wrong
     told = next((line for line in words.splitlines() if job.tells in line), "")
     killed = _made(job, server.base, "killed")
-    left = [path.name for path in _filled(server.base, job.part[0], "killed") if path.match("*.part")]
+    left = _parts(server.base / ADAPTERS) + _parts(server.base / LOOKS)
     if job.short == "LookLearn":  # the same learning under another name would be found
         for path in server.base.glob(job.made.replace("MARK", "killed")):
             path.unlink()
@@ -271,7 +272,7 @@ def kill_commands(report: Report, folder: Path) -> None:
         kept = _run(command, killed, command.began)
         words = _run(command, killed, None)
         same = command.result(whole) == command.result(killed)
-        left = sorted(path.name for path in killed.rglob("*.part"))
+        left = _parts(killed)
         report.add(f"kill -9 of {command.name}", kept=kept, then=_last_about(words), same_as_unkilled=same)
         wrong += [] if same else [f"{command.name}: not what an unkilled one makes"]
         wrong += [f"{command.name}: left {left}"] if left else []
@@ -289,7 +290,7 @@ def _commands(pictures: Path) -> tuple[Command, ...]:
         ),
         Command(
             "fit", ("fit", "-f", str(pictures), "-m", zimage, "--vision", vision, "-o", "OUT/adapter.safetensors"),
-            lambda out: any(out.glob("*.part")), lambda out: tensors_of(out / "adapter.safetensors"),
+            lambda out: bool(_parts(out)), lambda out: tensors_of(out / "adapter.safetensors"),
         ),
         Command(
             "compare", (
@@ -304,7 +305,7 @@ def _commands(pictures: Path) -> tuple[Command, ...]:
                 "learn", "-i", one, "--words", "flat colours", "--shows", "a shape", "--steps", "40", "-o",
                 "OUT/look.safetensors",
             ),
-            lambda out: any(out.glob("*.part")), lambda out: tensors_of(out / "look.safetensors"),
+            lambda out: bool(_parts(out)), lambda out: tensors_of(out / "look.safetensors"),
         ),
     )
 
@@ -338,6 +339,11 @@ def _last_about(words: str) -> str:
     lines = [line.split("\r")[-1].strip() for line in words.splitlines() if line.strip()]
     about = [line for line in lines if any(one in line for one in ("went on", "goes on", "already", "taken over"))]
     return (about or lines or [""])[-1][:100]
+
+
+def _parts(folder: Path) -> list[str]:
+    """Files of half-done work. One that a killed writer was at is none: it is swept away when it is an hour old."""
+    return sorted(path.name for path in folder.rglob("*.part") if not re.search(r"\.[0-9a-f]{32}\.part$", path.name))
 
 
 def _painted(folder: Path) -> dict[str, Any]:
