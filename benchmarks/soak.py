@@ -35,6 +35,7 @@ from .soak_prompts import PROBES, Made, make_prompt
 ROOT = Path(__file__).parents[1]
 WARM = 100  # prompts after which memory has to be flat
 FLAT = 0.05
+SETTLED = 5.0  # seconds
 STEP = 24 << 20  # bytes: growth by one prompt that is told with the prompt
 BARE = (  # what no message of ours is raised as
     "AttributeError", "IndexError", "KeyError", "NameError", "RecursionError", "UnboundLocalError", "ZeroDivisionError",
@@ -181,6 +182,7 @@ def flood(report: Report, server: Any, wiring: ModuleType, arguments: Any, seed:
     report.add("nodes of identical prompts that ran anew", count=sum(seen.ran.values()))
     report.add("prompts a minute", count=round(60 * arguments.prompts / (time.monotonic() - began)))
     measure_memory(report, seen)
+    report.add("in use when ComfyUI has forgotten outputs, history and readings", MiB=emptied(server) / 2**20)
     if seen.wrong:
         raise AssertionError("\n".join(seen.wrong))
 
@@ -222,6 +224,17 @@ def measure_memory(report: Report, seen: Seen) -> None:
     )
     if growth > FLAT:
         seen.wrong.append(f"memory in use grew by {growth:.1%} after the first {WARM} prompts")
+
+
+def emptied(server: Any) -> int:
+    """Bytes in use once ComfyUI has forgotten outputs and history, which it keeps of every prompt, and unloads models.
+
+    Encoders then give back what they keep of readings.
+    """
+    server.post("/history", {"clear": True})
+    server.post("/free", {"free_memory": True})
+    time.sleep(SETTLED)  # its worker looks for that once a second
+    return resident(server.pid) - server.get("/where_memory_is")["malloc_free"]
 
 
 def resident(pid: int) -> int:
