@@ -108,7 +108,7 @@ class Bench:
             "random", "random", device=arguments.device, dtype="bfloat16" if self.device.type == "cuda" else "float32",
             steps=STEPS[self.size], width=side, height=side, layer=-1,
         )
-        self.loaders = Random(self.models, self.size)
+        self.loaders = Random(self.models, size=self.size)
         self.batch = arguments.batch or (together(arguments.vram * GB - 12.5 * GB, side * side)
                                          if self.size == "full" else 2)
         self.report = Report(
