@@ -150,7 +150,7 @@ def stop_in_the_server(report: Report, server: Any, wiring: ModuleType) -> None:
             else:
                 early += 1
         ended, words = finish(server, post(server, job_prompt(job, info, wiring, "stopped")))
-        kept = next((line for line in words.splitlines() if job.tells in line), "")
+        kept = next((line for line in words.splitlines() if job.made and job.tells in line), "")
         report.add(
             f"stop: {job.name}", stops=len(times), ended_before=early, slowest_s=max(times, default=float("nan")),
             then=ended, kept=kept,
