@@ -222,8 +222,9 @@ def measure_memory(report: Report, seen: Seen) -> None:
         "of it in use, without what malloc has free", after_hundred_MiB=used[0] / 2**20, last_MiB=used[-1] / 2**20,
         most_MiB=max(used) / 2**20, growth_percent=100 * growth,
     )
-    if growth > FLAT:
-        seen.wrong.append(f"memory in use grew by {growth:.1%} after the first {WARM} prompts")
+    for what, grown in (("memory", last / first - 1), ("memory in use", growth)):
+        if grown > FLAT:
+            seen.wrong.append(f"{what} grew by {grown:.1%} after the first {WARM} prompts")
 
 
 def emptied(server: Any) -> int:
