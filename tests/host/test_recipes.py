@@ -164,7 +164,7 @@ def test_a_broken_file_is_skipped_and_its_reason_is_on_the_node(part, steer, own
     own("odd.json", {"name": "odd", "meaning": "Odd.", "mode": "telepathy"})
     assert options_shown(part) == TAKES
     shown = told(steer())
-    assert "Recipe broken.json skipped: expected JSON, got an error in line 1" in shown
+    assert "Recipe broken.json skipped: expected JSON, got a damaged file (Expecting property name" in shown
     assert "Recipe odd.json skipped: way: expected one of automatic, words" in shown
     with pytest.raises(ValueError, match=r"recipe: expected one of the look, style.*got 'odd'.*odd\.json skipped"):
         steer(recipe="odd")

@@ -157,7 +157,7 @@ class SpaceAdapter:
         source, target = told.layers
         made = cls(
             told.method, **parts, source=told.source, target=told.target, layers=(source, target),
-            report=check_content(SpaceReport, told.report, "report"),
+            report=check_content(SpaceReport, told.report, f"{Path(path).name}: report"),
         )
         shapes = (
             (parts["gain"].shape, parts["gain"].shape) if diagonal

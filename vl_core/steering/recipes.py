@@ -87,7 +87,7 @@ def load_recipes(*folders: Path) -> tuple[dict[str, Recipe], list[str]]:
             if recipe.name in recipes:
                 raise ValueError(f"name: {recipe.name!r} is taken by {recipes[recipe.name].source}. Choose another.")
         except (ValueError, OSError) as error:
-            problems.append(f"Recipe {path.name} skipped: {error}")
+            problems.append(f"Recipe {path.name} skipped: {str(error).removeprefix(f'{path.name}: ')}")
             _warn_once(problems[-1])
         else:
             recipes[recipe.name] = recipe

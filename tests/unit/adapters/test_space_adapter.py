@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.adapters.space_adapter import SpaceAdapter, SpaceFit, fit_space_adapter
+from vl_core.adapters.space_adapter import FILE_KIND, SpaceAdapter, SpaceFit, fit_space_adapter
+from vl_core.states.storage import read_tensors, write_tensors
 
 WIDTH, PROMPTS, TOKENS = 10, 40, 24
 
@@ -91,6 +92,17 @@ def test_a_saved_adapter_is_the_same(tmp_path):
     adapter.save(tmp_path / "space.safetensors")
     fresh = random(5, WIDTH, seed=1)
     assert torch.equal(SpaceAdapter.load(tmp_path / "space.safetensors").apply(fresh), adapter.apply(fresh))
+
+
+@pytest.mark.parametrize("part", ["method", "report", "prompts"])
+def test_a_file_that_lacks_something_is_named(tmp_path, part):
+    adapter = fitted(lambda x: 2 * x, "per_dimension")
+    adapter.save(tmp_path / "space.safetensors")
+    tensors, header = read_tensors(tmp_path / "space.safetensors", FILE_KIND)
+    (header if part in header else header["report"]).pop(part)
+    write_tensors(tmp_path / "odd.safetensors", FILE_KIND, tensors, header)
+    with pytest.raises(ValueError, match=rf"^odd\.safetensors: .*'{part}'"):
+        SpaceAdapter.load(tmp_path / "odd.safetensors")
 
 
 def test_what_does_not_fit_is_refused_in_words():

@@ -157,8 +157,9 @@ def test_a_users_recipes_join_and_broken_files_are_skipped_with_their_reason(tmp
     assert [line.split(":")[0] for line in problems] == [f"Recipe {name}.json skipped" for name in "bcdfgh"]
     reasons = "\n".join(problems)
     for reason in (
-        "b.json: expected JSON, got a damaged file", "'style hint' is taken by 1_style_hint.json",
-        "way: expected one of", "f.json: expected a text in utf-16, got a damaged one", "brackets within brackets",
+        "b.json skipped: expected JSON, got a damaged file", "'style hint' is taken by 1_style_hint.json",
+        "way: expected one of", "f.json skipped: expected a text in utf-16, got a damaged one",
+        "brackets within brackets",
     ):
         assert reason in reasons
     assert [record.getMessage() for record in caplog.records] == problems  # each once, though looked at twice
