@@ -14,6 +14,7 @@ import io
 import json
 import sys
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
 SEED, SIZE = 21, 128  # of the scenes; the only size that the miniature paints
 LOOKS = ({"background": 6, "style": 2, "mood": 0}, {"background": 2, "style": 3, "mood": 0})  # of the two references
+UNNAMED = "unnamed.png"
 FIT_PICTURES, PROMPTS = 200, "prompts.txt"  # the built-in ones have words that the miniature does not know
 PROMPT = "a red star"
 PATIENCE = 900  # seconds for one workflow: learning takes a hundred steps
@@ -78,6 +80,7 @@ class Screen:
     Attributes:
         caption: below its picture. ``others``: below those it saves after that one, in the order of its nodes.
         widgets: to set beside the sizes, by node type. ``pictures``: how many it loads.
+        unnamed: it loads the picture whose background no word means, and is shown beside what words make of that.
         nodes: photographed for their help pages, each with the size that it is given.
         change: JavaScript to run on the graph first.
     """
@@ -89,6 +92,7 @@ class Screen:
     nodes: dict[str, tuple[int, int]] = field(default_factory=dict)
     change: str = ""
     others: tuple[str, ...] = ()
+    unnamed: bool = False
 
 
 PLAIN, TALL = (400, 420), (400, 640)
@@ -100,7 +104,7 @@ SCREENS = (
     Screen(
         "5 Learn a look", "its look, learned",
         {"ZImageVLLookLearn": {"shows": SHOWN}, "ZImageVLLookApply": {"prompt": PROMPT}},
-        nodes={"ZImageVLLookLearn": (400, 760), "ZImageVLLookApply": PLAIN},
+        nodes={"ZImageVLLookLearn": (400, 760), "ZImageVLLookApply": PLAIN}, unnamed=True,
     ),
     Screen(
         "6 Picture adapter", "by the adapter", {"ZImageVLAdapterFit": {"prompts": PROMPTS}},
@@ -163,10 +167,13 @@ def main() -> None:
             chromium = driver.chromium.launch(executable_path=browser.CHROMIUM, headless=True, args=browser.FLAGS)
             page = chromium.new_context(viewport={"width": 1920, "height": 1200}, device_scale_factor=1).new_page()
             front = browser.Frontend(page, server, modern=True)
-            words = words_alone(server, server_module)
+            alone = "words alone", in_words(server, server_module, 0.0)
             for screen in SCREENS:
                 if not chosen.only or any(screen.workflow.startswith(name) for name in chosen.only):
-                    photograph(screen, front, server, names, words, chosen.out)
+                    used, beside = names, alone
+                    if screen.unnamed:
+                        used, beside = [UNNAMED], ("in words", in_words(server, server_module, 1.0, UNNAMED))
+                    photograph(screen, front, server, used, beside, chosen.out)
             if not chosen.only or "nodes" in chosen.only:
                 known = server.get("/object_info")
                 photograph_nodes(front, {node: size for node, size in ALONE.items() if node in known}, chosen.out)
@@ -176,7 +183,7 @@ def main() -> None:
 
 
 def write_world(folder: Path) -> list[str]:
-    """Two references as files, and a folder of scenes with their look in words for a picture adapter."""
+    """References as files, and a folder of scenes with their look in words for a picture adapter."""
     from miniature import world
 
     def scenes(count: int, seed: int):
@@ -191,6 +198,7 @@ def write_world(folder: Path) -> list[str]:
     names = [f"reference_{index}.png" for index in range(len(LOOKS))]
     for name, picture in zip(names, pictures(replace(scenes(len(LOOKS), SEED), **looks), SEED), strict=True):
         picture.save(folder / name)
+    write_unnamed(scenes(len(LOOKS), SEED)[:1], folder / UNNAMED)
     prompts = [f"a {color} {shape}" for color in world.COLORS for shape in world.SHAPES]
     (folder / PROMPTS).write_text("\n".join(prompts), encoding="utf-8")
     folder, found = folder / "adapter_pictures", scenes(FIT_PICTURES, SEED + 100)
@@ -202,13 +210,29 @@ def write_world(folder: Path) -> list[str]:
     return names
 
 
-def words_alone(server, server_module) -> Image.Image:
-    """The prompt painted without a picture, from the seed that every workflow uses."""
+def write_unnamed(scene, path: Path) -> None:
+    """The first reference's thing, flat, on the colour halfway between two names that is farthest from every name."""
+    from miniature import world
+
+    plain = replace(scene, style=torch.zeros(1, dtype=torch.long), mood=torch.zeros(1, dtype=torch.long))
+    rendered, covers = world.render(plain, torch.Generator().manual_seed(SEED))
+    names = torch.tensor(world.RGB)
+    halfway = torch.stack([(one + other) / 2 for one, other in combinations(names, 2)])
+    ground = halfway[torch.cdist(halfway, names).amin(1).argmax()] * 2 - 1
+    thing = covers.sum(1, keepdim=True).clamp(0, 1)
+    pixels = torch.lerp(ground[None, :, None, None].expand_as(rendered), rendered, thing)[0]
+    Image.fromarray(((pixels + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 0).numpy()).save(path)
+
+
+def in_words(server, server_module, strength: float, picture: str = "reference_0.png") -> Image.Image:
+    """The prompt painted with a picture's look in words, from every workflow's seed; strength 0: the prompt alone."""
     workflow = json.loads((PACK / "workflows" / "1 Start here - reference picture.json").read_text(encoding="utf-8"))
     prompt = server_module.quick(server_module.to_prompt(workflow, server.get("/object_info")), SIZE, 8)
     for node in prompt.values():
         if node["class_type"] == "ZImageVLCondition":
-            node["inputs"] |= {"prompt": PROMPT, "strength": 0.0}
+            node["inputs"] |= {"prompt": PROMPT, "strength": strength}
+        elif node["class_type"] == "LoadImage":
+            node["inputs"]["image"] = picture
     return painted(server, server.run(prompt)["outputs"])[0]
 
 
@@ -223,7 +247,7 @@ def painted(server, outputs: dict) -> list[Image.Image]:
     ]
 
 
-def photograph(screen: Screen, front, server, names: list[str], words: Image.Image, out: Path) -> None:
+def photograph(screen: Screen, front, server, names: list[str], beside: cards.Panel, out: Path) -> None:
     """Run one workflow; leaves its thumbnail, the whole of it after the run, and the pictures of its nodes."""
     print(screen.workflow, flush=True)
     front.page.evaluate("app.refreshComboInNodes()")
@@ -243,7 +267,7 @@ def photograph(screen: Screen, front, server, names: list[str], words: Image.Ima
     front.page.wait_for_timeout(2500)  # pictures arrive after their reports, and a message goes away
     shot = Image.open(io.BytesIO(front.page.screenshot()))
     cards.save(shot, out / "screens" / f"{screen.workflow}.jpg")
-    picture = cards.card(panels_of(screen, server, history["outputs"], names, words), f'"{PROMPT}"')
+    picture = cards.card(panels_of(screen, server, history["outputs"], names, beside), f'"{PROMPT}"')
     cards.save(picture, out / "workflows" / f"{screen.workflow}.jpg")
     if screen is SCREENS[0]:
         said = next(output["text"][0] for output in history["outputs"].values() if "text" in output).splitlines()[0]
@@ -263,7 +287,7 @@ def photograph_nodes(front, nodes: dict[str, tuple[int, int]], out: Path) -> Non
         front.page.evaluate("(id) => app.graph.getNodeById(id).pos = [20000, 0]", number)
 
 
-def panels_of(screen: Screen, server, outputs: dict, names: list[str], words: Image.Image) -> list[cards.Panel]:
+def panels_of(screen: Screen, server, outputs: dict, names: list[str], beside: cards.Panel) -> list[cards.Panel]:
     """What a thumbnail shows, with a caption each."""
     references = [Image.open(server.base / "input" / name) for name in names[: screen.pictures]]
     panels = [("picture" if len(references) == 1 else f"picture {n}", one) for n, one in enumerate(references, 1)]
@@ -272,7 +296,7 @@ def panels_of(screen: Screen, server, outputs: dict, names: list[str], words: Im
         return [("settings side by side", results[-1])]
     if results:
         others = list(zip(screen.others, results[1:], strict=True))
-        return [*panels, ("words alone", words), *others, (screen.caption, results[0])]
+        return [*panels, beside, *others, (screen.caption, results[0])]
     shown = [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "temp"]
     if shown and "ZImageVLLayerReport" in screen.nodes:
         plot = Image.open(server.base / "temp" / shown[-1]["subfolder"] / shown[-1]["filename"])
