@@ -23,8 +23,8 @@ def steps_of_encode(encoder: Qwen3VLEncoder, pictures: int, layer: int) -> int:
 
 def add_picture_arguments(parser, required_note: str = "") -> None:
     parser.add_argument(
-        "-i", "--image", action="append", default=[], metavar="FILE",
-        help=f"a reference picture; give it several times for several{required_note}",
+        "-i", "--image", action="extend", nargs="+", default=[], metavar="FILE",
+        help=f"reference pictures, one or several{required_note}",
     )
     parser.add_argument(
         "--image-tokens", type=int, default=1024, metavar="N",

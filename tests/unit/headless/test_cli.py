@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
 from types import SimpleNamespace
@@ -25,3 +26,15 @@ def test_letters_that_the_systems_encoding_lacks_do_not_stop_a_command(stream, m
     assert cli.main(["demo"]) == 0
     getattr(sys, stream).flush()
     assert written.getvalue().decode("cp1252").strip() == "colours: ? ? “rot”"
+
+
+@pytest.mark.parametrize("name", ["extract", "generate", "compare", "layers", "learn", "evaluate"])
+def test_every_command_takes_several_pictures_at_once_or_one_by_one(name):
+    parser = argparse.ArgumentParser()
+    cli.COMMANDS[name].add_arguments(parser)
+    needed = [
+        part for action in parser._actions if action.required and action.dest != "image"
+        for part in (action.option_strings[0], "x")
+    ]
+    given = parser.parse_args([*needed, "-i", "a.png", "b.png", "-i", "c.png"])
+    assert given.image == ["a.png", "b.png", "c.png"]
