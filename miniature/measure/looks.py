@@ -189,7 +189,10 @@ class Study:
         row = row_of(Method(name, "look", "look"), found, floor, ceiling)
         shown = {"name": name, **{kept: row[kept] for kept in KEPT}}
         if len(grounds) > 1 and f"{grounds[1]}/{key}" in self.ledger.rows:
-            shown["between"] = _mean(self.found(grounds[1], key)["distance"])
+            distance = self.found(grounds[1], key)["distance"]
+            shown["between"] = _mean(distance)
+            if key != START and self.has((grounds[1], START)):  # colour by colour, which says more than two means do
+                shown["nearer_than_start"] = _mean(self.found(grounds[1], START)["distance"] - distance)
         figures = {kept: shown[kept] for kept in ("name", "transfer", "adherence", "adherence_shape", "leak")}
         log(self.options, "looks", **figures, between=shown.get("between", {}).get("mean"))
         return shown

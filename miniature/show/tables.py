@@ -92,7 +92,8 @@ def sample_lines(report: dict[str, Any] | None) -> list[str]:
         f"name comes out {said['colour with a name']} off when it is told by that name.",
     ]
     if report["left_out"]:
-        lines += ["", f"Not measured in that run: {', '.join(report['left_out'])}."]
+        kinds = dict.fromkeys(re.sub(r" [\d.]+$", "", name) for name in report["left_out"])
+        lines += ["", f"Not measured in that run, or not for every value: {', '.join(kinds)}."]
     return lines
 
 
@@ -100,7 +101,7 @@ def looks_table(report: dict[str, Any]) -> list[str]:
     """Lines of Markdown: bounds, the start, every quality beside its nulls, what others do."""
     nulls = {(row["of"], row["control"]): figure(row["transfer"], row["stderr"]) for row in report["nulls"]}
     heads = ("row", "transfer", "background / style / mood", "colour", "shape", "leak", "between names",
-             "another picture", "noise")
+             "nearer than the start", "another picture", "noise")
     rows = [(row, "", "") for row in (*report["bounds"], report["start"])]
     rows += [
         (row, nulls[row["name"], "another picture"], nulls.get((row["name"], "noise"), "")) for row in report["rows"]
@@ -108,11 +109,11 @@ def looks_table(report: dict[str, Any]) -> list[str]:
     rows += [(row, figure(row["null"]["transfer"], row["null"]["stderr"]), "") for row in report["rivals"]]
     lines = [list(heads)]
     for row, another, noise in rows:
-        between = row.get("between")
+        places = (row.get(name) for name in ("between", "nearer_than_start"))
         lines.append([
             row["name"], figure(row["transfer"], row["stderr"]), " / ".join(map(figure, row["transfer_by"].values())),
             *(figure(row[name]) for name in ("adherence", "adherence_shape", "leak")),
-            figure(between["mean"], between["stderr"]) if between else "", another, noise,
+            *(figure(place["mean"], place["stderr"]) if place else "" for place in places), another, noise,
         ])
     return markdown(lines)
 

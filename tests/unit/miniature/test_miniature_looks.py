@@ -145,6 +145,8 @@ def test_a_report_of_part_of_the_rows_names_the_rest(tmp_path):
     (shown,) = report["rows"]
     expected = rows[f"between/own: {qualities()[0].key}"]["distance"]
     assert shown["between"]["mean"] == pytest.approx(float(expected.mean()))
+    gain = rows["between/start"]["distance"] - expected
+    assert shown["nearer_than_start"]["mean"] == pytest.approx(float(gain.mean()))
     assert set(report["geometry"][0]["error"]) == {
         "words", "start", "quick", "quick: another picture", "painting over at 0.6",
         "painting over at 0.6: another picture",
