@@ -13,23 +13,22 @@ import sys
 import types
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import torch
 
+from .comfyui import ROOT, add_comfyui_argument, comfyui_of
 from .common import Report, add_output_argument, milliseconds, peak_mib, relative_error, worst_token_error
 from .models import SIDE, TEXT, VISION, picture
 
-ROOT = Path(__file__).parents[1]
 LAYER = -6
 PROMPT = "a lighthouse on a cliff at dusk, waves below, painted in loose watercolour with warm light in one window"
 
 
 def add_arguments(parser) -> None:
     add_output_argument(parser)
-    parser.add_argument("--comfyui", default=os.environ.get("COMFYUI_PATH", str(Path.home() / "comfy" / "ComfyUI")))
+    add_comfyui_argument(parser)
     parser.add_argument("--size", default="full", choices=["tiny", "medium", "full"])
     parser.add_argument("--runs", type=int, default=5, help="timed calls per figure")
     parser.add_argument("--tokens", type=int, default=120, help="length of an answer")
@@ -40,10 +39,8 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
-    if not (Path(arguments.comfyui) / "comfy" / "sd.py").is_file():
-        raise SystemExit(f"--comfyui: expected a ComfyUI folder, found no comfy/sd.py in {arguments.comfyui}.")
     on_gpu = torch.cuda.is_available()
-    host = import_host(arguments.comfyui, on_gpu, arguments.dynamic)
+    host = import_host(str(comfyui_of(arguments)), on_gpu, arguments.dynamic)
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     name = "_".join([
         "native", *([arguments.weights] if arguments.weights != "bf16" else []),

@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import statistics
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,8 +21,8 @@ import torch
 
 from miniature import world
 
+from .comfyui import ROOT, add_server_arguments, comfyui_of, load, python_of
 from .common import Report, add_output_argument
-from .soak import ROOT, load
 
 SIDE, STEPS = 128, 8
 WORKFLOW = ROOT / "workflows" / "1 Start here - reference picture.json"
@@ -32,17 +31,12 @@ WAYS = {"before": "0", "now": "1"}  # ZIMAGE_VL_FAST
 
 def add_arguments(parser) -> None:
     add_output_argument(parser)
-    parser.add_argument("--comfyui", default=os.environ.get("COMFYUI_PATH", str(Path.home() / "comfy" / "ComfyUI")))
-    parser.add_argument("--python", help="ComfyUI's; its .venv if there is one")
+    add_server_arguments(parser)
     parser.add_argument("--runs", type=int, default=5, help="timed runs per figure")
 
 
 def run(arguments) -> None:
-    comfyui = Path(arguments.comfyui).expanduser()
-    if not (comfyui / "main.py").is_file():
-        raise SystemExit(f"--comfyui: expected a ComfyUI folder, found no main.py in {comfyui}.")
-    own = comfyui / ".venv" / "bin" / "python"
-    python = arguments.python or (str(own) if own.is_file() else sys.executable)
+    comfyui, python = comfyui_of(arguments), python_of(arguments)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the servers, which run at the same time
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     report = Report("runs", torch.device("cpu"), arguments.out, pixels=f"{SIDE} × {SIDE}", steps=STEPS)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import os
 import random
 import shutil
 import statistics
-import sys
 import threading
 import time
 from collections import Counter
@@ -28,11 +26,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .comfyui import ROOT, add_server_arguments, comfyui_of, load, python_of
 from .common import Report, add_output_argument, relative_error
 from .soak_jobs import UNTOLD, kill_commands, kill_in_the_server, stop_in_the_server
 from .soak_prompts import PROBES, Made, make_prompt
 
-ROOT = Path(__file__).parents[1]
 WARM = 100  # prompts after which memory has to be flat
 FLAT = 0.05
 SETTLED = 5.0  # seconds
@@ -45,8 +43,7 @@ SECONDS = 900  # longest that a prompt may wait for the others and run
 
 def add_arguments(parser) -> None:
     add_output_argument(parser)
-    parser.add_argument("--comfyui", default=os.environ.get("COMFYUI_PATH", str(Path.home() / "comfy" / "ComfyUI")))
-    parser.add_argument("--python", help="ComfyUI's; its .venv if there is one")
+    add_server_arguments(parser)
     parser.add_argument("--prompts", type=int, default=600)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seed", type=int, help="of the prompts; another one each time unless given")
@@ -56,11 +53,7 @@ def add_arguments(parser) -> None:
 
 
 def run(arguments) -> None:
-    comfyui = Path(arguments.comfyui).expanduser()
-    if not (comfyui / "main.py").is_file():
-        raise SystemExit(f"--comfyui: expected a ComfyUI folder, found no main.py in {comfyui}.")
-    own = comfyui / ".venv" / "bin" / "python"
-    python = arguments.python or (str(own) if own.is_file() else sys.executable)
+    comfyui, python = comfyui_of(arguments), python_of(arguments)
     seed = random.SystemRandom().randrange(2**32) if arguments.seed is None else arguments.seed
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the server: tiny models' threads would wait for one another
@@ -88,15 +81,6 @@ def run(arguments) -> None:
     report.write()
     if report.failures:
         raise SystemExit(1)
-
-
-def load(name: str) -> ModuleType:
-    """A module of ``tests/host`` by its path: they are no package."""
-    spec = importlib.util.spec_from_file_location(f"zimage_vl_{name}", ROOT / "tests" / "host" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def prepare(host: ModuleType, wiring: ModuleType, comfyui: Path, base: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from .comfyui import add_comfyui_argument, comfyui_of
 from .common import Report, add_output_argument, synchronize
 from .models import build_model, picture
 from .native import TEXT, _Target, import_host, randomize
@@ -37,7 +38,7 @@ SIZES = {
 
 def add_arguments(parser) -> None:
     add_output_argument(parser)
-    parser.add_argument("--comfyui", required=True, help="folder of ComfyUI")
+    add_comfyui_argument(parser)
     parser.add_argument("--size", default="full", choices=["tiny", "full"])
     parser.add_argument("--card", type=float, default=16, metavar="GIB", help="memory that ComfyUI may use")
     parser.add_argument("--tokens", type=int, default=96, help="length of a description")
@@ -50,7 +51,7 @@ def run(arguments) -> None:
     if on_gpu:
         whole = torch.cuda.get_device_properties(device).total_memory / GIBIBYTE
         options = ["--reserve-vram", f"{max(0.0, whole - arguments.card):.2f}"]
-    host = import_host(arguments.comfyui, on_gpu, options=options)
+    host = import_host(str(comfyui_of(arguments)), on_gpu, options=options)
     report = Report(
         "turns" if on_gpu else "turns_cpu", device, arguments.out, size=arguments.size, card_GiB=arguments.card
     )
