@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -28,10 +29,19 @@ from comfy.text_encoders import llama, qwen3vl, z_image
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
-MODELS = Path(__file__).resolve().parents[2] / "miniature" / "models"
+PACK = Path(__file__).resolve().parents[2]
+MODELS = PACK / "miniature" / "models"
 PIPELINE, VISION = MODELS / "z-image-mini", MODELS / "qwen3-vl-mini"
-REQUEST = "describe the look."
+sys.path.append(str(PACK))  # at the end: the pack's `nodes` is not ComfyUI's
+try:
+    from miniature.world import TAKE_QUESTIONS
+    from vl_core.steering.takes import DEFAULT_TAKE, TAKES
+finally:
+    sys.path.pop()
+
 INSTRUCTION = re.compile(r"(?<=user\n)(Describe|Name)\b.*?(?=<\|im_end\|>)", re.DOTALL)  # such as the pack asks with
+QUESTIONS = {take: (ask, form) for take, ask, form in TAKE_QUESTIONS}
+ASKED = {take.instruction: QUESTIONS[take.name] for take in TAKES if take.name in QUESTIONS}
 VOCABULARY = 151936
 REAL_IDS = {
     "<|endoftext|>": 151643, "<|im_start|>": 151644, "<|im_end|>": 151645, "<|vision_start|>": 151652,
@@ -79,10 +89,18 @@ class Target:
 
 
 class VisionTokenizer(qwen3vl.tokenizer("qwen3vl_4b")):
-    """Asks for the look in the only words that the miniature knows for it."""
+    """Asks for a take in the only words that the miniature knows for it, and for the look where it knows none."""
+
+    form = "{}"  # where the answer to what was asked last goes
 
     def tokenize_with_weights(self, text, *args, **options):
-        return super().tokenize_with_weights(INSTRUCTION.sub(REQUEST, text), *args, **options)
+        if found := INSTRUCTION.search(text):
+            ask, self.form = ASKED.get(found[0], QUESTIONS[DEFAULT_TAKE])
+            text = text[: found.start()] + ask + text[found.end() :]
+        return super().tokenize_with_weights(text, *args, **options)
+
+    def decode(self, *args, **options):
+        return self.form.format(super().decode(*args, **options))
 
 
 @contextmanager

@@ -25,12 +25,18 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 PACK = HERE.parents[1]
 SEED, SIZE = 21, 128  # of the scenes; the only size that the miniature paints
-LOOKS = ({"background": 6, "style": 2, "mood": 0}, {"background": 2, "style": 3, "mood": 0})  # of the two references
-UNNAMED = "unnamed.png"
+STRIPED, DOTTED, OUTLINED, GRADIENT, CHECKERED, UNNAMED = (
+    f"{style}.png" for style in ("striped", "dotted", "outlined", "gradient", "checkered", "unnamed")
+)
+LOOKS = {  # background and style of the references; each row is drawn from a seed of its own
+    SEED: {STRIPED: (6, 2), DOTTED: (2, 3)},
+    SEED + 3: {OUTLINED: (4, 1), GRADIENT: (5, 5), CHECKERED: (7, 6)},
+}
 FIT_PICTURES, PROMPTS = 200, "prompts.txt"  # the built-in ones have words that the miniature does not know
 PROMPT = "a red star"
 PATIENCE = 900  # seconds for one workflow: learning takes a hundred steps
-SHOWN = "a medium black circle at the bottom"  # by the first of them, in the words of its world
+SHOWN = "a medium black circle at the bottom"  # by the one that no word means, in words of its world
+DEFAULT_TAKE = "the look"
 TINY_WIDGETS = {
     "EmptySD3LatentImage": {"width": SIZE, "height": SIZE},
     "ImageScaleToTotalPixels": {"megapixels": (SIZE / 1024) ** 2},
@@ -79,8 +85,11 @@ class Screen:
 
     Attributes:
         caption: below its picture. ``others``: below those it saves after that one, in the order of its nodes.
-        widgets: to set beside the sizes, by node type. ``pictures``: how many it loads.
-        unnamed: it loads the picture whose background no word means, and is shown beside what words make of that.
+        widgets: to set beside the sizes, by node type.
+        pictures: that it loads. What is painted is shown beside what the prompt alone paints; for the picture whose
+            background no word means, beside what its words paint.
+        takes: other takes, each shown with a caption and what it makes of the first picture.
+        told: the prompt is shown with the words that the workflow found for the picture.
         nodes: photographed for their help pages, each with the size that it is given.
         change: JavaScript to run on the graph first.
     """
@@ -88,23 +97,28 @@ class Screen:
     workflow: str
     caption: str = "with the picture"
     widgets: dict[str, dict[str, Any]] = field(default_factory=dict)
-    pictures: int = 1
+    pictures: tuple[str, ...] = (STRIPED,)
+    takes: dict[str, str] = field(default_factory=dict)
+    told: bool = False
     nodes: dict[str, tuple[int, int]] = field(default_factory=dict)
     change: str = ""
     others: tuple[str, ...] = ()
-    unnamed: bool = False
 
 
 PLAIN, TALL = (400, 420), (400, 640)
 SCREENS = (
     Screen("1 Start here - reference picture"),
-    Screen("2 Take style, colours or light", "its style", nodes={"ZImageVLCondition": (400, 600)}),
-    Screen("3 The look in words", "its look in words", nodes={"ZImageVLDescribe": TALL}),
-    Screen("4 Several pictures", "a bit of both", pictures=2),
+    Screen(
+        "2 Take style, colours or light", "its style", pictures=(OUTLINED,), takes={"colours": "its colours"},
+        nodes={"ZImageVLCondition": (400, 600)},
+    ),
+    Screen("3 The look in words", "its look in words", pictures=(DOTTED,), told=True,
+           nodes={"ZImageVLDescribe": TALL}),
+    Screen("4 Several pictures", "a bit of both", pictures=(STRIPED, DOTTED)),
     Screen(
         "5 Learn a look", "its look, learned",
         {"ZImageVLLookLearn": {"shows": SHOWN}, "ZImageVLLookApply": {"prompt": PROMPT}},
-        nodes={"ZImageVLLookLearn": (400, 760), "ZImageVLLookApply": PLAIN}, unnamed=True,
+        nodes={"ZImageVLLookLearn": (400, 760), "ZImageVLLookApply": PLAIN}, pictures=(UNNAMED,),
     ),
     Screen(
         "6 Picture adapter", "by the adapter", {"ZImageVLAdapterFit": {"prompts": PROMPTS}},
@@ -118,11 +132,11 @@ SCREENS = (
             ("ZImageVLEncode", "ZImageVLMaskOutliers", "ZImageVLNormalize", "ZImageVLBlend", "ZImageVLReference",
              "ZImageVLSelectTokens"), PLAIN,
         ) | {"ZImageVLInspect": (480, 620)},
-        change=INSPECT_RAW,
+        change=INSPECT_RAW, pictures=(CHECKERED,),
     ),
     Screen(
         "Advanced 2 - where and when it acts", "all the time",
-        {"ZImageVLBlend": {"words": f"-{PROMPT[2:]}"}}, others=("second half",),
+        {"ZImageVLBlend": {"words": f"-{PROMPT[2:]}"}}, others=("second half",), pictures=(GRADIENT,),
     ),
     Screen("Advanced 3 - save what was read", "kept in a file", nodes={"ZImageVLSave": PLAIN}),
     Screen("Advanced 4 - paint with what was saved", "from the file", nodes={"ZImageVLLoadSaved": PLAIN}),
@@ -162,18 +176,14 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
     (comfyui,) = [path for path in load("conftest").comfyui_candidates() if (path / "comfy" / "sd.py").is_file()][:1]
     with TemporaryDirectory() as folder, server_module.running(comfyui, Path(folder), "mini_pack") as server:
-        names = write_world(server.base / "input")
+        write_world(server.base / "input")
         with browser.playwright.sync_playwright() as driver:
             chromium = driver.chromium.launch(executable_path=browser.CHROMIUM, headless=True, args=browser.FLAGS)
             page = chromium.new_context(viewport={"width": 1920, "height": 1200}, device_scale_factor=1).new_page()
             front = browser.Frontend(page, server, modern=True)
-            alone = "words alone", in_words(server, server_module, 0.0)
             for screen in SCREENS:
                 if not chosen.only or any(screen.workflow.startswith(name) for name in chosen.only):
-                    used, beside = names, alone
-                    if screen.unnamed:
-                        used, beside = [UNNAMED], ("in words", in_words(server, server_module, 1.0, UNNAMED))
-                    photograph(screen, front, server, used, beside, chosen.out)
+                    photograph(screen, front, server, beside(screen, server, server_module), chosen.out)
             if not chosen.only or "nodes" in chosen.only:
                 known = server.get("/object_info")
                 photograph_nodes(front, {node: size for node, size in ALONE.items() if node in known}, chosen.out)
@@ -182,7 +192,7 @@ def main() -> None:
             print("the server complained:", line)
 
 
-def write_world(folder: Path) -> list[str]:
+def write_world(folder: Path) -> None:
     """References as files, and a folder of scenes with their look in words for a picture adapter."""
     from miniature import world
 
@@ -194,11 +204,12 @@ def write_world(folder: Path) -> list[str]:
         pixels = ((rendered + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
         return [Image.fromarray(one) for one in pixels]
 
-    looks = {name: torch.tensor([look[name] for look in LOOKS]) for name in world.LOOK}
-    names = [f"reference_{index}.png" for index in range(len(LOOKS))]
-    for name, picture in zip(names, pictures(replace(scenes(len(LOOKS), SEED), **looks), SEED), strict=True):
-        picture.save(folder / name)
-    write_unnamed(scenes(len(LOOKS), SEED)[:1], folder / UNNAMED)
+    for seed, looks in LOOKS.items():
+        drawn = dict(zip(("background", "style"), torch.tensor(list(looks.values())).T, strict=True))
+        found = replace(scenes(len(looks), seed), **drawn, mood=torch.zeros(len(looks), dtype=torch.long))
+        for name, picture in zip(looks, pictures(found, seed), strict=True):
+            picture.save(folder / name)
+    write_unnamed(scenes(len(LOOKS[SEED]), SEED)[:1], folder / UNNAMED)
     prompts = [f"a {color} {shape}" for color in world.COLORS for shape in world.SHAPES]
     (folder / PROMPTS).write_text("\n".join(prompts), encoding="utf-8")
     folder, found = folder / "adapter_pictures", scenes(FIT_PICTURES, SEED + 100)
@@ -207,7 +218,6 @@ def write_world(folder: Path) -> list[str]:
     for index, (scene, picture) in enumerate(zip(found.records(), pictures(found, SEED + 100), strict=True)):
         picture.save(folder / f"{index:03}.png")
         (folder / f"{index:03}.txt").write_text(world.look_answer(scene), encoding="utf-8")
-    return names
 
 
 def write_unnamed(scene, path: Path) -> None:
@@ -224,13 +234,21 @@ def write_unnamed(scene, path: Path) -> None:
     Image.fromarray(((pixels + 1) * 127.5).clamp(0, 255).byte().permute(1, 2, 0).numpy()).save(path)
 
 
-def in_words(server, server_module, strength: float, picture: str = "reference_0.png") -> Image.Image:
-    """The prompt painted with a picture's look in words, from every workflow's seed; strength 0: the prompt alone."""
+def beside(screen: Screen, server, server_module) -> list[cards.Panel]:
+    """What its painting is compared with."""
+    first = screen.pictures[0]
+    plain = ("in words", 1.0) if first == UNNAMED else ("words alone", 0.0)
+    wanted = [(*plain, DEFAULT_TAKE), *((caption, 1.0, take) for take, caption in screen.takes.items())]
+    return [(caption, in_words(server, server_module, first, *inputs)) for caption, *inputs in wanted]
+
+
+def in_words(server, server_module, picture: str, strength: float, take: str) -> Image.Image:
+    """The prompt painted with a picture in words, from every workflow's seed; strength 0: the prompt alone."""
     workflow = json.loads((PACK / "workflows" / "1 Start here - reference picture.json").read_text(encoding="utf-8"))
     prompt = server_module.quick(server_module.to_prompt(workflow, server.get("/object_info")), SIZE, 8)
     for node in prompt.values():
         if node["class_type"] == "ZImageVLCondition":
-            node["inputs"] |= {"prompt": PROMPT, "strength": strength}
+            node["inputs"] |= {"prompt": PROMPT, "strength": strength, "recipe": take}
         elif node["class_type"] == "LoadImage":
             node["inputs"]["image"] = picture
     return painted(server, server.run(prompt)["outputs"])[0]
@@ -247,7 +265,7 @@ def painted(server, outputs: dict) -> list[Image.Image]:
     ]
 
 
-def photograph(screen: Screen, front, server, names: list[str], beside: cards.Panel, out: Path) -> None:
+def photograph(screen: Screen, front, server, compared: list[cards.Panel], out: Path) -> None:
     """Run one workflow; leaves its thumbnail, the whole of it after the run, and the pictures of its nodes."""
     print(screen.workflow, flush=True)
     front.page.evaluate("app.refreshComboInNodes()")
@@ -258,7 +276,7 @@ def photograph(screen: Screen, front, server, names: list[str], beside: cards.Pa
     prompts["subgraph"] = {"prompt": PROMPT, "width": SIZE, "height": SIZE}
     for wanted in ({**TINY_WIDGETS, **prompts}, screen.widgets):
         front.page.evaluate(SET_ALL, wanted)
-    front.page.evaluate(SET_PICTURES, names)
+    front.page.evaluate(SET_PICTURES, screen.pictures)
     if screen.change:
         front.page.evaluate(screen.change)
     history = front.run(PATIENCE)
@@ -267,12 +285,13 @@ def photograph(screen: Screen, front, server, names: list[str], beside: cards.Pa
     front.page.wait_for_timeout(2500)  # pictures arrive after their reports, and a message goes away
     shot = Image.open(io.BytesIO(front.page.screenshot()))
     cards.save(shot, out / "screens" / f"{screen.workflow}.jpg")
-    picture = cards.card(panels_of(screen, server, history["outputs"], names, beside), f'"{PROMPT}"')
+    said = next(output["text"][0] for output in history["outputs"].values() if "text" in output).splitlines()[0]
+    prompt = f'"{PROMPT}, {said}"' if screen.told else f'"{PROMPT}"'
+    picture = cards.card(panels_of(screen, server, history["outputs"], compared), prompt)
     cards.save(picture, out / "workflows" / f"{screen.workflow}.jpg")
     if screen is SCREENS[0]:
-        said = next(output["text"][0] for output in history["outputs"].values() if "text" in output).splitlines()[0]
         saw = said.partition(". ")[0]
-        reference = Image.open(server.base / "input" / names[0])
+        reference = Image.open(server.base / "input" / screen.pictures[0])
         cards.save(cards.sheet("for FLUX.2 klein", saw, reference), out / "workflows" / f"{KLEIN}.jpg")
     photograph_nodes(front, screen.nodes, out)
 
@@ -287,16 +306,16 @@ def photograph_nodes(front, nodes: dict[str, tuple[int, int]], out: Path) -> Non
         front.page.evaluate("(id) => app.graph.getNodeById(id).pos = [20000, 0]", number)
 
 
-def panels_of(screen: Screen, server, outputs: dict, names: list[str], beside: cards.Panel) -> list[cards.Panel]:
+def panels_of(screen: Screen, server, outputs: dict, compared: list[cards.Panel]) -> list[cards.Panel]:
     """What a thumbnail shows, with a caption each."""
-    references = [Image.open(server.base / "input" / name) for name in names[: screen.pictures]]
+    references = [Image.open(server.base / "input" / name) for name in screen.pictures]
     panels = [("picture" if len(references) == 1 else f"picture {n}", one) for n, one in enumerate(references, 1)]
     results = painted(server, outputs)
     if "ZImageVLGrid" in screen.nodes:
         return [("settings side by side", results[-1])]
     if results:
         others = list(zip(screen.others, results[1:], strict=True))
-        return [*panels, beside, *others, (screen.caption, results[0])]
+        return [*panels, *compared, *others, (screen.caption, results[0])]
     shown = [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "temp"]
     if shown and "ZImageVLLayerReport" in screen.nodes:
         plot = Image.open(server.base / "temp" / shown[-1]["subfolder"] / shown[-1]["filename"])

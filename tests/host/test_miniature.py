@@ -156,6 +156,18 @@ def test_the_simple_node_brings_a_pictures_look_and_leaves_the_prompts_object(
     assert kept >= 5  # of 6
 
 
+def test_the_miniature_answers_a_take_by_the_question_that_it_was_trained_on(world, clips, run, pairs, told):
+    ((background, style, mood), image, prompt), *_ = pairs
+    module = world.module
+    said = {
+        "style": f"{module.STYLES[style]} style", "colours": f"{module.COLORS[background]} background",
+        "light and mood": f"{module.MOODS[mood]} colors",
+    }
+    for take, words in said.items():
+        output = run("Condition", clips.text, clips.vision, prompt=prompt, recipe=take, images={"image0": image})
+        assert told(output).startswith(f"Qwen3-VL saw: {words}. ")
+
+
 def test_strength_zero_is_the_picture_of_the_words_alone_bit_for_bit(clips, paint, core, run, pairs):
     _, image, prompt = pairs[0]
     conditioned = run("Condition", clips.text, clips.vision, prompt=prompt, strength=0.0, images={"image0": image})[0]

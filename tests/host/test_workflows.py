@@ -240,6 +240,25 @@ def test_a_workflow_has_a_small_thumbnail_beside_it(path):
         assert picture.width == picture.height >= 400  # cards are square
 
 
+def test_no_two_thumbnails_show_the_same_picture():
+    shown = {path.stem: painting(path) for path in sorted(WORKFLOWS.glob("*.jpg"))}
+    assert len(shown) == len(list(WORKFLOWS.glob("*.json")))
+    for (name, one), (other, another) in combinations(shown.items(), 2):
+        assert (np.abs(one - another).max(-1) > 24).mean() > 0.1, f"{name} and {other}"
+
+
+def painting(path: Path) -> np.ndarray:
+    """The large picture of a card, small; the card where it has none at its right."""
+    with Image.open(path) as opened:
+        card = opened.convert("RGB")
+    paper = (np.abs(np.asarray(card)[300:460].astype(int) - 32) < 12).all((0, 2))  # columns beside the large picture
+    right, bottom = card.width - 12, card.height - 12 - 32  # as cards.py leaves a margin, and room for a caption
+    left = int(np.flatnonzero(paper[:right])[-1]) + 1
+    if left < right:
+        card = card.crop((left, bottom - (right - left), right, bottom))
+    return np.asarray(card.resize((64, 64))).astype(int)
+
+
 @every_workflow
 def test_a_workflow_runs_to_the_end(path, finished, server):
     prompt, history = finished(path)
