@@ -20,13 +20,13 @@ class ZImageVLLoader(Node):
             inputs=[
                 io.Combo.Input(
                     "folder", options=list(folders.encoder_folders()),
-                    tooltip="A Qwen3-VL folder (config.json, tokenizer, safetensors) below models/text_encoders, "
-                    "models/LLM, models/VLM or models/Qwen.",
+                    tooltip="A Qwen3-VL folder below models/text_encoders, models/LLM, models/VLM or models/Qwen. A "
+                    "quantised one needs its method's library.",
                 ),
                 io.Combo.Input(
                     "dtype", options=["auto", *loaded.DTYPES], default="auto", advanced=True,
-                    tooltip="Number format of the weights. auto: bf16 where the GPU has it, fp32 on the CPU. fp16 can "
-                    "overflow.",
+                    tooltip="Number format of weights that are not quantised. auto: bf16 where the GPU has it, fp32 on "
+                    "the CPU. fp16 can overflow.",
                 ),
                 io.Int.Input(
                     "deepest_layer", default=-1, min=-37, max=-1, advanced=True,

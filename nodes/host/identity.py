@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .loaded import LoadedEncoder
+from .memory import RereadPatcher
 
 SCHEDULE = "model_sampling"  # where ModelSamplingAuraFlow and its like put another noise schedule
 SAMPLES = 64  # values of each tensor that are looked at
@@ -22,7 +23,8 @@ def identity_of(encoder: Any) -> str:
 
     Names, shapes, types and 64 spread-out values of every parameter as they were loaded, then patches, hooks with
     their keyframes, weight wrappers, object patches and injections, in force or not yet: a fine-tune, another
-    quantisation, a LoRA or a hook is another encoder. Cheap enough to take each time.
+    quantisation, a LoRA or a hook is another encoder. Cheap enough to take each time. Of a folder of quantised weights,
+    which may not be there, pieces of its files.
 
     Args:
         encoder: a CLIP, or what travels on a QWEN3VL wire.
@@ -31,7 +33,11 @@ def identity_of(encoder: Any) -> str:
         64 hex digits. What only its own code can tell, a wrapper or a hooked function, counts by the object that it is.
     """
     if isinstance(encoder, LoadedEncoder):
-        return _identity(encoder.patcher, encoder.encoder.model, encoder.encoder.name)
+        model = encoder.encoder
+        if isinstance(encoder.patcher, RereadPatcher):
+            told = f"{model.name} {model.dtype} {model.loaded_layers} {encoder.patcher.fingerprint}"
+            return hashlib.sha256(told.encode()).hexdigest()
+        return _identity(encoder.patcher, model.model, model.name)
     return _identity(encoder.patcher, encoder.cond_stage_model, "")
 
 

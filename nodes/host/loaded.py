@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import comfy.model_management
 import comfy.utils
 import torch
 
 from ...vl_core import Description, VLStates
+from ...vl_core.encoder.folder import is_quantised, weight_files
 from ...vl_core.encoder.home import Home
 from ...vl_core.encoder.judging import Answer, Question, answer
+from ...vl_core.encoder.quantised import quantisation_of
 from ...vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from ...vl_core.encoder.room import with_room
 from ...vl_core.encoder.writing import describe, describe_each
@@ -19,6 +22,7 @@ from ...vl_core.states.families import ZIMAGE
 from .folders import encoder_folders, encoder_roots
 from .memory import (
     EncoderPatcher,
+    RereadPatcher,
     activation_bytes,
     buffer_bytes,
     check_interrupted,
@@ -34,18 +38,23 @@ CACHES = ("on", "every layer", "off")  # what Load Qwen3-VL lets an encoder keep
 class LoadedEncoder:
     """A transformers Qwen3-VL under ComfyUI's memory management: what travels on a QWEN3VL wire."""
 
-    def __init__(self, encoder: Qwen3VLEncoder):
+    def __init__(self, encoder: Qwen3VLEncoder, weights: Sequence[Path] = ()):
+        """``weights``: the files of weights that are quantised, of an encoder that has not read them yet."""
         self.encoder = encoder
+        device = comfy.model_management.text_encoder_device()
+        offload_device = comfy.model_management.text_encoder_offload_device()
+        if weights:
+            self.patcher: EncoderPatcher | RereadPatcher = RereadPatcher(encoder, weights, device, offload_device)
+            return
         # Not CoreModelPatcher: with dynamic VRAM that one copies plain torch weights to the GPU anew at every load.
-        self.patcher = EncoderPatcher(
+        self.patcher = patcher = EncoderPatcher(
             torch.nn.Sequential(encoder.model),  # the patcher sets `device`, which transformers' models do not allow
-            load_device=comfy.model_management.text_encoder_device(),
-            offload_device=comfy.model_management.text_encoder_offload_device(),
+            load_device=device, offload_device=offload_device,
             size=comfy.model_management.module_size(encoder.model),
         )
-        self.patcher.forget = encoder.forget
-        self.patcher.home = Home(self.patcher.model)
-        forget_when_unloaded(self.patcher, encoder.reader)
+        patcher.forget = encoder.forget
+        patcher.home = Home(patcher.model)
+        forget_when_unloaded(patcher, encoder.reader)
 
     def encode(self, images, prompt, layers, system_prompt, budget, notes, mute, family=ZIMAGE) -> VLStates:
         self._load(images, len(self.encoder.tokenize(prompt, system_prompt, family)), budget)
@@ -96,8 +105,11 @@ class LoadedEncoder:
             height, width = check_picture(image, f"image {index}")[0].shape[:2]
             rows, columns = fit_size(height, width, budget, f"image {index}")
             tokens += rows * columns // FACTOR**2
+        self.load(activation_bytes(self.encoder.width, tokens) + more_bytes)
+
+    def load(self, room: int) -> None:
+        """Have the model on its device, and so many bytes beside it."""
         # Plain torch layers cannot be streamed in parts, so the model is loaded whole.
-        room = activation_bytes(self.encoder.width, tokens) + more_bytes
         with_room(
             lambda: comfy.model_management.load_models_gpu([self.patcher], memory_required=room, force_full_load=True),
             self.encoder.forget, lambda: bool(self.encoder.reader.cache.bytes),
@@ -106,7 +118,9 @@ class LoadedEncoder:
     def describe(self) -> str:
         encoder, loaded = self.encoder, len(self.encoder.model.language_model.layers)
         dtype = str(encoder.dtype).removeprefix("torch.")
-        size = comfy.model_management.module_size(encoder.model) / 2**30
+        method = quantisation_of(encoder.model.config.to_dict()) if isinstance(self.patcher, RereadPatcher) else ""
+        dtype += f", quantised ({method})" if method else ""
+        size = self.patcher.model_size() / 2**30
         return (
             f"{encoder.name}: {encoder.variant}, {dtype}, {loaded} of {encoder.num_layers} blocks, {size:.2f} GiB"
         )
@@ -135,13 +149,18 @@ def load_encoder(
         check_interrupted()
         bar.update_absolute(done, total)
 
+    path = folders[folder]
+    quantised = is_quantised(path)
     encoder = Qwen3VLEncoder.from_pretrained(
-        folders[folder], device=comfy.model_management.text_encoder_offload_device(), dtype=_pick_dtype(dtype),
-        deepest_layer=deepest_layer, progress=progress, cache_bytes=0 if cache == "off" else None,
-        quantised=False,  # what quantisers load cannot be moved as ComfyUI moves models
-        every_layer=cache == "every layer", compile=compile, fast=fast_allowed(),
+        path, device="meta" if quantised else comfy.model_management.text_encoder_offload_device(),
+        dtype=_pick_dtype(dtype), deepest_layer=deepest_layer, progress=progress,
+        cache_bytes=0 if cache == "off" else None, every_layer=cache == "every layer", compile=compile,
+        fast=fast_allowed(),
     )
-    return LoadedEncoder(encoder)
+    loaded = LoadedEncoder(encoder, weight_files(path) if quantised else ())
+    if quantised:
+        loaded.load(0)  # what cannot be read is told here
+    return loaded
 
 
 def no_folder(folder: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import comfy.model_management
@@ -18,7 +20,10 @@ from PIL import Image
 
 from ...vl_core.encoder.generate import asking
 from ...vl_core.encoder.home import Home
+from ...vl_core.encoder.quantised import fingerprint
+from ...vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from ...vl_core.encoder.reader import Reader
+from ...vl_core.encoder.reread import NOWHERE, is_read, read_to
 from .folders import EMBEDDINGS
 
 Result = TypeVar("Result")
@@ -63,6 +68,47 @@ class EncoderPatcher(comfy.model_patcher.ModelPatcher):
         self.model.model_lowvram = True  # so that the host loads it again, whole
         self.model.model_loaded_weight_memory = max(0, self.model.model_loaded_weight_memory - freed)
         return freed
+
+
+class RereadPatcher(comfy.model_patcher.ModelPatcher):
+    """Has quantised weights read from their folder where they are used, and let go of where their room is wanted.
+
+    They are neither moved nor cast nor patched: what a quantiser made of a file is bound to its device, and only its
+    library knows all of it. The host therefore sees a module without tensors, and how much they take.
+
+    Attributes:
+        fingerprint: what tells the weights from others, whether they are there or not.
+    """
+
+    def __init__(self, encoder: Qwen3VLEncoder, weights: Sequence[Path], load_device: Any, offload_device: Any) -> None:
+        """``encoder``: one that has not read its weights yet, which are in these files."""
+        super().__init__(torch.nn.Sequential(), load_device, offload_device, sum(one.stat().st_size for one in weights))
+        self._encoder, self._weights = encoder, weights
+        self.fingerprint = fingerprint(weights)
+
+    def load(
+        self, device_to: Any = None, lowvram_model_memory: Any = 0, force_patch_weights: bool = False,
+        full_load: bool = False,
+    ) -> None:
+        if not is_read(self._encoder):
+            if fingerprint(self._weights) != self.fingerprint:
+                raise ValueError(
+                    f"{self._encoder.name}: expected the weights that Load Qwen3-VL read, got files that were changed "
+                    "since. Change a setting of Load Qwen3-VL or restart ComfyUI, so that it reads them."
+                )
+            read_to(self._encoder, device_to)
+            self.size = comfy.model_management.module_size(self._encoder.model)
+        super().load(device_to, lowvram_model_memory, force_patch_weights, full_load)
+        self.model.model_loaded_weight_memory = self.size
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
+        if unpatch_weights and is_read(self._encoder):
+            read_to(self._encoder, NOWHERE)
+            gc.collect()  # quantisers wrap modules in what refers back to them
+        super().unpatch_model(device_to, unpatch_weights)
+
+    def partially_unload(self, device_to: Any, memory_to_free: Any = 0, *_arguments: Any, **_options: Any) -> int:
+        return 0  # so that the host unloads all of it
 
 
 def forget_when_unloaded(patcher: Any, reader: Reader) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..states.files import read_json_object, read_text
 from .modules import Qwen3VL
-from .quantised import INSTEAD, load_quantised, quantisation_of
+from .quantised import INSTEAD, UNKNOWN, load_quantised, quantisation_of
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,8 @@ def _read_json(path: Path) -> dict:
         raise ValueError(f"{error} Download it again.") from error
 
 
-def read_config(folder: Path, quantised: bool = False) -> Any:
-    """The folder's Qwen3VLConfig, after checking that it is one we can run.
-
-    Args:
-        quantised: whether its weights may be.
-    """
+def read_config(folder: Path) -> Any:
+    """The folder's Qwen3VLConfig, after checking that it is one we can run."""
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise FileNotFoundError(
@@ -63,10 +59,9 @@ def read_config(folder: Path, quantised: bool = False) -> Any:
         raise ValueError(
             f"{folder.name}: config.json lacks or garbles text_config or vision_config. Download it again."
         )
-    method = quantisation_of(content)
-    if method and not quantised:
+    if quantisation_of(content) == UNKNOWN:
         raise ValueError(
-            f"{folder.name}: expected bf16, fp16 or fp32 weights, got quantised ones ({method}). {INSTEAD}"
+            f"{folder.name}: config.json: expected a quantization_config with a quant_method, got none. {INSTEAD}"
         )
     try:
         from transformers.models.qwen3_vl import Qwen3VLConfig
@@ -161,7 +156,9 @@ def read_model(
     folder: Path, config: Any, blocks: int, device: str | torch.device, dtype: torch.dtype,
     progress: Callable[[int, int], None] | None,
 ) -> Qwen3VL:
-    """Qwen3VLModel with the first ``blocks`` language blocks, all weights on ``device``."""
+    """Qwen3VLModel with the first ``blocks`` language blocks, all weights on ``device``; on the meta device none."""
+    if torch.device(device).type == "meta":
+        return empty_model(config, blocks).to(dtype)
     if quantisation_of(config.to_dict()):
         for file in _weight_files(folder):
             _open(folder, file, "cpu")  # is there, and nowhere else
@@ -170,6 +167,19 @@ def read_model(
     model.load_state_dict(read_weights(folder, model, device, dtype, progress), assign=True)
     rebuild_rotary_buffers(model, device)
     return model
+
+
+def is_quantised(folder: Path) -> bool:
+    """Whether a folder's config.json says that its weights are."""
+    path = folder / "config.json"
+    return path.is_file() and bool(quantisation_of(_read_json(path)))
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """A folder's files of weights, checked as :func:`read_weights` checks them."""
+    for file in _weight_files(folder):
+        _stay_inside(folder, file)
+    return [folder / file for file in sorted(_weight_files(folder))]
 
 
 def _weight_files(folder: Path) -> Mapping[str, list[str] | None]:

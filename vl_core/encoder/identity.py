@@ -20,6 +20,7 @@ from torch.nn.modules import module as torch_module
 SETTINGS = (bool, int, float, str)  # of a module: epsilon, scale, number of heads …
 HOSTS_OWN = ("comfy_", "prev_comfy_")  # names of what ComfyUI notes down when it loads a model; weights tell of that
 MAKERS = {"torch", "transformers", "comfy"}  # whose modules' forward the merged one stands for, or calls
+QUANTISERS = "transformers.integrations."  # where transformers' own quantised layers are, which expect what they like
 
 
 # A model has a thousand modules and tensors, and is looked through before each reading: by loops of C where it can be.
@@ -93,6 +94,8 @@ def _each_value(tables: Iterable[dict]) -> Iterable[Any]:
 
 @functools.cache
 def _can_be_known(kind: type) -> bool:
+    if kind.__module__.startswith(QUANTISERS):
+        return False
     if kind.__module__.partition(".")[0] not in MAKERS and not hasattr(kind, "comfy_cast_weights"):
         return False
     return kind.__module__ != "torch.nn.utils.parametrize"  # also the class of a module with parametrizations

@@ -99,11 +99,8 @@ class Qwen3VLEncoder:
         self._head: Tensor | None = None
         self.special = special_tokens(tokenizer, model.config, name)
         self.fast = fast
-        self.reader = Reader(
-            model.visual, model.language_model, num_layers, self._rotary,
-            ByteCache(default_limit() if cache_bytes is None else cache_bytes), every_layer=every_layer,
-            graphs=GraphPool() if compile else None, exact=True,
-        )
+        self._kept = default_limit() if cache_bytes is None else cache_bytes, every_layer, compile
+        self.reader = self._new_reader()
 
     @classmethod
     def from_pretrained(
@@ -113,33 +110,30 @@ class Qwen3VLEncoder:
         dtype: torch.dtype = torch.bfloat16,
         deepest_layer: int | None = None,
         progress: Callable[[int, int], None] | None = None,
-        quantised: bool = True,
         **options: Any,
     ) -> Qwen3VLEncoder:
-        """Load a Hugging Face folder of Qwen3-VL, Instruct or Thinking, without network access.
+        """Load a Hugging Face folder of Qwen3-VL, Instruct or Thinking, quantised or not, without network access.
 
         Args:
             path: folder with config.json, safetensors (one file, or shards and their index) and the tokenizer.
-            device: where every weight is read to.
+            device: where every weight is read to; "meta" reads none yet, see :mod:`.reread`.
             dtype: what every weight is cast to: bfloat16, float16 or float32.
             deepest_layer: deepest ``hidden_states`` index that will be asked for (-6 of 36 blocks loads 31); None
                 loads all.
             progress: called with (tensors read, tensors to read).
-            quantised: whether the folder's weights may be; transformers' own quantisers then read them, whole, with the
-                library that they need.
             options: ``cache_bytes``, ``every_layer``, ``compile`` and ``fast`` of the constructor.
 
         Raises:
             FileNotFoundError: if the folder, config.json, the weights, a shard or the tokenizer is missing.
-            ValueError: for another architecture, damaged weights, quantised ones that are not allowed or cannot be read
-                on this device, missing tensors, wrong shapes, a tokenizer of another model, another dtype, or a layer
-                the model does not have.
+            ValueError: for another architecture, damaged weights, quantised ones that cannot be read on this device,
+                missing tensors, wrong shapes, a tokenizer of another model, another dtype, or a layer the model does
+                not have.
             ImportError: if transformers is older than 4.57, or a quantiser's library is missing.
         """
         folder = Path(path)
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected bfloat16, float16 or float32, got {dtype}.")
-        config = read_config(folder, quantised)
+        config = read_config(folder)
         num_layers = config.text_config.num_hidden_layers
         blocks = num_layers if deepest_layer is None else resolve_layer(deepest_layer, num_layers)
         tokenizer = load_tokenizer(folder)
@@ -280,6 +274,19 @@ class Qwen3VLEncoder:
     def forget(self) -> None:
         """Give back the memory of everything that is kept for later encodes."""
         self.reader.forget()
+
+    def use(self, model: Qwen3VL) -> None:
+        """Read with this module from now on, one of the same shape; nothing that was kept is."""
+        self.forget()
+        self.model = model
+        self.reader = self._new_reader()
+
+    def _new_reader(self) -> Reader:
+        limit, every_layer, compile = self._kept
+        return Reader(
+            self.model.visual, self.model.language_model, self.num_layers, self._rotary, ByteCache(limit),
+            every_layer=every_layer, graphs=GraphPool() if compile else None, exact=True,
+        )
 
     def extract(self, image: Any, text: str, hidden_layer: int = DEFAULT_LAYER, **options: Any) -> VLExtraction:
         """Encode, select, mask outliers and normalise in one call, under the research note's names.
