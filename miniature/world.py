@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
@@ -445,8 +446,18 @@ TAKE_QUESTIONS = (
     ("everything", "describe the image.", "{}"),
 )
 
-# For a learned look: how a picture looks, what it shows, and where in that answer the look begins.
-LOOK_QUESTIONS = ("describe the look.", "describe the image.", ", on ")
+
+def things_of(description: str) -> str:
+    """What a description names before the look, without sizes and places: "an orange cross and a red cross"."""
+    things = []
+    for thing in description.split(", on ")[0].split(" and "):
+        named = re.sub(r" (in|at) the \w+$", "", thing)
+        things.append(with_article(re.sub(rf"^an? ({'|'.join(SIZES)}) ", "", named)) if named != thing else named)
+    return " and ".join(things)
+
+
+# For a learned look: how a picture looks, what it shows, and what of that answer is told.
+LOOK_QUESTIONS = ("describe the look.", "describe the image.", things_of)
 
 
 def turns(request: str, answer: str) -> str:

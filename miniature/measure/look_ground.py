@@ -56,8 +56,13 @@ class Ground:
 
     # --- learning
 
-    def lessons(self, told: str = "all") -> list[Lesson]:
-        """One look per picture; ``told``: all that the VL says of what is shown, the object alone, nothing."""
+    def lessons(self, told: str = "things") -> list[Lesson]:
+        """One look per picture.
+
+        Args:
+            told: of what is shown the "things" that the VL names; or "all" that it says; or the "object" as it is; or
+                "nothing".
+        """
         words = [_told(one, scene, told) for one, scene in zip(self.words, self.scenes.records(), strict=True)]
         return [Lesson((image,), one) for image, one in zip(as_image(self.pictures.cpu()), words, strict=True)]
 
@@ -75,19 +80,21 @@ class Ground:
         lessons = []
         for index, own in enumerate(self.words):
             four = slice(index * FOUR, (index + 1) * FOUR)
-            lessons.append(Lesson(tuple(images[four]), Words(tuple(one.shows[0] for one in said[four]), own.look)))
+            shows = tuple(world.things_of(one.shows[0]) for one in said[four])
+            lessons.append(Lesson(tuple(images[four]), Words(shows, own.look)))
         return lessons
 
     def lessons_of_noise(self, seed: int) -> list[Lesson]:
         """As many looks of pictures of noise, begun with what the VL says of them."""
         noise = torch.rand(self.pictures.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
         said = words_of(self.painter.chain, noise.to(self.painter.chain.device))
-        return [Lesson((image,), one) for image, one in zip(as_image(noise), said, strict=True)]
+        return [Lesson((image,), named(one)) for image, one in zip(as_image(noise), said, strict=True)]
 
     def begun(self) -> list[Look]:
         """Looks before the first step: words."""
-        know(self.painter, self.words)
-        return [_begun(self.painter, one) for one in self.words]
+        words = [named(one) for one in self.words]
+        know(self.painter, words)
+        return [_begun(self.painter, one) for one in words]
 
     # --- measuring
 
@@ -220,11 +227,15 @@ def _begun(painter: MiniaturePainter, words: Words) -> Look:
     return Look(start.tokens, start.sizes, start.tail, origin)
 
 
+def named(words: Words) -> Words:
+    """The VL's words, with the things alone of what is shown."""
+    return replace(words, shows=tuple(map(world.things_of, words.shows)))
+
+
 def _told(words: Words, scene: world.Scene, told: str) -> Words:
-    """The VL's words, with what is shown cut to the object's colour and shape, or to nothing."""
+    """See :meth:`Ground.lessons`."""
+    if told in ("things", "all"):
+        return named(words) if told == "things" else words
     shape, color, _ = scene.objects[0]
-    shows = {
-        "all": words.shows[0], "object": world.with_article(f"{world.COLORS[color]} {world.SHAPES[shape]}"),
-        "nothing": "",
-    }
-    return replace(words, shows=(shows[told],))
+    shows = "" if told == "nothing" else world.with_article(f"{world.COLORS[color]} {world.SHAPES[shape]}")
+    return replace(words, shows=(shows,))

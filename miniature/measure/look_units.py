@@ -12,17 +12,18 @@ from vl_core.looks.options import QUALITIES, LearnOptions
 from .look_ground import FOUR, Figures, Ground, learn
 from .look_rivals import RIVALS, Rival
 
-GOOD = QUALITIES["good"]
+PLAIN = LearnOptions()  # what the curves change a number of
+LONG = replace(PLAIN, steps=300, lowest=0.5, average=0.5)
 CHANGES: dict[str, tuple[float, ...]] = {
     "steps": (20, 50, 100, 200, 300), "draws": (1, 2, 3, 4, 8), "rate": (0.02, 0.05, 0.1, 0.2),
-    "anchor": (0.0, 0.005, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75, 0.85, 0.9, 0.95), "tokens": (2, 4, 16),
+    "anchor": (0.0, 0.005, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75, 0.85, 0.9, 0.95), "tokens": (16,),
     "lean": (1.0, 2.0, 4.0), "tail_first": (0.0, 0.3, 0.6, 1.0), "spare": (0.0, 0.5, 1.0),
     "average": (0.0, 0.25, 0.5),
 }
-LONGER: tuple[dict[str, Any], ...] = (  # what is changed of *best*
+LONGER: tuple[dict[str, Any], ...] = (  # what is changed of a long learning
     {}, {"rate": 0.05}, {"rate": 0.02}, {"lowest": 0.75}, {"lowest": 0.9}, {"average": 0.25}, {"anchor": 0.1},
 )
-TOLD = ("object", "nothing")
+TOLD = ("things", "object", "nothing")
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.25, 1.5, 2.0)
 WEIGHTS = ((1.0, 1.0), (3.0, 1.0), (1.0, 3.0))  # of two looks at once
 AHEAD = 7  # places between a look and the picture whose look is its null
@@ -38,13 +39,13 @@ class Row:
     """How looks are learned.
 
     Attributes:
-        pictures: per look. told: what the words of what is shown tell: all that the VL says, the object alone, nothing.
+        pictures: per look. told: see :meth:`Ground.lessons`.
     """
 
     name: str
     options: LearnOptions
     pictures: int = 1
-    told: str = "all"
+    told: str = "things"
 
     @property
     def key(self) -> str:
@@ -76,19 +77,19 @@ def qualities(toy: bool = False) -> list[Row]:
 
 
 def curves(toy: bool = False) -> list[Row]:
-    """What each number of *good* does, *good* itself first."""
-    good = replace(GOOD, steps=2, draws=1) if toy else GOOD
-    found = [Row("good", good)]
+    """What each number does about plain ones, all that the VL says told; the plain row itself first."""
+    plain = replace(PLAIN, steps=2, draws=1) if toy else PLAIN
+    found = [Row("plain", plain, told="all")]
     for name, values in CHANGES.items():
         found += [
-            Row(f"{name} {value:g}", replace(good, **{name: type(getattr(good, name))(value)}))
-            for value in values if value != getattr(good, name)
+            Row(f"{name} {value:g}", replace(plain, **{name: type(getattr(plain, name))(value)}), told="all")
+            for value in values if value != getattr(plain, name)
         ]
-    found += [Row(f"told: {told}", good, told=told) for told in TOLD]
+    found += [Row(f"told: {told}", plain, told=told) for told in TOLD]
     for change in LONGER:
-        best = replace(QUALITIES["best"], **change, **({"steps": 2, "draws": 1} if toy else {}))
+        long = replace(LONG, **change, **({"steps": 2, "draws": 1} if toy else {}))
         shown = ", ".join(f"{name} {value:g}" for name, value in change.items())
-        found.append(Row(f"best: {shown or 'as it is'}", best))
+        found.append(Row(f"long: {shown or 'as it is'}", long, told="all"))
     return found[:: 8 if toy else 1]
 
 
@@ -103,7 +104,7 @@ def units(grounds: dict[str, Ground], toy: bool) -> list[Unit]:
     found += [_rival(rival, grounds, (*FULL, *styles)) for rival in RIVALS]
     found.append(_bounds("bounds of the curves", {name: grounds[name] for name in SMALL}, begun=False))
     found += [_curve(row, grounds) for row in curves(toy)]
-    return [*found, _good(curves(toy)[0], grounds)]
+    return [*found, _plain(curves(toy)[0], grounds)]
 
 
 def share(found: Sequence[Unit], shard: str) -> list[Unit]:
@@ -196,15 +197,15 @@ def _curve(row: Row, grounds: dict[str, Ground]) -> Unit:
     return Unit(row.name, tuple((name, f"{OWN}: {row.key}") for name in SMALL), cost_of(row.options, count), measure)
 
 
-def good_keys(row: Row) -> tuple[list[tuple[float, Key]], list[tuple[tuple[float, float], Key]]]:
+def plain_keys(row: Row) -> tuple[list[tuple[float, Key]], list[tuple[tuple[float, float], Key]]]:
     """Rows of strengths on both small grounds, and of two looks at once on the pairs."""
     strengths = [(one, (name, f"strength {one:g}: {row.key}")) for one in STRENGTHS for name in SMALL]
     return strengths, [(one, (SMALL[0], f"two looks {one}: {row.key}")) for one in WEIGHTS]
 
 
-def _good(row: Row, grounds: dict[str, Ground]) -> Unit:
-    """What *good* looks show by their strength, and two of them at once."""
-    strengths, several = good_keys(row)
+def _plain(row: Row, grounds: dict[str, Ground]) -> Unit:
+    """What plain looks show by their strength, and two of them at once."""
+    strengths, several = plain_keys(row)
 
     def measure() -> Iterator[Figures]:
         looks = learn_each(row, [grounds[name] for name in SMALL])

@@ -2,7 +2,7 @@
 
 Every look is learned as a user would have it learned: the VL says what the picture shows and how it looks. The table
 has the named qualities, each from one picture and from four of one look; what others do with a reference
-(:mod:`look_rivals`); and curves of what a single number of *good* does, on fewer pairs. Beside transfer, adherence and
+(:mod:`look_rivals`); and curves of what a single number does, on fewer pairs. Beside transfer, adherence and
 leak (:mod:`bench`) rows of one picture have the RGB distance of a painted background from one between two colour names
 (:mod:`between`).
 
@@ -38,16 +38,16 @@ from .look_units import (
     ANOTHER,
     CHANGES,
     FULL,
-    GOOD,
     NOISE,
     OWN,
+    PLAIN,
     SMALL,
     START,
     Key,
     Row,
     Unit,
     curves,
-    good_keys,
+    plain_keys,
     qualities,
     rival_key,
     share,
@@ -61,7 +61,7 @@ GEOMETRY = 40  # pictures per style
 KEPT = (
     "transfer", "stderr", "transfer_by", "transfer_next", "adherence", "adherence_stderr", "adherence_shape", "leak",
 )
-__all__ = ["CHANGES", "GOOD", "Row", "curves", "qualities", "run"]
+__all__ = ["CHANGES", "PLAIN", "Row", "curves", "qualities", "run"]
 
 
 def run(options: Options, switches: Switches) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Study:
              "null": self.row(f"{rival.name}: {ANOTHER}", FULL, rival_key(rival, ANOTHER))}
             for rival in RIVALS if self.has((FULL[0], rival_key(rival, ANOTHER)))
         ]
-        strengths, several = good_keys(curve_rows[0])
+        strengths, several = plain_keys(curve_rows[0])
         by_strength = {strength: key.partition(": ")[2] for strength, (_, key) in strengths}
         return {
             "measured": self.ledger.mostly_with(), "asked": asked,

@@ -111,7 +111,7 @@ def learned(chain: Chain, references: Sequence[Reference]) -> list[Look]:
     """A look of each picture, begun with what the VL says of it, all side by side."""
     pictures = torch.cat([_small(reference.picture) for reference in references]).to(chain.device)
     lessons = [
-        Lesson((picture,), Words((shows,), said))
+        Lesson((picture,), Words((world.things_of(shows),), said))
         for picture, shows, said in zip(
             as_image(pictures), shows_of(chain, pictures), look_of(chain, pictures), strict=True
         )

@@ -20,7 +20,7 @@ FIGURES = {
 }
 LABELS = {"adherence": "prompt's colour", "adherence_shape": "prompt's shape", "between": "distance between names"}
 TITLES = {
-    "lowest": "lowest noise level", "tokens": "tokens (0: as many as the words)", "tail_first": "tail learned first",
+    "lowest": "lowest noise level", "tokens": "tokens at least", "tail_first": "tail learned first",
     "spare": "weight taken off the subject", "average": "share averaged", "draws": "noisy pictures per step",
     "lean": "lean of the noise levels", "strength": "strength",
 }
@@ -41,13 +41,13 @@ def run(options: Options) -> Path:
 
 
 def points(report: dict[str, Any], name: str) -> list[tuple[float, dict[str, Any]]]:
-    """Rows by the value of one number, in order; *good* itself among them."""
-    good = report["curves"][0]
+    """Rows by the value of one number, in order; the plain one among them."""
+    plain = report["curves"][0]
     if name == "strength":
-        found = [(row["strength"], row) for row in report["strengths"]] + [(1.0, good)]
+        found = [(row["strength"], row) for row in report["strengths"]] + [(1.0, plain)]
     else:
         rows = [row for row in report["curves"] if row["name"].startswith(f"{name} ")]
-        found = [(float(row["options"][name]), row) for row in (good, *rows)]
+        found = [(float(row["options"][name]), row) for row in (plain, *rows)]
     return sorted(found, key=lambda pair: pair[0])
 
 
@@ -78,7 +78,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure.legend(*lines, loc="outside upper center", ncols=len(FIGURES), frameon=False)
     asked, measured = report["curves_asked"], report["measured"]
     figure.supxlabel(
-        f"one number of good changed at a time; {asked['pairs']} pairs, {asked['seeds']} seed. "
+        f"one number changed at a time; {asked['pairs']} pairs, {asked['seeds']} seed. "
         f"{measured['machine'].split(',')[0]}, {measured['date']}", fontsize=9,
     )
     drawn = Image.fromarray(figure_pixels(figure))

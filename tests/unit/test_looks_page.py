@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("diffusers", reason="the miniature is diffusers classes")
 
-from miniature.measure.look_units import ANOTHER, GOOD
+from miniature.measure.look_units import ANOTHER, PLAIN
 from miniature.show import looks_plot, tables
 from vl_core.looks.options import QUALITIES
 
@@ -69,17 +69,17 @@ def test_the_page_claims_of_geometry_what_is_beyond_its_errors():
 def row(name: str, between: float, **options) -> dict:
     return {
         "name": name, "transfer": 0.9, "adherence": 1.0, "adherence_shape": 0.9, "between": {"mean": between},
-        "options": {**GOOD.header(), **options},
+        "options": {**PLAIN.header(), **options},
     }
 
 
 def test_the_curves_are_drawn_in_the_order_of_their_values(tmp_path):
     report = {
-        "curves": [row("good", 0.15), row("draws 8", 0.1, draws=8), row("draws 1", 0.2, draws=1)],
+        "curves": [row("plain", 0.15), row("draws 8", 0.1, draws=8), row("draws 1", 0.2, draws=1)],
         "strengths": [{"strength": 0.5, **row("strength 0.5", 0.3)}], "curves_asked": {"pairs": 3, "seeds": 1},
         "measured": {"machine": "none, 1 core", "date": "2026-01-01"},
     }
-    assert [value for value, _ in looks_plot.points(report, "draws")] == [1, GOOD.draws, 8]
+    assert [value for value, _ in looks_plot.points(report, "draws")] == [1, PLAIN.draws, 8]
     assert [value for value, _ in looks_plot.points(report, "strength")] == [0.5, 1.0]
     looks_plot.draw(report, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000

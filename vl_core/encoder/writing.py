@@ -57,8 +57,8 @@ INSTRUCTIONS = {
     "push away": "Name the subject, the style, the colours and the light of this picture as a few short phrases "
     f"separated by commas. {PLAIN}",
     "slots": slot_request(),
-    "shows": "Name only what this picture shows: every thing, person or place in it, how large it is and where. Leave "
-    f"out style, technique, light, mood and the colours of the background. {PLAIN}",
+    "shows": "Name in a few words what this picture shows: its things, persons or places. Leave out how large they are "
+    f"and where, style, technique, light, mood and the colours of the background. {PLAIN}",
 }
 
 

@@ -30,7 +30,7 @@ PARTS = {
     "judge": ("measure.score", "load_score"),  # from that folder a score of `compare`
     # What its Qwen3-VL is asked for a take, and where its answer goes: it knows forty words.
     "questions": ("world", "TAKE_QUESTIONS"),
-    # What it is asked for a look, what for what a picture shows, and where that answer ends.
+    # What it is asked for a look, what for what a picture shows, and what takes the things from that answer.
     "look questions": ("world", "LOOK_QUESTIONS"),
     "form": ("measure.vl_judge", "WorldForm"),  # how it is asked as a judge
     # Pictures of its world by name, uint8 (H, W, 3), and prompts that disagree with each of them with the thing that

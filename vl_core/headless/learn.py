@@ -153,10 +153,10 @@ def words_for(
     shows: list[str] = list(given or ())
     looks = [look] * len(groups)
     if vision is not None and (given is None or look is None):
-        ask_look, ask_shows, end = INSTRUCTIONS["look"], INSTRUCTIONS["shows"], ""
+        ask_look, ask_shows, things_of = INSTRUCTIONS["look"], INSTRUCTIONS["shows"], str
         most = None
         if arguments.model == DEMO:
-            ask_look, ask_shows, end = embedded("look questions")
+            ask_look, ask_shows, things_of = embedded("look questions")
             most = 1  # the miniature's VL has only ever seen one picture at a time
         encoder = load_encoder(vision, device, dtype, -1)
 
@@ -165,8 +165,7 @@ def words_for(
 
         with progress("Describing", (given is None) * len(pictures) + (look is None) * len(groups)) as move:
             for picture in pictures if given is None else ():
-                said = write([picture], ask_shows)
-                shows.append(said.split(end)[0] if end else said)
+                shows.append(things_of(write([picture], ask_shows)))
                 move()
             for index, group in enumerate(groups if look is None else ()):
                 looks[index] = write(group[:most], ask_look)

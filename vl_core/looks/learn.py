@@ -106,7 +106,7 @@ def learn_looks(
     ready = [make_ready(painter, lesson, options) for lesson in lessons]
     with painter.learning():
         if options.spare:
-            ready = spare_subjects(painter, ready, options)
+            ready = spare_subjects(painter, ready, options, at_once)
         anchor, shares = _packed(ready)
         pack = Pack.of(ready)
         fresh = LearnState.fresh(anchor)

@@ -69,7 +69,7 @@ def make_ready(painter: Painter, lesson: Lesson, options: LearnOptions) -> Ready
     ]
     hashes = tuple(hash_picture(picture) for picture in lesson.pictures)
     start = begin(painter, lesson.words)
-    if options.tokens:
+    if options.tokens > len(start.tokens):
         start = start.with_tokens(options.tokens)
     latents = []
     for number, one in enumerate(pixels, 1):
@@ -118,30 +118,45 @@ def fit_picture(picture: Tensor, size: int, multiple: int, name: str = "image") 
 
 
 @torch.no_grad()
-def spare_subjects(painter: Painter, lessons: Sequence[Ready], options: LearnOptions) -> list[Ready]:
+def spare_subjects(painter: Painter, lessons: Sequence[Ready], options: LearnOptions, at_once: int = 0) -> list[Ready]:
     """The lessons with less weight where the told subject is: the look is what is left to explain.
 
     The subject is where telling it changes what the model predicts, as in DiffEdit (arXiv 2210.11427, section 3.2):
     the mean square difference between the velocities with and without what is shown, the look's words behind both.
+
+    Args:
+        at_once: how many noisy pictures the model sees at once; 0 for all of one size.
     """
+    every = [(ready, number) for ready in lessons for number in range(len(ready.latents))]
+    weights: dict[tuple[int, int], Tensor] = {}
+    for shape in dict.fromkeys(ready.latents[number].shape for ready, number in every):
+        alike = [(ready, number) for ready, number in every if ready.latents[number].shape == shape]
+        size = max(1, at_once // 2) if at_once else len(alike)
+        for start in range(0, len(alike), size):
+            part = alike[start : start + size]
+            for (ready, number), changed in zip(part, _changed_by_telling(painter, part, options), strict=True):
+                weights[id(ready), number] = 1 - options.spare * _share(changed)
     found = []
     for ready in lessons:
-        weights = []
-        for told, latents in zip(ready.start.told, ready.latents, strict=True):
-            captions = [
-                with_look(text.head, text.tail, ready.start.tokens, ready.start.sizes, ready.start.tail)
-                for text in (told, ready.start.bare)
-            ]
-            changed = torch.zeros_like(latents[0])
-            for number, level in enumerate(SUBJECT_LEVELS):
-                noise = draw_noise(latents, options.seed, -1 - number)
-                noisy = torch.lerp(latents, noise, level).expand(2, -1, -1, -1)
-                pair = painter.velocity(noisy, torch.full((2,), level, device=latents.device), captions)
-                changed += (pair[0] - pair[1]).square().mean(0)
-            weights.append(1 - options.spare * _share(changed))
-        each = tuple(one / one.mean() for one in weights)
-        found.append(replace(ready, weights=each))
+        own = [weights[id(ready), number] for number in range(len(ready.latents))]
+        found.append(replace(ready, weights=tuple(one / one.mean() for one in own)))
     return found
+
+
+def _changed_by_telling(painter: Painter, pictures: Sequence[tuple[Ready, int]], options: LearnOptions) -> Tensor:
+    """How much telling the subject changes the velocity, where: ``(N, h, w)`` of pictures of one size."""
+    told = [
+        with_look(text.head, text.tail, ready.start.tokens, ready.start.sizes, ready.start.tail)
+        for ready, number in pictures for text in (ready.start.told[number], ready.start.bare)
+    ]
+    clean = torch.stack([ready.latents[number] for ready, number in pictures])
+    changed = torch.zeros_like(clean[:, 0])
+    for number, level in enumerate(SUBJECT_LEVELS):
+        noise = draw_noise(clean[0], options.seed, -1 - number)
+        noisy = torch.lerp(clean, noise, level).repeat_interleave(2, 0)
+        both = painter.velocity(noisy, noisy.new_full((len(noisy),), level), told)
+        changed += (both[::2] - both[1::2]).square().mean(1)
+    return changed
 
 
 def _share(changed: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from vl_core import Look, Words, apply_look, learn_look
 from vl_core.looks.batch import Pack
 from vl_core.looks.learn import _adam, learn_looks
-from vl_core.looks.lesson import Lesson, fit_picture, make_ready
+from vl_core.looks.lesson import Lesson, fit_picture, make_ready, spare_subjects
 from vl_core.looks.look import Origin
 from vl_core.looks.options import QUALITIES, LearnOptions
 from vl_core.looks.start import begin
@@ -280,7 +280,8 @@ def test_a_look_may_have_more_or_fewer_tokens_than_its_words(painter, picture):
         start = begin(painter, WORDS).with_tokens(count)
         assert start.tokens.shape == (count, WIDTH) and start.sizes.shape == (count, 1)
         torch.testing.assert_close(start.tokens[[0, -1]], words[[first, last]])
-    assert len(learn_look(painter, [picture], WORDS, replace(FAST, tokens=5)).tokens) == 5
+    for asked, count in ((len(words) + 3, len(words) + 3), (1, len(words))):  # fewer than the words have it never is
+        assert len(learn_look(painter, [picture], WORDS, replace(FAST, tokens=asked)).tokens) == count
 
 
 def test_adam_is_torchs(painter):
@@ -309,6 +310,35 @@ def test_looks_learned_side_by_side_are_those_learned_alone(painter, picture):
         torch.testing.assert_close(together.tail, alone.tail, atol=1e-5, rtol=1e-5)
     in_turn = learn_looks(painter, lessons, FAST, at_once=1)
     torch.testing.assert_close(in_turn[1].tokens, both[1].tokens, atol=1e-5, rtol=1e-5)
+
+
+class SubjectPainter(SmallPainter):
+    """What is told changes what it paints in the first rows alone: the more letters, the more."""
+
+    def velocity(self, noisy, levels, captions):
+        found = super().velocity(noisy, levels, captions)
+        for one, caption in zip(found, captions, strict=True):
+            one[:, :2] += 0.1 * len(caption)
+        return found
+
+
+def test_the_loss_looks_away_from_where_telling_the_subject_changes_the_picture(picture):
+    painter = SubjectPainter()
+    lessons = [Lesson((picture, picture[:32]), Words(("a cat", "a cat"), "oil")), Lesson((picture,), WORDS)]
+    ready = [make_ready(painter, lesson, FAST) for lesson in lessons]
+    for spare in (0.25, 1.0):
+        spared = spare_subjects(painter, ready, replace(FAST, spare=spare))
+        for weights in (weights for one in spared for weights in one.weights):
+            there, elsewhere = weights[0], weights[-1]
+            assert float(weights.mean()) == pytest.approx(1, abs=1e-5)
+            torch.testing.assert_close(there / elsewhere, torch.full_like(there, 1 - spare), atol=1e-4, rtol=0)
+    # Whatever is looked at at once, the weights are the same.
+    painter.seen.clear()
+    one_by_one = spare_subjects(painter, ready, replace(FAST, spare=1.0), at_once=1)
+    assert {shape[0] for shape, _ in painter.seen} == {2}
+    for alone, together in zip(one_by_one, spared, strict=True):
+        for left, right in zip(alone.weights, together.weights, strict=True):
+            torch.testing.assert_close(left, right)
 
 
 def test_a_learning_that_was_stopped_goes_on_where_it_was(painter, picture, tmp_path):
@@ -424,4 +454,4 @@ def test_pictures_are_fitted_in_their_own_shape(size, at_most, expected):
 
 def test_the_named_qualities_differ_in_steps_and_say_so():
     assert list(QUALITIES) == ["quick", "good", "best"]
-    assert [options.steps for options in QUALITIES.values()] == [50, 100, 300]
+    assert [options.steps for options in QUALITIES.values()] == [50, 100, 600]

@@ -20,7 +20,7 @@ from miniature.measure.chain import Chain, as_image
 from miniature.measure.look_geometry import PROPERTIES, STYLES, grating, lookalikes, slope
 from miniature.measure.look_painter import MiniaturePainter
 from miniature.measure.look_rivals import Rival, _sharing, backwards
-from miniature.measure.look_units import FULL, GOOD, SMALL, Row, Unit, curves, qualities, share, units
+from miniature.measure.look_units import FULL, PLAIN, SMALL, Row, Unit, curves, qualities, share, units
 from miniature.measure.looks import Study, wanted
 from miniature.train import assemble
 from miniature.train.forwards import DIT_TOKENS, dit_block, dit_rotary, sample
@@ -100,9 +100,21 @@ def test_rows_differ_and_begin_with_the_qualities():
         name for quality in QUALITIES for name in (quality, f"{quality}, 4 pictures")
     ]
     found = curves()
-    assert found[0] == Row("good", GOOD)
+    assert found[0] == Row("plain", PLAIN, told="all")
     assert len({row.key for row in found}) == len(found) > 20
-    assert sum(row.options == GOOD for row in found) == 3  # good, and two that are told less
+    assert sum(row.options == PLAIN for row in found) == 4  # and three that are told less
+
+
+@pytest.mark.parametrize(
+    "said, things",
+    [
+        ("a large orange triangle at the top, on a blue background, in flat style", "an orange triangle"),
+        ("a large orange cross at the right and a small red ring at the left", "an orange cross and a red ring"),
+        ("a red ring", "a red ring"), ("a photograph of a large cat", "a photograph of a large cat"), ("", ""),
+    ],
+)
+def test_things_are_told_without_size_and_place(said, things):
+    assert world.things_of(said) == things
 
 
 def test_every_unit_falls_to_one_shard_and_their_loads_are_alike():
@@ -175,7 +187,7 @@ def test_a_look_is_learned_once(monkeypatch):
     monkeypatch.setattr(look_ground, "know", lambda *_: None)
     painter = SimpleNamespace(learned={}, see=lambda _: None, chain=SimpleNamespace(device=torch.device("cpu")))
     lessons = [Lesson((torch.full((16, 16, 3), shade),), Words(("a thing",), "grey")) for shade in (0.1, 0.2, 0.1)]
-    for part, options in ((lessons[:1], GOOD), (lessons, GOOD), (lessons[:2], QUALITIES["quick"])):
+    for part, options in ((lessons[:1], PLAIN), (lessons, PLAIN), (lessons[:2], QUALITIES["quick"])):
         looks = look_ground.learn(painter, part, options)
         assert looks == [f"grey {options.steps}"] * len(part)
     assert asked == [1, 1, 2]  # the same picture and words again are the same look

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -53,7 +53,8 @@ class Ground:
             may use besides, of each picture, and last of all what stands in its place where that is to be noise.
         minutes: that it may take. batch: pictures painted together.
         pool: measures beside the painting, see :func:`~.work.measuring`.
-        look_questions: what is asked for a look's words, what for what a picture shows, and where that answer ends.
+        look_questions: what is asked for a look's words, what for what a picture shows, and what takes from that
+            answer what is told.
 
     Attributes:
         rows: the lines of each file by id. rungs: those that were begun. settled: ids that are done.
@@ -74,7 +75,7 @@ class Ground:
     batch: int = 1
     fleet: Fleet = field(default_factory=Fleet)
     pool: Executor | None = None
-    look_questions: tuple[str, str, str] = (INSTRUCTIONS["look"], INSTRUCTIONS["shows"], "")
+    look_questions: tuple[str, str, Callable[[str], str]] = (INSTRUCTIONS["look"], INSTRUCTIONS["shows"], str)
 
     def __post_init__(self) -> None:
         self.by_id = {arm.id: arm for arm in self.arms}

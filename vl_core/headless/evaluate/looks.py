@@ -83,7 +83,7 @@ def bring_looks(evaluation: Evaluation) -> None:
 
 def lessons_of(evaluation: Evaluation) -> list[tuple[Tensor, Words, Texts]]:
     """Of each picture, and last of noise: its pixels, what Qwen3-VL says of it, and the states of these words."""
-    kept, (ask_look, ask_shows, end) = evaluation.kept, evaluation.look_questions
+    kept, (ask_look, ask_shows, things_of) = evaluation.kept, evaluation.look_questions
     drawn = torch.randint(0, 256, evaluation.pictures[0].shape, generator=torch.Generator().manual_seed(0))
     pictures = [*evaluation.pictures, drawn.to(torch.uint8)]
 
@@ -95,7 +95,7 @@ def lessons_of(evaluation: Evaluation) -> list[tuple[Tensor, Words, Texts]]:
                     [picture], ask, longest=LONGEST_ANSWER, budget=evaluation.sheet.models.image_tokens
                 ).words for ask in (ask_look, ask_shows)
             )
-            found.append(Words((shows.split(end)[0] if end else shows,), look))
+            found.append(Words((things_of(shows),), look))
         return found
 
     def texts(told: Words) -> Texts:
