@@ -31,6 +31,13 @@ function leaveRoom(node) {
     if (widget.element?.tagName === "TEXTAREA") widget.options.getMaxHeight = () => MAX_HEIGHT_BESIDE_PICTURES;
 }
 
+// Nodes 2.0 keeps the last picture that a run sent while it went on, and would show it again where pictures of a result
+// go. A node that is built anew, as in a visit to another tab, has only the latter.
+function hideWhatIsShown(node) {
+  const { graph, id } = node, place = graph === root() ? String(id) : `${graph?.id}:${id}`;
+  node.hideOutputImages = Boolean(app.nodePreviewImages?.[place]?.length);
+}
+
 // A node by its id in a prompt: "7", or "12:7" for one inside of subgraph node 12.
 function nodeOf(id) {
   let graph = root(), node;
@@ -122,6 +129,7 @@ app.registerExtension({
     nodeType.prototype.onExecuted = function (output) {
       onExecuted?.apply(this, arguments);
       show(this, output);
+      hideWhatIsShown(this);
     };
   },
   // Coming back to a workflow's tab builds its nodes anew: give them their reports back.

@@ -21,6 +21,7 @@ START = WORKFLOWS / "1 Start here - reference picture.json"
 SIMPLE = WORKFLOWS / "2 Take style, colours or light.json"
 OPEN = WORKFLOWS / "Advanced 1 - every step a node.json"
 SAVE = WORKFLOWS / "Advanced 3 - save what was read.json"
+LEARN = WORKFLOWS / "5 Learn a look.json"
 SWEEP = WORKFLOWS / "8 Compare settings side by side.json"
 LAYERS = WORKFLOWS / "Advanced 5 - every layer measured.json"
 TEMPLATES = sorted(WORKFLOWS.glob("*.json"))
@@ -450,6 +451,12 @@ def test_a_second_run_replaces_the_report_and_a_visit_to_another_tab_keeps_it(fr
         texts.append(box["shown"])
     assert "0.25" in texts[0] and "0.75" in texts[1] and "0.25" not in texts[1]
 
+    visit_another_tab(frontend)
+    assert frontend.reports(history)
+
+
+def visit_another_tab(frontend) -> None:
+    """Open another workflow and come back."""
     here = "app.extensionManager.workflow.activeWorkflow.path"
     left = frontend.page.evaluate(here)
     frontend.open(SAVE)
@@ -458,7 +465,6 @@ def test_a_second_run_replaces_the_report_and_a_visit_to_another_tab_keeps_it(fr
     painting = "app.graph.nodes.some((n) => n.type === 'KSampler')"
     frontend.page.wait_for_function(f"{here} === {json.dumps(left)} && {painting}")
     frontend.show_all()
-    assert frontend.reports(history)
 
 
 def test_choices_that_bring_inputs_of_their_own_and_a_second_picture_work(frontend):
@@ -496,6 +502,34 @@ def test_plots_get_the_room_that_words_do_not_need(frontend):
         heights = """app.graph.nodes.find((n) => n.type === "ZImageVLLayerReport").widgets
             .filter((w) => w.element?.tagName === "TEXTAREA").map((w) => w.computedHeight)"""
         frontend.page.wait_for_function(f"{heights}.every((height) => height <= 120)")
+
+
+# How many pictures of a size a node shows.
+PICTURES = """([type, modern, width, height]) => {
+  const node = app.graph.nodes.find((n) => n.type === type);
+  const images = modern ? document.querySelectorAll(`[data-node-id="${node.id}"] img`) : node.imgs ?? [];
+  return [...images].filter((image) => image.naturalWidth === width && image.naturalHeight === height).length;
+}"""
+
+
+def test_a_learned_look_is_shown_once_and_a_visit_to_another_tab_keeps_it(frontend, server):
+    frontend.open(LEARN)
+    frontend.page.evaluate(MAKE_QUICK)
+    frontend.set("ZImageVLLookLearn", "seed", 1 + frontend.modern)  # else it was learned before
+    history = frontend.run()
+    frontend.reports(history)
+    (shown,) = next(
+        output["images"] for output in history["outputs"].values() if output.get("text", [""])[0].startswith("Learned")
+    )
+    with Image.open(server.base / shown["type"] / shown["subfolder"] / shown["filename"]) as picture:
+        asked = ["ZImageVLLookLearn", frontend.modern, *picture.size]
+    seen = []
+    for move in (lambda: None, lambda: visit_another_tab(frontend)):
+        move()
+        frontend.page.wait_for_function(f"(asked) => ({PICTURES})(asked)", arg=asked)
+        frontend.page.wait_for_timeout(1500)  # whatever else comes
+        seen.append(frontend.page.evaluate(PICTURES, asked))
+    assert seen == [1, 1]
 
 
 def test_a_sweep_shows_its_grid_on_the_node(frontend, server, tmp_path):
