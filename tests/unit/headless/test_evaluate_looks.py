@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -137,3 +138,61 @@ def test_another_second_judge_does_not_go_on_in_the_same_folder(hurried, asked, 
     assert "holds an evaluation with other score" in capsys.readouterr().err
     assert main([*asked, *more[:-3], str(tmp_path / "nowhere"), "-o", str(tmp_path / "out")]) == 1
     assert "--score" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def seconded(asked, tiny_clip, tmp_path_factory):
+    """A function: the command of a run with a second judge in a folder, and the folder of one that was not stopped."""
+    more = ["--minutes", "1", "--ways", "words", "--score", str(tiny_clip), "-o"]
+    whole = tmp_path_factory.mktemp("runs") / "seconded"
+    assert main([*asked, *more, str(whole)]) == 0
+    return lambda folder: [*asked, *more, str(folder)], whole
+
+
+def stopped_in_scoring(whole, folder, lines: list[bytes]) -> bytes:
+    """A copy of a run as it is while its paintings are scored; what its evidence is to be."""
+    shutil.copytree(whole, folder)
+    for name in ("evidence.json", "index.html"):
+        (folder / name).unlink()
+    (folder / "scored.jsonl").write_bytes(b"".join(lines))
+    return (whole / "evidence.json").read_bytes()
+
+
+def test_a_run_killed_while_a_score_is_written_goes_on_to_the_same_evidence(seconded, tmp_path, killed_at_every_file):
+    """With SIGKILL, four lines after the start; the line is left torn."""
+    command, whole = seconded
+    lines = (whole / "scored.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) > 5
+    folder = tmp_path / "killed"
+    evidence = stopped_in_scoring(whole, folder, lines[:4])
+    left = []
+    kinds = killed_at_every_file(command(folder), folder, lambda: left.append((folder / "scored.jsonl").read_bytes()))
+    assert {"scored.jsonl", "evidence.json"} <= {*kinds}
+    assert left[kinds.index("scored.jsonl")] == b"".join(lines[:4]) + b'{"id": "half a l'
+    scored = (folder / "scored.jsonl").read_bytes().splitlines(keepends=True)
+    assert scored[:4] == lines[:4] and len(scored) == len(lines)
+    assert (folder / "evidence.json").read_bytes() == evidence
+    assert (folder / "index.html").read_bytes() == (whole / "index.html").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["torn end", "torn in the middle", "zeros in the middle", "twice", "gone"])
+def test_scores_that_a_crash_damaged_are_made_again_and_the_evidence_is_the_same(seconded, tmp_path, damage):
+    command, whole = seconded
+    lines = (whole / "scored.jsonl").read_bytes().splitlines(keepends=True)
+    torn = lines[2][: len(lines[2]) // 2]
+    left = {
+        "torn end": [*lines[:2], torn], "torn in the middle": [*lines[:2], torn, *lines[3:]],
+        "zeros in the middle": [*lines[:2], bytes(len(lines[2]) - 1), b"\n", *lines[3:]],
+        "twice": [*lines, *lines[1:3]], "gone": [],
+    }[damage]
+    folder = tmp_path / "damaged"
+    evidence = stopped_in_scoring(whole, folder, left)
+    orphans = [folder / f"{name}.{'0' * 32}.part" for name in ("scored.jsonl", "evidence.json")]
+    for orphan in orphans:
+        orphan.write_bytes(torn)
+    assert main(command(folder)) == 0
+    assert (folder / "evidence.json").read_bytes() == evidence
+    assert not any(orphan.exists() for orphan in orphans)
+    kept = [json.loads(line) for line in (folder / "scored.jsonl").read_bytes().splitlines() if line.startswith(b"{")
+            and line.endswith(b"}") and line.count(b'"id"') == 1]
+    assert {row["id"] for row in kept} == {json.loads(line)["id"] for line in lines}
