@@ -55,8 +55,18 @@ function* allNodes(graph, above = "") {
   }
 }
 
+// The words that a node has written so far; its report takes their place. What does not fit is scrolled by.
+const LONGEST_SO_FAR = 240;
+
+function showWords({ node, words }) {
+  const widget = running === root()?.id ? boxOf(nodeOf(node)) : undefined; // not a node of another tab's workflow
+  if (!widget) return;
+  widget.value = words.length > LONGEST_SO_FAR ? `… ${words.slice(-LONGEST_SO_FAR)}` : words;
+}
+
 // What was in the boxes before the run that goes on: nodes that do not run anew keep theirs. Errors are not kept.
 const before = new Map(), failed = new Set();
+let running; // the id of the workflow whose run goes on
 
 function say(id, text) {
   const widget = boxOf(nodeOf(id));
@@ -67,6 +77,7 @@ function say(id, text) {
 }
 
 function emptyBoxes() {
+  running = root()?.id;
   before.clear();
   for (const [id, node] of allNodes(root())) {
     const widget = boxOf(node);
@@ -99,6 +110,7 @@ function showRefusals(refused) {
 }
 
 api.addEventListener("execution_start", emptyBoxes);
+api.addEventListener("zimagevl.words", ({ detail }) => showWords(detail));
 api.addEventListener("execution_cached", ({ detail }) => keepBoxes(detail?.nodes));
 api.addEventListener("execution_error", ({ detail }) => say(detail.node_id, `Error: ${detail.exception_message?.trim()}`));
 api.addEventListener("execution_interrupted", ({ detail }) => say(detail.node_id, "Stopped."));

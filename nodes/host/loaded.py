@@ -28,7 +28,7 @@ from .memory import (
     check_interrupted,
     fast_allowed,
     forget_when_unloaded,
-    progress_bar,
+    writing_bar,
 )
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -65,10 +65,15 @@ class LoadedEncoder:
 
     def write(self, images, instruction, max_tokens, budget, **options) -> Description:
         """Words about pictures; see :func:`describe` for ``options``."""
-        step = progress_bar(max_tokens)
+        tell, pieces = writing_bar(max_tokens), []
+
+        def hear(piece: str) -> None:
+            pieces.append(piece)
+            tell(lambda: "".join(pieces))
+
         self._load_to_write(images, instruction, max_tokens, budget, options.get("system_prompt"))
         return describe(
-            self.encoder, images, instruction, max_tokens=max_tokens, budget=budget, on_text=lambda _: step(),
+            self.encoder, images, instruction, max_tokens=max_tokens, budget=budget, on_text=hear,
             check=check_interrupted, **options,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -28,6 +29,9 @@ from .folders import EMBEDDINGS
 
 Result = TypeVar("Result")
 
+WORDS = "zimagevl.words"  # a message to the page: the words that a node has written so far; web/report.js shows them
+SAY_EVERY = 0.25  # seconds
+HALF_A_CHARACTER = "\N{REPLACEMENT CHARACTER}"  # at the end, until the next token brings the rest
 FAST_VARIABLE = "ZIMAGE_VL_FAST"  # environment: 0 runs every model's own forward and keeps nothing
 
 
@@ -163,6 +167,27 @@ def progress_bar(total: int) -> Callable[[], None]:
     return step
 
 
+def writing_bar(total: int) -> Callable[[Callable[[], str]], None]:
+    """A bar on the running node, and in its box the words so far, every ``SAY_EVERY`` seconds at most.
+
+    Each call is a token and a chance to stop, and takes what gives the words; it is not asked more often than they are
+    shown.
+    """
+    step, node, due = progress_bar(total), _running_node(), 0.0
+
+    def tell(words: Callable[[], str]) -> None:
+        nonlocal due
+        step()
+        server, now = _server(), time.monotonic()
+        if server is None or not node or now < due or getattr(server, "client_id", None) is None:
+            return
+        due = now + SAY_EVERY
+        # To whoever queued it alone: ComfyUI's own text for a node goes to everybody, and into a box of its own.
+        server.send_sync(WORDS, {"node": node, "words": words().rstrip(HALF_A_CHARACTER)}, server.client_id)
+
+    return tell
+
+
 def telling_bar(total: int) -> Callable[[int, str, torch.Tensor | None], None]:
     """A bar on the running node with words below it, and now and then a picture ``(1, H, W, 3)`` in [0, 1].
 
@@ -194,10 +219,14 @@ def _running_node() -> str:
 
 def say(text: str, node: str | None) -> None:
     """Show a line on the running node while it runs; nothing where no ComfyUI is there to show it."""
-    server = sys.modules.get("server")
-    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if node is not None and instance is not None and hasattr(instance, "send_progress_text"):
-        instance.send_progress_text(text, node)
+    server = _server()
+    if node is not None and server is not None and hasattr(server, "send_progress_text"):
+        server.send_progress_text(text, node)
+
+
+def _server() -> Any:
+    """ComfyUI's server, None where there is none."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 def states_to_host(states: torch.Tensor) -> torch.Tensor:

@@ -22,27 +22,28 @@ from ...vl_core.encoder.writing import write_answers
 from ...vl_core.pictures import Picture
 from ...vl_core.states.families import THINK_BLOCK, THINK_TOKENS, ZIMAGE
 from .held import held
-from .memory import check_interrupted, fast_allowed, progress_bar, stoppable
+from .memory import check_interrupted, fast_allowed, stoppable, writing_bar
 from .native import native_model, native_pictures, native_tokens, room_for, trusted_reader
 
 log = logging.getLogger(__name__)
 
 # For words of a Thinking model: the template goes on with a thought that is over.
 THINKING = replace(ZIMAGE, turn=ZIMAGE.turn + THINK_BLOCK, tail_tokens=ZIMAGE.tail_tokens + THINK_TOKENS)
+Tell = Callable[[Callable[[], str]], None]
 _thinkers: weakref.WeakSet = weakref.WeakSet()  # models whose answers showed thoughts
 
 
 def write_native(
     clip, pictures, instruction, system_prompt, max_tokens, budget, seed, sampling: Sampling
 ) -> Description:
-    """Words about pictures told together, with a bar on the node; see :func:`write_each_native`."""
+    """Words about pictures told together, shown on the node while they come; see :func:`write_each_native`."""
     options = system_prompt, max_tokens, budget, seed, sampling
-    return write_each_native(clip, [pictures], instruction, *options, progress_bar(max_tokens))[0]
+    return write_each_native(clip, [pictures], instruction, *options, writing_bar(max_tokens))[0]
 
 
 def write_each_native(
     clip, groups: Sequence[Sequence[torch.Tensor]], instruction, system_prompt, max_tokens, budget, seed,
-    sampling: Sampling, step: Callable[[], None] = check_interrupted,
+    sampling: Sampling, tell: Tell = lambda _: check_interrupted(),
 ) -> list[Description]:
     """Words by the pack's own step on the CLIP's modules, or by ``clip.generate``; Stop ends either between tokens.
 
@@ -50,7 +51,7 @@ def write_each_native(
 
     Args:
         groups: the pictures that each answer is about. Our step writes all answers at the same time.
-        step: called for every token that our step writes.
+        tell: called for every token that our step writes, with what gives the first answer's words so far.
     """
     check_interrupted()
     prepared = []
@@ -64,7 +65,7 @@ def write_each_native(
         for ready, grids, images, _ in prepared:
             layout, tokens = native_tokens(clip, instruction, system_prompt, images, grids, family)
             asked.append(_Asked(layout, tokens, ready, [picture.grid for picture in ready] == grids))
-        written, note = _write(clip, asked, max_tokens, seed, sampling, step)
+        written, note = _write(clip, asked, max_tokens, seed, sampling, tell)
         return written, [clip.decode(one) for one in written], note
 
     thinking = thinks(clip)
@@ -111,12 +112,12 @@ def thinks(clip: Any) -> bool:
 
 
 def _write(
-    clip, asked: Sequence[_Asked], max_tokens: int, seed: int, sampling: Sampling, step: Callable[[], None]
+    clip, asked: Sequence[_Asked], max_tokens: int, seed: int, sampling: Sampling, tell: Tell
 ) -> tuple[list[list[int]], str]:
     """The tokens, and a line for people where they are not written as fast as they could be."""
     written, note = None, "the merged forward pass is turned off, or a picture is enlarged"
     if fast_allowed() and all(one.fits for one in asked):
-        written, note = _write_ours(clip, asked, max_tokens, seed, sampling, step)
+        written, note = _write_ours(clip, asked, max_tokens, seed, sampling, tell)
     if written is None:
         note = f"written by ComfyUI's own generate, which is slower: {note}"
         log.info("Qwen3-VL: %s.", note)
@@ -124,22 +125,25 @@ def _write(
         options = {"min_p": 0.0, "repetition_penalty": 1.0, **sampling.options()}
         model, written = native_model(clip).transformer, []
         for one in asked:
-            tell = partial(clip.generate, one.tokens, max_length=max_tokens, seed=seed, **options)
+            generate = partial(clip.generate, one.tokens, max_length=max_tokens, seed=seed, **options)
             with stoppable(model.visual.blocks, model.model.layers):
-                written.append(room_for(clip, tell))
+                written.append(room_for(clip, generate))
     return written, note
 
 
 def _write_ours(
-    clip, asked: Sequence[_Asked], max_tokens: int, seed: int, sampling: Sampling, step: Callable[[], None]
+    clip, asked: Sequence[_Asked], max_tokens: int, seed: int, sampling: Sampling, tell: Tell
 ) -> tuple[list[list[int]] | None, str]:
     """The tokens, None where our step cannot be relied on; and why not, or why it is slow."""
     native, language = trusted_reader(clip, asked[0].layout), native_model(clip).transformer.model
     if native is None:
         return None, "its modules are hooked, patched or not those that the pack knows"
 
-    def hear(_row: int, _token: int) -> bool:
-        step()
+    first: list[int] = []
+
+    def hear(row: int, token: int) -> bool:
+        first.extend([token] if row == 0 else [])
+        tell(lambda: clip.decode(first))
         return False
 
     options = native.load(clip, max(len(one.layout) for one in asked), max_tokens, len(asked))

@@ -455,6 +455,37 @@ def test_a_second_run_replaces_the_report_and_a_visit_to_another_tab_keeps_it(fr
     assert frontend.reports(history)
 
 
+# Notes what the node's box says whenever words arrive, after ours has heard of them.
+WATCH_WORDS = """() => {
+  window.soFar = [];
+  const note = ({ detail }) => {
+    const box = app.graph.getNodeById(Number(detail.node))?.widgets.find((w) => w.name === "report");
+    window.soFar.push([detail.words, box?.value]);
+  };
+  window.app.api.addEventListener("zimagevl.words", note);
+}"""
+FOREIGN_WORDS = """(node) => {
+  const before = app.rootGraph.id;
+  app.rootGraph.id = crypto.randomUUID();
+  window.app.api.dispatchCustomEvent("zimagevl.words", { node, words: "not mine" });
+  app.rootGraph.id = before;
+}"""
+
+
+def test_words_so_far_stand_in_the_box_until_the_report_does(frontend, server):
+    server.post("/free", {"free_memory": True, "unload_models": True})
+    frontend.open(SIMPLE)
+    frontend.page.evaluate(MAKE_QUICK)
+    frontend.set("ZImageVLCondition", "image_tokens", 60 + frontend.modern)  # not words that were written before
+    frontend.page.evaluate(WATCH_WORDS)
+    boxes = frontend.reports(frontend.run())
+    told = frontend.page.evaluate("window.soFar")
+    assert told and all(shown == (words if len(words) <= 240 else f"… {words[-240:]}") for words, shown in told)
+    (node,) = boxes
+    frontend.page.evaluate(FOREIGN_WORDS, node)
+    assert frontend.page.evaluate(BOX, ["ZImageVLCondition", frontend.modern]) == boxes[node]["shown"]
+
+
 def visit_another_tab(frontend) -> None:
     """Open another workflow and come back."""
     here = "app.extensionManager.workflow.activeWorkflow.path"
