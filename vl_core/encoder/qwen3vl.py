@@ -19,6 +19,7 @@ from ..pictures import DEFAULT_BUDGET, Picture, patchify, prepare_picture, split
 from ..stages.extract import DEFAULT_LAYER, VLExtraction, extract
 from ..states.families import ZIMAGE, Family
 from ..states.layout import SYSTEM_TURN, TokenLayout, insert_pictures, mrope_positions, text_layout
+from ..states.tensors import all_finite
 from ..states.vl_states import VLStates, resolve_layer
 from .cache import ByteCache, default_limit
 from .folder import HEAD, load_tokenizer, read_config, read_head, read_model, variant_of
@@ -239,7 +240,7 @@ class Qwen3VLEncoder:
                 "smaller token budget or a shorter prompt."
             )
         states = self._read(layout, pictures, mute, wanted, check)
-        if not torch.isfinite(states).all():
+        if not all_finite(states):
             raise ValueError(f"{self.name}: the states overflowed in {self.dtype}. Load the model as bf16 or fp32.")
         return VLStates(states, wanted, self.num_layers, layout, prompt, system_prompt or "", self.name)
 
