@@ -170,10 +170,9 @@ class Qwen3VLEncoder:
             ValueError: if a prompt contains a token reserved for pictures.
         """
         _require_string(prompt, "prompt")
-        system = ""
         if system_prompt is not None:
             _require_string(system_prompt, "system_prompt")
-            system = SYSTEM_TURN.format(system_prompt) if system_prompt else ""
+        system = SYSTEM_TURN.format(system_prompt) if system_prompt else ""
         return text_layout(
             self._ids(system + family.turn.format(prompt)),
             system_tokens=len(self._ids(system)) if system else 0,
