@@ -15,6 +15,7 @@ import statistics
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vl_core.encoder.cache import LIMIT_VARIABLE
+
 from .comfyui import ROOT, add_server_arguments, comfyui_of, load, python_of
 from .common import Report, add_output_argument, relative_error
 from .soak_jobs import UNTOLD, kill_commands, kill_in_the_server, stop_in_the_server
@@ -33,6 +36,14 @@ from .soak_prompts import PROBES, Made, make_prompt
 
 WARM = 100  # prompts after which memory has to be flat
 FLAT = 0.05
+ROUND = 50  # prompts, after which the clients wait until all have ended
+# What an encoder may keep of readings in the server: of tiny models so little that it is full before memory is looked
+# at. With the usual 512 MiB it would grow all the while, and nobody would see whether it ends.
+KEPT_MIB = 4
+REST = {  # a prompt of core's nodes alone
+    "picture": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}},
+    "shown": {"class_type": "PreviewAny", "inputs": {"source": ["picture", 0]}},
+}
 SETTLED = 5.0  # seconds
 STEP = 24 << 20  # bytes: growth by one prompt that is told with the prompt
 BARE = (  # what no message of ours is raised as
@@ -57,6 +68,7 @@ def run(arguments) -> None:
     seed = random.SystemRandom().randrange(2**32) if arguments.seed is None else arguments.seed
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the server: tiny models' threads would wait for one another
+    os.environ[LIMIT_VARIABLE] = str(KEPT_MIB)
     host, wiring = load("server"), load("wiring")
     vars(host).update(START_SECONDS=SECONDS)  # a machine that others use too
     report = Report(
@@ -113,9 +125,11 @@ class Seen:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     next: int = 0
+    last: int = 0  # number before which clients stop to ask
     ends: Counter = field(default_factory=Counter)
     memory: list[int] = field(default_factory=list)  # bytes of the server after each prompt
-    used: list[tuple[int, int]] = field(default_factory=list)  # after how many prompts: bytes less what malloc has free
+    # After how many prompts, when nothing runs: bytes in use, and of them what malloc has given out.
+    rests: list[tuple[int, int, int]] = field(default_factory=list)
     steps: list[tuple[int, str]] = field(default_factory=list)  # bytes that one prompt added, and what it was
     # number of the probe -> how often it saved which bits: digest -> (times, values, the file)
     probes: dict[int, dict[str, tuple[int, Tensor, Path]]] = field(default_factory=dict)
@@ -130,9 +144,9 @@ def flood(report: Report, server: Any, wiring: ModuleType, arguments: Any, seed:
     def client() -> None:
         while True:
             with seen.lock:
+                if seen.next >= seen.last:
+                    return
                 number, seen.next = seen.next, seen.next + 1
-            if number >= arguments.prompts:
-                return
             made = make_prompt(number, seed, info, wiring)
             try:
                 end = ask(server, made, seen)
@@ -144,11 +158,14 @@ def flood(report: Report, server: Any, wiring: ModuleType, arguments: Any, seed:
                 seen.ends[f"{made.kind}: {end}"] += 1
                 note_memory(server, made, seen)
 
-    clients = [threading.Thread(target=client) for _ in range(arguments.clients)]
-    for one in clients:
-        one.start()
-    for one in clients:
-        one.join()
+    for last in [*range(ROUND, arguments.prompts, ROUND), arguments.prompts]:
+        seen.last = last
+        clients = [threading.Thread(target=client) for _ in range(arguments.clients)]
+        for one in clients:
+            one.start()
+        for one in clients:
+            one.join()
+        note_rest(server, seen)
     for name, count in sorted(seen.ends.items()):
         report.add(name, count=count)
     for number, saved in sorted(seen.probes.items()):
@@ -166,60 +183,80 @@ def flood(report: Report, server: Any, wiring: ModuleType, arguments: Any, seed:
     report.add("nodes of identical prompts that ran anew", count=sum(seen.ran.values()))
     report.add("prompts a minute", count=round(60 * arguments.prompts / (time.monotonic() - began)))
     measure_memory(report, seen)
-    report.add("in use when ComfyUI has forgotten outputs, history and readings", MiB=emptied(server) / 2**20)
+    report.add("given out by malloc when ComfyUI forgets", **{name: size / 2**20 for name, size in emptied(server)})
     if seen.wrong:
         raise AssertionError("\n".join(seen.wrong))
 
 
 def note_memory(server: Any, made: Made, seen: Seen) -> None:
-    """The server's memory after a prompt; every fifty prompts, and where it grew at once, what holds it."""
+    """The server's memory after a prompt; where it grew at once, what holds it."""
     seen.memory.append(resident(server.pid))
     grown = seen.memory[-1] - max(seen.memory[:-1], default=seen.memory[-1])
     if grown > STEP:
         seen.steps.append((grown, f"prompt {made.number} ({made.kind}, {made.about}), the {len(seen.memory)}th to end"))
-    if len(seen.memory) % 50 == 0 or grown > STEP:
-        told = server.get("/where_memory_is")
-        seen.used.append((len(seen.memory), resident(server.pid) - told["malloc_free"]))
-        where = {name: f"{size / 2**20:.0f}" for name, size in told.items()}
-        print(f"  {len(seen.memory)} prompts, {seen.memory[-1] / 2**20:.0f} MiB, of them {where}", flush=True)
-        if grown > STEP:
-            print(f"    {grown / 2**20:.0f} MiB more by {seen.steps[-1:]}", flush=True)
+        print_memory(server, seen)
+        print(f"    {grown / 2**20:.0f} MiB more by {seen.steps[-1:]}", flush=True)
+
+
+def note_rest(server: Any, seen: Seen) -> None:
+    """The server's memory when nothing runs, after a prompt of core's: ComfyUI keeps what the last one gave."""
+    server.run(REST, SECONDS)
+    told = print_memory(server, seen)
+    seen.rests.append((len(seen.memory), resident(server.pid) - told["malloc_free"], given_out(told)))
+    if told["kept_by_one"] > KEPT_MIB << 20:
+        seen.wrong.append(f"an encoder keeps {told['kept_by_one']} bytes of readings, more than {KEPT_MIB} MiB")
+
+
+def print_memory(server: Any, seen: Seen) -> dict[str, int]:
+    told = server.get("/where_memory_is")
+    where = {name: f"{size / 2**20:.0f}" for name, size in told.items()}
+    print(f"  {len(seen.memory)} prompts, {resident(server.pid) / 2**20:.0f} MiB, of them {where}", flush=True)
+    return told
 
 
 def measure_memory(report: Report, seen: Seen) -> None:
-    """The server's memory after the first hundred prompts and at the end: as the system counts it, and in use.
+    """The server's memory after the first hundred prompts and at the end.
 
+    As the system counts it while prompts run; then, when nothing runs, in use, and what of that malloc has given out.
     What was given back to malloc nobody uses, but glibc may keep it from the system for later; it grows while larger
-    requests come.
+    requests come. Python's own pools are no part of malloc.
     """
-    used = [size for count, size in seen.used if count >= WARM]
-    if len(seen.memory) < WARM + 100 or len(used) < 2:
+    rests = [sizes for count, *sizes in seen.rests if count >= WARM]
+    if len(seen.memory) < WARM + 100 or len(rests) < 2:
         report.add("memory: too few prompts to say", prompts=len(seen.memory))
         return
+    in_use, given = zip(*rests, strict=True)
     first, last = (statistics.median(part) for part in (seen.memory[WARM : WARM + 50], seen.memory[-50:]))
-    growth = used[-1] / used[0] - 1
-    report.add(
-        "memory of the server", after_hundred_MiB=first / 2**20, last_MiB=last / 2**20,
-        most_MiB=max(seen.memory) / 2**20, growth_percent=100 * (last / first - 1),
-    )
-    report.add(
-        "of it in use, without what malloc has free", after_hundred_MiB=used[0] / 2**20, last_MiB=used[-1] / 2**20,
-        most_MiB=max(used) / 2**20, growth_percent=100 * growth,
-    )
-    for what, grown in (("memory", last / first - 1), ("memory in use", growth)):
-        if grown > FLAT:
-            seen.wrong.append(f"{what} grew by {grown:.1%} after the first {WARM} prompts")
+    for what, start, end, most in (
+        ("memory of the server", first, last, max(seen.memory)),
+        ("of it in use, without what malloc has free", in_use[0], in_use[-1], max(in_use)),
+        ("of that given out by malloc", given[0], given[-1], max(given)),
+    ):
+        report.add(
+            what, after_hundred_MiB=start / 2**20, last_MiB=end / 2**20, most_MiB=most / 2**20,
+            growth_percent=100 * (end / start - 1),
+        )
+        if end / start - 1 > FLAT:
+            seen.wrong.append(f"{what} grew by {end / start - 1:.1%} after the first {WARM} prompts")
 
 
-def emptied(server: Any) -> int:
-    """Bytes in use once ComfyUI has forgotten outputs and history, which it keeps of every prompt, and unloads models.
+def emptied(server: Any) -> Iterator[tuple[str, int]]:
+    """What malloc has given out at the end, and once ComfyUI has forgotten more and more of what it keeps.
 
-    Encoders then give back what they keep of readings.
+    Its history keeps every prompt; with outputs it unloads models, and encoders then give back what they keep of
+    readings.
     """
+    yield "nothing_MiB", given_out(server.get("/where_memory_is"))
     server.post("/history", {"clear": True})
+    yield "history_MiB", given_out(server.get("/where_memory_is"))
     server.post("/free", {"free_memory": True})
     time.sleep(SETTLED)  # its worker looks for that once a second
-    return resident(server.pid) - server.get("/where_memory_is")["malloc_free"]
+    yield "outputs_and_readings_MiB", given_out(server.get("/where_memory_is"))
+
+
+def given_out(told: dict[str, int]) -> int:
+    """Bytes that malloc has given out and not got back."""
+    return told["malloc_in_use"] + told["malloc_mapped"]
 
 
 def resident(pid: int) -> int:

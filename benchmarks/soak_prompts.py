@@ -18,6 +18,9 @@ ODD_WORDS = (
     "[" * 2000, '{"version": 1}', "水彩画和柔和的光线",
 )
 TOUR = 90  # prompts
+# What the tour asks for beside them: what takes most, and what is loaded when it is first used (the tokenizer that
+# finds words of a prompt, 30 MiB).
+FULL = {"image_tokens": 64, "max_tokens": 8, "cell_size": 512, "plots": "all", "plot": "all", "words": "cat"}
 # Values within the bounds that would only take long.
 SMALL = {
     "image_tokens": 64, "max_tokens": 8, "cell_size": 512, "downsample": 8, "batch_size": 4, "width": 64, "height": 64,
@@ -59,9 +62,10 @@ def make_prompt(number: int, seed: int, info: dict, wiring: ModuleType) -> Made:
     if number % 6 == 0:
         return _probe(number, info, wiring)
     if number < TOUR:  # every node and the longest words while memory is not looked at yet
-        chosen = {"prompt": ODD_WORDS[number % len(ODD_WORDS)]}
-        prompt, _ = wiring.node_prompt(NODES[number % len(NODES)], info, wire=True, chosen=chosen)
-        return Made("odd", f"{NODES[number % len(NODES)]} {json.dumps(chosen)[:80]}", number, {"prompt": prompt})
+        place = number - number // 6 - 1  # probes left out: they would take the place of the same nodes each time
+        short, words = NODES[place % len(NODES)], {"prompt": ODD_WORDS[place % len(ODD_WORDS)]}
+        prompt, _ = wiring.node_prompt(short, info, wire=True, chosen=FULL | words)
+        return Made("odd", f"{short} {json.dumps(words)[:80]}", number, {"prompt": prompt})
     kind = draw.choice(["valid", "odd", "odd", "refused", "stop"])
     if kind == "refused":
         about, body = _refused(draw, info, wiring)

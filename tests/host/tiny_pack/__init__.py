@@ -83,17 +83,18 @@ class Mallinfo(ctypes.Structure):
 
 @PromptServer.instance.routes.get("/where_memory_is")
 async def where_memory_is(_request) -> web.Response:
-    """Bytes of tensors that live, of what encoders keep of readings, of what malloc has given out, and of what it holds
-    free in its arenas."""
+    """Bytes of tensors that live, of what encoders keep of readings (all of them, and the one that keeps most), of what
+    malloc has given out, and of what it holds free in its arenas."""
     gc.collect()
-    held, kept = {}, 0
+    held, kept = {}, [0]
     for one in gc.get_objects():
         if type(one).__name__ == "ByteCache":
-            kept += one.bytes
+            kept.append(one.bytes)
         if isinstance(one, torch.Tensor) and one.device.type == "cpu" and one.layout == torch.strided:
             held[one.untyped_storage().data_ptr()] = one.untyped_storage().nbytes()
     told = ctypes.CDLL(None).mallinfo2
     told.restype = Mallinfo
     info = told()
     given = {"malloc_in_use": info.uordblks, "malloc_mapped": info.hblkhd, "malloc_free": info.fordblks}
-    return web.json_response({"tensors": sum(held.values()), "kept_by_encoders": kept, **given})
+    kept_bytes = {"kept_by_encoders": sum(kept), "kept_by_one": max(kept)}
+    return web.json_response({"tensors": sum(held.values()), **kept_bytes, **given})
