@@ -5,9 +5,9 @@ Each page begins with the reference pictures and the words alone, so that a cell
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -283,7 +283,7 @@ class _Page:
         return np.asarray(image).copy()
 
 
-def wrap(text: str, length: Any, width: int) -> list[str]:
+def wrap(text: str, length: Callable[[str], float], width: int) -> list[str]:
     """Lines no longer than ``width`` by the measure ``length``; broken at spaces, and within a word that is too long.
 
     A single letter that is wider than that has a line of its own. Line breaks of the text stay.
@@ -300,11 +300,19 @@ def wrap(text: str, length: Any, width: int) -> list[str]:
                     lines.append(line)
                     line = ""
                 else:
-                    fits = next(size for size in count(len(word) - 1, -1) if size <= 1 or length(word[:size]) <= width)
-                    lines.append(word[: max(1, fits)])
-                    word = word[max(1, fits) :]
+                    fits = _fitting(word, length, width)
+                    lines.append(word[:fits])
+                    word = word[fits:]
         lines.append(line)
     return lines
+
+
+def _fitting(word: str, length: Callable[[str], float], width: int) -> int:
+    """How many letters of a word fit, at least one; measured in few steps, for Chinese has no spaces to break at."""
+    size = 1
+    while size < len(word) and length(word[:size]) <= width:
+        size *= 2
+    return max(1, bisect_right(range(1, min(size, len(word)) + 1), width, key=lambda one: length(word[:one])))
 
 
 def _write_lines(pen: ImageDraw, left: int, top: int, lines: Sequence[str], style: _Style) -> None:
