@@ -15,7 +15,6 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,7 +43,7 @@ REST = {  # a prompt of core's nodes alone
     "picture": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0}},
     "shown": {"class_type": "PreviewAny", "inputs": {"source": ["picture", 0]}},
 }
-SETTLED = 5.0  # seconds
+SETTLED = 5.0  # seconds; ComfyUI's worker looks once a second whether it is to free memory
 STEP = 24 << 20  # bytes: growth by one prompt that is told with the prompt
 BARE = (  # what no message of ours is raised as
     "AttributeError", "IndexError", "KeyError", "NameError", "RecursionError", "UnboundLocalError", "ZeroDivisionError",
@@ -183,7 +182,7 @@ def flood(report: Report, server: Any, wiring: ModuleType, arguments: Any, seed:
     report.add("nodes of identical prompts that ran anew", count=sum(seen.ran.values()))
     report.add("prompts a minute", count=round(60 * arguments.prompts / (time.monotonic() - began)))
     measure_memory(report, seen)
-    report.add("given out by malloc when ComfyUI forgets", **{name: size / 2**20 for name, size in emptied(server)})
+    report.add("given back to malloc when ComfyUI forgets", **forget(server))
     if seen.wrong:
         raise AssertionError("\n".join(seen.wrong))
 
@@ -240,18 +239,16 @@ def measure_memory(report: Report, seen: Seen) -> None:
             seen.wrong.append(f"{what} grew by {end / start - 1:.1%} after the first {WARM} prompts")
 
 
-def emptied(server: Any) -> Iterator[tuple[str, int]]:
-    """What malloc has given out at the end, and once ComfyUI has forgotten more and more of what it keeps.
-
-    Its history keeps every prompt; with outputs it unloads models, and encoders then give back what they keep of
-    readings.
-    """
-    yield "nothing_MiB", given_out(server.get("/where_memory_is"))
-    server.post("/history", {"clear": True})
-    yield "history_MiB", given_out(server.get("/where_memory_is"))
-    server.post("/free", {"free_memory": True})
-    time.sleep(SETTLED)  # its worker looks for that once a second
-    yield "outputs_and_readings_MiB", given_out(server.get("/where_memory_is"))
+def forget(server: Any) -> dict[str, float]:
+    """MiB that malloc gets back at the end when ComfyUI forgets its history, in which it keeps every prompt, and then
+    outputs and models: encoders give back what they keep of readings."""
+    given = [given_out(server.get("/where_memory_is"))]
+    for path, body, seconds in (("/history", {"clear": True}, 0), ("/free", {"free_memory": True}, SETTLED)):
+        server.post(path, body)
+        time.sleep(seconds)
+        given.append(given_out(server.get("/where_memory_is")))
+    kept, without_history, without_outputs = (size / 2**20 for size in given)
+    return {"history_MiB": kept - without_history, "outputs_and_readings_MiB": without_history - without_outputs}
 
 
 def given_out(told: dict[str, int]) -> int:
