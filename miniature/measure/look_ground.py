@@ -66,8 +66,12 @@ class Ground:
         words = [_told(one, scene, told) for one, scene in zip(self.words, self.scenes.records(), strict=True)]
         return [Lesson((image,), one) for image, one in zip(as_image(self.pictures.cpu()), words, strict=True)]
 
-    def lessons_of_four(self) -> list[Lesson]:
-        """Each look of four pictures with a reference's background, style and mood, and objects of their own."""
+    def lessons_of_four(self, told: str = "things") -> list[Lesson]:
+        """Each look of four pictures with a reference's background, style and mood, and objects of their own.
+
+        Args:
+            told: "things" or "all", see :meth:`lessons`.
+        """
         other = world.sample_scenes(len(self.scenes) * FOUR, torch.Generator().manual_seed(5), two_shapes=0.0)
         shared = {name: getattr(self.scenes, name).repeat_interleave(FOUR, 0) for name in world.LOOK}
         taken = other.color == shared["background"][:, None]  # no shape has the background's colour
@@ -80,15 +84,17 @@ class Ground:
         lessons = []
         for index, own in enumerate(self.words):
             four = slice(index * FOUR, (index + 1) * FOUR)
-            shows = tuple(world.things_of(one.shows[0]) for one in said[four])
+            shows = tuple(one.shows[0] for one in said[four])
+            shows = tuple(map(world.things_of, shows)) if told == "things" else shows
             lessons.append(Lesson(tuple(images[four]), Words(shows, own.look)))
         return lessons
 
-    def lessons_of_noise(self, seed: int) -> list[Lesson]:
+    def lessons_of_noise(self, seed: int, told: str = "things") -> list[Lesson]:
         """As many looks of pictures of noise, begun with what the VL says of them."""
         noise = torch.rand(self.pictures.shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
         said = words_of(self.painter.chain, noise.to(self.painter.chain.device))
-        return [Lesson((image,), named(one)) for image, one in zip(as_image(noise), said, strict=True)]
+        words = map(named, said) if told == "things" else said
+        return [Lesson((image,), one) for image, one in zip(as_image(noise), words, strict=True)]
 
     def begun(self) -> list[Look]:
         """Looks before the first step: words."""

@@ -68,11 +68,14 @@ class Unit:
 
 
 def qualities(toy: bool = False) -> list[Row]:
-    """The named qualities, each from one picture and from four of one look."""
+    """The named qualities and two variants of them, each from one picture and from four of one look."""
+    good, best = QUALITIES["good"], QUALITIES["best"]
+    rows = [Row(name, options) for name, options in QUALITIES.items()]
+    rows += [Row("good, subject spared", replace(good, spare=1.0)), Row("best, all told", best, told="all")]
     found = []
-    for name, options in QUALITIES.items():
-        options = replace(options, steps=2, draws=1) if toy else options
-        found += [Row(name, options), Row(f"{name}, {FOUR} pictures", options, FOUR)]
+    for row in rows:
+        row = replace(row, options=replace(row.options, steps=2, draws=1)) if toy else row
+        found += [row, replace(row, name=f"{row.name}, {FOUR} pictures", pictures=FOUR)]
     return found
 
 
@@ -130,7 +133,9 @@ def cost_of(options: LearnOptions, looks: int) -> float:
 
 def learn_each(row: Row, grounds: Sequence[Ground]) -> dict[str, list[Look]]:
     """The row's looks of several grounds, all learned side by side."""
-    lessons = [ground.lessons_of_four() if row.pictures > 1 else ground.lessons(row.told) for ground in grounds]
+    lessons = [
+        ground.lessons_of_four(row.told) if row.pictures > 1 else ground.lessons(row.told) for ground in grounds
+    ]
     looks = iter(learn(grounds[0].painter, [lesson for part in lessons for lesson in part], row.options))
     return {ground.name: [next(looks) for _ in part] for ground, part in zip(grounds, lessons, strict=True)}
 
@@ -165,7 +170,7 @@ def _quality(row: Row, grounds: dict[str, Ground], names: Sequence[str]) -> Unit
 
 def _noise(row: Row, ground: Ground) -> Unit:
     def measure() -> Iterator[Figures]:
-        yield ground.measure(learn(ground.painter, ground.lessons_of_noise(row.options.seed), row.options))
+        yield ground.measure(learn(ground.painter, ground.lessons_of_noise(row.options.seed, row.told), row.options))
 
     cost = cost_of(row.options, len(ground.texts))
     return Unit(f"{row.name}: noise", ((ground.name, f"{NOISE}: {row.key}"),), cost, measure)

@@ -96,9 +96,8 @@ def test_lookalikes_disagree_with_their_prompts(style):
 
 
 def test_rows_differ_and_begin_with_the_qualities():
-    assert [row.name for row in qualities()] == [
-        name for quality in QUALITIES for name in (quality, f"{quality}, 4 pictures")
-    ]
+    names = [*QUALITIES, "good, subject spared", "best, all told"]
+    assert [row.name for row in qualities()] == [name for one in names for name in (one, f"{one}, 4 pictures")]
     found = curves()
     assert found[0] == Row("plain", PLAIN, told="all")
     assert len({row.key for row in found}) == len(found) > 20
