@@ -78,7 +78,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure.legend(*lines, loc="outside upper center", ncols=len(FIGURES), frameon=False)
     asked, measured = report["curves_asked"], report["measured"]
     figure.supxlabel(
-        f"one number changed at a time; {asked['pairs']} pairs, {asked['seeds']} seed. "
+        f"one number changed at a time; {asked['pairs']} pairs, {asked['seeds']} seeds each. "
         f"{measured['machine'].split(',')[0]}, {measured['date']}", fontsize=9,
     )
     drawn = Image.fromarray(figure_pixels(figure))

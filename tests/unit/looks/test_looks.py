@@ -454,4 +454,4 @@ def test_pictures_are_fitted_in_their_own_shape(size, at_most, expected):
 
 def test_the_named_qualities_differ_in_steps_and_say_so():
     assert list(QUALITIES) == ["quick", "good", "best"]
-    assert [options.steps for options in QUALITIES.values()] == [50, 100, 600]
+    assert [options.steps for options in QUALITIES.values()] == [50, 100, 300]
