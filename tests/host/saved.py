@@ -92,8 +92,8 @@ class Painters:
         models = server_module.TINY if "flux2_klein" in path.stem else server_module.MINIATURE
         if models not in self.started:
             server = self.stack.enter_context(server_module.running(self.comfyui, self.folder / models, models))
-            names = screens.write_world(server.base / "input")
-            self.started[models] = server, names, server.get("/object_info")
+            screens.write_world(server.base / "input")
+            self.started[models] = server, [screens.STRIPED, screens.DOTTED], server.get("/object_info")
         return self.started[models]
 
     def complaints(self) -> list[str]:
