@@ -7,6 +7,7 @@ of the embedding that no token of the miniature has are zero. Imported only once
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -95,7 +96,8 @@ class VisionTokenizer(qwen3vl.tokenizer("qwen3vl_4b")):
 
     def tokenize_with_weights(self, text, *args, **options):
         if found := INSTRUCTION.search(text):
-            ask, self.form = ASKED.get(found[0], QUESTIONS[DEFAULT_TAKE])
+            asked = {} if "ZIMAGE_VL_ASK_THE_LOOK" in os.environ else ASKED  # saved workflows were painted so
+            ask, self.form = asked.get(found[0], QUESTIONS[DEFAULT_TAKE])
             text = text[: found.start()] + ask + text[found.end() :]
         return super().tokenize_with_weights(text, *args, **options)
 

@@ -46,6 +46,7 @@ STEPS = 8
 EVERY = 2  # pixel and line of a picture is kept: a quarter tells as much, in a quarter of the bytes
 WORDS = {"a lighthouse on a hill by the sea": "a red star", "-lighthouse": "-star"}
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # sums in one order
+AS_RECORDED = {**ONE_THREAD, "ZIMAGE_VL_ASK_THE_LOOK": "1"}
 SOURCES = re.compile(r"^(described before|measured now|from the cache)")  # depend on what ran before
 NUMBER = re.compile(r"(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)(%?)")
 STATES_ERROR = 1e-3  # of saved embeddings, by norm
@@ -105,7 +106,7 @@ def painters(comfyui: Path) -> Iterator[Painters]:
     sys.path.append(str(screens.PACK))  # for the miniature's world; at the end: `nodes` is ComfyUI's
     with ExitStack() as stack:
         stack.callback(sys.path.remove, str(screens.PACK))
-        stack.enter_context(patch.dict(os.environ, ONE_THREAD))
+        stack.enter_context(patch.dict(os.environ, AS_RECORDED))
         folder = Path(stack.enter_context(TemporaryDirectory()))
         yield Painters(comfyui, folder, stack)
 
