@@ -446,11 +446,13 @@ TAKE_QUESTIONS = (
     ("everything", "describe the image.", "{}"),
 )
 
+LOOK_BEGINS = ", on "  # in a description, behind what the picture shows
+
 
 def things_of(description: str) -> str:
     """What a description names before the look, without sizes and places: "an orange cross and a red cross"."""
     things = []
-    for thing in description.split(", on ")[0].split(" and "):
+    for thing in description.split(LOOK_BEGINS)[0].split(" and "):
         named = re.sub(r" (in|at) the \w+$", "", thing)
         things.append(with_article(re.sub(rf"^an? ({'|'.join(SIZES)}) ", "", named)) if named != thing else named)
     return " and ".join(things)

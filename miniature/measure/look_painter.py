@@ -119,7 +119,7 @@ def _name(picture: Tensor) -> bytes:
 
 def shows_of(chain: Chain, pictures: Tensor) -> list[str]:
     """What the VL says that pictures ``(N, 3, 128, 128)`` in [-1, 1] show: its description before the look."""
-    return [said.split(", on ")[0] for said in answers(chain, pictures, world.LOOK_QUESTIONS[1])]
+    return [said.split(world.LOOK_BEGINS)[0] for said in answers(chain, pictures, world.LOOK_QUESTIONS[1])]
 
 
 def looks_of(chain: Chain, pictures: Tensor) -> list[str]:

@@ -177,6 +177,16 @@ def vision(request):
     return request.getfixturevalue({"native": "native", "transformers": "loaded"}[request.param])
 
 
+@pytest.fixture
+def management(base_folder):
+    """ComfyUI's model management, nothing loaded before and after."""
+    import comfy.model_management
+
+    comfy.model_management.unload_all_models()
+    yield comfy.model_management
+    comfy.model_management.unload_all_models()
+
+
 @pytest.fixture(scope="session")
 def zimage(tiny):
     """Z-Image, tiny."""
@@ -243,6 +253,21 @@ def server(comfyui, server_module, tmp_path_factory):
     """A running ComfyUI server with the pack and tiny models, in a folder of its own."""
     with server_module.running(comfyui, tmp_path_factory.mktemp("server")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def slow_writers(server, tiny, wiring):
+    """Nodes that load an encoder which takes some hundredths of a second a token and does not end by itself."""
+    folder = "Qwen3-VL-Slow"
+    tiny.write_folder(server.base / "models" / "text_encoders" / folder, tiny.writing_clip(num_hidden_layers=48))
+    chosen = {"folder": folder, "dtype": "fp32", "deepest_layer": -1}
+    loader, _ = wiring.node_prompt("Loader", server.get("/object_info"), chosen=chosen)
+    return {
+        "native": {
+            "class_type": "CLIPLoader", "inputs": {"clip_name": "qwen3vl_4b_fp8_scaled.safetensors", "type": "lumina2"}
+        },
+        "transformers": loader["ours"],
+    }
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,6 @@ import torch
 
 
 @pytest.fixture
-def management(base_folder):
-    """ComfyUI's model management, nothing loaded before and after."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    yield comfy.model_management
-    comfy.model_management.unload_all_models()
-
-
-@pytest.fixture
 def encode(run, loaded, picture):
     return lambda: run("Encode", loaded, "a cat in a red hat", images={"image0": picture})[0][0][0]
 

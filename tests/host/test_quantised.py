@@ -16,16 +16,6 @@ METHOD = "bitsandbytes"
 
 
 @pytest.fixture
-def management(base_folder):
-    """ComfyUI's model management, nothing loaded before and after."""
-    import comfy.model_management
-
-    comfy.model_management.unload_all_models()
-    yield comfy.model_management
-    comfy.model_management.unload_all_models()
-
-
-@pytest.fixture
 def quantise(tiny, native, base_folder):
     """A function: a folder of the native encoder's weights whose config says that they are quantised."""
     made = []

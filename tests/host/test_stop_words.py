@@ -10,22 +10,7 @@ import pytest
 
 WITHIN = 0.3  # seconds
 TRIES = 3  # a machine that does something else may take longer once
-FOLDER = "Qwen3-VL-Slow"
 PATIENCE = 120.0
-
-
-@pytest.fixture(scope="module")
-def encoders(server, tiny, wiring, base_folder):
-    """Nodes that load an encoder which takes some hundredths of a second a token and does not end by itself."""
-    tiny.write_folder(server.base / "models" / "text_encoders" / FOLDER, tiny.writing_clip(num_hidden_layers=48))
-    chosen = {"folder": FOLDER, "dtype": "fp32", "deepest_layer": -1}
-    loader, _ = wiring.node_prompt("Loader", server.get("/object_info"), chosen=chosen)
-    return {
-        "native": {
-            "class_type": "CLIPLoader", "inputs": {"clip_name": "qwen3vl_4b_fp8_scaled.safetensors", "type": "lumina2"}
-        },
-        "transformers": loader["ours"],
-    }
 
 
 async def stopped(server, wiring, info, encoder: dict, number: int) -> tuple[float, list[int]]:
@@ -58,10 +43,10 @@ async def stopped(server, wiring, info, encoder: dict, number: int) -> tuple[flo
 
 
 @pytest.mark.parametrize("kind", ["native", "transformers"])
-def test_the_bar_moves_and_stop_acts_within_a_third_of_a_second(kind, server, wiring, encoders):
+def test_the_bar_moves_and_stop_acts_within_a_third_of_a_second(kind, server, wiring, slow_writers):
     info, times = server.get("/object_info"), []
     for number in range(TRIES):
-        seconds, shown = asyncio.run(stopped(server, wiring, info, encoders[kind], 10 * number + len(kind)))
+        seconds, shown = asyncio.run(stopped(server, wiring, info, slow_writers[kind], 10 * number + len(kind)))
         assert shown == sorted(set(shown)) and shown[0] >= 1  # it grew each time
         times.append(seconds)
         if seconds < WITHIN:

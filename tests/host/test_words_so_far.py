@@ -9,22 +9,7 @@ import time
 
 import pytest
 
-FOLDER = "Qwen3-VL-Words"
 PATIENCE = 120.0
-
-
-@pytest.fixture(scope="module")
-def encoders(server, tiny, wiring):
-    """Nodes that load an encoder which takes some hundredths of a second a token and does not end by itself."""
-    tiny.write_folder(server.base / "models" / "text_encoders" / FOLDER, tiny.writing_clip(num_hidden_layers=48))
-    chosen = {"folder": FOLDER, "dtype": "fp32", "deepest_layer": -1}
-    loader, _ = wiring.node_prompt("Loader", server.get("/object_info"), chosen=chosen)
-    return {
-        "native": {
-            "class_type": "CLIPLoader", "inputs": {"clip_name": "qwen3vl_4b_fp8_scaled.safetensors", "type": "lumina2"}
-        },
-        "transformers": loader["ours"],
-    }
 
 
 async def told(server, prompt: dict) -> tuple[list[tuple[float, str, str]], list[str], list[dict]]:
@@ -63,9 +48,9 @@ async def told(server, prompt: dict) -> tuple[list[tuple[float, str, str]], list
 
 @pytest.mark.parametrize("kind", ["native", "transformers"])
 @pytest.mark.parametrize(("node", "chosen"), [("Describe", {"max_tokens": 150}), ("Condition", {"mode": "words"})])
-def test_words_arrive_before_the_end_and_the_report_has_them_all(kind, node, chosen, server, wiring, encoders):
+def test_words_arrive_before_the_end_and_the_report_has_them_all(kind, node, chosen, server, wiring, slow_writers):
     prompt, _ = wiring.node_prompt(node, server.get("/object_info"), chosen=chosen)
-    prompt["QWEN3VL"] = encoders[kind]
+    prompt["QWEN3VL"] = slow_writers[kind]
     shown, others, reports = asyncio.run(told(server, prompt))
     assert len(shown) >= 2 and {id for _, id, _ in shown} == {"ours"}
     words = [one for *_, one in shown]
