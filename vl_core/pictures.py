@@ -29,7 +29,7 @@ FACTOR = PATCH * MERGE
 TEMPORAL_PATCH = 2  # a still picture is two equal frames
 DEFAULT_BUDGET = 1024  # image tokens, that is 1024 × 1024 pixels
 MAX_ASPECT = 200  # smart_resize's own limit
-CACHED = 32 << 10  # numbers a core works on at a time
+CACHED = 64 << 10  # numbers a core works on at a time
 EXPECTED = "expected a picture (height, width, 3) or (1, height, width, 3), float in [0, 1] or uint8"
 
 
@@ -54,7 +54,7 @@ class Picture:
 
     @functools.cached_property
     def digest(self) -> bytes:
-        """SHA-256 of the size and of the hashes of four parts of the pixels, which cores take side by side."""
+        """SHA-256 of the size and of the hashes of the pixels' parts, which cores take side by side."""
         return hashlib.sha256(repr(tuple(self.pixels.shape)).encode() + hash_parts(self.pixels)).digest()
 
 
@@ -113,7 +113,7 @@ def check_picture(picture: Tensor, name: str = "image") -> tuple[Tensor, list[st
     if not pixels.is_floating_point():
         raise ValueError(f"{name}: {EXPECTED}, got {pixels.dtype}. Convert it to one of those.")
     pixels = pixels.float()
-    low, high = pixels.aminmax()  # NaN anywhere makes both NaN
+    found, low, high = _to_bytes(pixels)
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise ValueError(
             f"{name}: {EXPECTED}, got NaN or infinite pixels. Look for the node before this one that made them "
@@ -121,19 +121,26 @@ def check_picture(picture: Tensor, name: str = "image") -> tuple[Tensor, list[st
         )
     if low < 0 or high > 1:
         notes.append(f"{name}: values from {low:.3g} to {high:.3g} clipped to 0 … 1")
-        pixels = pixels.clamp(0, 1)
-    return _to_bytes(pixels), notes
+        found, *_ = _to_bytes(pixels.clamp(0, 1))
+    return found, notes
 
 
-def _to_bytes(pixels: Tensor) -> Tensor:
-    """``round(255 x)`` as uint8, in parts that stay in the caches of the cores: new memory is what takes the time."""
-    found = torch.empty(pixels.shape, dtype=torch.uint8)
+def _to_bytes(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``round(255 x)`` as uint8, and the extremes of x; NaN anywhere makes both NaN.
+
+    In parts that stay in the caches of the cores: new memory is what takes the time. By way of 16 bits, since torch
+    converts floats to bytes one by one.
+    """
+    found, extremes = torch.empty(pixels.shape, dtype=torch.uint8), []
     rows = max(1, CACHED * torch.get_num_threads() // pixels[0].numel())
     room = torch.empty(min(rows, len(pixels)), *pixels.shape[1:])
-    for start in range(0, len(pixels), rows):
-        part = pixels[start : start + rows]
-        found[start : start + rows] = torch.mul(part, 255, out=room[: len(part)]).round_()
-    return found
+    narrow = torch.empty_like(room, dtype=torch.int16)
+    for part, place in zip(pixels.split(rows), found.split(rows), strict=True):
+        extremes += part.aminmax()
+        wide = torch.mul(part, 255, out=room[: len(part)]).round_()
+        place.copy_(narrow[: len(part)].copy_(wide))
+    low, high = torch.stack(extremes).aminmax()
+    return found, low, high
 
 
 def fit_size(height: int, width: int, budget: int = DEFAULT_BUDGET, name: str = "image") -> tuple[int, int]:

@@ -30,7 +30,7 @@ from .decoding import (
 )
 from .forward import KeyValues
 from .graphs import capture
-from .identity import Tree, WeightsIdentity, weights_in, weights_of
+from .identity import Tree, WeightsIdentity, weights_of
 from .kernels import compiles
 from .sampling import Sampling
 
@@ -103,10 +103,10 @@ class Decoder:
 
     def plan(self, head: Projection | None, dtype: torch.dtype, device: torch.device) -> Plan | None:
         """See :func:`~.decoding.plan_of`; made once as long as the weights are the same."""
-        modules = self._tree()
-        weights = weights_in(modules)
+        sight = self._tree()
+        weights = list(sight.parameters)
         weights += [head] if isinstance(head, Tensor) else weights_of(head) if isinstance(head, nn.Module) else []
-        asked = self._weights_identity(weights, modules), dtype, device
+        asked = self._weights_identity.of(sight, weights), dtype, device
         if asked != self._planned_for:
             self.forget()
         if self._plan is None:

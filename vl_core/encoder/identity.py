@@ -8,11 +8,12 @@ mode, or into any tensor while inference mode is on; and a class whose ``forward
 from __future__ import annotations
 
 import functools
+import gc
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter, eq, is_, itemgetter, methodcaller
-from typing import Any
+from operator import attrgetter, is_, itemgetter, methodcaller
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
@@ -27,28 +28,103 @@ QUANTISERS = "transformers.integrations."  # where transformers' own quantised l
 _inside, _values = attrgetter("__dict__"), methodcaller("values")
 _hooks, _pre_hooks = itemgetter("_forward_hooks"), itemgetter("_forward_pre_hooks")
 _children = itemgetter("_modules")
-_look = attrgetter("_version", "dtype", "device")
+_of_tensors = vars(Tensor.__base__)  # what torch itself says of one, with no search through classes
+LOOKS = Tensor.data_ptr, _of_tensors["_version"].__get__, _of_tensors["dtype"].__get__, Tensor.get_device
+TABLES = ("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks")  # of a module
+
+
+class Sight(NamedTuple):
+    """What hung below some roots when they were looked at.
+
+    Attributes:
+        modules: level by level, the roots first; ``parameters`` and ``buffers``: theirs.
+        version: another one unless all of it, and every attribute of the modules, is what it was before.
+    """
+
+    modules: list[nn.Module]
+    parameters: Sequence[Tensor]
+    buffers: Sequence[Tensor]
+    version: int
 
 
 class Tree:
-    """The modules below some roots, themselves included, as they are whenever it is called."""
+    """The modules below some roots and what hangs on them, as they are whenever it is called."""
 
     def __init__(self, *roots: nn.Module) -> None:
-        self._roots = roots
-        self._modules: list[nn.Module] = []
-        self._names: list[str] = []
-        self._children: list[nn.Module | None] = []
+        self._roots, self._versions = roots, itertools.count()
+        self._known: _Known | None = None
 
-    def __call__(self) -> list[nn.Module]:
-        """Level by level; the very list of before unless a module has others below it now, or by other names."""
-        if not self._modules or self._below() != (self._names, self._children):
-            self._modules = modules_of(*self._roots)
-            self._names, self._children = self._below()
-        return self._modules
+    def __call__(self) -> Sight:
+        sight = self._known.again() if self._known is not None else None
+        if sight is None:
+            self._known = _Known(modules_of(*self._roots), next(self._versions))
+            sight = self._known.first()
+        return sight
 
-    def _below(self) -> tuple[list[str], list[nn.Module | None]]:
-        tables = list(map(_children, map(_inside, self._modules)))
-        return list(itertools.chain.from_iterable(tables)), list(_each_value(tables))
+
+class _Known:
+    """The objects that hang on modules. Asked whether they are still the same, Python's garbage collector lists them:
+    by far the quickest way to look into thousands of dicts.
+
+    Attributes that are equal are taken for the same; what is in the modules' tables has to be the very object. Of that
+    nothing but modules is held: an id is a name while its object lives, and weak references say when one is gone.
+    """
+
+    def __init__(self, modules: list[nn.Module], version: int) -> None:
+        self._modules, self._version = modules, version
+        self._found = self._attributes()
+        inside = list(map(_inside, modules))
+        tables = [one[name] for name in TABLES for one in inside]
+        held = gc.get_referents(*tables)
+        self._children = held[: sum(map(len, tables[: len(modules)]))]
+        others = held[len(self._children) :]
+        self._others, self._gone = list(map(id, others)), []
+        self._alive = [_watch(one, self._gone.append) for one in others]
+        self._named = [place for place, table in enumerate(tables[: len(modules)]) if table]
+        self._names = self._names_in(tables)
+        places, at = ({id(one): place for place, one in enumerate(found)} for found in (self._found, held))
+        self._tables = itemgetter(*(places.get(id(table), 0) for table in tables))
+        self._tensors = [[at.get(id(one), 0) for one in some] for some in self.first()[1:3]]
+        # What a collector does not list, if there is such a thing, cannot be told by it.
+        self._listed = all(
+            places.keys() >= set(map(id, _each_value(some))) for some, places in ((inside, places), (tables, at))
+        )
+
+    def first(self) -> Sight:
+        buffers = [one for one in _hanging(self._modules, "_buffers") if one is not None]
+        return Sight(self._modules, weights_in(self._modules), buffers, self._version)
+
+    def again(self) -> Sight | None:
+        """None unless everything is as it was."""
+        found = self._attributes()
+        try:
+            if not self._listed or found != self._found:
+                return None
+        except Exception:  # whatever comparing two attributes leads to
+            return None
+        tables = self._tables(found)
+        held = gc.get_referents(*tables)
+        same = (
+            held[: len(self._children)] == self._children
+            and list(map(id, held[len(self._children) :])) == self._others
+            and not self._gone and self._names_in(tables) == self._names
+        )
+        parameters, buffers = (list(map(held.__getitem__, places)) for places in self._tensors) if same else ((), ())
+        return Sight(self._modules, parameters, buffers, self._version) if same else None
+
+    def _attributes(self) -> list[Any]:
+        """The modules' classes, their dicts and what is in these."""
+        return gc.get_referents(*self._modules, *map(_inside, self._modules))
+
+    def _names_in(self, tables: Sequence[dict]) -> list[str]:
+        return list(itertools.chain.from_iterable(map(tables.__getitem__, self._named)))
+
+
+def _watch(one: Any, gone: Callable[[Any], None]) -> Any:
+    try:
+        return weakref.ref(one, gone)
+    except TypeError:  # None, or a hook of a kind that has no weak references
+        return one
 
 
 def modules_of(*roots: nn.Module) -> list[nn.Module]:
@@ -117,19 +193,38 @@ class WeightsIdentity:
         self._tensors, self._settings = _Tensors([]), _Settings([])
         self._numbers = itertools.count()
         self._number = -1
+        self._seen: tuple[int, bool] = -1, False
 
     def __call__(self, weights: Iterable[Tensor], modules: Iterable[nn.Module] = ()) -> int:
         """``modules``: whose classes, order and settings count as well, and their buffers."""
         modules = list(modules)
         tensors = [*weights, *(one for one in _hanging(modules, "_buffers") if one is not None)]
         parts = [*tensors, *modules]
-        # An id is only a name while its object lives: a new one may get the same.
-        same = len(self._alive) == len(parts) and all(map(is_, map(weakref.ref.__call__, self._alive), parts))
+        same = len(self._alive) == len(parts) and self._are(parts)
         if not (same and self._tensors.describe(tensors) and self._settings.describe(modules)):
             self._tensors, self._settings = _Tensors(tensors), _Settings(modules)
             self._alive = [weakref.ref(part) for part in parts]
             self._number = next(self._numbers)
         return self._number
+
+    def of(self, sight: Sight, weights: Sequence[Tensor] | None = None) -> int:
+        """The same of what a tree was seen to hold, at once where that is what it held before.
+
+        Args:
+            weights: to tell it by, its parameters unless given.
+        """
+        tensors = [*(sight.parameters if weights is None else weights), *sight.buffers]
+        same = self._seen == (sight.version, weights is None) and (
+            weights is None or (len(self._alive) == len(tensors) + len(sight.modules) and self._are(tensors))
+        )
+        if not (same and self._tensors.describe(tensors)):
+            self(sight.parameters if weights is None else weights, sight.modules)
+            self._seen = sight.version, weights is None
+        return self._number
+
+    def _are(self, parts: Sequence[Any]) -> bool:
+        """Whether these are the first of the objects of before: an id is only a name while its object lives."""
+        return all(map(is_, map(weakref.ref.__call__, self._alive), parts))
 
 
 def _is_bare(tensor: Tensor) -> bool:
@@ -150,16 +245,13 @@ class _Tensors:
         bare = list(map(_is_bare, tensors))
         self._bare, others = ([place for place, one in enumerate(bare) if one is kind] for kind in (True, False))
         self._others = [(place, _of_other(tensors[place])) for place in others]
-        self._addresses = [tensors[place].data_ptr() for place in self._bare]
-        self._looks = [_look(tensors[place]) for place in self._bare]
+        self._before = [list(map(look, map(tensors.__getitem__, self._bare))) for look in LOOKS]
 
     def describe(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the same tensors are still as they were."""
-        bare = [tensors[place] for place in self._bare]
+        bare = list(map(tensors.__getitem__, self._bare)) if self._others else tensors
         try:
-            same = all(map(eq, map(Tensor.data_ptr, bare), self._addresses)) and all(
-                map(eq, map(_look, bare), self._looks)
-            )
+            same = all(list(map(look, bare)) == before for look, before in zip(LOOKS, self._before, strict=True))
         except RuntimeError:  # one was given what was made in inference mode, which has no version
             return False
         return same and all(_of_other(tensors[place]) == before for place, before in self._others)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,6 +33,24 @@ class Prefix:
 
     def tensors(self) -> list[Tensor]:
         return [*itertools.chain.from_iterable(self.pairs), *self.states.values()]
+
+
+@dataclass(eq=False)
+class Answered:
+    """States ``(L, D)`` of a layer, and whether somebody vetted them."""
+
+    states: Tensor
+    vetted: bool = False
+
+
+def vetted(answers: Sequence[Answered], vet: Callable[[Sequence[Tensor]], None]) -> list[Tensor]:
+    """The states, once ``vet``, which may raise, was called with those that it does not know."""
+    new = [one for one in answers if not one.vetted]
+    if new:
+        vet([one.states for one in new])
+    for one in new:
+        one.vetted = True
+    return [one.states for one in answers]
 
 
 def fill(places: KeyValues, pairs: KeyValues) -> None:

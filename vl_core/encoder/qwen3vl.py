@@ -18,7 +18,7 @@ from torch import Tensor
 from ..pictures import DEFAULT_BUDGET, Picture, patchify, prepare_picture, split_batch
 from ..stages.extract import DEFAULT_LAYER, VLExtraction, extract
 from ..states.families import ZIMAGE, Family
-from ..states.layout import SYSTEM_TURN, TokenLayout, insert_pictures, mrope_positions, text_layout
+from ..states.layout import TokenLayout, insert_pictures, mrope_positions
 from ..states.tensors import all_finite
 from ..states.vl_states import VLStates, resolve_layer
 from .cache import ByteCache, default_limit
@@ -26,6 +26,7 @@ from .folder import HEAD, load_tokenizer, read_config, read_head, read_model, va
 from .forward import signed
 from .generate import asking
 from .graphs import GraphPool
+from .layouts import Layouts, require_string, tokenised
 from .modules import Qwen3VL
 from .reader import Reader
 from .room import with_room
@@ -98,6 +99,7 @@ class Qwen3VLEncoder:
         self.variant = variant
         self.folder = folder
         self._head: Tensor | None = None
+        self._layouts = Layouts()
         self.special = special_tokens(tokenizer, model.config, name)
         self.fast = fast
         self._kept = default_limit() if cache_bytes is None else cache_bytes, every_layer, compile
@@ -169,19 +171,11 @@ class Qwen3VLEncoder:
             TypeError: if a prompt is not a string.
             ValueError: if a prompt contains a token reserved for pictures.
         """
-        _require_string(prompt, "prompt")
+        require_string(prompt, "prompt")
         if system_prompt is not None:
-            _require_string(system_prompt, "system_prompt")
-        system = SYSTEM_TURN.format(system_prompt) if system_prompt else ""
-        return text_layout(
-            self._ids(system + family.turn.format(prompt)),
-            system_tokens=len(self._ids(system)) if system else 0,
-            special=self.special,
-            turn=family.turn,
-            tail_tokens=family.tail_tokens,
-            prompt=prompt,
-            model=self.name,
-        )
+            require_string(system_prompt, "system_prompt")
+        key = self._name_of(prompt, system_prompt, family)
+        return self._layouts(key, lambda: tokenised(*key[1:]))
 
     def encode(
         self,
@@ -231,7 +225,9 @@ class Qwen3VLEncoder:
             pictures.append(picture)
             if notes is not None:
                 notes += changes
-        layout = insert_pictures(text, [picture.grid for picture in pictures], self.special)
+        grids = tuple(picture.grid for picture in pictures)
+        key = *self._name_of(prompt, system_prompt, family), grids
+        layout = self._layouts(key, lambda: insert_pictures(text, grids, self.special))
         limit = self.model.config.text_config.max_position_embeddings
         if len(layout) > limit:
             raise ValueError(
@@ -239,8 +235,6 @@ class Qwen3VLEncoder:
                 "smaller token budget or a shorter prompt."
             )
         states = self._read(layout, pictures, mute, wanted, check)
-        if not all_finite(states):
-            raise ValueError(f"{self.name}: the states overflowed in {self.dtype}. Load the model as bf16 or fp32.")
         return VLStates(states, wanted, self.num_layers, layout, prompt, system_prompt or "", self.name)
 
     def head(self) -> Tensor:
@@ -273,6 +267,7 @@ class Qwen3VLEncoder:
 
     def forget(self) -> None:
         """Give back the memory of everything that is kept for later encodes."""
+        self._layouts.forget()
         self.reader.forget()
 
     def use(self, model: Qwen3VL) -> None:
@@ -295,8 +290,9 @@ class Qwen3VLEncoder:
         """
         return extract(self, image, text, hidden_layer, **options)
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _name_of(self, prompt: str, system_prompt: str | None, family: Family) -> tuple:
+        """All that a text's layout depends on. A tokenizer to which tokens were added is another one."""
+        return len(self.tokenizer), self.tokenizer, prompt, system_prompt or "", family, self.special, self.name
 
     def _resolve_layers(self, layers: int | Sequence[int]) -> tuple[int, ...]:
         """Ascending ``hidden_states`` indices, each one that what is loaded can give."""
@@ -321,17 +317,23 @@ class Qwen3VLEncoder:
         check: Callable[[], None],
     ) -> Tensor:
         """States ``(K, L, D)``, an ordinary tensor that a caller may change in place."""
-        if not (self.fast and self.reader.watched.fit()):
+        number = self.reader.watched.look() if self.fast else None
+        if number is None:
             with torch.inference_mode():
                 captured = with_room(
                     lambda: self._run_blocks(layout, *self._see(pictures, mute, check), wanted, check), self.forget,
                     lambda: bool(self.reader.cache.bytes),
                 )
+            self._expect_finite(captured)
             return torch.cat(captured)  # out here it is an ordinary tensor
-        options = {"dtype": self.dtype, "device": self.device, "mute": mute, "check": check}
+        options = {"dtype": self.dtype, "device": self.device, "mute": mute, "check": check, "number": number}
         with torch.inference_mode():
-            states = self.reader.read(layout, pictures, wanted, **options)
+            states = self.reader.read(layout, pictures, wanted, vet=self._expect_finite, **options)
         return torch.stack(states)
+
+    def _expect_finite(self, states: Sequence[Tensor]) -> None:
+        if not all_finite(*states):
+            raise ValueError(f"{self.name}: the states overflowed in {self.dtype}. Load the model as bf16 or fp32.")
 
     def _rotary(self, layout: TokenLayout, start: int) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines ``(L, 1, d)`` of the positions from ``start`` on."""
@@ -393,8 +395,3 @@ class Qwen3VLEncoder:
                 hidden = hidden.clone()  # what was captured stays as the block left it
                 hidden[0, at_pictures] += deepstack[index].to(hidden)
         return captured
-
-
-def _require_string(text: object, name: str) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"{name}: expected a string, got {type(text).__name__}.")

@@ -30,7 +30,7 @@ from .forward import KeyValues, picture_spans, prefix_length, run_blocks
 from .graphs import GraphPool
 from .kernels import EXACT, MERGED, Kernels, compiled_kernels, quick_attention
 from .modules import Language, Vision
-from .prefix import Features, Prefix, fill, joined, lengthened
+from .prefix import Answered, Features, Prefix, fill, joined, lengthened, vetted
 from .room import with_room
 from .vision import VisionTables, run_vision, vision_tables
 from .watched import Watched
@@ -90,19 +90,21 @@ class Reader:
         identity: Any = None,
         weights: Iterable[Tensor] | None = None,
         check: Callable[[], None] = lambda: None,
+        number: int | None = None,
+        vet: Callable[[Sequence[Tensor]], None] = lambda _: None,
     ) -> list[Tensor]:
         """Hidden states ``(L, D)`` at the ``wanted`` indices, ascending. They are kept: copy before changing them.
 
         Args:
-            dtype, device: what to compute in, and where.
-            mute: zero the pictures' embeddings and deepstack features.
+            dtype, device: what to compute in, and where. mute: zero the pictures' embeddings and deepstack features.
             identity: anything else the states depend on, hashable.
-            weights: the tensors to tell the model by, its parameters unless given: for a host that makes copies of
-                them at each load.
+            weights: what to tell the model by, its parameters unless given, for a host that copies them at each load.
+            number: what :attr:`watched` said just now. vet: called with states that no call was given; may raise.
         """
-        key = (*self._identify(identity, weights), dtype, device, mute)
+        key = (*self._identify(identity, weights, number), dtype, device, mute)
         with quick_attention(device):
-            return self._with_room(lambda: self._read(layout, pictures, wanted, key, dtype, device, mute, check))
+            answers = self._with_room(lambda: self._read(layout, pictures, wanted, key, dtype, device, mute, check))
+        return vetted(answers, vet)
 
     def name_of(
         self, dtype: torch.dtype, device: torch.device, identity: Any = None, weights: Iterable[Tensor] | None = None
@@ -196,8 +198,8 @@ class Reader:
         prefix = Prefix(kept, before.states if before is not None else {})
         self.cache.put(name, prefix, prefix.tensors())
 
-    def _identify(self, identity: Any, weights: Iterable[Tensor] | None) -> tuple:
-        number = self.watched.number(weights)
+    def _identify(self, identity: Any, weights: Iterable[Tensor] | None, number: int | None = None) -> tuple:
+        number = self.watched.number(weights) if number is None else number
         if number != self._last_weights:  # nothing kept will be found again, and graphs hold the old addresses
             self.forget()
             self._last_weights = number
@@ -209,17 +211,18 @@ class Reader:
     def _read(
         self, layout: TokenLayout, pictures: Sequence[Picture], wanted: Sequence[int], key: tuple, dtype: torch.dtype,
         device: torch.device, mute: bool, check: Callable[[], None],
-    ) -> list[Tensor]:
+    ) -> list[Answered]:
         seen = self._seen(pictures)
         whole = ("states", *key, digest(layout.token_ids), seen, layout.grids)
         known: dict[int, Any] = {}
         if self.cache.limit:
             known = {layer: self.cache.get((*whole, layer)) for layer in wanted}
-        if not known or any(states is None for states in known.values()):
+        if not known or any(answer is None for answer in known.values()):
             layers = tuple(range(wanted[-1] + 1)) if self.every_layer else tuple(wanted)
-            known = self._run(layout, pictures, layers, key, seen, dtype, device, mute, check)
-            for layer, states in known.items():
-                self.cache.put((*whole, layer), states, [states])
+            states = self._run(layout, pictures, layers, key, seen, dtype, device, mute, check)
+            known = {layer: Answered(one) for layer, one in states.items()}
+            for layer, answer in known.items():
+                self.cache.put((*whole, layer), answer, [answer.states])
         return [known[layer] for layer in wanted]
 
     def _run(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .forward import fits
-from .identity import Tree, WeightsIdentity, are_plain, hooked_everywhere, weights_in
+from .identity import Sight, Tree, WeightsIdentity, hooked_everywhere
 from .modules import Language, Vision
 
 
@@ -17,16 +17,11 @@ class Watched:
     def __init__(self, visual: Vision, language: Language) -> None:
         self._visual, self._language = visual, language
         self._tree, self._identity = Tree(visual, language), WeightsIdentity()
-        self._known: list[nn.Module] | None = None
+        self._known: tuple[int, bool] = -1, False
 
     def fit(self) -> bool:
-        """What :func:`~.forward.fits` says of them; their parts are looked for again only where modules changed."""
-        modules = self._tree()
-        if modules is self._known:
-            return not hooked_everywhere() and are_plain(modules)
-        found = fits(self._visual, self._language)
-        self._known = modules if found else None
-        return found
+        """What :func:`~.forward.fits` says of them; asked again only where something is another object."""
+        return self._fit(self._tree())
 
     def number(self, weights: Iterable[Tensor] | None = None) -> int:
         """Another one whenever something changed, see :class:`~.identity.WeightsIdentity`.
@@ -34,5 +29,16 @@ class Watched:
         Args:
             weights: to tell them by, their parameters unless given.
         """
-        modules = self._tree()
-        return self._identity(weights_in(modules) if weights is None else weights, modules)
+        return self._identity.of(self._tree(), weights if weights is None else list(weights))
+
+    def look(self) -> int | None:
+        """Their number, None if they do not fit: both by one look."""
+        sight = self._tree()
+        return self._identity.of(sight) if self._fit(sight) else None
+
+    def _fit(self, sight: Sight) -> bool:
+        if hooked_everywhere():
+            return False
+        if sight.version != self._known[0]:
+            self._known = sight.version, fits(self._visual, self._language)
+        return self._known[1]

@@ -162,6 +162,12 @@ class TokenLayout:
             masks=tuple(masks),
         )
 
+    def copy(self) -> TokenLayout:
+        """The same with roles and ids of its own, which were checked before."""
+        same = object.__new__(type(self))
+        same.__dict__.update(self.__dict__, roles=self.roles.clone(), token_ids=self.token_ids.clone())
+        return same
+
     def with_layer(self, layer: int | None) -> TokenLayout:
         return replace(self, layer=layer)
 
