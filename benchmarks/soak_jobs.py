@@ -185,6 +185,7 @@ def kill_in_the_server(
 
 def _kill_in(job: Job, server: Any, wiring: ModuleType) -> str:
     """Begin a job and kill the server when enough of it is kept; what was, in words."""
+    _unlearn(job, server.base)
     number = post(server, job_prompt(job, server.get("/object_info"), wiring, "killed"))
     wait_for(lambda: is_running(server, number))
     pattern, least = job.part
@@ -209,15 +210,20 @@ def _go_on(job: Job, server: Any, wiring: ModuleType) -> tuple[dict[str, Any], l
     told = next((line for line in words.splitlines() if job.tells in line), "")
     killed = _made(job, server.base, "killed")
     left = _parts(server.base / ADAPTERS) + _parts(server.base / LOOKS)
-    if job.short == "LookLearn":  # the same learning under another name would be found
-        for path in server.base.glob(job.made.replace("MARK", "killed")):
-            path.unlink()
+    _unlearn(job, server.base)
     finish(server, post(server, job_prompt(job, info, wiring, "whole")))
     same = killed == _made(job, server.base, "whole") and bool(killed)
     wrong += [f"left {left}"] if left else []
     wrong += [] if told else [f"began anew after it was killed: {words}"]
     wrong += [] if same else ["not what an unkilled one makes"]
     return {"then": ended, "kept": told, "same_as_unkilled": same}, wrong
+
+
+def _unlearn(job: Job, base: Path) -> None:
+    """Have no look there that was learned before, as when jobs were stopped: it would be found by any name."""
+    if job.short == "LookLearn":
+        for path in base.glob(job.made.replace("MARK", "*")):
+            path.unlink()
 
 
 def _filled(base: Path, pattern: str, mark: str) -> list[Path]:
