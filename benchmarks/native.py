@@ -227,5 +227,5 @@ def _time_words(report: Report, host, clip, arguments, device: torch.device, ima
         report.add(f"{written[1]} tokens, {way}", ms=times[1])
     native = sys.modules[f"{host.__package__}.native"]._native_readers.get(clip.cond_stage_model)
     if native is not None and device.type == "cuda":
-        reason = native.reader.decoder.reason
-        report.add("the step was captured", value=reason or str(bool(native.reader.decoder._graphs)))
+        desk, reason = native.reader.decoder.desk, native.reader.decoder.reason
+        report.add("the step was captured", value=reason or str(bool(desk and desk.graphs)))

@@ -18,6 +18,7 @@ import torch
 
 from miniature import world
 from vl_core.encoder import decoding
+from vl_core.encoder.cache import stored_bytes
 from vl_core.encoder.decoder import Decoder
 from vl_core.encoder.generate import generate, speaker_of
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
@@ -174,9 +175,10 @@ class Words:
 
     def _memory(self, encoder: Qwen3VLEncoder, before: int) -> None:
         """What of the memory over the weights is whose, after a description."""
-        kept, desk = encoder.reader.cache.bytes, encoder.reader.decoder._desk
+        desk = encoder.reader.decoder.desk
         assert desk is not None
-        buffers = sum(one.nbytes for one in [*desk.kept, desk.cos, desk.sin, desk.said, desk.tokens])
+        buffers = stored_bytes(desk.tensors())
+        kept = encoder.reader.cache.bytes - buffers
         self.report.add("of it: the picture, kept for later", MiB=kept / 2**20)
         self.report.add("of it: what a step reads and writes", MiB=buffers / 2**20)
         if self.device.type == "cuda":

@@ -121,6 +121,28 @@ def test_what_is_kept_of_a_native_encoder_goes_as_well(native, management, run, 
     assert reader.cache.bytes == 0
 
 
+def test_words_leave_no_more_than_may_be_kept(vision, run, picture, part, management, monkeypatch):
+    """The buffers of a long question are larger than that: they go with the answer."""
+
+    def alive() -> int:
+        gc.collect()
+        tensors = [one for one in gc.get_objects() if issubclass(type(one), torch.Tensor) and not one.is_meta]
+        return sum({(one := tensor.untyped_storage()).data_ptr(): one.nbytes() for tensor in tensors}.values())
+
+    def tell(words: int) -> None:
+        run("Describe", vision, instruction="1," * words, images={"image0": picture}, max_tokens=2)
+
+    tell(1)
+    clip = getattr(vision, "cond_stage_model", None)
+    native = clip is not None and part("nodes.host.native")._native_readers[clip].reader
+    reader, limit = native or vision.encoder.reader, 1 << 20
+    reader.forget()
+    monkeypatch.setattr(reader.cache, "limit", limit)
+    before = alive()
+    tell(2000)
+    assert reader.cache.bytes <= limit and alive() - before <= limit + 100_000  # what is written down, and tokens
+
+
 @pytest.fixture
 def small_device(management, monkeypatch):
     """Have ComfyUI take a CPU for a GPU with little memory; gives the function that sets how much."""

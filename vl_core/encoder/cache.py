@@ -124,6 +124,13 @@ class ByteCache:
                 self._bytes -= self._entries.popitem(last=False)[1][1]
         return True
 
+    def take(self, key: Hashable) -> Any | None:
+        """What is kept under ``key``, None if there is nothing; it is no longer kept then."""
+        with self._lock:
+            value, size = self._entries.pop(key, (None, 0))
+            self._bytes -= size
+            return value
+
     def clear(self) -> None:
         """Give everything back."""
         with self._lock:

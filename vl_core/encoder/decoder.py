@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .cache import ByteCache
 from .decoding import (
     Desk,
     Plan,
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY = 4  # steps between two looks at what a GPU has written: 20 ms of the 4B on an H100
 LENGTHS = 128  # buffers are of a length in multiples of this, so that prompts of like lengths share a graph
 MOST_GRAPHS = 4
+DESK = ("desk",)  # what the buffers are kept under
 PLAIN = before_attention, after_attention
 
 # (answer, token) -> whether to stop: called for every token, in the order in which they were written
@@ -65,7 +66,7 @@ def can_capture(device: torch.device) -> bool:
 
 
 class Decoder:
-    """Continues openings with one language model; keeps its buffers and graphs for the next time.
+    """Continues openings with one language model; keeps its buffers, and graphs with them, for the next time.
 
     Attributes:
         lock: held while a desk is filled and written on.
@@ -74,32 +75,36 @@ class Decoder:
     """
 
     def __init__(
-        self, language: nn.Module, *, compile: bool = False,
+        self, language: nn.Module, cache: ByteCache, *, compile: bool = False,
         spill: Callable[[Hashable, int, KeyValues], None] = lambda *_: None,
     ) -> None:
         """Continue nothing yet.
 
         Args:
+            cache: where buffers are kept.
             compile: merge the operations around the matrix products (``torch.compile``); slow the first time.
             spill: called with the name, the number of positions and the keys and values that a row held, before
                 they are written over.
         """
-        self._language, self._compile = language, compile
+        self._language, self._cache, self._compile = language, cache, compile
         self.lock = threading.RLock()
         self._spill = spill
         self._plan: Plan | None = None
         self._planned_for: tuple = ()
         self._weights_identity, self._tree = WeightsIdentity(), Tree(language)
-        self._desk: Desk | None = None
-        self._graphs: OrderedDict[Hashable, Callable[[], None]] = OrderedDict()
         self._halves: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
         self.captures, self.reason = True, ""
 
     def forget(self) -> None:
         """Give back buffers and graphs, and look at the weights anew."""
         with self.lock:
-            self._graphs.clear()
-            self._desk = self._plan = None
+            self._cache.take(DESK)
+            self._plan = None
+
+    @property
+    def desk(self) -> Desk | None:
+        """The buffers that are kept."""
+        return self._cache.get(DESK)
 
     def plan(self, head: Projection | None, dtype: torch.dtype, device: torch.device) -> Plan | None:
         """See :func:`~.decoding.plan_of`; made once as long as the weights are the same."""
@@ -116,24 +121,30 @@ class Decoder:
     def reserve(
         self, plan: Plan, rows: int, longest: int, room: int, dtype: torch.dtype, device: torch.device
     ) -> Desk:
-        """Buffers for so many answers, the ones of before where they fit.
+        """Buffers for so many answers, the ones of before where they fit; :meth:`keep` them afterwards.
 
         Args:
             longest: most positions of an answer, what is read before it included; ``room``: most that are written.
         """
-        desk, length = self._desk, -(-longest // LENGTHS) * LENGTHS
-        if desk is None or desk.rows != rows or not length <= desk.length <= 2 * length or desk.room < room:
-            self._graphs.clear()
-            if desk is not None:
-                for row in range(desk.rows):
-                    self.clear(desk, row)
-            desk = self._desk = None  # before the new ones are taken
-            desk = self._desk = set_desk(plan, rows, length, room, dtype, device)
-        return desk
+        desk, length = self._cache.take(DESK), -(-longest // LENGTHS) * LENGTHS
+        if desk is not None:
+            if desk.rows == rows and length <= desk.length <= 2 * length and desk.room >= room:
+                return desk
+            for row in range(desk.rows):
+                self.clear(desk, row)
+            del desk  # before the new ones are taken
+        return set_desk(plan, rows, length, room, dtype, device)
+
+    def keep(self, desk: Desk) -> None:
+        """Keep buffers for the next answers; of those that take more than may be kept, what their rows hold."""
+        if not self._cache.put(DESK, desk, desk.tensors()):
+            for row in range(desk.rows):
+                self.clear(desk, row)
 
     def holds(self, name: Hashable, length: int) -> bool:
         """Whether a row of the desk has the keys and values of so many positions by that name."""
-        return self._desk is not None and (name, length) in self._desk.holds
+        desk = self.desk
+        return desk is not None and (name, length) in desk.holds
 
     def clear(self, desk: Desk, row: int) -> None:
         """Give a row for other contents; what it holds is handed to whoever keeps such things."""
@@ -221,7 +232,7 @@ class Decoder:
             self.reason = "its weights come and go from step to step"
             return None
         self.reason = ""
-        if sampling not in self._graphs:
+        if sampling not in desk.graphs:
             knows_filled(desk.cos.device, desk.cos.dtype, plan.heads, plan.groups, plan.size)  # not while capturing
             replay = self._capture(desk, plan, sampling, self._halves_for(plan, desk))
             if replay is None and self._halves is not None:
@@ -232,11 +243,11 @@ class Decoder:
                 log.warning("Words are written without a captured step: %s.", self.reason)
                 return None
             self.reason = ""
-            self._graphs[sampling] = replay
-            while len(self._graphs) > MOST_GRAPHS:
-                self._graphs.popitem(last=False)
-        self._graphs.move_to_end(sampling)
-        return self._graphs[sampling]
+            desk.graphs[sampling] = replay
+            while len(desk.graphs) > MOST_GRAPHS:
+                desk.graphs.popitem(last=False)
+        desk.graphs.move_to_end(sampling)
+        return desk.graphs[sampling]
 
     def _capture(
         self, desk: Desk, plan: Plan, sampling: Sampling, halves: tuple[Callable[..., Tensor], Callable[..., Tensor]]

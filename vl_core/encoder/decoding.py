@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -274,6 +275,7 @@ class Desk:
         said: bool ``(B, vocabulary)``, tokens of prompt and answer.
         generators: one a row.
         holds: what the first positions of each row are, by name and number; None where nobody needs to know.
+        graphs: captured steps on these buffers by their way of choosing, the last used last.
     """
 
     kept: list[Tensor]
@@ -286,6 +288,10 @@ class Desk:
     said: Tensor
     generators: tuple[torch.Generator, ...]
     holds: list[tuple[Hashable, int] | None]
+    graphs: OrderedDict[Hashable, Callable[[], None]] = field(default_factory=OrderedDict)
+
+    def tensors(self) -> list[Tensor]:
+        return [*self.kept, self.cos, self.sin, self.tokens, self.token, self.turn, self.filled, self.said]
 
     def row(self, row: int, start: int = 0, stop: int | None = None) -> KeyValues:
         """Keys and values of a row's positions, per block ``(length, G, d)``: the buffers themselves."""

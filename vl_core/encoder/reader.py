@@ -66,7 +66,7 @@ class Reader:
         self._opening = "prefix" if graphs is None else "opening"
         self._last_weights = -1
         self.cache, self.every_layer = cache, every_layer
-        self.decoder = Decoder(language, compile=graphs is not None, spill=self._spill)
+        self.decoder = Decoder(language, cache, compile=graphs is not None, spill=self._spill)
 
     def forget(self) -> None:
         """Give back everything that is kept, captured graphs and the decoder's buffers included.

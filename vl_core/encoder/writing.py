@@ -338,12 +338,15 @@ def write_answers(
                 return None
             looks = reader.look(asked, key, check)
             desk = decoder.reserve(plan, len(asked), longest, room, dtype, device)
-            openings = [
-                reader.open(layout, pictures, room, desk, row, key, check, looks[row])
-                for row, (layout, pictures) in enumerate(asked)
-            ]
-            del looks
-            return decoder.write(desk, openings, plan, sampling, [seed] * len(asked), max_tokens, ends, hear, check)
+            try:
+                openings = [
+                    reader.open(layout, pictures, room, desk, row, key, check, looks[row])
+                    for row, (layout, pictures) in enumerate(asked)
+                ]
+                del looks
+                return decoder.write(desk, openings, plan, sampling, [seed] * len(asked), max_tokens, ends, hear, check)
+            finally:
+                decoder.keep(desk)
 
     with torch.inference_mode(), quick_attention(device):
         answers = with_room(write, reader.forget, lambda: bool(reader.cache.bytes))

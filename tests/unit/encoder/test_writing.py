@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from torch.nn import functional
 from vl_core import Qwen3VLEncoder
 from vl_core.encoder import decoder as decoder_module
 from vl_core.encoder import writing
+from vl_core.encoder.cache import stored_bytes
 from vl_core.encoder.decoding import attend_masked, plan_of
 from vl_core.encoder.generate import generate
 from vl_core.encoder.sampling import Sampling, choose
@@ -432,9 +435,9 @@ def test_longer_prompts_and_other_ways_of_choosing_are_captured_anew_and_few_are
     decoder = plain.reader.decoder
     for top_k in range(1, 9):
         ours(plain, [noise()], Sampling(1.0, top_k))
-    assert len(recorder) == 8 and len(decoder._graphs) == decoder_module.MOST_GRAPHS
+    assert len(recorder) == 8 and len(decoder.desk.graphs) == decoder_module.MOST_GRAPHS
     assert ours(plain, [noise()], max_tokens=300) == theirs(plain, [noise()], max_tokens=300)
-    assert len(decoder._graphs) == 1  # those on the smaller buffers are gone
+    assert len(decoder.desk.graphs) == 1  # those on the smaller buffers are gone
 
 
 def test_where_nothing_can_be_captured_steps_are_run_one_by_one_and_a_note_says_so(plain, recorder, monkeypatch):
@@ -454,12 +457,42 @@ def test_where_nothing_can_be_captured_steps_are_run_one_by_one_and_a_note_says_
 def test_buffers_are_used_again_and_given_back(plain):
     decoder = plain.reader.decoder
     first = ours(plain, [noise(1)])
-    desk = decoder._desk
+    desk = decoder.desk
     ours(plain, [noise(2)])
-    assert decoder._desk is desk
+    assert decoder.desk is desk is not None
     assert ours(plain, [noise(1)]) == first
     plain.forget()
-    assert decoder._desk is None and decoder._plan is None
+    assert decoder.desk is None and decoder._plan is None
+
+
+@pytest.mark.parametrize("long", [True, False], ids=["larger", "smaller"])
+def test_buffers_are_kept_within_the_bound_of_all_that_is_kept(long, plain, monkeypatch):
+    """Those of a long question may take gigabytes: they go with the answer, and what is smaller than the bound stays."""
+    request, decoder, desks, set_desk = REQUEST * (200 if long else 1), plain.reader.decoder, [], decoder_module.set_desk
+
+    def setting(*options):
+        desk = set_desk(*options)
+        desks.append(weakref.ref(desk))
+        return desk
+
+    monkeypatch.setattr(decoder_module, "set_desk", setting)
+    monkeypatch.setattr(plain.reader.cache, "limit", 3 << 20)
+    expected = describe(plain, [noise(1)], request, max_tokens=4)
+    gc.collect()
+    assert [one() for one in desks] == [decoder.desk] and (decoder.desk is None) == long
+    assert (0 if long else stored_bytes(decoder.desk.tensors())) < plain.reader.cache.bytes <= 3 << 20
+    assert describe(plain, [noise(1)], request, max_tokens=4) == expected
+
+
+def test_after_a_stop_buffers_are_kept_within_the_bound_as_well(plain, monkeypatch):
+    def stop(text: str) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr(plain.reader.cache, "limit", 3 << 20)
+    for request in (REQUEST, REQUEST * 200):
+        with pytest.raises(InterruptedError):
+            describe(plain, [noise(1)], request, max_tokens=4, on_text=stop)
+        assert (plain.reader.decoder.desk is None) == (request != REQUEST)
 
 
 # --- one choice -----------------------------------------------------------------------------------------------------
