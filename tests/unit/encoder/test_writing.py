@@ -467,8 +467,9 @@ def test_buffers_are_used_again_and_given_back(plain):
 
 @pytest.mark.parametrize("long", [True, False], ids=["larger", "smaller"])
 def test_buffers_are_kept_within_the_bound_of_all_that_is_kept(long, plain, monkeypatch):
-    """Those of a long question may take gigabytes: they go with the answer, and what is smaller than the bound stays."""
-    request, decoder, desks, set_desk = REQUEST * (200 if long else 1), plain.reader.decoder, [], decoder_module.set_desk
+    """Those of a long question may take gigabytes: they go with the answer. What is smaller than the bound stays."""
+    request, decoder = REQUEST * (200 if long else 1), plain.reader.decoder
+    desks, set_desk = [], decoder_module.set_desk
 
     def setting(*options):
         desk = set_desk(*options)
