@@ -76,7 +76,7 @@ def test_a_sweep_is_refused_in_words_that_name_what_is_wrong_once(server, info, 
         wrong = ["0.5, nonsense", ", ".join(map(str, range(300)))] if path in LISTS else wrong_values(spec)
         for value in wrong:
             chosen = {"rows": "way", "row_values": "words, automatic", "pages": "seed", "page_values": "1, 2"}
-            if not lists:  # what an axis varies is not looked at elsewhere
+            if not lists:  # what an axis varies is read of its list
                 chosen = {"columns": "downsample" if path == "seed" else "seed", "column_values": "1, 2", "layer": -2}
             prompt, _ = wiring.node_prompt("Sweep", info, chosen=chosen | {path: value})
             errors = refused(server, prompt)
@@ -84,3 +84,11 @@ def test_a_sweep_is_refused_in_words_that_name_what_is_wrong_once(server, info, 
             assert len(errors) == 1, (path, value, errors)
             said = errors[0]["details"].replace("_", " ")
             assert name in said or path.replace("_", " ") in said, (path, value, said)
+
+
+def test_a_sweep_over_a_setting_looks_at_its_own_widget_too(server, info, wiring):
+    for column, path, given in (("strength", "alpha", "0.5, 1"), ("way", "method", "words, automatic")):
+        for value in wrong_values(wiring.widgets_of("Sweep", info)[path]):
+            chosen = {"columns": column, "column_values": given, path: value}
+            prompt, _ = wiring.node_prompt("Sweep", info, chosen=chosen)
+            assert column in refused(server, prompt)[0]["details"], (path, value)

@@ -16,7 +16,8 @@ from typing import Any
 
 from ..states.fields import Value, quoted
 from .axes import MAX_CELLS, SEED, SWEPT, Axis
-from .settings import AUTOMATIC, OPEN_BLEND, WORDS_ONLY, Settings, rename
+from .settings import AUTOMATIC, FIELDS, OPEN_BLEND, WORDS_ONLY, Settings, rename
+from .way import find_way
 
 VERSION = 1  # of the JSON
 DEFAULTS = Settings()
@@ -196,7 +197,8 @@ def make_plan(
 
     Args:
         axes: none is a plan of one cell.
-        base: settings that no axis names; as a mapping it need not hold together without the axes' values.
+        base: settings that no axis names; as a mapping it need not hold together without the axes' values, each within
+            its own bounds.
         extra: further values that cells carry, such as a prompt or a strength of img2img; an axis may vary them.
         limit: most cells.
 
@@ -221,7 +223,11 @@ def make_plan(
         raise ValueError(f"axes: expected at most {limit} cells, got {sizes} = {count}. Use fewer values.")
     given: dict[str, Any] = base.as_dict() if isinstance(base, Settings) else dict(base)
     first = {axis.name: axis.values[0] for axis in axes if axis.name in SWEPT and axis.name != SEED}
-    base = Settings.from_dict({**rename(given), **rename(first, given.get("way", AUTOMATIC))})
+    given, first = rename(given), rename(first, given.get("way", AUTOMATIC))
+    for name in given:
+        if name in first:  # nobody else would look at the base's own
+            FIELDS[name].check(name, find_way(given[name]).name if name == "way" else given[name])
+    base = Settings.from_dict({**given, **first})
     plan = Plan(tuple(axes), base, int(SWEPT[SEED].check(SEED, seed)), tuple(extra.items()), baseline)
     for number, axis in enumerate(plan.axes):
         if len(axis.values) > 1 and not _matters(plan, number):

@@ -232,6 +232,8 @@ def test_what_is_no_plan_is_refused(text):
     ([("alpha", "0:1:0.01"), ("layer", "-2:-6")], {}, r"axes: expected at most 256 cells, got 101 × 5 = 505"),
     ([("alpha", "0.1"), ("strength", "0.2")], {}, "axis: expected every setting on one axis, got strength on 2"),
     ([("tokens", "all, image")], {}, "tokens: expected all or text with aligned.* In the cell tokens image"),
+    ([("alpha", "0.5, 1")], {"alpha": 4}, "strength: expected a number from -3 to 3, got 4"),
+    ([("way", "words, automatic")], {"way": "by train"}, "by train"),
     ([("alpha", "0.5, 2")], {}, "with open blend, got 2.* In the cell strength 2"),
     ([("outlier mode", "none"), ("threshold", "5, 10")], {},
      "outlier threshold: makes no difference to any cell, because the outlier mode is none"),
