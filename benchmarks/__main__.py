@@ -20,6 +20,7 @@ NAMES = {
     "native": "ComfyUI's own Qwen3-VL, its path and ours (run with ComfyUI's Python)",
     "turns": "Qwen3-VL, text encoder and Z-Image by turns on a small card, under ComfyUI (run with ComfyUI's Python)",
     "adapter": "fitting a picture adapter at the size of Qwen3-VL-4B",
+    "against": "this tree beside another revision: the same calls in turns, least CPU time, ratio per row",
     "tables": "write the tables of docs/performance.md from benchmarks/results",
 }
 

@@ -100,3 +100,48 @@ def test_the_benchmark_of_an_evaluation_paints_measures_and_asks(tmp_path):
     rows = rows_of(tmp_path, "evaluate_cpu")
     assert rows["cells"]["count"] == 6 and rows["a cell, all of it"]["× its painting steps"] > 1
     assert {"loading: text", "loading: painter", "loading: vision"} <= rows.keys()
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the other revision is taken from git")
+def test_this_tree_beside_its_last_commit_has_every_row_of_both(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    bench("against", "HEAD", "--size", "tiny", "--rounds", "1", "--runs", "1", "--out", str(tmp_path))
+    rows = rows_of(tmp_path, "against")
+    assert {"encode, a new picture", "encode, the same again", "describe, 16 tokens", "blend append"} <= rows.keys()
+    for what, row in rows.items():
+        assert row["old"] > 0 and row["new"] > 0, what
+        assert row["new / old"] == pytest.approx(row["new"] / row["old"], rel=0.02), what
+    found = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert str(tmp_path) not in found.stdout, "the other tree is gone again"
+
+
+def test_a_row_is_the_quickest_call_of_all_turns_and_says_what_a_tree_lacks(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    against = importlib.import_module("benchmarks.against")
+    old = [{"a": 4.0, "b": "AttributeError: no b", "d": 1.0}, {"a": 2.0, "b": "AttributeError: no b", "d": 1.0}]
+    new = [{"a": 3.0, "b": 1.0, "c": 5.0}, {"a": 5.0, "b": 0.5, "c": 4.0}]
+    assert dict(against.rows(old, new)) == {
+        "a": {"old": 2.0, "new": 3.0, "new / old": 1.5},
+        "b": {"old": "AttributeError: no b", "new": 0.5},
+        "c": {"old": "no such row", "new": 4.0},
+        "d": {"old": 1.0, "new": "no such row"},
+    }
+    calls = []
+    assert against.quickest(lambda: calls.append(0), 3) >= 0 and len(calls) >= 4
+    assert against.quickest(lambda: against.nothing, 3).startswith("AttributeError: module 'benchmarks.against' has no")
+
+
+def test_a_revision_that_git_does_not_know_is_told():
+    found = bench("against", "no-such-revision", "--size", "tiny", check=False)
+    assert found.returncode and found.stderr.rstrip().splitlines()[-1].startswith(("git worktree: fatal", "fatal"))
+
+
+def test_the_layouts_of_the_stages_are_those_of_an_encode(monkeypatch):
+    from vl_core.states.layout import insert_pictures, text_layout
+
+    monkeypatch.syspath_prepend(str(ROOT))
+    words, pictured = importlib.import_module("benchmarks.stages").layouts((3, 4))
+    text = text_layout([151644, 872, 198, *range(100, 134), 151645, 198, 151644, 77091, 198])
+    for ours, theirs in ((words, text), (pictured, insert_pictures(text, [(3, 4)]))):
+        assert ours.roles.tolist() == theirs.roles.tolist() and ours.token_ids.tolist() == theirs.token_ids.tolist()
+        assert (ours.grids, ours.source, ours.describe()) == (theirs.grids, theirs.source, theirs.describe())
