@@ -93,11 +93,11 @@ def _below(root: str | Path, name: str, expected: str) -> Path:
         expected: how an error begins: the input, and what was expected.
 
     Raises:
-        ValueError: if the name leads out of it.
+        ValueError: if the name leads out of it, or can be no file's.
     """
     above = os.path.abspath(root)
     path = Path(os.path.abspath(os.path.join(above, name)))
-    if not path.is_relative_to(above):
+    if not path.is_relative_to(above) or "\0" in name:
         raise ValueError(f"{expected} below {above}, got {quoted(name)}. Use a relative one without .. in it.")
     return path
 

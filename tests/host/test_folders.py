@@ -178,3 +178,9 @@ def test_both_nodes_that_take_prompts_read_them_with_it(encoding, run, text_clip
 def test_a_prompts_name_that_leads_elsewhere_is_refused(folders):
     with pytest.raises(ValueError, match="expected a folder below"):
         folders.read_prompts(os.path.join("..", "secret.txt"))
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc", "a\0b"])
+def test_a_folder_for_texts_that_cannot_be_is_refused_in_words(name, folders):
+    with pytest.raises(ValueError, match="texts: expected a folder below"):
+        folders.output_folder(name)
