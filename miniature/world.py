@@ -458,6 +458,15 @@ def things_of(description: str) -> str:
     return " and ".join(things)
 
 
+def other_things(count: int = 24) -> tuple[str, ...]:
+    """Prompts that a learned look leaves alone: things with their sizes, as no prompt of a bench has them."""
+    told = ONLY_OBJECTS._replace(size=True)
+    scenes = sample_scenes(count, torch.Generator().manual_seed(3), two_shapes=0.25).records()
+    return tuple(
+        " and ".join(describe_object(scene, index, told) for index in range(len(scene.objects))) for scene in scenes
+    )
+
+
 # For a learned look: how a picture looks, what it shows, and what of that answer is told.
 LOOK_QUESTIONS = ("describe the look.", "describe the image.", things_of)
 

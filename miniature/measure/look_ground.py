@@ -141,16 +141,20 @@ class Ground:
         )
 
 
-def learn(painter: MiniaturePainter, lessons: Sequence[Lesson], options: LearnOptions) -> list[Look]:
+def learn(
+    painter: MiniaturePainter, lessons: Sequence[Lesson], options: LearnOptions, others: tuple[str, ...]
+) -> list[Look]:
     """Looks of many lessons, side by side; those that the painter was asked for before are not learned again."""
-    names = [(options, lesson.words, *map(hash_picture, lesson.pictures)) for lesson in lessons]
+    names = [(options, others, lesson.words, *map(hash_picture, lesson.pictures)) for lesson in lessons]
     new = {name: lesson for name, lesson in zip(names, lessons, strict=True) if name not in painter.learned}
     know(painter, [lesson.words for lesson in new.values()])
+    painter.know(others)
     painter.see([picture for lesson in new.values() for picture in lesson.pictures])
     wanted = list(new.items())
     for start in range(0, len(wanted), SIDE_BY_SIDE):
         part, lessons = zip(*wanted[start : start + SIDE_BY_SIDE], strict=True)
-        looks = learn_looks(painter, lessons, options, at_once=AT_ONCE if painter.chain.device.type == "cpu" else 0)
+        at_once = AT_ONCE if painter.chain.device.type == "cpu" else 0
+        looks = learn_looks(painter, lessons, options, others=others, at_once=at_once)
         painter.learned |= dict(zip(part, looks, strict=True))
     return [painter.learned[name] for name in names]
 
@@ -158,7 +162,7 @@ def learn(painter: MiniaturePainter, lessons: Sequence[Lesson], options: LearnOp
 def know(painter: MiniaturePainter, words: Sequence[Words]) -> None:
     """Read all texts that learning reads, in few forwards."""
     shown = [(shows, append_words(shows, one.look)) for one in words for shows in one.shows]
-    painter.know(["", *(text for both in shown for text in both)])
+    painter.know([text for both in shown for text in both])
 
 
 # --- grounds ----------------------------------------------------------------------------------------------------------

@@ -8,22 +8,24 @@ from typing import Any
 
 from vl_core import Look
 from vl_core.looks.options import QUALITIES, LearnOptions
+from vl_core.looks.others import OTHERS
 
+from .. import world
 from .look_ground import FOUR, Figures, Ground, learn
 from .look_rivals import RIVALS, Rival
 
 PLAIN = LearnOptions()  # what the curves change a number of
-LONG = replace(PLAIN, steps=300, lowest=0.5, average=0.5)
 CHANGES: dict[str, tuple[float, ...]] = {
-    "steps": (20, 50, 100, 200, 300), "draws": (1, 2, 3, 4, 8), "rate": (0.02, 0.05, 0.1, 0.2),
-    "anchor": (0.0, 0.005, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75, 0.85, 0.9, 0.95), "tokens": (16,),
-    "lean": (1.0, 2.0, 4.0), "tail_first": (0.0, 0.3, 0.6, 1.0), "spare": (0.0, 0.5, 1.0),
-    "average": (0.0, 0.25, 0.5),
+    "steps": (20, 50, 100, 200, 300), "draws": (1, 2, 4, 8), "rate": (0.02, 0.05, 0.1, 0.2),
+    "anchor": (0.0, 0.005, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75, 0.85, 0.9, 0.95), "tokens": (16, 32),
+    "keep": (0.0, 0.03, 0.1, 0.25, 1.0, 3.0), "average": (0.0, 0.25, 0.5),
 }
-LONGER: tuple[dict[str, Any], ...] = (  # what is changed of a long learning
-    {}, {"rate": 0.05}, {"rate": 0.02}, {"lowest": 0.75}, {"lowest": 0.9}, {"average": 0.25}, {"anchor": 0.1},
+LONGER: tuple[dict[str, Any], ...] = (  # what is changed of the best
+    {"rate": 0.05}, {"lowest": 0.75}, {"anchor": 0.1}, {"tokens": 0}, {"tokens": 32}, {"keep": 0.0}, {"keep": 0.1}, {"keep": 1.0},
 )
-TOLD = ("things", "object", "nothing")
+THINGS, EVERYDAY = "things of the world", "the pack's own prompts"
+LEFT_ALONE = {THINGS: world.other_things(), EVERYDAY: OTHERS}
+TOLD = ("all", "object", "nothing")
 STRENGTHS = (0.1, 0.25, 0.5, 0.75, 1.25, 1.5, 2.0)
 WEIGHTS = ((1.0, 1.0), (3.0, 1.0), (1.0, 3.0))  # of two looks at once
 AHEAD = 7  # places between a look and the picture whose look is its null
@@ -39,17 +41,18 @@ class Row:
     """How looks are learned.
 
     Attributes:
-        pictures: per look. told: see :meth:`Ground.lessons`.
+        pictures: per look. ``told``: see :meth:`Ground.lessons`. ``others``: what is left alone, of ``LEFT_ALONE``.
     """
 
     name: str
     options: LearnOptions
     pictures: int = 1
     told: str = "things"
+    others: str = THINGS
 
     @property
     def key(self) -> str:
-        return f"{self.pictures} pictures, told {self.told}: {self.options.header()}"
+        return f"{self.pictures} pictures, told {self.told}, beside {self.others}: {self.options.header()}"
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,9 @@ class Unit:
 
 
 def qualities(toy: bool = False) -> list[Row]:
-    """The named qualities and two variants of them, each from one picture and from four of one look."""
-    good, best = QUALITIES["good"], QUALITIES["best"]
+    """The named qualities and one that keeps nothing, each from one picture and from four of one look."""
     rows = [Row(name, options) for name, options in QUALITIES.items()]
-    rows += [Row("good, subject spared", replace(good, spare=1.0)), Row("best, all told", best, told="all")]
+    rows.append(Row("good, nothing kept", replace(QUALITIES["good"], keep=0.0)))
     found = []
     for row in rows:
         row = replace(row, options=replace(row.options, steps=2, draws=1)) if toy else row
@@ -80,19 +82,19 @@ def qualities(toy: bool = False) -> list[Row]:
 
 
 def curves(toy: bool = False) -> list[Row]:
-    """What each number does about plain ones, all that the VL says told; the plain row itself first."""
+    """What each number does about plain ones; the plain row itself first."""
     plain = replace(PLAIN, steps=2, draws=1) if toy else PLAIN
-    found = [Row("plain", plain, told="all")]
+    found = [Row("plain", plain)]
     for name, values in CHANGES.items():
         found += [
-            Row(f"{name} {value:g}", replace(plain, **{name: type(getattr(plain, name))(value)}), told="all")
+            Row(f"{name} {value:g}", replace(plain, **{name: type(getattr(plain, name))(value)}))
             for value in values if value != getattr(plain, name)
         ]
     found += [Row(f"told: {told}", plain, told=told) for told in TOLD]
+    found.append(Row(f"kept: {EVERYDAY}", plain, others=EVERYDAY))
     for change in LONGER:
-        long = replace(LONG, **change, **({"steps": 2, "draws": 1} if toy else {}))
-        shown = ", ".join(f"{name} {value:g}" for name, value in change.items())
-        found.append(Row(f"long: {shown or 'as it is'}", long, told="all"))
+        long = replace(QUALITIES["best"], **change, **({"steps": 2, "draws": 1} if toy else {}))
+        found.append(Row(f"best: {', '.join(f'{name} {value:g}' for name, value in change.items())}", long))
     return found[:: 8 if toy else 1]
 
 
@@ -136,7 +138,8 @@ def learn_each(row: Row, grounds: Sequence[Ground]) -> dict[str, list[Look]]:
     lessons = [
         ground.lessons_of_four(row.told) if row.pictures > 1 else ground.lessons(row.told) for ground in grounds
     ]
-    looks = iter(learn(grounds[0].painter, [lesson for part in lessons for lesson in part], row.options))
+    every = [lesson for part in lessons for lesson in part]
+    looks = iter(learn(grounds[0].painter, every, row.options, LEFT_ALONE[row.others]))
     return {ground.name: [next(looks) for _ in part] for ground, part in zip(grounds, lessons, strict=True)}
 
 
@@ -170,7 +173,8 @@ def _quality(row: Row, grounds: dict[str, Ground], names: Sequence[str]) -> Unit
 
 def _noise(row: Row, ground: Ground) -> Unit:
     def measure() -> Iterator[Figures]:
-        yield ground.measure(learn(ground.painter, ground.lessons_of_noise(row.options.seed, row.told), row.options))
+        lessons = ground.lessons_of_noise(row.options.seed, row.told)
+        yield ground.measure(learn(ground.painter, lessons, row.options, LEFT_ALONE[row.others]))
 
     cost = cost_of(row.options, len(ground.texts))
     return Unit(f"{row.name}: noise", ((ground.name, f"{NOISE}: {row.key}"),), cost, measure)

@@ -214,7 +214,7 @@ class Study:
 
 
 def _how(row: Row) -> dict[str, Any]:
-    return {"options": row.options.header(), "pictures": row.pictures, "told": row.told}
+    return {"options": row.options.header(), "pictures": row.pictures, "told": row.told, "others": row.others}
 
 
 def _mean(values: Tensor) -> dict[str, float]:

@@ -116,7 +116,7 @@ def learned(chain: Chain, references: Sequence[Reference]) -> list[Look]:
             as_image(pictures), shows_of(chain, pictures), look_of(chain, pictures), strict=True
         )
     ]
-    return learn_looks(MiniaturePainter(chain), lessons, QUALITIES[QUALITY])
+    return learn_looks(MiniaturePainter(chain), lessons, QUALITIES[QUALITY], others=world.other_things())
 
 
 def captions(count: int) -> list[str]:

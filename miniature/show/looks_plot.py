@@ -20,9 +20,8 @@ FIGURES = {
 }
 LABELS = {"adherence": "prompt's colour", "adherence_shape": "prompt's shape", "between": "distance between names"}
 TITLES = {
-    "lowest": "lowest noise level", "tokens": "tokens at least", "tail_first": "tail learned first",
-    "spare": "weight taken off the subject", "average": "share averaged", "draws": "noisy pictures per step",
-    "lean": "lean of the noise levels", "strength": "strength",
+    "lowest": "lowest noise level", "tokens": "tokens at least", "keep": "weight of keeping other prompts",
+    "average": "share averaged", "draws": "noisy pictures per step", "strength": "strength",
 }
 
 

@@ -3,12 +3,18 @@
 Textual inversion (arXiv 2208.01618) in conditioning space, begun with words: a few tokens after what a picture shows,
 and a change of the template's tail, are moved by Adam until the model, its weights untouched, removes noise from the
 picture as well as it can. What the picture shows is told in words, so the tokens need only hold how it looks.
+
+What other prompts say has to come through a look. So a second loss asks the model about the same noisy picture with
+another prompt q in place of the picture's own p, and wants the two to differ as they do with the words E₀ that the look
+E began as::
+
+    ‖ v(q + E) − [ v(p + E) + v(q + E₀) − v(p + E₀) ] ‖²,    the bracket a goal that no gradient reaches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,12 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..states.tensors import all_finite
-from .batch import Batch, Pack
-from .lesson import Lesson, Ready, make_ready, spare_subjects
+from .batch import Batch, Pack, Texts
+from .lesson import Lesson, Ready, chance, make_ready
 from .look import Look, Origin
 from .options import QUALITIES, LearnOptions
+from .others import OTHERS
 from .painter import Painter
-from .start import Words
+from .start import Words, tell
 from .state import TENSORS, LearnState
 from .units import with_look
 
@@ -44,6 +51,7 @@ def learn_look(
     words: Words,
     options: LearnOptions = QUALITIES["good"],
     *,
+    others: Sequence[str] = OTHERS,
     on_step: OnStep = lambda state: None,
     on_caption: OnCaption = _unseen,
     state: LearnState | None = None,
@@ -58,6 +66,7 @@ def learn_look(
         pictures: ``(H, W, C)`` or ``(1, H, W, C)``, float in [0, 1] or uint8.
         words: what each shows, and how all of them look.
         options: one of ``QUALITIES``, or others.
+        others: prompts that the look has to leave alone; the model should know what they say.
         on_step: called after each step; what it raises ends the learning.
         on_caption: called after each step as well, with the number of steps done and a function that gives the first
             picture's caption ``(L, S·D)`` in the look so far: to paint a preview of.
@@ -72,7 +81,8 @@ def learn_look(
     while True:
         try:
             (look,) = learn_looks(
-                painter, [lesson], options, on_step=on_step, on_caption=on_caption, state=state, at_once=at_once
+                painter, [lesson], options, others=others, on_step=on_step, on_caption=on_caption, state=state,
+                at_once=at_once,
             )
             return replace(look, origin=look.origin.model_copy(update={"notes": notes}))
         except torch.cuda.OutOfMemoryError:
@@ -93,6 +103,7 @@ def learn_looks(
     lessons: Sequence[Lesson],
     options: LearnOptions = QUALITIES["good"],
     *,
+    others: Sequence[str] = OTHERS,
     on_step: OnStep = lambda state: None,
     on_caption: OnCaption = _unseen,
     state: LearnState | None = None,
@@ -103,16 +114,15 @@ def learn_looks(
     Args:
         at_once: how many noisy pictures the model sees at once; 0 for all of a step. The result is the same.
     """
+    told = [tell(painter, prompt) for prompt in others] if options.keep else []
     ready = [make_ready(painter, lesson, options) for lesson in lessons]
     with painter.learning():
-        if options.spare:
-            ready = spare_subjects(painter, ready, options, at_once)
         anchor, shares = _packed(ready)
-        pack = Pack.of(ready)
-        fresh = LearnState.fresh(anchor)
-        state = fresh if state is None else _taken_up(state, anchor)
+        kept = Texts.of([text.to(anchor.device) for text in told]) if told else None
+        learning = _Learning(painter, Pack.of(ready), options, anchor, shares, kept, at_once)
+        state = LearnState.fresh(anchor) if state is None else _taken_up(state, anchor)
         while state.step < options.steps:
-            state = _step(painter, pack, options, state, anchor, shares, at_once)
+            state = learning.step(state)
             on_step(state)
             on_caption(state.step, partial(_caption_so_far, ready[0], state, options))
     counted = options.steps - _first_averaged(options)
@@ -176,33 +186,80 @@ def _first_averaged(options: LearnOptions) -> int:
 # --- one step ---------------------------------------------------------------------------------------------------------
 
 
-def _step(
-    painter: Painter, pack: Pack, options: LearnOptions, state: LearnState, anchor: Tensor, shares: Tensor,
-    at_once: int,
-) -> LearnState:
-    """One step of Adam on the denoising loss and the pull to the anchor."""
-    values = state.values.clone().requires_grad_()
-    losses = values.new_zeros(len(values))
-    for batch in (part for whole in pack.batches(painter, options, state.step) for part in whole.split(at_once)):
-        each = _losses(painter, pack, values, batch) / options.draws
-        if state.step == 0 and not each.requires_grad:
+@dataclass(frozen=True, eq=False)
+class _Learning:
+    """What a step needs: ``anchor`` and ``shares`` as of :func:`_packed`, the ``others`` if they are kept."""
+
+    painter: Painter
+    pack: Pack
+    options: LearnOptions
+    anchor: Tensor
+    shares: Tensor
+    others: Texts | None
+    at_once: int
+
+    def step(self, state: LearnState) -> LearnState:
+        """One step of Adam on both losses and the pull to the anchor."""
+        options = self.options
+        values = state.values.clone().requires_grad_()
+        losses = values.new_zeros(len(values))
+        for whole in self.pack.batches(self.painter, options, state.step):
+            for batch in whole.split(self.at_once):
+                losses.index_add_(0, batch.looks.to(losses.device), self.backward(state.step, values, batch))
+        gradient = values.grad
+        if gradient is None or not all_finite(gradient) or (state.step == 0 and not gradient.any()):
+            found = "none" if gradient is None or not gradient.any() else "NaN or infinity"
+            raise ValueError(
+                f"step {state.step + 1}: expected a finite gradient to the caption, got {found}. Use weights in bf16 "
+                "or float32, and the VAE of the image model."
+            )
+        moved = gradient + 2 * options.anchor * self.shares * (state.values - self.anchor) / self.anchor.shape[-1]
+        return _adam(state, options, moved, tuple(losses.tolist()))
+
+    def backward(self, step: int, values: Tensor, batch: Batch) -> Tensor:
+        """Let the gradients of a batch reach values.
+
+        Returns:
+            what each noisy picture adds to its look's loss on the pictures, float32 ``(B,)``.
+        """
+        found = self.velocity(values, batch, self.pack.told, batch.pictures)
+        losses = (found - batch.target).square().mean((1, 2, 3)) / self.options.draws
+        if step == 0 and not losses.requires_grad:
             raise ValueError(
                 "the image model lets no gradient through to its caption, so nothing can be learned on it. Use weights "
                 "in bf16, fp16 or float32 instead of this quantised form."
             )
-        each.sum().backward()
-        losses.index_add_(0, batch.looks.to(losses.device), each.detach())
-    gradient = values.grad
-    if gradient is None or not all_finite(gradient) or (state.step == 0 and not gradient.any()):
-        found = "none" if gradient is None or not gradient.any() else "NaN or infinity"
-        raise ValueError(
-            f"step {state.step + 1}: expected a finite gradient to the caption, got {found}. Use weights in bf16 or "
-            "float32, and the VAE of the image model."
+        losses.sum().backward()
+        if self.others is not None:
+            self.keep(self.others, step, values, batch, found.detach())
+        return losses.detach()
+
+    def keep(self, others: Texts, step: int, values: Tensor, batch: Batch, own: Tensor) -> None:
+        """Let the gradients of the second loss reach values: of one draw of the step, told one of the others.
+
+        Args:
+            own: velocities of the batch as the pictures are told.
+        """
+        drawn = chance(self.options.seed, -1 - step)
+        draw, row = (
+            int(torch.randint(count, (), generator=drawn)) for count in (self.options.draws, len(others.lengths))
         )
-    moved = gradient + 2 * options.anchor * shares * (state.values - anchor) / anchor.shape[-1]
-    if state.step < round(options.tail_first * options.steps):
-        moved[:, pack.tails.shape[1] :] = 0
-    return _adam(state, options, moved, tuple(losses.tolist()))
+        chosen = (batch.draws == draw).nonzero()[:, 0]
+        if not len(chosen):
+            return
+        part, own = batch.at(chosen), own[chosen.to(own.device)]
+        rows = torch.full_like(chosen, row)
+        with torch.no_grad():
+            begun = self.velocity(self.anchor, part, others, rows)
+            begun -= self.velocity(self.anchor, part, self.pack.told, part.pictures)
+        found = self.velocity(values, part, others, rows)
+        losses = (found - (own + begun)).square().mean((1, 2, 3))
+        (self.options.keep * losses.sum()).backward()
+
+    def velocity(self, values: Tensor, batch: Batch, texts: Texts, rows: Tensor) -> Tensor:
+        """What the model makes of noisy pictures, each look in its text: float32 ``(B, C, h, w)``."""
+        captions = self.pack.captions(values, batch.looks, texts, rows)
+        return self.painter.velocity(batch.noisy, batch.levels, captions)
 
 
 def _adam(state: LearnState, options: LearnOptions, gradient: Tensor, losses: tuple[float, ...]) -> LearnState:
@@ -216,8 +273,3 @@ def _adam(state: LearnState, options: LearnOptions, gradient: Tensor, losses: tu
     total = state.total + values if state.step >= _first_averaged(options) else state.total
     return LearnState(step, values, first, second, total, (*state.losses, losses))
 
-
-def _losses(painter: Painter, pack: Pack, values: Tensor, batch: Batch) -> Tensor:
-    """Mean square error of each noisy picture's velocity, float32 ``(B,)``."""
-    found = painter.velocity(batch.noisy, batch.levels, pack.captions(values, batch.pictures))
-    return ((found - batch.target).square().mean(1) * batch.weights).mean((1, 2))

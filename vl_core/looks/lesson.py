@@ -1,10 +1,9 @@
-"""What one look is learned from, made ready: latents, texts, and where in each picture the look is."""
+"""What one look is learned from, made ready: latents and texts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +15,8 @@ from .look import hash_picture
 from .options import LearnOptions
 from .painter import Painter
 from .start import Start, Words, begin, check_shows
-from .units import with_look
 
 MOST_PICTURES = 16
-SUBJECT_LEVELS = (0.9, 0.75, 0.6)  # noise levels at which the told subject is looked for
 SMALLEST_CROP = 0.5  # of a side: a strip loses no more to the multiples of sides
 
 
@@ -45,14 +42,12 @@ class Ready:
     """A lesson on one device.
 
     Attributes:
-        latents: per picture ``(C, h, w)``. ``weights``: per picture ``(h, w)`` of mean 1, what the loss counts where.
-        sizes: per picture width and height in pixels. ``pictures``: their hashes.
+        latents: per picture ``(C, h, w)``. ``sizes``: their width and height in pixels. ``pictures``: hashes of them.
     """
 
     words: Words
     start: Start
     latents: tuple[Tensor, ...]
-    weights: tuple[Tensor, ...]
     sizes: tuple[tuple[int, int], ...]
     pictures: tuple[str, ...]
 
@@ -83,8 +78,7 @@ def make_ready(painter: Painter, lesson: Lesson, options: LearnOptions) -> Ready
         latents.append(found)
     device = latents[0].device
     sizes = tuple((one.shape[1], one.shape[0]) for one in pixels)
-    even = tuple(torch.ones(found.shape[1:], device=device) for found in latents)
-    return Ready(lesson.words, start.to(device), tuple(latents), even, sizes, hashes)
+    return Ready(lesson.words, start.to(device), tuple(latents), sizes, hashes)
 
 
 def fit_picture(picture: Tensor, size: int, multiple: int, name: str = "image") -> Tensor:
@@ -117,56 +111,11 @@ def fit_picture(picture: Tensor, size: int, multiple: int, name: str = "image") 
     return cut.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
 
 
-@torch.no_grad()
-def spare_subjects(painter: Painter, lessons: Sequence[Ready], options: LearnOptions, at_once: int = 0) -> list[Ready]:
-    """The lessons with less weight where the told subject is: the look is what is left to explain.
-
-    The subject is where telling it changes what the model predicts, as in DiffEdit (arXiv 2210.11427, section 3.2):
-    the mean square difference between the velocities with and without what is shown, the look's words behind both.
-
-    Args:
-        at_once: how many noisy pictures the model sees at once; 0 for all of one size.
-    """
-    every = [(ready, number) for ready in lessons for number in range(len(ready.latents))]
-    weights: dict[tuple[int, int], Tensor] = {}
-    for shape in dict.fromkeys(ready.latents[number].shape for ready, number in every):
-        alike = [(ready, number) for ready, number in every if ready.latents[number].shape == shape]
-        size = max(1, at_once // 2) if at_once else len(alike)
-        for start in range(0, len(alike), size):
-            part = alike[start : start + size]
-            for (ready, number), changed in zip(part, _changed_by_telling(painter, part, options), strict=True):
-                weights[id(ready), number] = 1 - options.spare * _share(changed)
-    found = []
-    for ready in lessons:
-        own = [weights[id(ready), number] for number in range(len(ready.latents))]
-        found.append(replace(ready, weights=tuple(one / one.mean() for one in own)))
-    return found
-
-
-def _changed_by_telling(painter: Painter, pictures: Sequence[tuple[Ready, int]], options: LearnOptions) -> Tensor:
-    """How much telling the subject changes the velocity, where: ``(N, h, w)`` of pictures of one size."""
-    told = [
-        with_look(text.head, text.tail, ready.start.tokens, ready.start.sizes, ready.start.tail)
-        for ready, number in pictures for text in (ready.start.told[number], ready.start.bare)
-    ]
-    clean = torch.stack([ready.latents[number] for ready, number in pictures])
-    changed = torch.zeros_like(clean[:, 0])
-    for number, level in enumerate(SUBJECT_LEVELS):
-        noise = draw_noise(clean[0], options.seed, -1 - number)
-        noisy = torch.lerp(clean, noise, level).repeat_interleave(2, 0)
-        both = painter.velocity(noisy, noisy.new_full((len(noisy),), level), told)
-        changed += (both[::2] - both[1::2]).square().mean(1)
-    return changed
-
-
-def _share(changed: Tensor) -> Tensor:
-    """``(h, w)`` smoothed over 3 × 3 and brought to [0, 1] between its lower quarter and its upper tenth."""
-    smooth = F.avg_pool2d(changed[None, None], 3, 1, 1, count_include_pad=False)[0, 0]
-    low, high = (smooth.flatten().quantile(part) for part in (0.25, 0.9))
-    return ((smooth - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-
-
 def draw_noise(latents: Tensor, seed: int, number: int) -> Tensor:
     """Noise like latents, drawn on the CPU: the same on every device, and whatever else is learned beside it."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
-    return torch.randn(latents.shape, generator=generator).to(latents.device)
+    return torch.randn(latents.shape, generator=chance(seed, number)).to(latents.device)
+
+
+def chance(seed: int, number: int) -> torch.Generator:
+    """What is drawn at random, on the CPU."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)

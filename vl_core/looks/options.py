@@ -2,7 +2,7 @@
 
 The qualities follow curves of single numbers about ``LearnOptions()`` and a search on other pictures (docs/looks.md):
 the style is learned at middle noise levels; more tokens than the words have bring colours nearer; the mean of half of
-the steps keeps style and prompt. A loss that looks away from the told subject (``spare``) loses the prompt more often.
+the steps keeps the style; what other prompts differ by is kept (``keep``).
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ class LearnOptions:
         anchor: pull to the words that the look began as, times the mean square distance from them.
         lowest: the least noise level that is drawn. A look is decided where the noise is strong.
         size: pictures are brought to about size × size pixels; smaller ones are not enlarged.
-        tail_first: share of the steps in which only the template's tail is learned.
-        spare: weight that the loss takes off where the told subject is, 0 to 1.
+        keep: weight of leaving other prompts what they differ by, beside the loss on the pictures; 0 for none.
         average: share of the steps, at their end, over which the look is averaged.
         seed: of noise and noise levels.
         tokens: of the look, at the least; of fewer words each is several tokens.
-        lean: how far drawn noise levels lean to the strongest: a share u of the schedule becomes u^lean.
 
     Raises:
         ValueError: naming what is out of range.
@@ -39,18 +37,16 @@ class LearnOptions:
     anchor: float = 0.02
     lowest: float = 0.85
     size: int = 512
-    tail_first: float = 0.0
-    spare: float = 0.0
+    keep: float = 0.25
     average: float = 0.25
     seed: int = 0
     tokens: int = 0
-    lean: float = 1.0
 
     def __post_init__(self) -> None:
         bounds = {
             "steps": (1, 10_000), "draws": (1, 64), "rate": (1e-6, 1.0), "anchor": (0.0, 100.0), "lowest": (0.0, 0.99),
-            "size": (32, LARGEST_SIDE), "tail_first": (0.0, 1.0), "spare": (0.0, 1.0), "average": (0.0, 1.0),
-            "seed": (0, 2**31 - 1), "tokens": (0, 256), "lean": (0.1, 10.0),
+            "size": (32, LARGEST_SIDE), "keep": (0.0, 100.0), "average": (0.0, 1.0), "seed": (0, 2**31 - 1),
+            "tokens": (0, 256),
         }
         for each in fields(self):
             value, (low, high) = getattr(self, each.name), bounds[each.name]
@@ -65,5 +61,5 @@ class LearnOptions:
 QUALITIES = {
     "quick": LearnOptions(steps=50, draws=2, lowest=0.75, tokens=16),
     "good": LearnOptions(anchor=0.01, lowest=0.5, average=0.5, tokens=16),
-    "best": LearnOptions(steps=300, lowest=0.5, average=0.5),
+    "best": LearnOptions(steps=300, lowest=0.5, average=0.5, tokens=16),
 }

@@ -54,20 +54,19 @@ class Start:
     """Where a look begins.
 
     Attributes:
-        told: per picture the text of what it shows. ``bare``: the text without words.
+        told: per picture the text of what it shows.
         tokens, sizes, tail: as in :class:`Look`.
     """
 
     told: tuple[Told, ...]
-    bare: Told
     tokens: Tensor
     sizes: Tensor
     tail: Tensor
 
     def to(self, device: torch.device) -> Start:
         return Start(
-            tuple(text.to(device) for text in self.told), self.bare.to(device), self.tokens.to(device),
-            self.sizes.to(device), self.tail.to(device),
+            tuple(text.to(device) for text in self.told), self.tokens.to(device), self.sizes.to(device),
+            self.tail.to(device),
         )
 
     def with_tokens(self, count: int) -> Start:
@@ -96,12 +95,21 @@ def begin(painter: Painter, words: Words) -> Start:
         changes.append(scaled(whole[after:] - own[at:], 1 / sizes_of(own[at:], layers)))
     count = min(map(len, added))  # where words meet, a tokenizer may join two tokens: the last ones are the look's
     each = torch.stack([tokens[-count:] for tokens in added])
-    bare, bare_layout = _read(painter, "")
-    at = template_tail(bare_layout, (painter.family.tail_tokens,))[0]
     return Start(
-        tuple(told), Told(bare[:at], bare[at:]), directions(directions(each, layers).mean(0), layers),
-        sizes_of(each, layers).mean(0), torch.stack(changes).mean(0),
+        tuple(told), directions(directions(each, layers).mean(0), layers), sizes_of(each, layers).mean(0),
+        torch.stack(changes).mean(0),
     )
+
+
+def tell(painter: Painter, prompt: str) -> Told:
+    """A prompt, read.
+
+    Raises:
+        ValueError: if the text encoder's template or states are not the family's.
+    """
+    states, layout = _read(painter, prompt)
+    at = template_tail(layout, (painter.family.tail_tokens,))[0]
+    return Told(states[:at], states[at:])
 
 
 def _read(painter: Painter, prompt: str) -> tuple[Tensor, TokenLayout]:

@@ -96,12 +96,20 @@ def test_lookalikes_disagree_with_their_prompts(style):
 
 
 def test_rows_differ_and_begin_with_the_qualities():
-    names = [*QUALITIES, "good, subject spared", "best, all told"]
+    names = [*QUALITIES, "good, nothing kept"]
     assert [row.name for row in qualities()] == [name for one in names for name in (one, f"{one}, 4 pictures")]
     found = curves()
-    assert found[0] == Row("plain", PLAIN, told="all")
+    assert found[0] == Row("plain", PLAIN)
     assert len({row.key for row in found}) == len(found) > 20
-    assert sum(row.options == PLAIN for row in found) == 4  # and three that are told less
+    assert sum(row.options == PLAIN for row in found) == 5  # three that are told otherwise, one beside other prompts
+
+
+def test_what_looks_leave_alone_on_the_miniature_is_no_prompt_of_a_bench():
+    others = world.other_things()
+    plain = {world.with_article(f"{color} {shape}") for color in world.COLORS for shape in world.SHAPES}
+    assert not plain & set(others)
+    told = " ".join(others).split()
+    assert set(world.COLORS) <= set(told) and len(set(world.SHAPES) & set(told)) >= 7
 
 
 @pytest.mark.parametrize(
@@ -178,16 +186,17 @@ def test_few_colours_between_names_are_spread_over_all():
 def test_a_look_is_learned_once(monkeypatch):
     asked = []
 
-    def learn_looks(painter, lessons, options, at_once):
+    def learn_looks(painter, lessons, options, others, at_once):
         asked.append(len(lessons))
         return [f"{lesson.words.look} {options.steps}" for lesson in lessons]
 
     monkeypatch.setattr(look_ground, "learn_looks", learn_looks)
     monkeypatch.setattr(look_ground, "know", lambda *_: None)
-    painter = SimpleNamespace(learned={}, see=lambda _: None, chain=SimpleNamespace(device=torch.device("cpu")))
+    painter = SimpleNamespace(learned={}, see=lambda _: None, know=lambda _: None,
+                              chain=SimpleNamespace(device=torch.device("cpu")))
     lessons = [Lesson((torch.full((16, 16, 3), shade),), Words(("a thing",), "grey")) for shade in (0.1, 0.2, 0.1)]
     for part, options in ((lessons[:1], PLAIN), (lessons, PLAIN), (lessons[:2], QUALITIES["quick"])):
-        looks = look_ground.learn(painter, part, options)
+        looks = look_ground.learn(painter, part, options, ())
         assert looks == [f"grey {options.steps}"] * len(part)
     assert asked == [1, 1, 2]  # the same picture and words again are the same look
 
