@@ -17,12 +17,13 @@ from .look_rivals import RIVALS, Rival
 PLAIN = LearnOptions()  # what the curves change a number of
 CHANGES: dict[str, tuple[float, ...]] = {
     "steps": (20, 50, 100, 200, 300), "draws": (1, 2, 4, 8), "rate": (0.02, 0.05, 0.1, 0.2),
-    "anchor": (0.0, 0.005, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75, 0.85, 0.9, 0.95), "tokens": (16, 32),
+    "anchor": (0.0, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75, 0.85, 0.95), "tokens": (16, 32),
     "keep": (0.0, 0.03, 0.1, 0.25, 1.0, 3.0), "average": (0.0, 0.25, 0.5),
 }
 LONGER: tuple[dict[str, Any], ...] = (  # what is changed of the best
-    {"rate": 0.05}, {"lowest": 0.75}, {"anchor": 0.1}, {"tokens": 0}, {"tokens": 32}, {"keep": 0.0}, {"keep": 0.1}, {"keep": 1.0},
+    {"lowest": 0.75}, {"tokens": 0}, {"tokens": 32}, {"keep": 0.0}, {"keep": 1.0},
 )
+KEPT_MORE = 0.25  # beside the qualities' own
 THINGS, EVERYDAY = "things of the world", "the pack's own prompts"
 LEFT_ALONE = {THINGS: world.other_things(), EVERYDAY: OTHERS}
 TOLD = ("all", "object", "nothing")
@@ -71,8 +72,11 @@ class Unit:
 
 
 def qualities(toy: bool = False) -> list[Row]:
-    """The named qualities and one that keeps nothing, each from one picture and from four of one look."""
+    """The named qualities, with more and with nothing kept too, each from one picture and from four of one look."""
     rows = [Row(name, options) for name, options in QUALITIES.items()]
+    rows += [
+        Row(f"{name}, kept by {KEPT_MORE}", replace(options, keep=KEPT_MORE)) for name, options in QUALITIES.items()
+    ]
     rows.append(Row("good, nothing kept", replace(QUALITIES["good"], keep=0.0)))
     found = []
     for row in rows:

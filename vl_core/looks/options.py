@@ -37,7 +37,7 @@ class LearnOptions:
     anchor: float = 0.02
     lowest: float = 0.85
     size: int = 512
-    keep: float = 0.25
+    keep: float = 0.1
     average: float = 0.25
     seed: int = 0
     tokens: int = 0
