@@ -24,7 +24,7 @@ from .look_geometry import PROPERTIES, lookalikes
 from .look_painter import MiniaturePainter, words_of
 from .look_rivals import Rival
 
-SIDE_BY_SIDE = 384  # looks that are learned at once
+SIDE_BY_SIDE = 256  # looks that are learned at once
 AT_ONCE = 32  # noisy pictures that a processor sees at once; more are slower there
 FOUR = 4  # pictures of one look
 Figures = dict[str, Tensor]
