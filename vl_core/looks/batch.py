@@ -53,29 +53,36 @@ class Texts:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Noisy pictures of one size.
+    """Noisy pictures of one size, each told in one of a pack's texts.
 
     Attributes:
-        looks, pictures, draws: of which look, of which of all pictures, which of a step's, int64 ``(B,)`` on the CPU.
+        looks, texts, draws: which look, which text, and which of a step's draws each is, int64 ``(B,)`` on the CPU.
         noisy: x_σ ``(B, C, h, w)``. ``levels``: σ ``(B,)``. ``target``: x₀ − noise.
     """
 
     looks: Tensor
-    pictures: Tensor
+    texts: Tensor
     draws: Tensor
     noisy: Tensor
     levels: Tensor
     target: Tensor
 
+    def __len__(self) -> int:
+        return len(self.looks)
+
     def split(self, at_once: int) -> Iterator[Batch]:
         """Parts of so many pictures; 0 for all."""
-        size = at_once or len(self.looks)
+        size = at_once or len(self)
         parts = zip(*(getattr(self, each.name).split(size) for each in fields(self)), strict=True)
         return (Batch(*part) for part in parts)
 
     def at(self, chosen: Tensor) -> Batch:
         """Those at some places, int64 ``(B',)`` on the CPU."""
         return Batch(*(getattr(self, each.name)[chosen.to(getattr(self, each.name).device)] for each in fields(self)))
+
+    def joined(self, other: Batch) -> Batch:
+        """Both, one after the other."""
+        return Batch(*(torch.cat([getattr(self, each.name), getattr(other, each.name)]) for each in fields(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +94,7 @@ class Pack:
         kind: of each picture, which of ``latents`` it is in; ``place``: where, ``(P,)``.
         latents: by size ``(P_s, C, h, w)``.
         sizes: of tokens, padded, ``(N, K, S)``; ``tokens``: how many each look has, ``(N,)``.
-        told: texts of the pictures, P of them.
+        texts: of the P pictures, then those of other prompts.
     """
 
     counts: Tensor
@@ -97,10 +104,10 @@ class Pack:
     latents: tuple[Tensor, ...]
     sizes: Tensor
     tokens: Tensor
-    told: Texts
+    texts: Texts
 
     @classmethod
-    def of(cls, ready: Sequence[Ready]) -> Pack:
+    def of(cls, ready: Sequence[Ready], others: Sequence[Told] = ()) -> Pack:
         counts = torch.tensor([len(one.latents) for one in ready])
         latents = [each for one in ready for each in one.latents]
         shapes = list(dict.fromkeys(each.shape for each in latents))
@@ -113,17 +120,17 @@ class Pack:
         return cls(
             counts, counts.cumsum(0) - counts, kind, place,
             tuple(torch.stack([latents[at] for at in chosen]) for chosen in members), torch.stack(sizes),
-            torch.tensor(tokens), Texts.of([each for one in ready for each in one.start.told]),
+            torch.tensor(tokens), Texts.of([*(each for one in ready for each in one.start.told), *others]),
         )
 
-    def captions(self, values: Tensor, looks: Tensor, texts: Texts, rows: Tensor) -> Captions:
-        """Looks in texts, as :func:`with_look` has them; gradients reach values.
+    def captions(self, values: Tensor, batch: Batch) -> Captions:
+        """What a batch is told, each text in its look, as :func:`with_look` has it; gradients reach values.
 
         Args:
             values: ``(N, T + K, S·D)``: changes of the tail, then tokens.
-            looks, rows: of each caption, which look and which text, int64 ``(B,)`` on the CPU.
         """
-        pairs, which = (looks * len(texts.lengths) + rows).unique(return_inverse=True)
+        texts = self.texts
+        pairs, which = (batch.looks * len(texts.lengths) + batch.texts).unique(return_inverse=True)
         look, row = pairs // len(texts.lengths), pairs % len(texts.lengths)
         at, text = look.to(values.device), row.to(values.device)
         layers, tail = self.sizes.shape[-1], texts.tails.shape[1]

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..states.tensors import all_finite
-from .batch import Batch, Pack, Texts
+from .batch import Batch, Pack
 from .lesson import Lesson, Ready, chance, make_ready
 from .look import Look, Origin
 from .options import QUALITIES, LearnOptions
@@ -77,7 +77,7 @@ def learn_look(
             that lets no gradient through.
         torch.OutOfMemoryError: if there is no room at the smallest size either.
     """
-    lesson, at_once, notes = Lesson(tuple(pictures), words), options.draws, ()
+    lesson, at_once, notes = Lesson(tuple(pictures), words), 0, ()
     while True:
         try:
             (look,) = learn_looks(
@@ -90,7 +90,7 @@ def learn_look(
                 raise
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if at_once > 1:
+        if not at_once:
             at_once = 1
             continue
         smaller, state = max(SMALLEST, options.size * 3 // 4), None
@@ -118,8 +118,8 @@ def learn_looks(
     ready = [make_ready(painter, lesson, options) for lesson in lessons]
     with painter.learning():
         anchor, shares = _packed(ready)
-        kept = Texts.of([text.to(anchor.device) for text in told]) if told else None
-        learning = _Learning(painter, Pack.of(ready), options, anchor, shares, kept, at_once)
+        pack = Pack.of(ready, [text.to(anchor.device) for text in told])
+        learning = _Learning(painter, pack, options, anchor, shares, at_once)
         state = LearnState.fresh(anchor) if state is None else _taken_up(state, anchor)
         while state.step < options.steps:
             state = learning.step(state)
@@ -188,14 +188,13 @@ def _first_averaged(options: LearnOptions) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Learning:
-    """What a step needs: ``anchor`` and ``shares`` as of :func:`_packed`, the ``others`` if they are kept."""
+    """What a step needs; ``anchor`` and ``shares`` as :func:`_packed` has them."""
 
     painter: Painter
     pack: Pack
     options: LearnOptions
     anchor: Tensor
     shares: Tensor
-    others: Texts | None
     at_once: int
 
     def step(self, state: LearnState) -> LearnState:
@@ -217,49 +216,50 @@ class _Learning:
         return _adam(state, options, moved, tuple(losses.tolist()))
 
     def backward(self, step: int, values: Tensor, batch: Batch) -> Tensor:
-        """Let the gradients of a batch reach values.
+        """Let the gradients of both losses of a batch reach values.
 
         Returns:
             what each noisy picture adds to its look's loss on the pictures, float32 ``(B,)``.
         """
-        found = self.velocity(values, batch, self.pack.told, batch.pictures)
-        losses = (found - batch.target).square().mean((1, 2, 3)) / self.options.draws
+        chosen, kept = self.told_otherwise(step, batch)
+        begun = self.begun(batch.at(chosen), kept) if len(kept) else None
+        together = not self.at_once or len(batch) + len(kept) <= self.at_once
+        own, other = self.velocity(values, batch.joined(kept) if together else batch).tensor_split([len(batch)])
+        losses = (own - batch.target).square().mean((1, 2, 3)) / self.options.draws
         if step == 0 and not losses.requires_grad:
             raise ValueError(
                 "the image model lets no gradient through to its caption, so nothing can be learned on it. Use weights "
                 "in bf16, fp16 or float32 instead of this quantised form."
             )
-        losses.sum().backward()
-        if self.others is not None:
-            self.keep(self.others, step, values, batch, found.detach())
+        total = losses.sum()
+        if begun is not None:
+            if not together:
+                total.backward()
+                total, other = torch.zeros_like(total), self.velocity(values, kept)
+            goal = own.detach()[chosen.to(own.device)] + begun
+            total = total + self.options.keep * (other - goal).square().mean((1, 2, 3)).sum()
+        total.backward()
         return losses.detach()
 
-    def keep(self, others: Texts, step: int, values: Tensor, batch: Batch, own: Tensor) -> None:
-        """Let the gradients of the second loss reach values: of one draw of the step, told one of the others.
+    def told_otherwise(self, step: int, batch: Batch) -> tuple[Tensor, Batch]:
+        """Places in the batch of one draw of the step, int64 ``(B',)``, and these pictures told one of the others."""
+        pictures, drawn = int(self.pack.counts.sum()), chance(self.options.seed, -1 - step)
+        others = len(self.pack.texts.lengths) - pictures
+        draw, text = (int(torch.randint(max(1, count), (), generator=drawn)) for count in (self.options.draws, others))
+        chosen = (batch.draws == (draw if others else -1)).nonzero()[:, 0]
+        part = batch.at(chosen)
+        return chosen, replace(part, texts=torch.full_like(part.texts, pictures + text))
 
-        Args:
-            own: velocities of the batch as the pictures are told.
-        """
-        drawn = chance(self.options.seed, -1 - step)
-        draw, row = (
-            int(torch.randint(count, (), generator=drawn)) for count in (self.options.draws, len(others.lengths))
-        )
-        chosen = (batch.draws == draw).nonzero()[:, 0]
-        if not len(chosen):
-            return
-        part, own = batch.at(chosen), own[chosen.to(own.device)]
-        rows = torch.full_like(chosen, row)
-        with torch.no_grad():
-            begun = self.velocity(self.anchor, part, others, rows)
-            begun -= self.velocity(self.anchor, part, self.pack.told, part.pictures)
-        found = self.velocity(values, part, others, rows)
-        losses = (found - (own + begun)).square().mean((1, 2, 3))
-        (self.options.keep * losses.sum()).backward()
+    @torch.no_grad()
+    def begun(self, own: Batch, kept: Batch) -> Tensor:
+        """What two prompts differ by with the words that the looks began as: ``(B', C, h, w)``."""
+        parts = [self.velocity(self.anchor, part) for part in kept.joined(own).split(self.at_once)]
+        other, told = torch.cat(parts).chunk(2)
+        return other - told
 
-    def velocity(self, values: Tensor, batch: Batch, texts: Texts, rows: Tensor) -> Tensor:
-        """What the model makes of noisy pictures, each look in its text: float32 ``(B, C, h, w)``."""
-        captions = self.pack.captions(values, batch.looks, texts, rows)
-        return self.painter.velocity(batch.noisy, batch.levels, captions)
+    def velocity(self, values: Tensor, batch: Batch) -> Tensor:
+        """What the model makes of noisy pictures: float32 ``(B, C, h, w)``."""
+        return self.painter.velocity(batch.noisy, batch.levels, self.pack.captions(values, batch))
 
 
 def _adam(state: LearnState, options: LearnOptions, gradient: Tensor, losses: tuple[float, ...]) -> LearnState:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vl_core import Look, Words, apply_look, learn_look
-from vl_core.looks.batch import Pack, Texts
+from vl_core.looks.batch import Pack
 from vl_core.looks.learn import _adam, _Learning, learn_looks
 from vl_core.looks.lesson import Lesson, fit_picture, make_ready
 from vl_core.looks.look import Origin
@@ -349,22 +349,27 @@ def test_the_gradient_of_keeping_is_that_of_its_formula(picture):
     anchor = torch.cat([ready.start.tail, ready.start.tokens])[None]
     values = (anchor + 0.1 * torch.randn(anchor.shape, generator=torch.Generator().manual_seed(2))).requires_grad_()
     other = tell(painter, "a tree")
-    learning = _Learning(painter, Pack.of([ready]), options, anchor, torch.ones(1), Texts.of([other]), 0)
+    learning = _Learning(painter, Pack.of([ready], [other]), options, anchor, torch.ones(1), 0)
     (batch,) = learning.pack.batches(painter, options, 3)
-    own = learning.velocity(values, batch, learning.pack.told, batch.pictures).detach()
-    learning.keep(learning.others, 3, values, batch, own)
+    losses = learning.backward(3, values, batch)
 
-    again = values.detach().clone().requires_grad_()
+    again, told = values.detach().clone().requires_grad_(), ready.start.told[0]
 
     def painted(told, rows):
         caption = with_look(told.head, told.tail, rows[5:], ready.start.sizes, rows[:5])
         return painter.velocity(batch.noisy, batch.levels, [caption])
 
-    own, told = painted(ready.start.told[0], again[0]).detach(), ready.start.told[0]
-    goal = own + painted(other, anchor[0]) - painted(told, anchor[0])
-    (0.7 * (painted(other, again[0]) - goal).square().mean()).backward()
+    own = painted(told, again[0])
+    goal = own.detach() + painted(other, anchor[0]) - painted(told, anchor[0])
+    kept = (painted(other, again[0]) - goal).square().mean()
+    loss = (own - batch.target).square().mean()
+    (loss + 0.7 * kept).backward()
     torch.testing.assert_close(values.grad, again.grad, atol=1e-6, rtol=1e-4)
-    assert values.grad.abs().max() > 1e-4
+    torch.testing.assert_close(losses[0], loss.detach())
+    assert float(kept.detach()) > 1e-4
+    values.grad = None
+    replace(learning, at_once=1).backward(3, values, batch)  # one after the other
+    torch.testing.assert_close(values.grad, again.grad, atol=1e-6, rtol=1e-4)
 
 
 def test_each_step_asks_one_noisy_picture_of_each_look_for_another_prompt(painter, picture):
