@@ -20,10 +20,9 @@ CHANGES: dict[str, tuple[float, ...]] = {
     "anchor": (0.0, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75, 0.85, 0.95), "tokens": (16, 32),
     "keep": (0.0, 0.03, 0.1, 0.25, 1.0, 3.0), "average": (0.0, 0.25, 0.5),
 }
-LONGER: tuple[dict[str, Any], ...] = (  # what is changed of the best
+LONGER: tuple[dict[str, Any], ...] = (  # what is changed of the best, other prompts kept as in plain ones
     {"lowest": 0.75}, {"tokens": 0}, {"tokens": 32}, {"keep": 0.0}, {"keep": 1.0},
 )
-KEPT_MORE = 0.25  # beside the qualities' own
 THINGS, EVERYDAY = "things of the world", "the pack's own prompts"
 LEFT_ALONE = {THINGS: world.other_things(), EVERYDAY: OTHERS}
 TOLD = ("all", "object", "nothing")
@@ -72,10 +71,10 @@ class Unit:
 
 
 def qualities(toy: bool = False) -> list[Row]:
-    """The named qualities, with more and with nothing kept too, each from one picture and from four of one look."""
+    """The named qualities, with less and with nothing kept too, each from one picture and from four of one look."""
     rows = [Row(name, options) for name, options in QUALITIES.items()]
     rows += [
-        Row(f"{name}, kept by {KEPT_MORE}", replace(options, keep=KEPT_MORE)) for name, options in QUALITIES.items()
+        Row(f"{name}, keep {PLAIN.keep:g}", replace(QUALITIES[name], keep=PLAIN.keep)) for name in ("good", "best")
     ]
     rows.append(Row("good, nothing kept", replace(QUALITIES["good"], keep=0.0)))
     found = []
@@ -97,7 +96,7 @@ def curves(toy: bool = False) -> list[Row]:
     found += [Row(f"told: {told}", plain, told=told) for told in TOLD]
     found.append(Row(f"kept: {EVERYDAY}", plain, others=EVERYDAY))
     for change in LONGER:
-        long = replace(QUALITIES["best"], **change, **({"steps": 2, "draws": 1} if toy else {}))
+        long = replace(QUALITIES["best"], **{"keep": PLAIN.keep, **change}, **({"steps": 2, "draws": 1} if toy else {}))
         found.append(Row(f"best: {', '.join(f'{name} {value:g}' for name, value in change.items())}", long))
     return found[:: 8 if toy else 1]
 

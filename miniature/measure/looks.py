@@ -19,6 +19,7 @@ report then holds what was measured and names what was ``left_out``. A processor
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -93,12 +94,30 @@ def run(options: Options, switches: Switches) -> dict[str, Any]:
         log(options, "looks", unit=unit.name, measured=bool(missing), **shown)
     if switches.shard or (switches.only and not options.toy):
         return {}
-    study = Study(ledger, options)
+    study, path = Study(ledger, options), options.report(REPORT)
     if not study.has(*every[0].keys):
         raise ValueError(f"--stop-after: expected time for {every[0].name} at least, got {options.stop_after:g} s.")
     report = study.report(asked, grounds, every)
-    write_json(options.report(REPORT), report)
+    if path.is_file():
+        take_over_rivals(report, json.loads(path.read_text(encoding="utf-8")))
+    write_json(path, report)
     return report
+
+
+def take_over_rivals(report: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Rivals that were not measured come from an earlier report of the same sample: they know nothing of learning."""
+    if report["asked"] != earlier["asked"]:
+        return
+    missing = [row for row in earlier["rivals"] if row["name"] in report["left_out"]]
+    if not missing:
+        return
+    names = [row["name"] for row in missing]
+    report["rivals"] += missing
+    report["rivals_measured"] = {"names": names, **earlier.get("rivals_measured", earlier["measured"])}
+    report["left_out"] = [name for name in report["left_out"] if name not in names]
+    for one, before in zip(report["geometry"], earlier["geometry"], strict=True):
+        for part in ("error", "leak"):
+            one[part] |= {case: value for case, value in before[part].items() if case.partition(":")[0] in names}
 
 
 def grounds_of(painting: Painting, switches: Switches, toy: bool) -> dict[str, Ground]:

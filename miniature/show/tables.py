@@ -91,6 +91,11 @@ def sample_lines(report: dict[str, Any] | None) -> list[str]:
         "", f"In words, the nearer of the two names leaves a background {said['nearer name']} off; a colour that has a "
         f"name comes out {said['colour with a name']} off when it is told by that name.",
     ]
+    if earlier := report.get("rivals_measured"):
+        lines += [
+            "", "Rivals learn nothing; theirs are the figures of an earlier run of the same command, "
+            f"{earlier['machine']}, {earlier['date']}.",
+        ]
     if report["left_out"]:
         kinds = dict.fromkeys(re.sub(r" [\d.]+$", "", name) for name in report["left_out"])
         lines += ["", f"Not measured in that run, or not for every value: {', '.join(kinds)}."]

@@ -197,8 +197,7 @@ def test_out_of_memory_makes_the_picture_smaller_and_says_so(learn, models, told
 
     monkeypatch.setattr(painter, "velocity", full)
     output = learn(models["Z-Image"], images={"image0": torch.rand(1, 384, 384, 3)}, size=384, steps=1)
-    draws = part("vl_core.looks.options").QUALITIES["good"].draws
-    assert tried[:2] == [(draws, 48), (1, 48)] and tried[-1] == (1, 36)
+    assert tried[0][0] > 1 and tried[1] == (1, 48) and tried[-1] == (1, 36)
     assert output[0].origin.sizes == ((288, 288),)
     assert "Memory ran out at 384 × 384 pixels; learned at 288 × 288" in told(output)
 

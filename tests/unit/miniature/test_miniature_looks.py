@@ -21,7 +21,7 @@ from miniature.measure.look_geometry import PROPERTIES, STYLES, grating, lookali
 from miniature.measure.look_painter import MiniaturePainter
 from miniature.measure.look_rivals import Rival, _sharing, backwards
 from miniature.measure.look_units import FULL, PLAIN, SMALL, Row, Unit, curves, qualities, share, units
-from miniature.measure.looks import Study, wanted
+from miniature.measure.looks import Study, take_over_rivals, wanted
 from miniature.train import assemble
 from miniature.train.forwards import DIT_TOKENS, dit_block, dit_rotary, sample
 from miniature.train.training import Options
@@ -96,7 +96,7 @@ def test_lookalikes_disagree_with_their_prompts(style):
 
 
 def test_rows_differ_and_begin_with_the_qualities():
-    names = [*QUALITIES, *(f"{name}, kept by 0.25" for name in QUALITIES), "good, nothing kept"]
+    names = [*QUALITIES, "good, keep 0.1", "best, keep 0.1", "good, nothing kept"]
     assert [row.name for row in qualities()] == [name for one in names for name in (one, f"{one}, 4 pictures")]
     found = curves()
     assert found[0] == Row("plain", PLAIN)
@@ -170,6 +170,24 @@ def test_a_report_of_part_of_the_rows_names_the_rest(tmp_path):
         "words", "start", "quick", "quick: another picture", "painting over at 0.6",
         "painting over at 0.6: another picture",
     }
+
+
+def test_rivals_come_from_an_earlier_report_of_the_same_sample():
+    def told(asked, left_out, rivals, **error):
+        return {
+            "asked": {"pairs": asked}, "measured": {"date": "2026-01-01"}, "left_out": left_out,
+            "rivals": [{"name": name} for name in rivals], "geometry": [{"error": error, "leak": {}}],
+        }
+
+    earlier = told(3, [], ["over", "under"], **{"over": 1, "over: another picture": 2, "under": 3, "start": 4})
+    report = told(3, ["over", "good"], ["under"], start=5)
+    take_over_rivals(report, earlier)
+    assert [row["name"] for row in report["rivals"]] == ["under", "over"] and report["left_out"] == ["good"]
+    assert report["geometry"][0]["error"] == {"start": 5, "over": 1, "over: another picture": 2}
+    assert report["rivals_measured"] == {"names": ["over"], "date": "2026-01-01"}
+    other = told(4, ["over"], [])
+    take_over_rivals(other, earlier)
+    assert other["rivals"] == [] and "rivals_measured" not in other
 
 
 def test_few_colours_between_names_are_spread_over_all():
