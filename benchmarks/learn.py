@@ -1,7 +1,7 @@
 """What learning a look costs: Z-Image's transformer at full size with random weights on a GPU, else the miniature.
 
-A step is one of *good*'s: noisy pictures in, gradients to the caption, Adam. Memory is what a step takes over the
-weights. The prototype ran every block of the same transformer twice, with nothing kept: its figures are the goal.
+A step is one of *good*'s: noisy pictures in, gradients to the caption, Adam; by size and number with no other prompt
+kept, which the prototype did not do either, then as *good* does it. Memory is what a step takes over the weights. The prototype ran every block of the same transformer twice, with nothing kept: its figures are the goal.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ SETTLING = 3
 AT_ONCE = {
     "full": {256: (1, 4), 384: (1, 4), 512: (1, 2, 4), 768: (1,)}, "miniature": {128: (1, 4)}, "tiny": {64: (1,)},
 }
+SIDES = {"full": 512, "miniature": 128, "tiny": 64}  # of a picture whose look is learned whole
 AGAIN, KEPT, AS_IT_IS = "every block run again", "every block kept", "as the painter decides"
 SOME, SOME_GIBIBYTES = "blocks kept in half a GiB", 0.5
 
@@ -96,7 +97,7 @@ def steps(report: Report, painter: PipelinePainter, device: torch.device, size: 
     for side, at_once in AT_ONCE[size].items():
         for draws in at_once:
             for what in (AGAIN, SOME, KEPT, AS_IT_IS) if device.type == "cuda" else (AGAIN, KEPT):
-                options = replace(QUALITIES["good"], steps=STEPS, draws=draws, size=side)
+                options = replace(QUALITIES["good"], steps=STEPS, draws=draws, size=side, keep=0.0)
                 before = look_painter._room
                 rooms = {AGAIN: lambda _: 0.0, SOME: half_a_gibibyte(device), KEPT: lambda _: float("inf")}
                 look_painter._room = rooms.get(what, before)
@@ -105,6 +106,10 @@ def steps(report: Report, painter: PipelinePainter, device: torch.device, size: 
                 finally:
                     look_painter._room = before
                 report.add(f"{side} × {side}, {draws} at once, {what}", ms=ms, GiB_over_weights=peak)
+    side = SIDES[size]
+    good = replace(QUALITIES["good"], steps=STEPS, size=side)
+    ms, peak = a_step(painter, device, good)
+    report.add(f"{side} × {side}, {good.draws} and one with another prompt, {AS_IT_IS}", ms=ms, GiB_over_weights=peak)
 
 
 def half_a_gibibyte(device: torch.device) -> Callable[[torch.device], float]:
@@ -139,7 +144,7 @@ def qualities(
     report: Report, painter: PipelinePainter, device: torch.device, size: str, few: int | None
 ) -> None:
     """Seconds of learning one look after loading: texts, latents and all steps."""
-    side = {"full": 512, "miniature": 128, "tiny": 64}[size]
+    side = SIDES[size]
     for name in ("quick", "good", "best") if size != "full" else ("quick", "good"):
         options = QUALITIES[name]
         options = replace(options, size=min(side, options.size), steps=few or options.steps)
