@@ -1,7 +1,8 @@
 """What learning a look costs: Z-Image's transformer at full size with random weights on a GPU, else the miniature.
 
 A step is one of *good*'s: noisy pictures in, gradients to the caption, Adam; by size and number with no other prompt
-kept, which the prototype did not do either, then as *good* does it. Memory is what a step takes over the weights. The prototype ran every block of the same transformer twice, with nothing kept: its figures are the goal.
+kept, which the prototype did not do either, then as *good* does it. Memory is what a step takes over the weights. The
+prototype ran every block of the same transformer twice, with nothing kept: its figures are the goal.
 """
 
 from __future__ import annotations
