@@ -7,7 +7,9 @@ the steps keeps the style; what other prompts differ by is kept (``keep``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 LARGEST_SIDE = 2048
 
@@ -56,6 +58,12 @@ class LearnOptions:
     def header(self) -> dict[str, int | float | str]:
         """Plain values by name."""
         return asdict(self)
+
+    @classmethod
+    def of(cls, header: Mapping[str, Any]) -> LearnOptions:
+        """From :meth:`header`, an older one too: before ``keep`` was there nothing was kept."""
+        known = {each.name for each in fields(cls)}
+        return cls(**{"keep": 0.0, **{name: value for name, value in header.items() if name in known}})
 
 
 QUALITIES = {

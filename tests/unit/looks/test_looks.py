@@ -476,6 +476,14 @@ def test_options_out_of_range_are_named(name, value):
         LearnOptions(**{name: value})
 
 
+def test_options_come_back_from_their_header_and_from_an_older_one():
+    options = QUALITIES["best"]
+    assert LearnOptions.of(options.header()) == options
+    older = {**options.header(), "spare": 0.0, "lean": 1.0}
+    del older["keep"]
+    assert LearnOptions.of(older) == replace(options, keep=0.0)
+
+
 def test_a_strong_anchor_holds_the_words(painter, picture):
     loose, tight = (learn_look(painter, [picture], WORDS, replace(FAST, anchor=anchor)) for anchor in (0.0, 100.0))
     words = begun(painter)

@@ -21,6 +21,7 @@ from ...encoder.answers import append_words
 from ...looks.learn import learn_look
 from ...looks.look import Look
 from ...looks.options import QUALITIES, LearnOptions
+from ...looks.others import OTHERS
 from ...looks.resumed import learn_resumed, part_of, stopped_at
 from ...looks.start import Words
 from ...looks.state import LearnState
@@ -77,7 +78,7 @@ def bring_looks(evaluation: Evaluation) -> None:
     if plan[LOOKS]["options"] is None:
         evaluation.leave_out(WAY, plan[LOOKS]["said"])
         return
-    looks = _learned(evaluation, LearnOptions(**plan[LOOKS]["options"]))
+    looks = _learned(evaluation, LearnOptions.of(plan[LOOKS]["options"]))
     evaluation.give([replace(one, look=look) for one, look in zip(evaluation.given, looks, strict=True)])
 
 
@@ -99,7 +100,7 @@ def lessons_of(evaluation: Evaluation) -> list[tuple[Tensor, Words, Texts]]:
         return found
 
     def texts(told: Words) -> Texts:
-        asked = ("", *told.shows, *(append_words(shows, told.look) for shows in told.shows))
+        asked = (*OTHERS, *told.shows, *(append_words(shows, told.look) for shows in told.shows))
         found = {prompt: kept.words(prompt)[0] for prompt in asked}
         return {prompt: (text.states, cast(TokenLayout, text.layout)) for prompt, text in found.items()}
 
@@ -121,7 +122,7 @@ def _decided(evaluation: Evaluation) -> dict[str, Any]:
     except (ValueError, torch.OutOfMemoryError) as error:
         return {**none, "said": f"left out: {' '.join(str(error).split())}"}
     count = len(evaluation.pictures) + 1
-    needs = [step * options.draws / TRIED[0].draws * options.steps * count for options in TRIED]
+    needs = [step * _cost(options) / _cost(TRIED[0]) * options.steps * count for options in TRIED]
     for options, need in zip(TRIED, needs, strict=True):
         if need <= SHARE * 60 * evaluation.minutes:
             said = f"{count} looks of {options.steps} steps, learned in about {need / 60:.0f} minutes"
@@ -130,6 +131,11 @@ def _decided(evaluation: Evaluation) -> dict[str, Any]:
         count=count, steps=TRIED[-1].steps, need=needs[-1] / 60, whole=evaluation.minutes, share=SHARE
     )
     return {**none, "said": f"left out: {said}"}
+
+
+def _cost(options: LearnOptions) -> float:
+    """Of a step, in noisy pictures: keeping another prompt takes one more with gradients, and two without."""
+    return options.draws + 2 * (options.keep > 0)
 
 
 def step_seconds(painter: PipelinePainter, picture: Tensor, words: Words, options: LearnOptions) -> float:
