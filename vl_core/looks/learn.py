@@ -41,7 +41,7 @@ OnStep = Callable[[LearnState], None]
 OnCaption = Callable[[int, Callable[[], Tensor]], None]  # steps done, and what gives the caption so far
 
 
-def _unseen(step: int, caption: Callable[[], Tensor]) -> None:
+def unseen(step: int, caption: Callable[[], Tensor]) -> None:
     """Nobody looks on."""
 
 
@@ -53,7 +53,7 @@ def learn_look(
     *,
     others: Sequence[str] = OTHERS,
     on_step: OnStep = lambda state: None,
-    on_caption: OnCaption = _unseen,
+    on_caption: OnCaption = unseen,
     state: LearnState | None = None,
 ) -> Look:
     """Learn one look of 1 to 16 pictures.
@@ -105,7 +105,7 @@ def learn_looks(
     *,
     others: Sequence[str] = OTHERS,
     on_step: OnStep = lambda state: None,
-    on_caption: OnCaption = _unseen,
+    on_caption: OnCaption = unseen,
     state: LearnState | None = None,
     at_once: int = 0,
 ) -> list[Look]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .learn import OnCaption, OnStep, learn_look
+from .learn import OnCaption, OnStep, unseen, learn_look
 from .look import Look
 from .options import LearnOptions
 from .painter import Painter
@@ -50,7 +50,7 @@ def learn_resumed(
         if state.step % SAVED_EVERY == 0:
             state.save(part, key)
 
-    seen = {} if on_caption is None else {"on_caption": on_caption}
-    look = learn_look(painter, pictures, words, options, on_step=keep, state=state, **seen)
+    seen = unseen if on_caption is None else on_caption
+    look = learn_look(painter, pictures, words, options, on_step=keep, on_caption=seen, state=state)
     part.unlink(missing_ok=True)
     return look
