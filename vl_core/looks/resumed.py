@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .learn import OnCaption, OnStep, unseen, learn_look
+from .learn import OnCaption, OnStep, learn_look, unseen
 from .look import Look
 from .options import LearnOptions
 from .painter import Painter
