@@ -245,8 +245,11 @@ class _Learning:
         """Places in the batch of one draw of the step, int64 ``(B',)``, and these pictures told one of the others."""
         pictures, drawn = int(self.pack.counts.sum()), chance(self.options.seed, -1 - step)
         others = len(self.pack.texts.lengths) - pictures
-        draw, text = (int(torch.randint(max(1, count), (), generator=drawn)) for count in (self.options.draws, others))
-        chosen = (batch.draws == (draw if others else -1)).nonzero()[:, 0]
+        if not others:
+            none = torch.empty(0, dtype=torch.long)
+            return none, batch.at(none)
+        draw, text = (int(torch.randint(count, (), generator=drawn)) for count in (self.options.draws, others))
+        chosen = (batch.draws == draw).nonzero()[:, 0]
         part = batch.at(chosen)
         return chosen, replace(part, texts=torch.full_like(part.texts, pictures + text))
 

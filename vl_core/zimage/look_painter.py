@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,6 @@ from ..states.families import ZIMAGE, Family, family_of
 from ..states.layout import TokenLayout
 from . import lean
 from .pipeline import encode_text
-
-if TYPE_CHECKING:
-    pass
 
 SCHEDULE = 1000  # steps: as finely as the model's time is told
 KEPT_PER_TOKEN = 27  # values of the model's width that a block keeps per token for its backward pass, as measured
