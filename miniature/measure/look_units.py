@@ -20,9 +20,7 @@ CHANGES: dict[str, tuple[float, ...]] = {
     "anchor": (0.0, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75, 0.85, 0.95), "tokens": (16, 32),
     "keep": (0.0, 0.03, 0.1, 0.25, 1.0, 3.0), "average": (0.0, 0.25, 0.5),
 }
-LONGER: tuple[dict[str, Any], ...] = (  # what is changed of the best, other prompts kept as in plain ones
-    {"lowest": 0.75}, {"tokens": 0}, {"tokens": 32}, {"keep": 0.0}, {"keep": 1.0},
-)
+LONGER: tuple[dict[str, Any], ...] = ({"lowest": 0.75}, {"tokens": 32}, {"keep": 0.0}, {"keep": 1.0})  # of the best
 THINGS, EVERYDAY = "things of the world", "the pack's own prompts"
 LEFT_ALONE = {THINGS: world.other_things(), EVERYDAY: OTHERS}
 TOLD = ("all", "object", "nothing")
@@ -61,21 +59,19 @@ class Unit:
 
     Attributes:
         keys: of the rows. ``cost``: of learning, in noisy pictures, to share units out by.
-        measure: the rows' figures in turn.
+        measure: the rows' figures in turn. ``first``: before all others, as nothing can be reported without.
     """
 
     name: str
     keys: tuple[Key, ...]
     cost: float
     measure: Callable[[], Iterator[Figures]]
+    first: bool = False
 
 
 def qualities(toy: bool = False) -> list[Row]:
-    """The named qualities, with less and with nothing kept too, each from one picture and from four of one look."""
+    """The named qualities, and one with nothing kept, each from one picture and from four of one look."""
     rows = [Row(name, options) for name, options in QUALITIES.items()]
-    rows += [
-        Row(f"{name}, keep {PLAIN.keep:g}", replace(QUALITIES[name], keep=PLAIN.keep)) for name in ("good", "best")
-    ]
     rows.append(Row("good, nothing kept", replace(QUALITIES["good"], keep=0.0)))
     found = []
     for row in rows:
@@ -96,7 +92,7 @@ def curves(toy: bool = False) -> list[Row]:
     found += [Row(f"told: {told}", plain, told=told) for told in TOLD]
     found.append(Row(f"kept: {EVERYDAY}", plain, others=EVERYDAY))
     for change in LONGER:
-        long = replace(QUALITIES["best"], **{"keep": PLAIN.keep, **change}, **({"steps": 2, "draws": 1} if toy else {}))
+        long = replace(QUALITIES["best"], **change, **({"steps": 2, "draws": 1} if toy else {}))
         found.append(Row(f"best: {', '.join(f'{name} {value:g}' for name, value in change.items())}", long))
     return found[:: 8 if toy else 1]
 
@@ -116,12 +112,12 @@ def units(grounds: dict[str, Ground], toy: bool) -> list[Unit]:
 
 
 def share(found: Sequence[Unit], shard: str) -> list[Unit]:
-    """The units of a shard such as "0/4": the dearest first, each to whom has least to do; all for no shard."""
+    """The units of a shard such as "0/4": what is needed first, then the dearest, each to whom has least to do; all for no shard."""
     if not shard:
         return list(found)
     index, count = map(int, shard.split("/"))
     loads, mine = [0.0] * count, []
-    for unit in sorted(found, key=lambda unit: -unit.cost):
+    for unit in sorted(found, key=lambda unit: (not unit.first, -unit.cost)):
         lightest = loads.index(min(loads))
         loads[lightest] += unit.cost
         if lightest == index:
@@ -157,7 +153,7 @@ def _bounds(unit: str, grounds: dict[str, Ground], begun: bool = True) -> Unit:
         for name in starts:
             yield grounds[name].measure(grounds[name].begun())
 
-    return Unit(unit, (*keys, *((name, START) for name in starts)), 2000.0, measure)
+    return Unit(unit, (*keys, *((name, START) for name in starts)), 50_000.0, measure, first=True)
 
 
 def _quality(row: Row, grounds: dict[str, Ground], names: Sequence[str]) -> Unit:

@@ -9,6 +9,9 @@ another prompt q in place of the picture's own p, and wants the two to differ as
 E began as::
 
     ‖ v(q + E) − [ v(p + E) + v(q + E₀) − v(p + E₀) ] ‖²,    the bracket a goal that no gradient reaches.
+
+It is asked of one noisy picture of every second step, and weighs twice as much there: half the time, the same pull. Of
+more pictures a look loses more of what other prompts say, so there it weighs more, by the root of their number.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from .units import with_look
 
 BETAS = (0.9, 0.99)  # of Adam; the steps are too few for a longer memory
 ADAM_EPSILON = 1e-8
+KEPT_EVERY = 2  # steps from one that asks for another prompt to the next
 SMALLEST = 256  # pixels: what a picture is brought to at the least where memory runs out
 
 
@@ -237,15 +241,19 @@ class _Learning:
                 total.backward()
                 total, other = torch.zeros_like(total), self.velocity(values, kept)
             goal = own.detach()[chosen.to(own.device)] + begun
-            total = total + self.options.keep * (other - goal).square().mean((1, 2, 3)).sum()
+            weights = self.options.keep * KEPT_EVERY * self.pack.counts[kept.looks].sqrt().to(own.device)
+            total = total + (weights * (other - goal).square().mean((1, 2, 3))).sum()
         total.backward()
         return losses.detach()
 
     def told_otherwise(self, step: int, batch: Batch) -> tuple[Tensor, Batch]:
-        """Places in the batch of one draw of the step, int64 ``(B',)``, and these pictures told one of the others."""
+        """Places in the batch of one draw of the step, int64 ``(B',)``, and these pictures told one of the others.
+
+        None of a step between two that ask.
+        """
         pictures, drawn = int(self.pack.counts.sum()), chance(self.options.seed, -1 - step)
         others = len(self.pack.texts.lengths) - pictures
-        if not others:
+        if not others or step % KEPT_EVERY:
             none = torch.empty(0, dtype=torch.long)
             return none, batch.at(none)
         draw, text = (int(torch.randint(count, (), generator=drawn)) for count in (self.options.draws, others))

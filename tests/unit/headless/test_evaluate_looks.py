@@ -86,7 +86,7 @@ def test_without_time_for_it_nothing_is_learned_and_the_page_says_so(hurried):
     page, evidence = (hurried / "index.html").read_text(), json.loads((hurried / "evidence.json").read_text())
     assert not (hurried / "looks").exists()
     assert {arm["group"] for arm in evidence["arms"]} == {"words"}
-    # A step of 4 noisy pictures is said to take 10 s; one of 2 takes 4/6 of it, each with another prompt to keep.
+    # A step of 4 noisy pictures is said to take 10 s; one of 2 takes 3/5 of it, with another prompt to keep.
     said = "left out: 3 looks of 25 steps would take 8 of 0.1 minutes, 20% are for them"
     assert evidence["asked"]["looks"] == said and said in page
 
@@ -101,7 +101,7 @@ def test_with_no_other_way_that_is_a_mistake(asked, tmp_path, monkeypatch, capsy
 
 
 def test_a_step_is_timed_and_nothing_of_it_is_kept(monkeypatch):
-    clock = iter([0.0, 5.0, 7.0, 9.0])
+    clock = iter([0.0, 4.0, 6.0])
     monkeypatch.setattr(looks.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(looks, "learn_look", lambda *_, on_step: [on_step(None) for _ in range(100)])
     assert looks.step_seconds(None, torch.zeros(1), None, SHORT) == 3.0

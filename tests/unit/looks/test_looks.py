@@ -343,45 +343,50 @@ def test_prompts_go_on_differing_as_they_did_with_words(picture):
     assert changed[1.0] < 0.7 * changed[0.0]
 
 
-def test_the_gradient_of_keeping_is_that_of_its_formula(picture):
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_gradient_of_keeping_is_that_of_its_formula(picture, count):
+    """At every second step, twice the weight, times the root of the number of pictures."""
     painter, options = AttentivePainter(), replace(FAST, draws=1, keep=0.7)
-    ready = make_ready(painter, Lesson((picture,), WORDS), options)
+    pictures = tuple(picture * (1 - 0.1 * number) for number in range(count))
+    ready = make_ready(painter, Lesson(pictures, Words(WORDS.shows * count, WORDS.look)), options)
     anchor = torch.cat([ready.start.tail, ready.start.tokens])[None]
     values = (anchor + 0.1 * torch.randn(anchor.shape, generator=torch.Generator().manual_seed(2))).requires_grad_()
     other = tell(painter, "a tree")
     learning = _Learning(painter, Pack.of([ready], [other]), options, anchor, torch.ones(1), 0)
-    (batch,) = learning.pack.batches(painter, options, 3)
-    losses = learning.backward(3, values, batch)
 
-    again, told = values.detach().clone().requires_grad_(), ready.start.told[0]
-
-    def painted(told, rows):
+    def painted(told, rows, batch):
         caption = with_look(told.head, told.tail, rows[5:], ready.start.sizes, rows[:5])
         return painter.velocity(batch.noisy, batch.levels, [caption])
 
-    own = painted(told, again[0])
-    goal = own.detach() + painted(other, anchor[0]) - painted(told, anchor[0])
-    kept = (painted(other, again[0]) - goal).square().mean()
-    loss = (own - batch.target).square().mean()
-    (loss + 0.7 * kept).backward()
-    torch.testing.assert_close(values.grad, again.grad, atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(losses[0], loss.detach())
-    assert float(kept.detach()) > 1e-4
-    values.grad = None
-    replace(learning, at_once=1).backward(3, values, batch)  # one after the other
-    torch.testing.assert_close(values.grad, again.grad, atol=1e-6, rtol=1e-4)
+    for step, weight in ((4, 2 * 0.7 * count**0.5), (5, 0.0)):
+        (batch,) = learning.pack.batches(painter, options, step)
+        values.grad = None
+        losses = learning.backward(step, values, batch)
+
+        again, told = values.detach().clone().requires_grad_(), ready.start.told[step % count]
+        own = painted(told, again[0], batch)
+        goal = own.detach() + painted(other, anchor[0], batch) - painted(told, anchor[0], batch)
+        kept = (painted(other, again[0], batch) - goal).square().mean()
+        loss = (own - batch.target).square().mean()
+        (loss + weight * kept).backward()
+        torch.testing.assert_close(values.grad, again.grad, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(losses[0], loss.detach())
+        assert float(kept.detach()) > 1e-4
+        values.grad = None
+        replace(learning, at_once=1).backward(step, values, batch)  # one after the other
+        torch.testing.assert_close(values.grad, again.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_each_step_asks_one_noisy_picture_of_each_look_for_another_prompt(painter, picture):
+def test_every_second_step_asks_one_noisy_picture_of_each_look_for_another_prompt(painter, picture):
     lessons = [Lesson((picture,), WORDS), Lesson((picture * 0.5, picture[:32]), Words(("a", "a tree"), "blue"))]
-    looks = learn_looks(painter, lessons, replace(FAST, steps=1, draws=4, keep=1.0), others=("a rather long prompt",))
+    looks = learn_looks(painter, lessons, replace(FAST, steps=3, draws=4, keep=1.0), others=("a rather long prompt",))
     count = len(painter.text("a rather long prompt")[0])
     asked = [length for _, lengths in painter.seen for length in lengths]
     for look in looks:
-        assert asked.count(count + len(look.tokens)) == 2  # in the words that it began as, and as learned
+        assert asked.count(count + len(look.tokens)) == 2 * 2  # in the words that it began as, and as learned
     painter.seen.clear()
-    learn_looks(painter, lessons, replace(FAST, steps=1, draws=4, keep=0.0), others=("a rather long prompt",))
-    assert sum(len(lengths) for _, lengths in painter.seen) == 8
+    learn_looks(painter, lessons, replace(FAST, steps=3, draws=4, keep=0.0), others=("a rather long prompt",))
+    assert sum(len(lengths) for _, lengths in painter.seen) == 3 * 8
 
 
 def test_a_prompt_that_is_told_already_changes_nothing(painter, picture):

@@ -39,7 +39,7 @@ WAY, LOOKS, NOISE = "learned look", "looks", "noise"
 SHARE = 0.2  # of the time
 # The first that there is time for. Fewer steps would say more of the steps than of the way.
 TRIED = (QUALITIES["good"], QUALITIES["quick"], replace(QUALITIES["quick"], steps=25))
-PROBED = 3  # steps that are timed; one before them is not
+PROBED = 2  # steps that are timed: of two one asks for another prompt
 OUT_OF_TIME = "{count} looks of {steps} steps would take {need:.0f} of {whole:g} minutes, {share:.0%} are for them"
 
 Texts = Mapping[str, tuple[Tensor, TokenLayout]]
@@ -134,8 +134,8 @@ def _decided(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _cost(options: LearnOptions) -> float:
-    """Of a step, in noisy pictures: keeping another prompt takes one more with gradients, and two without."""
-    return options.draws + 2 * (options.keep > 0)
+    """Of a step, in noisy pictures: at every second one another prompt takes one more with gradients, and two without."""
+    return options.draws + (options.keep > 0)
 
 
 def step_seconds(painter: PipelinePainter, picture: Tensor, words: Words, options: LearnOptions) -> float:
