@@ -109,7 +109,8 @@ def steps(report: Report, painter: PipelinePainter, device: torch.device, size: 
     side = SIDES[size]
     good = replace(QUALITIES["good"], steps=STEPS, size=side)
     ms, peak = a_step(painter, device, good)
-    report.add(f"{side} × {side}, {good.draws} and one with another prompt at every second step, {AS_IT_IS}", ms=ms, GiB_over_weights=peak)
+    what = f"{good.draws} and at every second step one with another prompt"
+    report.add(f"{side} × {side}, {what}, {AS_IT_IS}", ms=ms, GiB_over_weights=peak)
 
 
 def half_a_gibibyte(device: torch.device) -> Callable[[torch.device], float]:

@@ -112,7 +112,10 @@ def units(grounds: dict[str, Ground], toy: bool) -> list[Unit]:
 
 
 def share(found: Sequence[Unit], shard: str) -> list[Unit]:
-    """The units of a shard such as "0/4": what is needed first, then the dearest, each to whom has least to do; all for no shard."""
+    """The units of a shard such as "0/4": what is needed first, then the dearest, each to whom has least to do.
+
+    All for no shard.
+    """
     if not shard:
         return list(found)
     index, count = map(int, shard.split("/"))

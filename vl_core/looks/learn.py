@@ -17,8 +17,8 @@ more pictures a look loses more of what other prompts say, so there it weighs mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ from .units import with_look
 BETAS = (0.9, 0.99)  # of Adam; the steps are too few for a longer memory
 ADAM_EPSILON = 1e-8
 KEPT_EVERY = 2  # steps from one that asks for another prompt to the next
+GOALS = 4  # such steps whose goals are asked for together: of so few rows a GPU would wait for the processor
 SMALLEST = 256  # pixels: what a picture is brought to at the least where memory runs out
 
 
@@ -200,6 +201,7 @@ class _Learning:
     anchor: Tensor
     shares: Tensor
     at_once: int
+    _begun: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False)  # by step and look
 
     def step(self, state: LearnState) -> LearnState:
         """One step of Adam on both losses and the pull to the anchor."""
@@ -226,7 +228,6 @@ class _Learning:
             what each noisy picture adds to its look's loss on the pictures, float32 ``(B,)``.
         """
         chosen, kept = self.told_otherwise(step, batch)
-        begun = self.begun(batch.at(chosen), kept) if len(kept) else None
         together = not self.at_once or len(batch) + len(kept) <= self.at_once
         own, other = self.velocity(values, batch.joined(kept) if together else batch).tensor_split([len(batch)])
         losses = (own - batch.target).square().mean((1, 2, 3)) / self.options.draws
@@ -236,11 +237,11 @@ class _Learning:
                 "in bf16, fp16 or float32 instead of this quantised form."
             )
         total = losses.sum()
-        if begun is not None:
+        if len(kept):
             if not together:
                 total.backward()
                 total, other = torch.zeros_like(total), self.velocity(values, kept)
-            goal = own.detach()[chosen.to(own.device)] + begun
+            goal = own.detach()[chosen.to(own.device)] + self.begun(step, kept)
             weights = self.options.keep * KEPT_EVERY * self.pack.counts[kept.looks].sqrt().to(own.device)
             total = total + (weights * (other - goal).square().mean((1, 2, 3))).sum()
         total.backward()
@@ -261,12 +262,28 @@ class _Learning:
         part = batch.at(chosen)
         return chosen, replace(part, texts=torch.full_like(part.texts, pictures + text))
 
-    @torch.no_grad()
-    def begun(self, own: Batch, kept: Batch) -> Tensor:
+    def begun(self, step: int, kept: Batch) -> Tensor:
         """What two prompts differ by with the words that the looks began as: ``(B', C, h, w)``."""
-        parts = [self.velocity(self.anchor, part) for part in kept.joined(own).split(self.at_once)]
-        other, told = torch.cat(parts).chunk(2)
-        return other - told
+        looks = kept.looks.tolist()
+        if (step, looks[0]) not in self._begun:
+            self._begun.clear()
+            self._begin(step - step % (KEPT_EVERY * GOALS))
+        return torch.stack([self._begun[step, look] for look in looks])
+
+    @torch.no_grad()
+    def _begin(self, first: int) -> None:
+        """Find it for several steps, all rows of a size at once: it does not depend on what is learned."""
+        asked: dict[torch.Size, list[tuple[int, Batch, Batch]]] = {}
+        for step in range(first, min(first + KEPT_EVERY * GOALS, self.options.steps), KEPT_EVERY):
+            for batch in self.pack.batches(self.painter, self.options, step):
+                chosen, kept = self.told_otherwise(step, batch)
+                asked.setdefault(batch.noisy.shape[1:], []).append((step, kept, batch.at(chosen)))
+        for parts in asked.values():
+            keys = [(step, look) for step, kept, _ in parts for look in kept.looks.tolist()]
+            rows = reduce(Batch.joined, [kept for _, kept, _ in parts] + [own for *_, own in parts])
+            found = torch.cat([self.velocity(self.anchor, part) for part in rows.split(self.at_once)])
+            other, told = found.chunk(2)
+            self._begun.update(zip(keys, other - told, strict=True))
 
     def velocity(self, values: Tensor, batch: Batch) -> Tensor:
         """What the model makes of noisy pictures: float32 ``(B, C, h, w)``."""

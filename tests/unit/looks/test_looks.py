@@ -346,7 +346,7 @@ def test_prompts_go_on_differing_as_they_did_with_words(picture):
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_gradient_of_keeping_is_that_of_its_formula(picture, count):
     """At every second step, twice the weight, times the root of the number of pictures."""
-    painter, options = AttentivePainter(), replace(FAST, draws=1, keep=0.7)
+    painter, options = AttentivePainter(), replace(FAST, steps=8, draws=1, keep=0.7)
     pictures = tuple(picture * (1 - 0.1 * number) for number in range(count))
     ready = make_ready(painter, Lesson(pictures, Words(WORDS.shows * count, WORDS.look)), options)
     anchor = torch.cat([ready.start.tail, ready.start.tokens])[None]
@@ -387,6 +387,13 @@ def test_every_second_step_asks_one_noisy_picture_of_each_look_for_another_promp
     painter.seen.clear()
     learn_looks(painter, lessons, replace(FAST, steps=3, draws=4, keep=0.0), others=("a rather long prompt",))
     assert sum(len(lengths) for _, lengths in painter.seen) == 3 * 8
+
+
+def test_goals_of_four_steps_are_asked_for_in_one_pass(painter, picture):
+    options = replace(FAST, steps=12, draws=4, keep=1.0)
+    learn_look(painter, [picture], WORDS, options, others=("a rather long prompt",))
+    first, second = [5, 8, 4, 5, 4, 5, 4, 5, 4], [5, 4, 4, 5, 4]  # steps 0, 2, 4 and 6 ask; then 8 and 10
+    assert [len(lengths) for _, lengths in painter.seen] == first + second
 
 
 def test_a_prompt_that_is_told_already_changes_nothing(painter, picture):

@@ -134,7 +134,7 @@ def _decided(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _cost(options: LearnOptions) -> float:
-    """Of a step, in noisy pictures: at every second one another prompt takes one more with gradients, and two without."""
+    """Of a step, in noisy pictures: at every second one another prompt takes one with gradients and two without."""
     return options.draws + (options.keep > 0)
 
 
