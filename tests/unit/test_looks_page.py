@@ -61,6 +61,17 @@ def test_the_qualities_reach_their_goals():
 
 
 @measured
+def test_of_four_pictures_a_look_is_no_worse_than_of_one():
+    rows = {row["name"]: row for row in REPORT["rows"]}
+    for name in ("quick", "good", "best"):
+        one, four = rows[name], rows[f"{name}, 4 pictures"]
+        assert four["adherence_shape"] >= 0.985
+        assert four["leak"] <= 0.01
+        for figure, error in (("transfer", "stderr"), ("adherence", "adherence_stderr")):
+            assert four[figure] > one[figure] - 2 * (one[error] ** 2 + four[error] ** 2) ** 0.5, (name, figure)
+
+
+@measured
 def test_prompts_are_lost_where_nothing_is_kept():
     kept, lost = (
         next(row for row in REPORT["rows"] if row["name"] == name) for name in ("good", "good, nothing kept")

@@ -70,5 +70,5 @@ class LearnOptions:
 QUALITIES = {
     "quick": LearnOptions(steps=50, draws=2, lowest=0.75, tokens=16, keep=0.25),
     "good": LearnOptions(anchor=0.01, lowest=0.5, average=0.5, tokens=16, keep=0.25),
-    "best": LearnOptions(steps=300, lowest=0.5, average=0.5, tokens=16, keep=0.25),
+    "best": LearnOptions(steps=300, lowest=0.5, average=0.5, tokens=24, keep=0.25),
 }
