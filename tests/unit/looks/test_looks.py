@@ -292,7 +292,7 @@ def test_adam_is_torchs(painter):
         weight.grad = gradient
         adam.step()
         path.append(weight.detach().clone())
-        state = _adam(state, options, gradient, (0.0,))
+        state = _adam(state, options, gradient, torch.zeros(1))
     torch.testing.assert_close(state.values, path[-1])
     torch.testing.assert_close(state.total, path[3] + path[4])
 
@@ -463,6 +463,10 @@ def test_a_model_without_a_gradient_is_refused_at_the_first_step(painter, pictur
     painter.velocity = lambda noisy, levels, captions: sum(c.sum() for c in captions) * float("inf") + noisy
     with pytest.raises(ValueError, match="step 1: expected a finite gradient"):
         learn_look(painter, [picture], WORDS, FAST)
+    poisoned = iter(range(6))
+    painter.velocity = lambda *inputs: velocity(*inputs) * (float("nan") if next(poisoned) == 4 else 1.0)
+    with pytest.raises(ValueError, match="step 5: expected a finite gradient"):
+        learn_look(painter, [picture], WORDS, replace(FAST, steps=5, keep=0.0))
     painter.velocity = lambda noisy, levels, captions: sum(c.sum() for c in captions) * 0 + noisy
     with pytest.raises(ValueError, match="finite gradient to the caption, got none"):
         learn_look(painter, [picture], WORDS, FAST)
