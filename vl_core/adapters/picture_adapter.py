@@ -169,8 +169,7 @@ class PictureAdapter:
 
         predicted = self.predict(torch.stack(features))  # (pictures, slot tokens and tail, D)
         batch = as_batch(own_text)
-        stop = batch.shape[1]
-        at, stop = (stop - family.tail_tokens, stop) if own_layout is None else self.spec.tail_of(own_layout)
+        at, stop = self.spec.tail_of(own_layout, batch.shape[1])
         own, tail = batch.float(), batch[:, at:stop].float()
         mean = torch.einsum("p,ptd->td", shares, predicted)
         if combine == "parts":

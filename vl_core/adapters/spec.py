@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor
 
-from ..stages.append import template_tail
+from ..stages.append import tail_of
 from ..stages.description import Slot, check_slots
 from ..states.families import ZIMAGE, Family, family_of, find_family
 from ..states.files import check_content
@@ -127,17 +127,17 @@ class AdapterSpec:
             return
         if layout.layer not in (None, self.text_layer):
             raise ValueError(f"text: {predicts} for {self.family}, got layer {layout.layer}. {mend}")
-        self.tail_of(layout)
+        self.tail_of(layout, len(layout))
 
-    def tail_of(self, layout: TokenLayout) -> tuple[int, int]:
-        """Where a text's template tail begins and ends; ValueError for a text of another template."""
-        family = self.text_family
+    def tail_of(self, layout: TokenLayout | None, length: int) -> tuple[int, int]:
+        """Where a text's template tail begins and ends; ValueError for a text of another template, or too short."""
+        family, got = self.text_family, f"{length} tokens" if layout is None else layout.describe()
         try:
-            return template_tail(layout, (family.tail_tokens,))
+            return tail_of(layout, length, family)
         except ValueError as error:
             raise ValueError(
                 f"text: expected a whole text of {self.family}, which ends with {family.tail_tokens} template tokens, "
-                f"got {layout.describe()}. Use the text encoder of the fit, or fit an adapter for this one."
+                f"got {got}. Use the text encoder of the fit, or fit an adapter for this one."
             ) from error
 
     def header(self) -> dict[str, Any]:

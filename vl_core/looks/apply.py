@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..stages.append import template_tail
+from ..stages.append import tail_of
 from ..stages.description import lead_in, spread
 from ..states.families import Family
 from ..states.layout import TokenLayout, TokenRole, concatenate_layouts
@@ -92,7 +92,7 @@ def apply_look(
         return text, layout, LookInfo(0.0, shares, 0, text.shape[-2], notes)
     own, own_layout, padding = split_padding(text, layout, words if family.padded_to else None)
     batch = as_batch(own).float()
-    at, stop = _tail_of(own_layout, batch.shape[1], family)
+    at, stop = tail_of(own_layout, batch.shape[1], family)
     last = batch[:, at - 1 : at]
     added = [
         _led_in(look, last, spread(strength * share / max(shares)), family)
@@ -125,18 +125,6 @@ def _shares(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
         shown = ", ".join(f"{float(weight):g}" for weight in given.flatten())
         raise ValueError(f"weights: expected {count} numbers of 0 or more, not all 0, got {shown or 'none'}.")
     return tuple((given / given.sum()).tolist())
-
-
-def _tail_of(layout: TokenLayout | None, length: int, family: Family) -> tuple[int, int]:
-    """Where the template's tail begins and ends."""
-    if layout is not None:
-        return template_tail(layout, (family.tail_tokens,))
-    if length <= family.tail_tokens:
-        raise ValueError(
-            f"text: expected more than the template's {family.tail_tokens} tail tokens, got {length}. Give the whole "
-            "text."
-        )
-    return length - family.tail_tokens, length
 
 
 def _with_tokens(layout: TokenLayout | None, at: int, count: int) -> TokenLayout | None:

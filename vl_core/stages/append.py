@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..states.families import THINK_TOKENS
+from ..states.families import THINK_TOKENS, Family
 from ..states.layout import TAIL_TOKENS, TokenLayout, TokenRole, concatenate_layouts
 from ..states.tensors import to_dtype
 from .select import select_tokens
@@ -77,3 +77,22 @@ def template_tail(text_layout: TokenLayout | None, lengths: tuple[int, ...] = TA
         f"append_position: before_tail expected a text that ends with the template's {expected} tail tokens, "
         f"got {text_layout.describe()}. Give the whole text, or choose end."
     )
+
+
+def tail_of(layout: TokenLayout | None, length: int, family: Family) -> tuple[int, int]:
+    """Where the tail of a family's template begins and ends; in a text whose layout is unknown it is what comes last.
+
+    Args:
+        length: of the text, in tokens.
+
+    Raises:
+        ValueError: if the layout does not hold such a tail in one piece, or the text is no longer than the tail.
+    """
+    if layout is not None:
+        return template_tail(layout, (family.tail_tokens,))
+    if length <= family.tail_tokens:
+        raise ValueError(
+            f"text: expected more than the template's {family.tail_tokens} tail tokens, got {length}. Give the whole "
+            "text."
+        )
+    return length - family.tail_tokens, length

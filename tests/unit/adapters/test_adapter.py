@@ -242,6 +242,15 @@ def test_what_does_not_fit_is_refused_in_words(planted, change, message):
         planted[3].apply(**given)
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_a_text_without_a_layout_that_is_no_longer_than_the_tail_is_refused(planted, tokens):
+    adapter = planted[3]
+    with pytest.raises(ValueError, match=f"whole text of Z-Image, which ends with 5 template tokens, got {tokens} tok"):
+        adapter.apply(random(tokens, WIDTH), None, seen(21))
+    longer, _, info = adapter.apply(random(6, WIDTH), None, seen(21))
+    assert longer.isfinite().all() and len(longer) == 6 + info.tokens
+
+
 def test_a_strange_picture_is_recognised(planted):
     made, x, _, adapter, _ = planted
     usual = [adapter.familiarity(features) for features in x[:20]]
