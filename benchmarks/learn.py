@@ -7,7 +7,6 @@ prototype ran every block of the same transformer twice, with nothing kept: its 
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vl_core.looks.learn import learn_look
+from vl_core.looks.learn import GOALS, KEPT_EVERY, learn_look
 from vl_core.looks.options import QUALITIES, LearnOptions
 from vl_core.looks.start import Words
 from vl_core.states.layout import TokenLayout
@@ -32,8 +31,8 @@ from .models import build_painter
 MINIATURE = Path(__file__).parents[1] / "miniature" / "models" / "z-image-mini"
 WORDS = Words(("a lamp by the sea, a red hat on a table",), "a painting in oil, the light of a lamp, red and gold")
 GIBIBYTE = 1 << 30
-STEPS = 8  # of a timed learning; the first ones are not counted
-SETTLING = 3
+TIMED = KEPT_EVERY * GOALS  # steps: one pass for what other prompts are to keep, and four that ask for one
+SETTLING = 3  # steps before them
 # Noisy pictures by the side: four of 768 × 768 do not fit beside the weights with every block kept.
 AT_ONCE = {
     "full": {256: (1, 4), 384: (1, 4), 512: (1, 2, 4), 768: (1,)}, "miniature": {128: (1, 4)}, "tiny": {64: (1,)},
@@ -97,7 +96,7 @@ def steps(report: Report, painter: PipelinePainter, device: torch.device, size: 
     for side, at_once in AT_ONCE[size].items():
         for draws in at_once:
             for what in (AGAIN, SOME, KEPT, AS_IT_IS) if device.type == "cuda" else (AGAIN, KEPT):
-                options = replace(QUALITIES["good"], steps=STEPS, draws=draws, size=side, keep=0.0)
+                options = replace(QUALITIES["good"], steps=SETTLING + TIMED, draws=draws, size=side, keep=0.0)
                 before = look_painter._room
                 rooms = {AGAIN: lambda _: 0.0, SOME: half_a_gibibyte(device), KEPT: lambda _: float("inf")}
                 look_painter._room = rooms.get(what, before)
@@ -107,7 +106,7 @@ def steps(report: Report, painter: PipelinePainter, device: torch.device, size: 
                     look_painter._room = before
                 report.add(f"{side} × {side}, {draws} at once, {what}", ms=ms, GiB_over_weights=peak)
     side = SIDES[size]
-    good = replace(QUALITIES["good"], steps=STEPS, size=side)
+    good = replace(QUALITIES["good"], steps=SETTLING + TIMED, size=side)
     ms, peak = a_step(painter, device, good)
     what = f"{good.draws} and at every second step one with another prompt"
     report.add(f"{side} × {side}, {what}, {AS_IT_IS}", ms=ms, GiB_over_weights=peak)
@@ -122,7 +121,7 @@ def half_a_gibibyte(device: torch.device) -> Callable[[torch.device], float]:
 
 
 def a_step(painter: PipelinePainter, device: torch.device, options: LearnOptions) -> tuple[float, float | None]:
-    """Milliseconds of a step, the median, and GiB over what there was before."""
+    """Milliseconds of a step, the mean, and GiB over what there was before."""
     times: list[float] = []
 
     def tick(_state: Any) -> None:
@@ -137,9 +136,7 @@ def a_step(painter: PipelinePainter, device: torch.device, options: LearnOptions
     before = torch.cuda.memory_allocated(device) if on_gpu else 0
     learn_look(painter, [picture_of(options.size)], WORDS, options, on_step=tick)
     peak = (torch.cuda.max_memory_allocated(device) - before) / GIBIBYTE if on_gpu else None
-    timed = times[SETTLING - 1 :]  # two steps at a time: every second one asks for another prompt
-    apart = [500 * (after - start) for start, after in zip(timed, timed[2:], strict=False)]
-    return statistics.median(apart), peak
+    return 1000 * (times[-1] - times[-1 - TIMED]) / TIMED, peak
 
 
 def qualities(
