@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from vl_core.headless.cli import main
+from vl_core.headless.evaluate import turns
 
 folder, command, done, tell = Path(globals()["folder"]), globals()["command"], globals()["done"], globals()["tell"]
 WRITES = os.O_WRONLY | os.O_RDWR
@@ -50,6 +51,8 @@ def watch(event: str, details: tuple) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+few = turns.calibration_prompts()[:4]
+turns.calibration_prompts = lambda: few  # an evaluation measures them anew after each kill
 sys.addaudithook(watch)
 torch.set_num_threads(1)
 sys.exit(main(command))

@@ -19,6 +19,7 @@ from miniature.measure.vl_judge import WorldForm, ground
 from miniature.train.assemble import MODELS, PIPELINE, VISION
 from vl_core import Qwen3VLEncoder
 from vl_core.headless.cli import main
+from vl_core.headless.evaluate import turns
 from vl_core.headless.evaluate.arms import NOTE, note_compared, ways_tried
 from vl_core.headless.evaluate.arms import together as joined
 from vl_core.headless.evaluate.claims import CANNOT_TELL, DOES_NOT, HOLDS, claims_of
@@ -52,6 +53,15 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_prompts():
+    """The text encoder is measured on four prompts, as ``killed_run.py`` has it: on 96 that takes seconds each time."""
+    prompts = turns.calibration_prompts()[:4]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turns, "calibration_prompts", lambda: prompts)
+        yield
 
 
 @pytest.fixture(scope="module")
