@@ -49,7 +49,7 @@ MAKE_QUICK = """() => {
     EmptyFlux2LatentImage: { width: 256, height: 256 }, Flux2Scheduler: { steps: 2, width: 256, height: 256 },
     ImageScaleToTotalPixels: { megapixels: 0.0625 },
     ZImageVLCondition: { image_tokens: 64 }, ZImageVLEncode: { image_tokens: 64 }, ZImageVLSweep: { image_tokens: 64 },
-    ZImageVLLookLearn: { image_tokens: 64, steps: 4, size: 256 },
+    ZImageVLLookLearn: { image_tokens: 64, steps: 4, size: 64 },
   };
   small.subgraph = { width: 256, height: 256, steps: 2 };
   const set = (nodes) => nodes.forEach((node) => {
@@ -173,6 +173,13 @@ GRID_BOX = """([modern, width, height]) => {
 }"""
 
 
+# Ten frames a second, not sixty: without a GPU, drawing the canvas takes more time than all else here.
+FEW_FRAMES = """
+window.requestAnimationFrame = (draw) => setTimeout(() => draw(performance.now()), 100);
+window.cancelAnimationFrame = clearTimeout;
+"""
+
+
 class Frontend:
     """A page with ComfyUI's frontend, and what it complained about."""
 
@@ -227,10 +234,11 @@ class Frontend:
         return history
 
     def _run_once(self, seconds: float) -> dict:
-        before = set(self.server.get("/history"))
+        newest = "/history?max_items=1"  # with many, all of it takes longer to tell than a run
+        before = set(self.server.get(newest))
         assert self.page.evaluate("app.queuePrompt(0)"), "the frontend could not queue the workflow"
         until = time.monotonic() + seconds
-        while not (new := set(self.server.get("/history")) - before):
+        while not (new := set(self.server.get(newest)) - before):
             assert time.monotonic() < until, f"not finished after {seconds} s: {self.server.tail()}"
             time.sleep(0.1)
         return self.server.get(f"/history/{new.pop()}").popitem()[1]
@@ -263,7 +271,8 @@ def frontends(chromium, server):
 
     def get(modern: bool) -> Frontend:
         if modern not in pages:
-            context = chromium.new_context(viewport={"width": 1920, "height": 1080})
+            context = chromium.new_context(viewport={"width": 1920, "height": 1080}, reduced_motion="reduce")
+            context.add_init_script(FEW_FRAMES)
             pages[modern] = Frontend(context.new_page(), server, modern)
         return pages[modern]
 
@@ -280,11 +289,17 @@ def frontend(request, frontends):
 
 
 @pytest.fixture(scope="module")
-def saved_embeddings(server, server_module):
+def info(server) -> dict:
+    """What the server knows of nodes; it takes most of a second to tell."""
+    return server.get("/object_info")
+
+
+@pytest.fixture(scope="module")
+def saved_embeddings(server, server_module, info):
     """Something for the workflow that loads embeddings."""
     if not (server.base / "output" / "vl_embeddings" / "reference_00001.safetensors").is_file():
         workflow = json.loads(SAVE.read_text(encoding="utf-8"))
-        server.run(server_module.to_prompt(workflow, server.get("/object_info")))
+        server.run(server_module.to_prompt(workflow, info))
 
 
 def slots(workflow: dict) -> dict[int, tuple]:
@@ -302,14 +317,14 @@ def slots(workflow: dict) -> dict[int, tuple]:
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
 def test_a_template_opens_whole_with_nothing_red_or_cut_and_no_wire_behind_a_node_and_runs(
-    path, frontend, saved_embeddings, server, server_module
+    path, frontend, saved_embeddings, server_module, info
 ):
     workflow = json.loads(path.read_text(encoding="utf-8"))
     frontend.open(path)
     assert frontend.page.get_by_role("dialog").count() == 0  # nothing is missing
     assert frontend.page.evaluate("app.graph.nodes.filter((n) => n.has_errors).map((n) => n.type)") == []
     # What the frontend would queue is what the file says, and it would be saved again as it is.
-    assert frontend.prompt() == server_module.to_prompt(workflow, server.get("/object_info"))
+    assert frontend.prompt() == server_module.to_prompt(workflow, info)
     values = slots(frontend.saved())
     assert values == slots(workflow)
     frontend.page.wait_for_timeout(400)  # Nodes 2.0 lays out by itself
@@ -400,7 +415,7 @@ def test_the_slider_goes_as_far_as_the_way_takes_it_and_keeps_what_was_stored(wa
 
 
 @pytest.mark.parametrize("asked", ["ip adapter", "style", "reference"])
-def test_a_search_finds_the_start_before_any_other_node_of_ours(asked, frontend):
+def test_a_search_finds_the_start_before_any_other_node_of_ours(asked, frontend, info):
     frontend.open(SAVE)
     frontend.page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
     box = frontend.page.locator("input:focus")
@@ -408,24 +423,18 @@ def test_a_search_finds_the_start_before_any_other_node_of_ours(asked, frontend)
     frontend.page.wait_for_timeout(600)
     listed = "\n".join(frontend.page.locator("[role=option], [id^=result-item]").all_inner_texts())
     frontend.page.keyboard.press("Escape")
-    titles = {*server_titles(frontend), BLUEPRINT}
+    titles = {*(told["display_name"] for name, told in info.items() if name.startswith("ZImageVL")), BLUEPRINT}
     ours = [line for line in map(str.strip, listed.splitlines()) if line in titles]
     assert ours and ours[0] in ("Z-Image Vision Conditioning", BLUEPRINT)
 
 
-def server_titles(frontend) -> list[str]:
-    """What our nodes are called."""
-    known = frontend.server.get("/object_info")
-    return [told["display_name"] for name, told in known.items() if name.startswith("ZImageVL")]
-
-
 @pytest.mark.parametrize("path", SAVED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 @pytest.mark.usefixtures("saved_embeddings")
-def test_a_workflow_saved_before_keeps_its_values(path, frontends, server, server_module):
+def test_a_workflow_saved_before_keeps_its_values(path, frontends, server_module, info):
     frontend = frontends(bool(SAVED.index(path) % 2))  # either design reads values in the same way
     frontend.errors.clear()
     frontend.open(path)
-    info, new = server.get("/object_info"), set()
+    new = set()
     old = server_module.to_prompt(json.loads(path.read_text(encoding="utf-8")), info)
     for number, node in frontend.prompt().items():
         now, before = node["inputs"], old[number]["inputs"]
