@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import comfy.model_management
@@ -55,10 +56,19 @@ class Target:
         self.params, self.clip, self.tokenizer = {}, clip, tokenizer
 
 
+vision_tokenizer = cache(qwen3vl.tokenizer)
+
+
+@cache
+def only(tokenizer):
+    """The one tokenizer of its class, which CLIPs share as copies of a CLIP do: it takes longer to build than they."""
+    return tokenizer()
+
+
 def build_clip(model, tokenizer, name: str, seed: int, **text) -> comfy.sd.CLIP:
     """A CLIP around a text encoder of any class; ``name`` is what its config is called."""
     options = {f"{name}_model_config": {**TEXT, **text}, "dtype": torch.float32}
-    clip = comfy.sd.CLIP(Target(model, tokenizer), model_options=options)
+    clip = comfy.sd.CLIP(Target(model, lambda **_: only(tokenizer)), model_options=options)
     randomize(clip.cond_stage_model, seed)
     return clip
 
@@ -70,7 +80,7 @@ def text_clip(seed: int = 2, **text) -> comfy.sd.CLIP:
 
 def vision_clip(seed: int = 1, model_type: str = "qwen3vl_4b", **text) -> comfy.sd.CLIP:
     """Qwen3-VL, as Load CLIP (type lumina2) returns it."""
-    return build_clip(qwen3vl.te(model_type=model_type), qwen3vl.tokenizer(model_type), model_type, seed, **text)
+    return build_clip(qwen3vl.te(model_type=model_type), vision_tokenizer(model_type), model_type, seed, **text)
 
 
 def writing_clip(seed: int = 7, **text) -> comfy.sd.CLIP:
