@@ -105,6 +105,18 @@ def part(pack):
     return lambda path: importlib.import_module(f"{pack.__name__}.{path}")
 
 
+@pytest.fixture(scope="module")
+def few_prompts(pack):
+    """Every fourth built-in prompt in the place of all of them: FLUX.2 klein's encoder reads each in 512 tokens."""
+    every = importlib.import_module(f"{pack.__name__}.vl_core").calibration_prompts
+    few = every()[::4]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in list(sys.modules.items()):
+            if name.startswith(pack.__name__) and vars(module).get("calibration_prompts") is every:
+                patch.setattr(module, "calibration_prompts", lambda: list(few))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_written_before(request):
     """No test finds the descriptions of another."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
 PROMPT = "a cat in a red hat"
 BLOCKS, WIDTH, LAYERS, LENGTH = 28, 64, (9, 18, 27), 512
 PAD = 151643

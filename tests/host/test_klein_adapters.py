@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
 PROMPT, LOOKS = "a cat in a red hat", ("blue dusk, thick paint", "pale ink, torn paper")
 WIDTH, BLOCKS, LAYERS, LENGTH, TAIL = 64, 28, (9, 18, 27), 512, 9
 CAPTIONS = "text files beside the pictures"
