@@ -6,6 +6,7 @@ import gc
 import math
 import weakref
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,21 +36,34 @@ def lively(encoder: Qwen3VLEncoder) -> Qwen3VLEncoder:
     return encoder
 
 
-@pytest.fixture(scope="module", params=["Instruct", "Thinking"])
-def encoder(request, tiny_models, tmp_path_factory) -> Qwen3VLEncoder:
-    path = tmp_path_factory.mktemp("writing") / request.param
-    template = tiny_models.THINKING_TEMPLATE if request.param == "Thinking" else tiny_models.CHAT_TEMPLATE
-    tiny_models.write_folder(path, template=template)
-    found = Qwen3VLEncoder.from_pretrained(path, dtype=torch.float32)
-    assert found.variant == request.param
-    return lively(found)
+@pytest.fixture(scope="module")
+def of_a_kind(tiny_models, tmp_path_factory):
+    """A function: the encoder of a kind, which its template makes; loaded once."""
+
+    @cache
+    def load(kind: str) -> Qwen3VLEncoder:
+        path = tmp_path_factory.mktemp("writing") / kind
+        template = tiny_models.THINKING_TEMPLATE if kind == "Thinking" else tiny_models.CHAT_TEMPLATE
+        tiny_models.write_folder(path, template=template)
+        found = Qwen3VLEncoder.from_pretrained(path, dtype=torch.float32)
+        assert found.variant == kind
+        return lively(found)
+
+    return load
 
 
 @pytest.fixture
-def plain(encoder) -> Qwen3VLEncoder:
-    """The encoder, nothing kept from the test before."""
-    encoder.forget()
-    return encoder
+def plain(of_a_kind) -> Qwen3VLEncoder:
+    """An encoder, nothing kept from the test before."""
+    of_a_kind("Instruct").forget()
+    return of_a_kind("Instruct")
+
+
+@pytest.fixture(params=["Instruct", "Thinking"])
+def either(of_a_kind, request) -> Qwen3VLEncoder:
+    """An encoder of either kind, nothing kept: where what it is asked counts, and not only how it is run."""
+    of_a_kind(request.param).forget()
+    return of_a_kind(request.param)
 
 
 def noise(seed: int = 1, height: int = 64, width: int = 96) -> torch.Tensor:
@@ -84,10 +98,10 @@ def ours(encoder, pictures, sampling=None, seed=0, max_tokens=24, system_prompt=
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("system_prompt", ["", "a cat in a red hat"])
-def test_the_likeliest_tokens_are_those_of_transformers(count, system_prompt, plain):
+def test_the_likeliest_tokens_are_those_of_transformers(count, system_prompt, either):
     pictures = [noise(seed, *size) for seed, size in enumerate(SIZES[:count])]
-    written = ours(plain, pictures, system_prompt=system_prompt)
-    assert written == theirs(plain, pictures, system_prompt=system_prompt)
+    written = ours(either, pictures, system_prompt=system_prompt)
+    assert written == theirs(either, pictures, system_prompt=system_prompt)
     assert len(set(written)) > 1  # one token over and over would agree cheaply
 
 
@@ -100,9 +114,9 @@ def test_the_likeliest_tokens_are_those_of_transformers(count, system_prompt, pl
     ],
     ids=lambda one: ", ".join(f"{name} {value}" for name, value in asdict(one).items()),
 )
-def test_a_seed_draws_the_tokens_that_transformers_draws(sampling, plain):
+def test_a_seed_draws_the_tokens_that_transformers_draws(sampling, either):
     for seed in (0, 7, 2**63):
-        assert ours(plain, [noise(seed % 5)], sampling, seed) == theirs(plain, [noise(seed % 5)], sampling, seed)
+        assert ours(either, [noise(seed % 5)], sampling, seed) == theirs(either, [noise(seed % 5)], sampling, seed)
 
 
 def test_a_repetition_penalty_counts_the_prompt_and_changes_the_words(plain):
@@ -111,13 +125,13 @@ def test_a_repetition_penalty_counts_the_prompt_and_changes_the_words(plain):
     assert len(set(penalised)) > len(set(without))
 
 
-def test_embeddings_score_where_they_are_the_head(plain):
-    other = ours(plain, [noise()])
-    plain.model.config.tie_word_embeddings = True
+def test_embeddings_score_where_they_are_the_head(either):
+    other = ours(either, [noise()])
+    either.model.config.tie_word_embeddings = True
     try:
-        assert ours(plain, [noise()]) == theirs(plain, [noise()]) != other
+        assert ours(either, [noise()]) == theirs(either, [noise()]) != other
     finally:
-        plain.model.config.tie_word_embeddings = False
+        either.model.config.tie_word_embeddings = False
 
 
 @pytest.fixture(scope="module")
@@ -161,22 +175,22 @@ def test_in_bf16_tokens_are_transformers_own_where_the_two_best_scores_are_not_a
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_pictures_told_together_are_told_as_alone(temperature, plain):
+def test_pictures_told_together_are_told_as_alone(temperature, either):
     pictures = [noise(seed, *SIZES[seed % 3]) for seed in range(5)]
     options = {"max_tokens": 16, "temperature": temperature, "top_k": 0, "seed": 3, "repetition_penalty": 1.2}
-    together = describe_each(plain, pictures, REQUEST, together=3, **options)
-    assert together == [describe(plain, [picture], REQUEST, **options) for picture in pictures]
+    together = describe_each(either, pictures, REQUEST, together=3, **options)
+    assert together == [describe(either, [picture], REQUEST, **options) for picture in pictures]
     assert len({one.raw for one in together}) > 2
 
 
-def test_an_answer_that_ends_does_not_end_the_others(plain):
+def test_an_answer_that_ends_does_not_end_the_others(either):
     pictures = [noise(seed, *SIZES[seed % 3]) for seed in range(4)]
-    whole = [ours(plain, [picture], max_tokens=12) for picture in pictures]
+    whole = [ours(either, [picture], max_tokens=12) for picture in pictures]
     end = whole[0][3]  # as if the model ended there
-    asked = [writing.ask(plain, [picture], REQUEST, "", 1024, 12) for picture in pictures]
+    asked = [writing.ask(either, [picture], REQUEST, "", 1024, 12) for picture in pictures]
     answers, _ = writing.write_answers(
-        plain.reader, [(one.layout, one.pictures) for one in asked], Sampling(), 0, 12, [end],
-        lambda _row, _token: False, head=head_of(plain), dtype=plain.dtype, device=plain.device,
+        either.reader, [(one.layout, one.pictures) for one in asked], Sampling(), 0, 12, [end],
+        lambda _row, _token: False, head=head_of(either), dtype=either.dtype, device=either.device,
     )
     cut = [one[: one.index(end) + 1] if end in one else one for one in whole]
     assert answers == cut and len(cut[0]) <= 4 < max(map(len, cut))
@@ -245,7 +259,7 @@ def test_a_picture_told_before_another_one_is_not_read_again(plain, counted):
     assert len(counted["vision"]) == 2 and len(counted["blocks"]) == 2 + 2 + 1
 
 
-def test_an_answer_begins_with_the_same_bits_whatever_was_read_before(plain, monkeypatch):
+def test_an_answer_begins_with_the_same_bits_whatever_was_read_before(either, monkeypatch):
     """Of a picture that is new, was read for an encode or told before, or lay in the buffers of another number."""
     begun = []
     write = decoder_module.Decoder.write
@@ -256,15 +270,15 @@ def test_an_answer_begins_with_the_same_bits_whatever_was_read_before(plain, mon
     picture, long = noise(1, 160, 192), "the light of a lamp, a painting of many words and more of them " * 6
 
     def told() -> torch.Tensor:
-        describe(plain, [picture], long, max_tokens=4)
+        describe(either, [picture], long, max_tokens=4)
         return begun[-1]
 
     new = told()
     for before in (
-        lambda: plain.encode([picture], "a cat", -1), lambda: describe(plain, [picture], REQUEST, max_tokens=4),
-        lambda: describe_each(plain, [picture, noise(2)], REQUEST, max_tokens=4), lambda: None,
+        lambda: either.encode([picture], "a cat", -1), lambda: describe(either, [picture], REQUEST, max_tokens=4),
+        lambda: describe_each(either, [picture, noise(2)], REQUEST, max_tokens=4), lambda: None,
     ):
-        plain.forget()
+        either.forget()
         before()
         assert torch.equal(told(), new)
 
@@ -355,12 +369,12 @@ def test_changed_weights_are_seen(plain):
 # --- where the step cannot be used ----------------------------------------------------------------------------------
 
 
-def test_a_hooked_module_has_transformers_write_and_says_so(plain):
-    told = describe(plain, [noise()], REQUEST, max_tokens=6)
+def test_a_hooked_module_has_transformers_write_and_says_so(either):
+    told = describe(either, [noise()], REQUEST, max_tokens=6)
     seen = []
-    hook = plain.model.language_model.layers[1].mlp.register_forward_hook(lambda *_: seen.append(1))
+    hook = either.model.language_model.layers[1].mlp.register_forward_hook(lambda *_: seen.append(1))
     try:
-        hooked = describe(plain, [noise()], REQUEST, max_tokens=6)
+        hooked = describe(either, [noise()], REQUEST, max_tokens=6)
     finally:
         hook.remove()
     assert seen and hooked.raw == told.raw
@@ -416,10 +430,10 @@ def recorder(monkeypatch):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.0, 0, 0.9, 0.0, 1.3)], ids=["greedy", "drawn"])
-def test_a_captured_step_writes_what_steps_one_by_one_write(sampling, plain, recorder):
+def test_a_captured_step_writes_what_steps_one_by_one_write(sampling, either, recorder):
     """It reads whole buffers, knows no length from Python, and its warm-up leaves no trace."""
     for seed in (4, 5):
-        assert ours(plain, [noise(seed)], sampling, seed) == theirs(plain, [noise(seed)], sampling, seed)
+        assert ours(either, [noise(seed)], sampling, seed) == theirs(either, [noise(seed)], sampling, seed)
     assert len(recorder) == 1  # the second answer replays
 
 
