@@ -20,7 +20,7 @@ pytest.importorskip("transformers", minversion="4.57", reason="Qwen3-VL needs tr
 Image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-SHORT = LearnOptions(steps=4, draws=1)
+SHORT = LearnOptions(steps=4, draws=1, size=64)
 
 
 @pytest.fixture(scope="module")

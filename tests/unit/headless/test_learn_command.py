@@ -21,6 +21,7 @@ from vl_core.headless.cli import main
 from vl_core.looks import resumed
 
 FAST = ["--steps", "3", "--device", "cpu"]
+SMALL = [*FAST, "--size", "64"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,8 +54,8 @@ def test_without_a_model_the_miniature_learns_and_tells_itself_what_it_sees(file
 def test_given_words_need_no_vision_model(files, tmp_path, capsys):
     path = tmp_path / "look.safetensors"
     words = ["--words", "striped style, red background", "--shows", "a blue star", "a red ring"]
-    command = ["learn", "-m", str(MODELS / PIPELINE), "-i", *files, "-o", str(path), *words, "--size", "64"]
-    assert main([*command, *FAST, "--dtype", "float32"]) == 0
+    command = ["learn", "-m", str(MODELS / PIPELINE), "-i", *files, "-o", str(path), *words]
+    assert main([*command, *SMALL, "--dtype", "float32"]) == 0
     origin = Look.load(path).origin
     assert origin.look == "striped style, red background" and origin.shows == ("a blue star", "a red ring")
     assert origin.sizes == ((64, 64),) * 2
@@ -62,7 +63,7 @@ def test_given_words_need_no_vision_model(files, tmp_path, capsys):
 
 def test_stopped_it_goes_on_and_gives_the_same_file(files, tmp_path, capsys, monkeypatch):
     words = ["--words", "flat style", "--shows", "a blue star"]
-    command = ["learn", "-i", files[0], *words, *FAST]
+    command = ["learn", "-i", files[0], *words, *SMALL]
     whole, again = tmp_path / "whole.safetensors", tmp_path / "again.safetensors"
     assert main([*command, "-o", str(whole)]) == 0
     monkeypatch.setattr(resumed, "SAVED_EVERY", 1)
@@ -112,7 +113,7 @@ def test_too_many_pictures_are_refused(files, capsys):
 # --- a look for each picture ------------------------------------------------------------------------------------------
 
 
-EACH = ["--each", "--words", "flat style", "--shows", "a blue star", "a red ring", *FAST]
+EACH = ["--each", "--words", "flat style", "--shows", "a blue star", "a red ring", *SMALL]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_each_picture_has_a_look_of_its_own_the_one_it_would_have_alone(files, e
     folder, alone = tmp_path / "looks", tmp_path / "alone.safetensors"
     shutil.copytree(each, folder)
     assert sorted(path.name for path in folder.iterdir()) == ["0.safetensors", "1.safetensors"]
-    command = ["learn", "-i", files[1], "-o", str(alone), "--words", "flat style", "--shows", "a red ring", *FAST]
+    command = ["learn", "-i", files[1], "-o", str(alone), "--words", "flat style", "--shows", "a red ring", *SMALL]
     assert main(command) == 0
     assert (folder / "1.safetensors").read_bytes() == alone.read_bytes()
     # Another run does what is left, and nothing twice.
@@ -153,7 +154,7 @@ class Watched:
 
 
 def test_each_writes_words_for_every_picture_alone(files, tmp_path):
-    assert main(["learn", "-i", *files, "-o", str(tmp_path / "looks"), "--each", *FAST]) == 0
+    assert main(["learn", "-i", *files, "-o", str(tmp_path / "looks"), "--each", *SMALL]) == 0
     scenes = world.sample_scenes(2, torch.Generator().manual_seed(1), two_shapes=0.0).records()
     for index, scene in enumerate(scenes):
         assert Look.load(tmp_path / "looks" / f"{index}.safetensors").origin.look == world.look_answer(scene)
