@@ -22,6 +22,51 @@ def bench(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
     )
 
 
+TINY = ["--size", "tiny", "--device", "cpu"]
+TOGETHER = {  # command lines by benchmark, with a folder for results and one to work in
+    "gpu": [*TINY, "--runs", "1", "--out", "OUT"],
+    "cpu": ["--size", "tiny", "--runs", "1", "--out", "OUT"],
+    "words": [*TINY, "--runs", "1", "--tokens", "24", "--pictures", "2", "--out", "OUT"],
+    "learn": [*TINY, "--steps", "2", "--out", "OUT"],
+    "evaluate": [*TINY, "--trials", "1", "--out", "OUT", "--work", "WORK"],
+    "tables": ["--check"],
+}
+ONE_AFTER_ANOTHER = """
+import json, runpy, sys, traceback
+codes = {}
+for name, options in json.loads(sys.argv[1]).items():
+    sys.argv[1:] = [name, *options]
+    try:
+        runpy.run_module("benchmarks", run_name="__main__", alter_sys=True)
+        codes[name] = None
+    except BaseException as error:
+        codes[name] = error.code if isinstance(error, SystemExit) else traceback.format_exc()
+print("CODES " + json.dumps(codes))
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A function: the folder of a benchmark's results. All run in one Python: what they import takes it seconds."""
+    folder, work = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("work")
+    commands = {
+        name: [{"OUT": str(folder / name), "WORK": str(work / name)}.get(option, option) for option in options]
+        for name, options in TOGETHER.items()
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout.rpartition("CODES ")[2])
+
+    def found(name: str) -> Path:
+        assert not codes[name], f"{codes[name]}\n{done.stderr}"
+        return folder / name
+
+    return found
+
+
 def rows_of(folder: Path, name: str) -> dict[str, dict]:
     result = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     assert result["failures"] == {}
@@ -43,36 +88,32 @@ def test_loading_takes_little_more_memory_than_the_weights_and_less_for_fewer_bl
     assert (full["weights_MiB"] - dropped["weights_MiB"]) * 2**20 >= 1e9
 
 
-def test_every_section_of_the_gpu_benchmark_runs_on_a_cpu_too(tmp_path):
-    bench("gpu", "--size", "tiny", "--device", "cpu", "--runs", "1", "--out", str(tmp_path))
-    rows = rows_of(tmp_path, "gpu")
+def test_every_section_of_the_gpu_benchmark_runs_on_a_cpu_too(ran):
+    rows = rows_of(ran("gpu"), "gpu")
     for way in ("eager", "eager, kept for later", "compiled kernels in captured graphs"):
         assert rows[f"{way}, layer -6"]["error"] <= 1e-5
     assert rows["new prompt on a kept picture against a whole encode"]["error"] <= 1e-5
 
 
-def test_the_cpu_benchmark_runs(tmp_path):
-    bench("cpu", "--size", "tiny", "--runs", "1", "--out", str(tmp_path))
-    assert rows_of(tmp_path, "cpu")["new prompt on a kept picture against the modules' own forward"]["error"] <= 1e-5
+def test_the_cpu_benchmark_runs(ran):
+    assert rows_of(ran("cpu"), "cpu")["new prompt on a kept picture against the modules' own forward"]["error"] <= 1e-5
 
 
-def test_the_benchmark_of_words_runs_and_float32_writes_transformers_tokens(tmp_path):
-    options = ["--size", "tiny", "--device", "cpu", "--runs", "1", "--tokens", "24", "--pictures", "2"]
-    bench("words", *options, "--out", str(tmp_path))
-    rows = rows_of(tmp_path, "words_cpu")
+def test_the_benchmark_of_words_runs_and_float32_writes_transformers_tokens(ran):
+    rows = rows_of(ran("words"), "words_cpu")
     same = rows["float32: 2 answers, greedy"]
     assert same["tokens"] == 48 and same["other than transformers'"] == same["answers that differ"] == 0
 
 
-def test_the_benchmark_of_learning_runs(tmp_path):
-    bench("learn", "--size", "tiny", "--device", "cpu", "--steps", "2", "--out", str(tmp_path))
-    rows = rows_of(tmp_path, "learn_cpu")
+def test_the_benchmark_of_learning_runs(ran):
+    rows = rows_of(ran("learn"), "learn_cpu")
     assert {row["ms"] is not None for name, row in rows.items() if "at once" in name} == {True}
     assert any(name.startswith("good: 2 steps") for name in rows)
 
 
-def test_the_pages_tables_are_those_of_the_results():
-    assert bench("tables", "--check", check=False).returncode == 0, "run python -m benchmarks tables"
+def test_the_pages_tables_are_those_of_the_results(ran):
+    """If not, run ``python -m benchmarks tables``."""
+    ran("tables")
 
 
 def test_a_benchmark_that_was_not_run_leaves_its_block_empty(tmp_path, monkeypatch):
@@ -92,12 +133,8 @@ def test_a_benchmark_that_was_not_run_leaves_its_block_empty(tmp_path, monkeypat
     assert fill(filled, tmp_path) == filled
 
 
-def test_the_benchmark_of_an_evaluation_paints_measures_and_asks(tmp_path):
-    bench(
-        "evaluate", "--size", "tiny", "--device", "cpu", "--trials", "1", "--out", str(tmp_path), "--work",
-        str(tmp_path / "work"),
-    )
-    rows = rows_of(tmp_path, "evaluate_cpu")
+def test_the_benchmark_of_an_evaluation_paints_measures_and_asks(ran):
+    rows = rows_of(ran("evaluate"), "evaluate_cpu")
     assert rows["cells"]["count"] == 6 and rows["a cell, all of it"]["× its painting steps"] > 1
     assert {"loading: text", "loading: painter", "loading: vision"} <= rows.keys()
 
