@@ -233,7 +233,7 @@ def to_prompt(workflow: dict, info: dict) -> dict[str, dict]:
     return prompt
 
 
-def quick(prompt: dict[str, dict], size: int = 256, steps: int = 2) -> dict[str, dict]:
+def quick(prompt: dict[str, dict], size: int = 128, steps: int = 2) -> dict[str, dict]:
     """The same prompt, painted and learned small and in few steps."""
     for node in prompt.values():
         if node["class_type"] in ("EmptySD3LatentImage", "EmptyFlux2LatentImage", "Flux2Scheduler"):

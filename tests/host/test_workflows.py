@@ -126,14 +126,6 @@ def test_the_workflows_read_in_the_order_to_learn_them_and_are_all_there():
     ]
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).with_name("saved_0_1_0").glob("*.json")), ids=lambda p: p.stem)
-def test_a_workflow_saved_with_the_first_version_still_runs(path, server, server_module, finished, info):
-    if "reuse" in path.stem:
-        finished(SAVE)
-    history = server.run(server_module.quick(server_module.to_prompt(read(path), info)))
-    assert history["status"]["status_str"] == "success"
-
-
 @every_workflow
 def test_a_workflow_uses_only_nodes_that_exist(path, info):
     assert {node["type"] for node in working_nodes(read(path))} - set(info) == set()
@@ -269,7 +261,7 @@ def test_a_workflow_runs_to_the_end(path, finished, server):
         (saved,) = outputs[number]["images"]
         with Image.open(server.base / saved["type"] / saved["subfolder"] / saved["filename"]) as picture:
             is_grid = any(node["class_type"] == "ZImageVLGrid" for node in prompt.values())
-            assert is_grid or picture.size == (256, 256)
+            assert is_grid or picture.size == (128, 128)
             assert all(low < high for low, high in picture.convert("RGB").getextrema())
     if path == SAVE:
         assert (server.base / "output" / "vl_embeddings" / "reference_00001.safetensors").is_file()
