@@ -26,6 +26,7 @@ from vl_core.states.tensors import token_rms
 from vl_core.zimage.pipeline import encode_text
 
 ROOT = Path(__file__).resolve().parents[3]
+TWO_PAIRS = replace(bench.TOY, pairs=2)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -174,7 +175,7 @@ def test_agreement_is_one_for_a_perfect_reader_and_falls_with_each_miss():
 
 @pytest.fixture(scope="module")
 def report(run) -> dict:
-    bench.run(Options(run, toy=True, device="cpu"))
+    bench.run(Options(run, toy=True, device="cpu"), TWO_PAIRS)
     return json.loads((run / "frontier.json").read_text(encoding="utf-8"))
 
 
@@ -229,7 +230,7 @@ def test_a_bench_that_was_stopped_measures_only_what_is_missing(run, report, mon
     (run / "bench_rows.jsonl").write_text("\n".join(rows[:-2]) + '\n{"asked": "cut', encoding="utf-8")
     calls, hits = [], bench.Painting.hits
     monkeypatch.setattr(bench.Painting, "hits", lambda *arguments: calls.append(0) or hits(*arguments))
-    again = bench.run(Options(run, toy=True, device="cpu", resume=True))
+    again = bench.run(Options(run, toy=True, device="cpu", resume=True), TWO_PAIRS)
     assert len(calls) == 2
     for before, after in zip(report["methods"] + report["nulls"], again["methods"] + again["nulls"], strict=True):
         assert before["adherence"] == pytest.approx(after["adherence"], abs=1e-5)
@@ -296,7 +297,7 @@ def test_artifacts_are_those_of_vl_core_on_every_picture():
 def test_every_method_runs_on_one_case(chain):
     spec, examples = adapters.spec_of(chain), adapters.Examples.draw(chain, 12, 0)
     adapter = adapters.fit(spec, examples.features(chain, spec.features), examples.targets(chain, spec))
-    seen = replace(bench.prepare(chain, replace(bench.TOY, pairs=2), 0), adapter=adapter)
+    seen = replace(bench.prepare(chain, TWO_PAIRS, 0), adapter=adapter)
     for method in bench.METHODS:
         states = bench.WAYS[method.way](seen, seen.cases[0], seen.cases[0].right, method.layer, **method.setting)
         assert states.isfinite().all(), method
@@ -304,7 +305,7 @@ def test_every_method_runs_on_one_case(chain):
 
 
 def test_an_identity_as_space_adapter_leaves_every_row_as_it_is_without(chain):
-    seen, width = bench.prepare(chain, replace(bench.TOY, pairs=2), 0), models.TOY.width
+    seen, width = bench.prepare(chain, TWO_PAIRS, 0), models.TOY.width
     mapped = [method for method in bench.METHODS if "mapped_to" in method.setting]
     assert {method.way for method in mapped} == {"delta", "blend", "chosen words"}
     for method in mapped:
