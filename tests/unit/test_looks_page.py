@@ -80,7 +80,8 @@ def test_prompts_are_lost_where_nothing_is_kept():
     shape = lost["adherence_shape"]
     error = (shape * (1 - shape) / REPORT["asked"]["pairs"]) ** 0.5  # as if other seeds told nothing new
     assert kept["adherence_shape"] - shape > 2 * error
-    assert [round(100 * (1 - lost[figure])) for figure in ("adherence", "adherence_shape")] == [2, 6]  # the page's words
+    # The page's words.
+    assert [round(100 * (1 - lost[figure])) for figure in ("adherence", "adherence_shape")] == [2, 6]
     assert kept["between"]["mean"] - lost["between"]["mean"] < kept["between"]["stderr"]
 
 
