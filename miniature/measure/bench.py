@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from vl_core import Artifacts, calibrate, measure_artifacts
-from vl_core.reports.controls import matched_noise, noisy
+from vl_core.reports.controls import matched_noise
 
 from .. import world
 from ..train import assemble
@@ -36,7 +36,7 @@ from . import adapters, sheet
 from .chain import Chain, answers, as_image
 from .frontier import draw
 from .ledger import Ledger
-from .methods import WAYS, Bench, Case, Sight
+from .methods import WAYS, Bench
 from .rows import ADHERENCE_GOAL, FAMILIES, METHODS, TEXT_ONLY, Method, key_of
 
 ARTIFACTS = tuple(each.name for each in fields(Artifacts))
@@ -178,37 +178,19 @@ def draw_pairs(
     return pairs, world.render(references, torch.Generator(chain.device).manual_seed(seed))[0]
 
 
+def looks_in_words(pairs: world.Pairs) -> list[str]:
+    """True words for the look of every reference."""
+    return [", ".join(world.look_phrases(scene)) for scene in pairs.references.records()]
+
+
 def prepare(chain: Chain, switches: Switches, seed: int, placed: bool = False) -> Bench:
     """Pairs, their states, and the text encoder's statistics; ``placed`` as :func:`draw_pairs` has it."""
     pairs, pictures = draw_pairs(chain, switches, seed, placed)
     said = answers(chain, pictures, world.DESCRIBE_LOOK[1])
-    looks = said if switches.described else [
-        ", ".join(world.look_phrases(scene)) for scene in pairs.references.records()
-    ]
-    images = as_image(pictures)
+    looks = said if switches.described else looks_in_words(pairs)
     adapter = adapters.load(chain.folder) if (chain.folder / adapters.ADAPTER).is_file() else None
     reference = calibrate(lambda text: chain.words(text)[0], sheet.captions(64), encoder="miniature")
-    bench = Bench(chain, reference, pairs, images, adapter=adapter)
-    turned = [(index + 1) % len(pairs) for index in range(len(pairs))]
-    seen, wrong, blind = bench.readings(0), bench.readings(1), bench.readings(0, mute=True)
-    seen_said, wrong_said = (
-        chain.look_many(
-            [images[which] for which in order],
-            [f"{prompt}, {said[which]}" for prompt, which in zip(pairs.prompts, order, strict=True)], layers=(-2,),
-        )
-        for order in (range(len(pairs)), turned)
-    )
-    cases = []
-    for index, (prompt, words) in enumerate(zip(pairs.prompts, chain.words_many(pairs.prompts), strict=True)):
-        other = turned[index]
-        cases.append(
-            Case(
-                index, prompt, *words,
-                Sight(index, seen[index], blind[index], looks[index], said[index], seen_said[index]),
-                Sight(other, wrong[index], blind[index], looks[other], said[other], wrong_said[index]),
-            )
-        )
-    return replace(bench, cases=tuple(cases))
+    return Bench(chain, reference, pairs, as_image(pictures), adapter=adapter).with_cases(looks, said)
 
 
 def mixed(bench: Bench, method: Method, control: str = "") -> list[Tensor]:
@@ -217,8 +199,7 @@ def mixed(bench: Bench, method: Method, control: str = "") -> list[Tensor]:
     for index, case in enumerate(bench.cases):
         sight = case.wrong if control == "another picture" else case.right
         if control == "matched noise":
-            seen, seen_said = noisy(sight.seen, index), noisy(sight.seen_said, index)
-            sight = replace(sight, seen=seen, seen_said=seen_said, is_noise=True)
+            sight = replace(sight, is_noise=True)
         found = way(bench, case, sight, method.layer, **method.setting)
         if control == "matched noise" and method.way in ("words", "description"):  # the words are the effect here
             at = len(case.states) - 5  # the template's tail comes after the appended words

@@ -56,19 +56,14 @@ class Sight:
     """What a method may know of a reference.
 
     Attributes:
-        number: of the reference among all. ``seen``: the VL's states of picture and prompt; ``blind``: the same with
-            the picture muted in place.
+        number: of the reference among all.
         look: words for its background, style and mood; ``said``: the VL's own answer to that request.
-        seen_said: the VL's states of picture and prompt with ``said`` appended.
-        is_noise: the states are a control's.
+        is_noise: noise takes the place of what is seen of it.
     """
 
     number: int
-    seen: VLStates
-    blind: VLStates
     look: str
     said: str
-    seen_said: VLStates
     is_noise: bool = False
 
 
@@ -98,6 +93,15 @@ class Bench:
     spaces: dict[tuple[int, int], SpaceAdapter] = field(default_factory=dict)
     answered: dict[str, list[str]] = field(default_factory=dict)
 
+    def with_cases(self, looks: Sequence[str], said: Sequence[str]) -> Bench:
+        """A case for every pair, from words for each reference's look and what the VL says of it."""
+        sights = [Sight(number, *words) for number, words in enumerate(zip(looks, said, strict=True))]
+        texts = zip(self.pairs.prompts, self.chain.words_many(self.pairs.prompts), strict=True)
+        return replace(self, cases=tuple(
+            Case(number, prompt, *words, sights[number], sights[(number + 1) % len(sights)])
+            for number, (prompt, words) in enumerate(texts)
+        ))
+
     def said(self, request: str) -> list[str]:
         """The VL's own answers about every reference, written once."""
         if request not in self.answered:
@@ -105,27 +109,34 @@ class Bench:
             self.answered[request] = answers(self.chain, pictures, request)
         return self.answered[request]
 
-    def readings(self, shift: int, mute: bool = False, beside: str | None = None) -> list[VLStates]:
-        """Every prompt with the picture ``shift`` places on; ``beside``: one prompt in place of all of them."""
+    def readings(
+        self, shift: int, mute: bool = False, beside: str | None = None, described: bool = False
+    ) -> list[VLStates]:
+        """Every prompt with the picture ``shift`` places on, all read once.
+
+        ``beside``: one prompt in place of all of them. ``described``: what the VL says of the picture's look is behind
+        each prompt, and layer −2 is all that is captured.
+        """
         shift = 0 if mute else shift  # a muted picture is the same whatever it shows
-        key = shift, mute, beside
+        key = shift, mute, beside, described
         if key not in self.kept:
-            images = [self.images[(index + shift) % len(self.images)] for index in range(len(self.images))]
-            prompts = self.pairs.prompts if beside is None else [beside] * len(images)
-            self.kept[key] = self.chain.look_many(
-                images, prompts, mute=mute, layers=LAYERS,
-            )
+            order = [(index + shift) % len(self.images) for index in range(len(self.images))]
+            prompts = self.pairs.prompts if beside is None else [beside] * len(order)
+            if described:
+                told = (self.cases[which].right.said for which in order)
+                prompts = [f"{prompt}, {said}" for prompt, said in zip(prompts, told, strict=True)]
+            images = [self.images[which] for which in order]
+            self.kept[key] = self.chain.look_many(images, prompts, mute=mute, layers=(-2,) if described else LAYERS)
         return self.kept[key]
 
-    def reading(self, case: Case, sight: Sight, mute: bool = False, beside: str | None = None) -> VLStates:
+    def reading(self, case: Case, sight: Sight, mute: bool = False, **options: Any) -> VLStates:
         """One of :meth:`readings`, with a control's noise where the sight is one's."""
-        seen = self.readings((sight.number - case.number) % len(self.cases), mute, beside)[case.number]
+        seen = self.readings((sight.number - case.number) % len(self.cases), mute, **options)[case.number]
         return noisy(seen, case.number) if sight.is_noise and not mute else seen
 
     def adapted(self, case: Case, sight: Sight) -> VLStates:
         """The reading that the adapter wants: beside the prompt, or beside its own."""
-        spec = self.adapter.spec
-        return sight.seen if spec.own_prompt else self.reading(case, sight, beside=spec.prompt)
+        return self.reading(case, sight, beside=None if self.adapter.spec.own_prompt else self.adapter.spec.prompt)
 
     def space(self, layer: int, target: int) -> SpaceAdapter:
         """The ridge from the text encoder's states of one layer to those of another, on words alone; fitted once."""
@@ -176,7 +187,7 @@ def by_description(bench: Bench, case: Case, sight: Sight, layer: int | None, *,
     words = words.cpu()
     if alpha == 0:
         return words
-    states, seen_layout = sight.seen_said.at(layer)
+    states, seen_layout = bench.reading(case, sight, described=True).at(layer)
     return blend(words, states, alpha, text_layout=layout, vl_layout=seen_layout)[0]
 
 
@@ -224,7 +235,7 @@ def by_blend(
 ) -> Tensor:
     """Select, mask outliers, normalise, blend: the open pipeline of nodes. With ``alpha_end`` a line from first token
     to last."""
-    states, layout = select_tokens(*bench.at(sight.seen, layer, mapped_to), tokens)
+    states, layout = select_tokens(*bench.at(bench.reading(case, sight), layer, mapped_to), tokens)
     if mask != "none":
         states, _ = mask_outlier_dimensions(states, mode=mask, reference=bench.reference, sinks=sinks, layout=layout)
     states, _ = normalize(states, scale, bench.reference, sinks=sinks, layout=layout)
@@ -238,7 +249,9 @@ def by_delta(
     bench: Bench, case: Case, sight: Sight, layer: int, *, weight: float, mapped_to: int | None = None, **options: Any
 ) -> Tensor:
     """What the picture did to the words, added to the text's states."""
-    (plus, layout), (zero, _) = (bench.at(seen, layer, mapped_to) for seen in (sight.seen, sight.blind))
+    (plus, layout), (zero, _) = (
+        bench.at(bench.reading(case, sight, mute), layer, mapped_to) for mute in (False, True)
+    )
     return image_delta(case.states, plus, zero, weight, text_layout=case.layout, vl_layout=layout, **options)[0]
 
 
@@ -249,7 +262,7 @@ def by_recipe_file(bench: Bench, case: Case, sight: Sight, layer: int, *, recipe
 
 def by_layers(bench: Bench, case: Case, sight: Sight, layer: None, *, layers: Sequence[int], alpha: float) -> Tensor:
     """Several layers' mean, blended token by token."""
-    states, layout = mix_layers(sight.seen, layers, [1.0] * len(layers))
+    states, layout = mix_layers(bench.reading(case, sight), layers, [1.0] * len(layers))
     return blend(case.states, states, alpha, text_layout=case.layout, vl_layout=layout)[0]
 
 
@@ -262,7 +275,7 @@ def by_chosen_words(
 
 def by_kept_and_appended(bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float) -> Tensor:
     """The same, and the picture's own tokens before the template's tail."""
-    return _appended(*_around_the_object(bench, case, sight, layer, alpha), sight)
+    return _appended(*_around_the_object(bench, case, sight, layer, alpha), bench.reading(case, sight))
 
 
 def _around_the_object(
@@ -273,7 +286,7 @@ def _around_the_object(
     named = positions_of_words(
         case.layout, [thing], lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     )
-    states, layout = bench.at(sight.seen, layer, mapped_to)
+    states, layout = bench.at(bench.reading(case, sight), layer, mapped_to)
     per_token = alpha_on_words(case.layout, ~named, alpha)
     mixed, info = blend(case.states, states, per_token, text_layout=case.layout, vl_layout=layout)
     return mixed, info.layout
@@ -281,14 +294,15 @@ def _around_the_object(
 
 def by_aligned_and_appended(bench: Bench, case: Case, sight: Sight, layer: int, *, alpha: float) -> Tensor:
     """Aligned, then the picture's own tokens at layer −2 before the template's tail."""
-    states, layout = sight.seen.at(layer)
+    seen = bench.reading(case, sight)
+    states, layout = seen.at(layer)
     mixed, info = blend(case.states, states, alpha, text_layout=case.layout, vl_layout=layout)
-    return _appended(mixed, info.layout, sight)
+    return _appended(mixed, info.layout, seen)
 
 
-def _appended(states: Tensor, layout: TokenLayout | None, sight: Sight) -> Tensor:
+def _appended(states: Tensor, layout: TokenLayout | None, seen: VLStates) -> Tensor:
     """With the picture's own tokens at layer −2 before the template's tail."""
-    picture, picture_layout = select_tokens(*sight.seen.at(-2), "image_no_markers")
+    picture, picture_layout = select_tokens(*seen.at(-2), "image_no_markers")
     return blend(
         states, picture, 1.0, "append", text_layout=layout, vl_layout=picture_layout, append_position="before_tail"
     )[0]

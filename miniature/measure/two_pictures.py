@@ -6,15 +6,13 @@ other way round. A caption of both looks in true words is its bound, two other p
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-from .. import world
 from ..train.training import Options, log, write_json
 from . import adapters
-from .bench import Painting, Switches, begun, draw_pairs, row_of, share, workers
+from .bench import Painting, Switches, begun, draw_pairs, looks_in_words, row_of, share, workers
 from .chain import Chain, as_image
-from .methods import Bench, Case, Sight
+from .methods import Bench
 from .rows import CAPTION, METHODS, TEXT_ONLY, Method
 
 APART = 7  # pairs between the two pictures and the null control's
@@ -66,12 +64,8 @@ def look_at(chain: Chain, switches: Switches, seed: int) -> Bench:
     """The bench's pairs without what other methods need: the VL's own words take most of its time."""
     pairs, pictures = draw_pairs(chain, switches, seed)
     bench = Bench(chain, None, pairs, as_image(pictures), adapter=adapters.load(chain.folder))
-    cases = []
-    for index, (states, layout) in enumerate(chain.words_many(pairs.prompts)):
-        seen, look = bench.readings(0)[index], ", ".join(world.look_phrases(pairs.references.records()[index]))
-        sight = Sight(index, seen, seen, look, look, seen)
-        cases.append(Case(index, pairs.prompts[index], states, layout, sight, sight))
-    return replace(bench, cases=tuple(cases))
+    looks = looks_in_words(pairs)
+    return bench.with_cases(looks, looks)
 
 
 def _row(method: Method, found, floor, ceiling) -> dict[str, Any]:
