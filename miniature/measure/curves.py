@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from ..train.training import Options, log, write_json
 from . import adapters
 from .adapters import ALL_SEEN, Examples, fit, spec_of
 from .bench import Painting, Switches, begun, prepare, row_of, workers
-from .chain import Chain, as_image
+from .between import BetweenColours
+from .chain import Chain
 from .ledger import Ledger
 from .rows import METHODS, TEXT_ONLY, Method
 
@@ -29,7 +29,6 @@ NEW_STYLES = ("striped", "checkered", "gradient")  # each is left out of a fit, 
 FEW = 10
 NEW_SEED = 88_000  # far from the fit's pictures and the bench's
 FIXED_PROMPTS = ("", world.DESCRIBE_LOOK[1])  # read in place of the user's
-RING = 8  # pixels at the edges where nothing but the background is
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,49 +196,25 @@ def between_colours(
     The adapter against the caption of the nearer of the two names, and the adapter on another picture; each a mean
     over all pairs of names and seeds, with its standard error over pairs.
     """
-    pairs = list(combinations(range(len(world.COLORS)), 2))[: 3 if options.toy else None]
-    scenes = world.sample_scenes(len(pairs), torch.Generator().manual_seed(NEW_SEED), two_shapes=0.0)
-    flat = torch.zeros_like(scenes.style)  # style "flat", mood "neutral": the background is its colour
-    thing = torch.tensor([next(c for c in range(len(world.COLORS)) if c not in pair) for pair in pairs])
-    scenes = replace(scenes, style=flat, mood=flat, color=thing[:, None].expand(-1, 2).contiguous())
-    rendered, covers = world.render(scenes.to(chain.device), torch.Generator(chain.device).manual_seed(NEW_SEED))
-    names = torch.tensor(world.RGB)[torch.tensor(pairs)]  # (pairs, 2, 3)
-    goal = names.mean(1)
-    ground = (goal * 2 - 1).to(chain.device)[:, :, None, None]
-    pictures = torch.lerp(ground.expand_as(rendered), rendered, covers.sum(1, keepdim=True).clamp(0, 1))
-    prompts = [f"a {world.COLORS[color]} circle" for color in thing.tolist()]
-    texts = chain.words_many(prompts)
-    images = as_image(pictures)
-
-    def captions(side: int) -> list[Tensor]:
-        words = [
-            f"{prompt}, on {world.with_article(world.COLORS[pair[side]])} background, in flat style, with neutral "
-            "colors" for prompt, pair in zip(prompts, pairs, strict=True)
-        ]
-        return [states for states, _ in chain.words_many(words)]
+    colours = BetweenColours.draw(chain, 3 if options.toy else None)
+    texts, images = chain.words_many(colours.prompts), colours.images
 
     def adapted(shift: int) -> list[Tensor]:
-        order = [(index + shift) % len(pairs) for index in range(len(pairs))]
+        order = [(index + shift) % len(images) for index in range(len(images))]
         looks = chain.look_many(
-            [images[which] for which in order], prompts, layers=adapter.spec.features.layers
+            [images[which] for which in order], colours.prompts, layers=adapter.spec.features.layers
         )
         return [
             adapter.apply(states, layout, seen)[0] for (states, layout), seen in zip(texts, looks, strict=True)
         ]
 
-    def error(states: list[Tensor]) -> Tensor:
-        """(pairs,): of the mean over seeds of the painted ring's median colour."""
-        numbers = [1000 * seed + index for seed in seeds for index in range(len(pairs))]
-        painted = chain.paint(states * len(seeds), numbers, steps=steps, guidance=guidance)
-        edge = torch.ones(painted.shape[-2:], dtype=torch.bool)
-        edge[RING:-RING, RING:-RING] = False
-        found = ((painted.cpu()[..., edge] + 1) / 2).clamp(0, 1).median(-1).values  # (seeds · pairs, 3)
-        return (found.view(len(seeds), -1, 3) - goal).norm(dim=-1).mean(0)
+    def error(states: Sequence[Tensor]) -> Tensor:
+        return colours.error(chain, states, seeds, steps, guidance)
 
-    nearer = torch.stack([error(captions(side)) for side in (0, 1)]).amin(0)
-    another = 7 % len(pairs)
+    words = ([states for states, _ in chain.words_many(colours.captions(side))] for side in (0, 1))
     found = {
-        "picture adapter": error(adapted(0)), "nearest word": nearer, "another picture": error(adapted(another)),
+        "picture adapter": error(adapted(0)), "nearest word": torch.stack([error(each) for each in words]).amin(0),
+        "another picture": error(adapted(7 % len(images))),
     }
     return {
         name: {"error": float(values.mean()), "stderr": float(values.std() / len(values) ** 0.5)}
