@@ -15,6 +15,7 @@ from ..vl_core.states.statistics import ENCODER_LAYER
 from ..vl_core.states.vl_states import LAYOUT_KEY
 
 Entry = list  # [tensor (B, L, D), dict]
+Measured = ReferenceStatistics | tuple[ReferenceStatistics, ...] | None  # of one layer, or of each that a family reads
 TENSOR_OPTIONS = {LAYOUT_KEY, "attention_mask", "pooled_output"}  # what says something about the tokens themselves
 
 EDGE = 1e-6  # share of the schedule between two ranges: the host's include both ends, and steps fall on round shares
@@ -41,26 +42,7 @@ def check_conditioning(conditioning: list[Entry], name: str = "conditioning") ->
             )
 
 
-def check_reference(
-    reference: ReferenceStatistics | tuple[ReferenceStatistics, ...] | None,
-) -> ReferenceStatistics | None:
-    """Refuse statistics of a layer that Z-Image does not read; an unknown layer is taken.
-
-    Raises:
-        ValueError: naming both layers.
-    """
-    known = check_one_layer(reference)
-    if known is not None and known.layer not in (None, ENCODER_LAYER):
-        raise ValueError(
-            f"reference: expected statistics of layer {ENCODER_LAYER}, which Z-Image reads, got {known.layer}. "
-            "Measure the text encoder without CLIP Set Last Layer before it."
-        )
-    return known
-
-
-def check_one_layer(
-    reference: ReferenceStatistics | tuple[ReferenceStatistics, ...] | None,
-) -> ReferenceStatistics | None:
+def check_one_layer(reference: Measured) -> ReferenceStatistics | None:
     """Refuse statistics of layers that lie side by side, one for each.
 
     Raises:
@@ -74,16 +56,20 @@ def check_one_layer(
     return reference
 
 
-def references_of(
-    reference: ReferenceStatistics | tuple[ReferenceStatistics, ...] | None, family: Family
-) -> tuple[ReferenceStatistics | None, ...]:
-    """Statistics for each layer of a family, as Text Encoder Statistics measured them.
+def references_of(reference: Measured, family: Family) -> tuple[ReferenceStatistics | None, ...]:
+    """Statistics for each layer of a family, as Text Encoder Statistics measured them; an unknown layer is taken.
 
     Raises:
-        ValueError: if they are of another family.
+        ValueError: if they are of another family, or of a layer that it does not read; naming both.
     """
     if not family.stacked:
-        return (check_reference(reference),)
+        known = check_one_layer(reference)
+        if known is not None and known.layer not in (None, ENCODER_LAYER):
+            raise ValueError(
+                f"reference: expected statistics of layer {ENCODER_LAYER}, which Z-Image reads, got {known.layer}. "
+                "Measure the text encoder without CLIP Set Last Layer before it."
+            )
+        return (known,)
     if reference is None:
         return (None,) * len(family.layers)
     if not isinstance(reference, tuple) or tuple(one.layer for one in reference) != family.layers:
@@ -186,7 +172,7 @@ def map_entries(conditioning: list[Entry], stage: Callable[[Entry], tuple[Entry,
 
 def map_layers(
     conditioning: list[Entry],
-    reference: ReferenceStatistics | tuple[ReferenceStatistics, ...] | None,
+    reference: Measured,
     scope: str,
     stage: Callable[[Tensor, ReferenceStatistics | None, Tensor | None, TokenLayout | None], tuple[Tensor, Any]],
 ) -> tuple[list[Entry], str]:

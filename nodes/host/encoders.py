@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...vl_core import Description, VLStates
-from ...vl_core.encoder.sampling import TOP_K, Sampling
+from ...vl_core.encoder.sampling import Sampling
 from ...vl_core.encoder.writing import check_request
 from ...vl_core.encoder.written import WrittenStore, description_key
 from ...vl_core.pictures import DEFAULT_BUDGET, split_batch
@@ -68,31 +67,19 @@ def encode_vision(
 
 
 def write_words(
-    encoder: Any,
-    images: dict[str, torch.Tensor] | None,
-    instruction: str,
-    *,
-    max_tokens: int,
-    seed: int = 0,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int = TOP_K,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    system_prompt: str = "",
-    budget: int = DEFAULT_BUDGET,
-    name: str = "encoder",
+    encoder: Any, images: dict[str, torch.Tensor] | None, instruction: str, *, max_tokens: int, seed: int = 0,
+    system_prompt: str = "", budget: int = DEFAULT_BUDGET, name: str = "encoder", **sampling: Any,
 ) -> Description:
     """What the Qwen3-VL on the socket writes about pictures, with a bar on the node; Stop ends it between two tokens.
 
     Args:
         encoder, images: as :func:`encode_vision` takes them; Qwen3-VL-4B and 8B can write.
-        instruction … budget: see :func:`describe`.
+        instruction … budget: see :func:`describe`. sampling: settings of :class:`Sampling`.
 
     Raises:
         ValueError: see there and :func:`check_vision_clip`; without a picture.
     """
-    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    drawn = Sampling(**sampling)
     _check_asked(encoder, instruction, max_tokens, name)
     pictures = single_pictures(images)
     if not pictures:
@@ -100,28 +87,24 @@ def write_words(
     if isinstance(encoder, LoadedEncoder):
         return encoder.write(
             pictures, as_host_reads(instruction), max_tokens, budget, seed=seed,
-            system_prompt=as_host_reads(system_prompt), **asdict(sampling),
+            system_prompt=as_host_reads(system_prompt), **sampling,
         )
-    return write_native(encoder, pictures, instruction, system_prompt, max_tokens, budget, seed, sampling)
+    return write_native(encoder, pictures, instruction, system_prompt, max_tokens, budget, seed, drawn)
 
 
 def write_each(
-    encoder: Any, pictures: Sequence[torch.Tensor], instruction: str, *, max_tokens: int, seed: int = 0,
-    temperature: float = 0.0, budget: int = DEFAULT_BUDGET, name: str = "encoder", **more: Any,
+    encoder: Any, pictures: Sequence[torch.Tensor], instruction: str, *, max_tokens: int, budget: int = DEFAULT_BUDGET,
 ) -> list[Description]:
-    """:func:`write_words` about each picture by itself, written at the same time; Stop ends them between two tokens.
+    """The likeliest words about each picture by itself, written at the same time; Stop ends them between two tokens.
 
     Args:
         pictures: ``(1, H, W, C)`` or ``(H, W, C)`` each.
     """
-    sampling = Sampling(temperature, **{"top_k": TOP_K, **more})
-    _check_asked(encoder, instruction, max_tokens, name)
+    _check_asked(encoder, instruction, max_tokens, "encoder")
     if isinstance(encoder, LoadedEncoder):
-        return encoder.write_each(
-            pictures, as_host_reads(instruction), max_tokens, budget, seed=seed, **asdict(sampling)
-        )
+        return encoder.write_each(pictures, as_host_reads(instruction), max_tokens, budget)
     groups = [[one if one.ndim == 4 else one[None]] for one in pictures]
-    return write_each_native(encoder, groups, instruction, "", max_tokens, budget, seed, sampling)
+    return write_each_native(encoder, groups, instruction, "", max_tokens, budget, 0, Sampling())
 
 
 def _check_asked(encoder: Any, instruction: str, max_tokens: int, name: str) -> None:
@@ -172,7 +155,7 @@ def known_words(
         return write(encoder, images, instruction, **options, name=name, **sampling), False
     key = description_key(
         identity_of(encoder), instruction, pictures, max_tokens=max_tokens, budget=budget, seed=seed,
-        system_prompt=system_prompt, sampling=Sampling(**{"top_k": TOP_K, **sampling}),
+        system_prompt=system_prompt, sampling=Sampling(**sampling),
     )
     store = written_store()
     found = store.get(key)

@@ -77,9 +77,9 @@ class LoadedEncoder:
             check=check_interrupted, **options,
         )
 
-    def write_each(self, images, instruction, max_tokens, budget, **options) -> list[Description]:
+    def write_each(self, images, instruction, max_tokens, budget) -> list[Description]:
         """Words about each picture by itself, all written at the same time; see :func:`describe_each`."""
-        self._load_to_write(images[:1], instruction, max_tokens, budget, options.get("system_prompt"), len(images))
+        self._load_to_write(images[:1], instruction, max_tokens, budget, None, len(images))
 
         def stop() -> bool:
             check_interrupted()
@@ -87,7 +87,7 @@ class LoadedEncoder:
 
         return describe_each(
             self.encoder, images, instruction, max_tokens=max_tokens, budget=budget, together=len(images),
-            should_stop=stop, check=check_interrupted, **options,
+            should_stop=stop, check=check_interrupted,
         )
 
     def ask(self, picture: torch.Tensor, questions: Sequence[Question], budget: int) -> list[Answer]:
