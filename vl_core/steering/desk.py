@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-
-from torch import Tensor
+from functools import partial
 
 from ..encoder.answers import append_words
 from ..encoder.writing import Description
@@ -243,17 +242,18 @@ class Desk:
         layers, muted = self._layers.get(ask, (set(needs.layers), needs.muted))
         if ask not in self._seen:
 
-            def read(pictures: Sequence[Tensor], muted: bool = False) -> tuple[VLStates, list[str]]:
-                return self.host.read(
-                    pictures, ask.prompt, sorted(layers), muted=muted, system_prompt=ask.attend, budget=ask.budget
-                )
-
-            seen, silent, lines = read_as_one(self.references, settings, read, muted)
+            seen, silent, lines = read_as_one(self.references, settings, self._read(ask, sorted(layers)), muted)
             if self._many and not self.given.family.stacked:
                 twice = " and once more with the picture muted" if muted else ""
                 lines.append(f"read once{twice}, layers {', '.join(map(str, sorted(layers)))}")
             self._seen[ask] = seen, silent, lines
         return self._seen[ask]
+
+    def _read(self, ask: _Ask, layers: Sequence[int]) -> Callable[..., tuple[VLStates, list[str]]]:
+        """The host's reading of pictures, muted or not, as it was asked for."""
+        return partial(
+            self.host.read, prompt=ask.prompt, layers=layers, system_prompt=ask.attend, budget=ask.budget
+        )
 
     def _grey(self, settings: Settings, needs: Needs) -> VLStates:
         """The reading with a grey picture, as wide as it was shown, in the place of each."""
@@ -264,12 +264,7 @@ class Desk:
                 Reference(neutral_picture(picture.shape[-2]).float() / 255, None, one.weight)
                 for picture, one in zip(shown, self.references, strict=True)
             ]
-
-            def read(pictures: Sequence[Tensor], muted: bool = False) -> tuple[VLStates, list[str]]:
-                return self.host.read(
-                    pictures, ask.prompt, needs.layers, muted=muted, system_prompt=ask.attend, budget=ask.budget
-                )
-
+            read = self._read(ask, needs.layers)
             self._neutral[ask, needs.layers] = read_as_one(grey, settings, read, False)[0]
         return self._neutral[ask, needs.layers]
 
