@@ -23,14 +23,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from vl_core.states.storage import save_whole
 
 from .. import world
 from . import assemble, models, text, tokens, vl
 from .assemble import load_speaker
 from .forwards import MERGED, PICTURE_AT, autocast, last_block, vl_forward
-from .training import Options, Training, begin, in_processes, log, write_json
+from .training import Options, Training, begin, in_processes, log
 
 QUESTIONS, EXCHANGES = 400_000, 60_000  # answered in one word; as stage vl has them, so that descriptions stay as good
 QUESTION_LENGTH = 40  # tokens
@@ -107,9 +109,7 @@ def run(options: Options) -> dict[str, Any]:
         return {}
     put(assemble.models_folder(options) / assemble.VISION / "model.safetensors", model, learners)
     found = vl.answer_figures(load(options)[0].to(device), tokenizer, *held) | was  # as in the file, rounded to bf16
-    log(options, "answers", steps=training.step, parameters=sum(p.numel() for p in parameters), **found)
-    write_json(options.out / "answers.json", {"steps": training.step, **found})
-    return found
+    return training.finish(parameters, found)
 
 
 def load(options: Options) -> tuple[nn.Module, Any]:
@@ -205,7 +205,4 @@ def put(file: Path, model: nn.Module, learners: nn.ModuleDict) -> None:
     for name, parameter in model.named_parameters():
         if id(parameter) in learnt:
             weights[name] = parameter.detach().to("cpu", weights[name].dtype)
-    partial = file.with_suffix(".part")
-    save_file(weights, partial, metadata={"format": "pt"})
-    partial.chmod(0o644)
-    partial.replace(file)
+    save_whole(file, weights, {"format": "pt"})

@@ -31,7 +31,7 @@ from . import judge as judge_stage
 from . import models, text, tokens
 from . import vae as vae_stage
 from .forwards import autocast, decode, dit_block, dit_forward, dit_rotary, sample, text_states
-from .training import Average, Options, Training, begin, in_processes, log, write_json
+from .training import Average, Options, Training, begin, in_processes, log
 
 BATCH = 512
 RATE = 1.5e-3
@@ -188,10 +188,7 @@ def run(options: Options) -> dict[str, Any]:
             )
             log(options, "dit", guidance=guidance, **painted)
         figures |= painted
-    if training.done:
-        log(options, "dit", steps=training.step, parameters=sum(p.numel() for p in model.parameters()), **figures)
-        write_json(options.out / "dit.json", {"steps": training.step, **figures})
-    return figures
+    return training.finish(model.parameters(), figures) if training.done else figures
 
 
 def warm_start(options: Options, training: Training, average: Average) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import world
 from . import models
 from .forwards import autocast
-from .training import Average, Options, Training, begin, log, write_json
+from .training import Average, Options, Training, begin
 
 BATCH = 256
 RATE = 2e-3
@@ -75,9 +75,7 @@ def run(options: Options) -> dict[str, Any]:
     )
     judge = load(options.out / "judge.safetensors", device)
     figures = floor_figures(judge, vae, options.size(1024, 16), options.seed + 5)
-    log(options, "judge", steps=training.step, parameters=sum(p.numel() for p in parameters), **figures)
-    write_json(options.out / "judge.json", {"steps": training.step, **figures})
-    return figures
+    return training.finish(parameters, figures)
 
 
 @torch.no_grad()

@@ -21,8 +21,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from vl_core.states.storage import save_whole
 
 from .. import world
 
@@ -171,10 +173,7 @@ def save_weights(path: Path, module: nn.Module, header: dict[str, Any] | None = 
         for name, value in module.state_dict().items()
         if not name.startswith("lm_head")
     }
-    partial = path.with_suffix(".part")
-    save_file(weights, partial, metadata={"miniature": json.dumps(header or {})})
-    partial.chmod(0o644)
-    partial.replace(path)
+    save_whole(path, weights, {"miniature": json.dumps(header or {})})
 
 
 def load_weights(path: Path, module: nn.Module) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from .. import world
 from . import models, tokens
 from .forwards import autocast, text_states
 from .sink import CHECKED_LAYERS, WEIGHT, WRITER, block_outputs, drift_loss, sink_figures, sink_loss
-from .training import Options, Training, begin, in_processes, log, write_json
+from .training import Options, Training, begin, in_processes, log
 
 LENGTH = 80  # tokens of the longest exchange kept
 BATCH = 512
@@ -112,9 +112,7 @@ def run(options: Options) -> dict[str, Any]:
         return {}
     models.save_weights(options.out / "text.safetensors", model)
     figures = evaluate(options.out, options, tokenizer, ids[-held:], counts[-held:])
-    log(options, "text", steps=training.step, parameters=sum(p.numel() for p in parameters), **figures)
-    write_json(options.out / "text.json", {"steps": training.step, **figures})
-    return figures
+    return training.finish(parameters, figures)
 
 
 def load(folder: Path, options: Options, tokenizer: Any) -> nn.Module:

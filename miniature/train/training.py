@@ -9,7 +9,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from vl_core.states.files import write_whole
 
 from .models import REAL, TOY, Sizes
 
@@ -92,11 +94,7 @@ def log(options: Options, stage: str, **figures: Any) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def measured_with(command: str, device: torch.device) -> dict[str, str]:
@@ -215,6 +213,12 @@ class Training:
         else:
             self.notes["skipped"] = self.notes.get("skipped", 0) + 1
         self.notes["loss"] = loss.detach()
+
+    def finish(self, parameters: Iterable[nn.Parameter], figures: dict[str, Any]) -> dict[str, Any]:
+        """Log the stage's closing figures and keep them in ``STAGE.json``."""
+        log(self.options, self.stage, steps=self.step, parameters=sum(p.numel() for p in parameters), **figures)
+        write_json(self.options.out / f"{self.stage}.json", {"steps": self.step, **figures})
+        return figures
 
     def save(self) -> None:
         """Write the checkpoint; the old one stays whole until the new one is."""

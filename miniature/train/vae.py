@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import world
 from . import models
 from .forwards import autocast
-from .training import Average, Options, Training, begin, log, write_json
+from .training import Average, Options, Training, begin
 
 BATCH = 128
 RATE = 1.5e-3
@@ -58,9 +58,7 @@ def run(options: Options) -> dict[str, Any]:
     header = latent_scale(average.average, scenes)
     models.save_weights(options.out / "vae.safetensors", average.average, header)
     figures = {"psnr": reconstruction_psnr(load(options.out, options), scenes), **header}
-    log(options, "vae", steps=training.step, parameters=sum(p.numel() for p in parameters), **figures)
-    write_json(options.out / "vae.json", {"steps": training.step, **figures})
-    return figures
+    return training.finish(parameters, figures)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from .. import world
 from . import models, text, tokens
 from .forwards import PICTURE_AT, autocast, text_states, vl_forward
 from .sink import WEIGHT, WRITER, block_outputs, sink_loss
-from .training import Options, Training, begin, in_processes, log, write_json
+from .training import Options, Training, begin, in_processes, log
 
 LENGTH = 88  # tokens of the longest exchange kept
 BATCH, TEXT_BATCH = 320, 96
@@ -125,9 +125,7 @@ def run(options: Options) -> dict[str, Any]:
         **answer_figures(trained, tokenizer, ids[test], counts[test], pictures[test]),
         **text_agreement(trained.model.language_model, reader.model, tokenizer, words[:400], word_counts[:400]),
     }
-    log(options, "vl", steps=training.step, parameters=sum(p.numel() for p in model.parameters()), **figures)
-    write_json(options.out / "vl.json", {"steps": training.step, **figures})
-    return figures
+    return training.finish(model.parameters(), figures)
 
 
 def anchor_loss(ours: Tensor, theirs: Tensor, real: Tensor) -> Tensor:

@@ -33,12 +33,17 @@ def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Tens
     metadata = {HEADER_KEY: json.dumps({**header, "kind": kind, "version": FORMAT_VERSION}, ensure_ascii=False)}
     # save_file refuses tensors that share memory, so every one is written from its own.
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    save_whole(path, own, metadata)
+    return path
+
+
+def save_whole(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file that appears whole or not at all, and that whoever reads the folder's other files can read."""
     with whole_file(path) as partial:
         partial.touch()
         ordinary = partial.stat().st_mode
-        save_file(own, partial, metadata=metadata)
+        save_file(dict(tensors), partial, metadata=dict(metadata))
         partial.chmod(ordinary)  # safetensors makes files that only their owner can read
-    return path
 
 
 def read_tensors(
