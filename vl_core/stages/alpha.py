@@ -105,12 +105,7 @@ def alpha_on_words(layout: TokenLayout, positions: Tensor, alpha: float | Tensor
     Raises:
         ValueError: for an alpha outside 0 to 1, or positions of another layout.
     """
-    curve = alpha.detach().to("cpu", torch.float32) if isinstance(alpha, Tensor) else torch.tensor(float(alpha))
-    if curve.ndim and tuple(curve.shape) != (len(layout),):
-        raise ValueError(f"alpha: expected one number, or one per token ({len(layout)},), got {tuple(curve.shape)}.")
-    outside = curve[~((curve >= 0) & (curve <= 1))].flatten()
-    if len(outside):
-        raise ValueError(f"alpha: expected 0 (text) to 1 (VL), got {float(outside[0])}.")
+    curve = strength_per_token(alpha, len(layout))
     if positions.dtype != torch.bool or tuple(positions.shape) != (len(layout),):
         raise ValueError(
             f"positions: expected booleans of shape ({len(layout)},), one per position of the layout, got "
@@ -200,12 +195,24 @@ def alpha_curve(length: int, start: float, end: float, shape: CurveShape = "line
 
 def strength_per_token(alpha: float | Tensor, length: int) -> Tensor:
     """Alpha per token: float32 ``(length,)``."""
-    values = alpha.detach().cpu() if isinstance(alpha, Tensor) else torch.tensor(float(alpha), dtype=torch.float64)
+    return number_per_token("alpha", alpha, length, (0, 1), "0 (text) to 1 (VL)")
+
+
+def number_per_token(
+    name: str, value: float | Tensor, length: int, bounds: tuple[float, float], expected: str
+) -> Tensor:
+    """One number, or one per token of the text, within bounds: float32 ``(length,)``.
+
+    Raises:
+        ValueError: for another number of them, or one outside the bounds, which are ``expected`` in words.
+    """
+    values = value.detach().cpu() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
     if values.ndim and tuple(values.shape) != (length,):
         raise ValueError(
-            f"alpha: expected one number, or one per text token, shape ({length},), got shape {tuple(values.shape)}."
+            f"{name}: expected one number, or one per token of the text, shape ({length},), got shape "
+            f"{tuple(values.shape)}."
         )
-    if not ((values >= 0) & (values <= 1)).all():
-        wrong = values[~((values >= 0) & (values <= 1))].flatten()[0]
-        raise ValueError(f"alpha: expected 0 (text) to 1 (VL), got {float(wrong)}.")
+    outside = values[~((values >= bounds[0]) & (values <= bounds[1]))].flatten()  # NaN is outside too
+    if len(outside):
+        raise ValueError(f"{name}: expected {expected}, got {float(outside[0])}.")
     return values.float().expand(length)

@@ -16,6 +16,7 @@ from ..states.layout import TokenLayout
 from ..states.sinks import Sinks, counted_among
 from ..states.tensors import EPSILON, check_choice, check_layout, median, paired_with, put_back, to_dtype, token_rms
 from .alignment import align, doubts_about_words, mean_products, median_cosine
+from .alpha import number_per_token
 
 MAX_WEIGHT = 3.0
 
@@ -113,7 +114,9 @@ def image_delta(
     if rank is not None and rank < 0:
         raise ValueError(f"rank: expected 1 or more directions, or 0 for all, got {rank}.")
     y, (seen, blind) = paired_with(text, {"with_picture": with_picture, "without_picture": without_picture})
-    w = _weights(weight, y.shape[1])
+    w = number_per_token(
+        "weight", weight, y.shape[1], (-MAX_WEIGHT, MAX_WEIGHT), f"-{MAX_WEIGHT:g} (push away) to {MAX_WEIGHT:g}"
+    )
     if baseline_layout is None and seen.shape[1] != blind.shape[1]:
         raise ValueError(
             f"without_picture: expected {seen.shape[1]} positions like with_picture, got {blind.shape[1]}. If it was "
@@ -159,21 +162,6 @@ def image_delta(
         1 - across / before if before else 0.0, rank or None, int(is_sink.sum()), cosine, tuple(notes),
     )
     return (result[0] if text.ndim == 2 else result), info
-
-
-def _weights(weight: float | Tensor, length: int) -> Tensor:
-    """Weight per token: float32 ``(length,)``."""
-    values = weight.detach().cpu() if isinstance(weight, Tensor) else torch.tensor(float(weight), dtype=torch.float64)
-    if values.ndim and tuple(values.shape) != (length,):
-        raise ValueError(
-            f"weight: expected one number, or one per text token, shape ({length},), got shape {tuple(values.shape)}."
-        )
-    outside = values[~(values.abs() <= MAX_WEIGHT)].flatten()  # NaN is outside too
-    if len(outside):
-        raise ValueError(
-            f"weight: expected -{MAX_WEIGHT:g} (push away) to {MAX_WEIGHT:g}, got {float(outside[0])}."
-        )
-    return values.float().expand(length)
 
 
 def _unit(tokens: Tensor, rms: Tensor) -> Tensor:
