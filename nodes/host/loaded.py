@@ -117,7 +117,7 @@ class LoadedEncoder:
         # Plain torch layers cannot be streamed in parts, so the model is loaded whole.
         with_room(
             lambda: comfy.model_management.load_models_gpu([self.patcher], memory_required=room, force_full_load=True),
-            self.encoder.forget, lambda: bool(self.encoder.reader.cache.bytes),
+            self.encoder.reader.cache, self.encoder.forget,
         )
 
     def describe(self) -> str:

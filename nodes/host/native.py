@@ -148,8 +148,8 @@ def room_for(clip: Any, act: Callable[[], Result]) -> Result:
     """
     native = _native_readers.get(clip.cond_stage_model)
     if native is None:
-        return with_room(act, lambda: None, lambda: False)
-    return with_room(act, native.reader.forget, lambda: bool(native.reader.cache.bytes))
+        return with_room(act)
+    return with_room(act, native.reader.cache, native.reader.forget)
 
 
 class _NativeReader:

@@ -321,8 +321,8 @@ class Qwen3VLEncoder:
         if number is None:
             with torch.inference_mode():
                 captured = with_room(
-                    lambda: self._run_blocks(layout, *self._see(pictures, mute, check), wanted, check), self.forget,
-                    lambda: bool(self.reader.cache.bytes),
+                    lambda: self._run_blocks(layout, *self._see(pictures, mute, check), wanted, check),
+                    self.reader.cache, self.forget,
                 )
             self._expect_finite(captured)
             return torch.cat(captured)  # out here it is an ordinary tensor

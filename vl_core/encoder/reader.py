@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,8 +34,6 @@ from .prefix import Answered, Features, Prefix, fill, joined, lengthened, vetted
 from .room import with_room
 from .vision import VisionTables, run_vision, vision_tables
 from .watched import Watched
-
-Result = TypeVar("Result")
 
 # (layout, first position) -> cosines and signed sines (L, 1, d) from there on
 Rotary = Callable[[TokenLayout, int], "tuple[Tensor, Tensor]"]
@@ -103,7 +101,9 @@ class Reader:
         """
         key = (*self._identify(identity, weights, number), dtype, device, mute)
         with quick_attention(device):
-            answers = self._with_room(lambda: self._read(layout, pictures, wanted, key, dtype, device, mute, check))
+            answers = with_room(
+                lambda: self._read(layout, pictures, wanted, key, dtype, device, mute, check), self.cache, self.forget
+            )
         return vetted(answers, vet)
 
     def name_of(
@@ -174,7 +174,7 @@ class Reader:
         Args:
             layouts: alike up to the end of the last picture. dtype … check: as :meth:`read` takes them.
         """
-        return self._with_room(lambda: self._branch(layouts, pictures, dtype, device, check))
+        return with_room(lambda: self._branch(layouts, pictures, dtype, device, check), self.cache, self.forget)
 
     def _past(self, desk: Desk, row: int, name: tuple, length: int, prefix: Prefix | None) -> KeyValues | None:
         """Keys and values of the positions up to the last picture, in their row, then nobody's; None if unknown."""
@@ -204,9 +204,6 @@ class Reader:
             self.forget()
             self._last_weights = number
         return number, identity
-
-    def _with_room(self, act: Callable[[], Result]) -> Result:
-        return with_room(act, self.forget, lambda: bool(self.cache.bytes))
 
     def _read(
         self, layout: TokenLayout, pictures: Sequence[Picture], wanted: Sequence[int], key: tuple, dtype: torch.dtype,

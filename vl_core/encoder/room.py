@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from .cache import ByteCache
+
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
@@ -25,11 +27,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_SAYS)
 
 
-def with_room(act: Callable[[], Result], forget: Callable[[], None], keeps: Callable[[], bool]) -> Result:
+def with_room(
+    act: Callable[[], Result], cache: ByteCache | None = None, forget: Callable[[], None] = lambda: None
+) -> Result:
     """What ``act`` gives, tried again once if memory ran out.
 
     Args:
-        forget: gives back what is kept. ``keeps``: whether there is anything of that.
+        cache: where something may be kept, None where nothing is. ``forget``: gives that back.
 
     Raises:
         torch.cuda.OutOfMemoryError: if it ran out with nothing kept, on whichever device: it is what hosts look for.
@@ -40,13 +44,8 @@ def with_room(act: Callable[[], Result], forget: Callable[[], None], keeps: Call
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        if not keeps():
+        if cache is None or not cache.bytes:
             raise torch.cuda.OutOfMemoryError(f"{WHAT_TO_CHANGE} ({error})") from error
     forget()  # out here, where the error holds none of the tensors any more
     log.info("Out of memory, reading again with nothing kept.")
-    try:
-        return act()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise torch.cuda.OutOfMemoryError(f"{WHAT_TO_CHANGE} ({error})") from error
+    return with_room(act)

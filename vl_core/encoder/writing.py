@@ -292,7 +292,7 @@ def _answer(
                 functools.partial(
                     generate, encoder, one.layout, one.pictures, sampling, seed, max_tokens, ends, stream, stop, check,
                 ),
-                encoder.forget, lambda: bool(encoder.reader.cache.bytes),
+                encoder.reader.cache, encoder.forget,
             )
             for one, stream in zip(asked, streams, strict=True)
         ]
@@ -349,7 +349,7 @@ def write_answers(
                 decoder.keep(desk)
 
     with torch.inference_mode(), quick_attention(device):
-        answers = with_room(write, reader.forget, lambda: bool(reader.cache.bytes))
+        answers = with_room(write, reader.cache, reader.forget)
     if answers is None:
         return None, "a norm or the head is of a kind that the step does not know"
     return answers, f"written step by step, not by a captured graph: {why}" if (why := reader.decoder.reason) else ""

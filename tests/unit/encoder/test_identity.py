@@ -8,6 +8,7 @@ from torch import nn
 
 from vl_core.encoder import reader as reader_module
 from vl_core.encoder import room
+from vl_core.encoder.cache import ByteCache
 from vl_core.encoder.forward import fits
 from vl_core.encoder.identity import WeightsIdentity, modules_of
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
@@ -206,5 +207,8 @@ def test_other_errors_pass_as_they_are():
     def fail():
         raise RuntimeError("shapes do not fit")
 
+    cache = ByteCache(1024)
+    cache.put("kept", 0, [torch.zeros(4)])
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        room.with_room(fail, lambda: None, lambda: True)
+        room.with_room(fail, cache, cache.clear)
+    assert cache.bytes
