@@ -30,6 +30,12 @@ def tiny_models():
 
 
 @pytest.fixture(scope="session")
+def from_csv():
+    """A function: the lines of compare's ``summary.csv``, from its text."""
+    return beside("summaries").from_csv
+
+
+@pytest.fixture(scope="session")
 def mac_module():
     """The module ``mac.py`` beside this file."""
     return beside("mac")

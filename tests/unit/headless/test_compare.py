@@ -25,7 +25,7 @@ from vl_core.headless.compare.presets import PRESETS
 from vl_core.headless.compare.runner import read_rows
 from vl_core.headless.compare.scores import load_score
 from vl_core.headless.compare.study import EXTRA, choose_axes, read_prompts
-from vl_core.headless.compare.summary import Line, from_csv, markdown, to_csv
+from vl_core.headless.compare.summary import Line, markdown, to_csv
 from vl_core.stages.published import PRESETS as PUBLISHED
 from vl_core.zimage.pipeline import load_pipeline, paint, prompt_layout
 
@@ -460,7 +460,7 @@ def test_the_page_and_the_grids_show_every_null_beside_its_cell(nulled):
     assert sum("null-another" in name for name in names) == sum("null-noise" in name for name in names) > 0
 
 
-def test_the_summary_is_what_numpy_makes_of_the_lines(nulled):
+def test_the_summary_is_what_numpy_makes_of_the_lines(nulled, from_csv):
     rows = {row["id"]: row for row in rows_of(nulled)}
     lines = from_csv((nulled / "summary.csv").read_text())
     assert {line.setting for line in lines} == {"strength 0", "strength 1"}

@@ -7,8 +7,6 @@ error.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,21 +90,6 @@ def setting_of(cell: Cell) -> str:
 def to_csv(lines: Sequence[Line]) -> str:
     """Comma separated, a head line first; empty where there is nothing to tell."""
     return rows_to_csv(Line, lines, 6)
-
-
-def from_csv(text: str) -> list[Line]:
-    """What :func:`to_csv` wrote."""
-    rows = csv.DictReader(io.StringIO(text))
-    return [Line(**{name: _value(name, value) for name, value in row.items()}) for row in rows]
-
-
-def _value(name: str, text: str) -> Any:
-    """What a column of :func:`to_csv` says."""
-    if name in ("setting", "figure", "null"):
-        return text
-    if name == "pairs":
-        return int(text)
-    return float(text) if text else None
 
 
 def markdown(lines: Sequence[Line], figures: Sequence[str]) -> str:
