@@ -32,16 +32,7 @@ def synchronize(device: torch.device) -> None:
 
 def milliseconds(work: Callable[[], Any], device: torch.device, runs: int = 10, warmup: int = 2) -> float:
     """Median time of one call, everything it started on the device included."""
-    for _ in range(warmup):
-        work()
-    times = []
-    for _ in range(runs):
-        synchronize(device)
-        start = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times)
+    return in_turns({"": work}, device, runs, warmup)[""]
 
 
 def in_turns(
@@ -54,7 +45,11 @@ def in_turns(
     times: dict[Name, list[float]] = {name: [] for name in works}
     for _ in range(runs):
         for name, work in works.items():
-            times[name].append(milliseconds(work, device, runs=1, warmup=0))
+            synchronize(device)
+            start = time.perf_counter()
+            work()
+            synchronize(device)
+            times[name].append(1000 * (time.perf_counter() - start))
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -60,8 +60,7 @@ class Bench:
         self.model, self.tokenizer = build_model(arguments.size, self.device, self.dtype)
         self.image = picture(arguments.size)
         self.num_layers = self.model.config.text_config.num_hidden_layers
-        self.plain = Qwen3VLEncoder(self.model.model, self.tokenizer, self.num_layers, cache_bytes=0, fast=False)
-        self.encoder = Qwen3VLEncoder(self.model.model, self.tokenizer, self.num_layers, cache_bytes=0)
+        self.plain, self.encoder = self.another(cache_bytes=0, fast=False), self.another(cache_bytes=0)
         prepared = prepare_picture(self.image)[0]
         self.picture = Picture(prepared.pixels.to(self.device))
         self.layout = insert_pictures(self.encoder.tokenize(PROMPT), [prepared.grid], self.encoder.special)
@@ -70,6 +69,9 @@ class Bench:
         self.floor_ms: float | None = None
 
     # Helpers --------------------------------------------------------------------------------------------------------
+
+    def another(self, **options: Any) -> Qwen3VLEncoder:
+        return Qwen3VLEncoder(self.model.model, self.tokenizer, self.num_layers, **options)
 
     def time(self, work) -> float:
         with torch.inference_mode():
@@ -208,17 +210,14 @@ class Bench:
         for name, options in (
             ("eager", {"cache_bytes": 0}), ("captured graphs", {"cache_bytes": 0, "compile": True}),
         ):
-            encoder = Qwen3VLEncoder(self.model.model, self.tokenizer, self.num_layers, **options)
+            encoder = self.another(**options)
             work = lambda encoder=encoder: encoder.encode([self.image], PROMPT, LAYER)  # noqa: E731
             self.report.add(f"encode() from an IMAGE on the CPU, {name}", ms=self.time(work))
             encoder.forget()
 
     def again(self) -> None:
-        def another(**options: Any) -> Qwen3VLEncoder:
-            return Qwen3VLEncoder(self.model.model, self.tokenizer, self.num_layers, **options)
-
-        fresh, encoder = another(cache_bytes=0), another(cache_bytes=GIBIBYTE)
-        every_layer = another(cache_bytes=GIBIBYTE, every_layer=True)
+        fresh, encoder = self.another(cache_bytes=0), self.another(cache_bytes=GIBIBYTE)
+        every_layer = self.another(cache_bytes=GIBIBYTE, every_layer=True)
         prompts = iter(f"{OTHER_PROMPT} {number}" for number in range(10000))
         works = {
             "new prompt, nothing kept": lambda: fresh.encode([self.image], next(prompts), LAYER),
