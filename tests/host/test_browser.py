@@ -132,6 +132,7 @@ CUT = """(modern) => {
     const root = document.querySelector(`[data-node-id="${node.id}"]`);
     if (note(node)) {
       const text = modern ? root.querySelector(".tiptap, .comfy-markdown, [class*=markdown]") : node.widgets[0].element;
+      text.style.paddingBottom = "20px";  // room for fonts in which a note's Chinese is taller
       for (const part of [text, ...text.querySelectorAll("*")])
         if (part.scrollHeight > part.clientHeight + 2 && getComputedStyle(part).overflowY.match(/auto|scroll|hidden/))
           found.push([node.title, part.className, part.scrollHeight, part.clientHeight]);
