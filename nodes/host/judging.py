@@ -79,7 +79,7 @@ def ask(
     options = native.load(encoder, sum(map(len, layouts)))
     device, model = native.device, native_model(encoder)
     with comfy.model_management.cuda_device_context(device), held(model, device), torch.inference_mode():
-        states = native.reader.branch(layouts, prepared, **options)
+        states = native.reader.branch([(layouts, prepared[0])], **options)
         head = head_of(encoder, native.dtype, device)
         embeddings = model.transformer.model.embed_tokens
         scores = functional.linear(states, embeddings.weight) if head is None else head(states)

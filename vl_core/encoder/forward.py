@@ -8,6 +8,7 @@ on the modules of transformers and of ComfyUI, which name their parts alike. The
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cache
 from operator import itemgetter
@@ -154,25 +155,26 @@ def signed(sin: Tensor) -> Tensor:
     return torch.cat([-first, second], -1)
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, count: int = 1) -> Tensor:
     """Grouped causal attention of ``(L, H, d)`` queries on ``(T, G, d)`` keys and values -> ``(L, H d)``.
 
     Args:
         mask: None if the queries are the last of the keys' own sequence from its start (L = T), else what
             :func:`later_mask` gives.
+        count: sequences of one length that follow one another in L and T, each blind to the others.
     """
-    length, heads, size = query.shape
-    query, keys, values = (part.transpose(0, 1)[None] for part in (query, keys, values))
-    groups = keys.shape[1]
+    heads, size = query.shape[1:]
+    query, keys, values = (part.unflatten(0, (count, -1)).transpose(1, 2) for part in (query, keys, values))
+    groups, length = keys.shape[1], query.shape[2]
     if mask is not None:  # the heads of a group share their keys: as more queries on them they need no copies of them
-        query = query.reshape(1, groups, heads // groups * length, size)
+        query = query.reshape(count, groups, heads // groups * length, size)
         seen = functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        seen = seen.reshape(1, heads, length, size)
+        seen = seen.reshape(count, heads, length, size)
     else:
         seen = functional.scaled_dot_product_attention(
             query, keys, values, is_causal=True, enable_gqa=heads != groups
         )
-    return seen[0].transpose(0, 1).reshape(length, heads * size)
+    return seen.transpose(1, 2).reshape(count * length, heads * size)
 
 
 def later_mask(past: int, length: int, per_group: int, device: torch.device) -> Tensor:
@@ -181,13 +183,25 @@ def later_mask(past: int, length: int, per_group: int, device: torch.device) -> 
     return (keys <= past + keys[:length, None]).repeat(per_group, 1)
 
 
-def branch_mask(past: int, lengths: Sequence[int], per_group: int, device: torch.device) -> Tensor:
-    """As :func:`later_mask` where several sequences follow the same past: each sees that and itself, no other."""
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=device), torch.tensor(lengths, device=device))
-    place = torch.arange(len(owner), device=device)
-    own = (owner[:, None] == owner) & (place <= place[:, None])
-    before = torch.ones(len(owner), past, dtype=torch.bool, device=device)
-    return torch.cat([before, own], 1).repeat(per_group, 1)
+def branch_mask(
+    past: int, lengths: Sequence[Sequence[int]], padded: int, per_group: int, like: Tensor
+) -> Tensor:
+    """As :func:`later_mask` where several sequences follow the same past: each sees that and itself, no other.
+
+    Args:
+        lengths: of the sequences, for each of B pasts. padded: what those of a past are filled up to together.
+        like: in whose dtype and on whose device.
+
+    Returns:
+        ``(B, 1, per_group * padded, past + padded)``, 0 where a key is seen and -∞ where not. What fills up sees the
+        past, since the mean over nothing is no number.
+    """
+    own = torch.zeros(len(lengths), padded, padded, dtype=torch.bool)  # on the CPU, where it takes no launches
+    for seen, each in zip(own, lengths, strict=True):
+        for stop, length in zip(itertools.accumulate(each), each, strict=True):
+            seen[stop - length : stop, stop - length : stop] = torch.ones(length, length, dtype=torch.bool).tril()
+    seen = functional.pad(own.to(like.device), (past, 0), value=True).repeat(1, per_group, 1)[:, None]
+    return torch.zeros(seen.shape, dtype=like.dtype, device=like.device).masked_fill_(~seen, -torch.inf)
 
 
 # --- the language model ---------------------------------------------------------------------------------------------
@@ -200,12 +214,14 @@ def run_block(
     past: tuple[Tensor, Tensor] | None = None,
     mask: Tensor | None = None,
     kernels: Kernels = MERGED,
+    count: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """One block on ``hidden (L, D)``, which it changes in place.
 
     Args:
         rotary: cosines and signed sines ``(L, 1, d)``.
         past: keys and values of the positions before, with ``mask`` from :func:`later_mask`.
+        count: see :func:`attend`; of ``past`` too.
 
     Returns:
         the block's keys and values, those of ``past`` included.
@@ -218,11 +234,22 @@ def run_block(
     query, keys, values = (linear(projection, x).view(shape) for projection in (to_query, to_keys, to_values))
     query, keys = norm_and_rotate(norms, query, keys, rotary, kernels)
     if past is not None:
-        keys, values = torch.cat([past[0], keys]), torch.cat([past[1], values])
-    add_linear(hidden, to_output, attend(query, keys, values, mask), kernels.merges)
+        keys, values = (_each_after(*pair, count) for pair in zip(past, (keys, values), strict=True))
+    add_linear(hidden, to_output, attend(query, keys, values, mask, count), kernels.merges)
     x = rms_norm(before_mlp, hidden, kernels)
     add_linear(hidden, down, kernels.gate(linear(to_gate, x), linear(up, x)), kernels.merges)
     return keys, values
+
+
+def heads_per_group(language: Language) -> int:
+    """Heads of queries that share their keys."""
+    first = language.layers[0].self_attn
+    return first.q_proj.weight.shape[0] // first.k_proj.weight.shape[0]
+
+
+def _each_after(before: Tensor, later: Tensor, count: int) -> Tensor:
+    """The parts of ``count`` sequences one after the other, each its ``before`` and its ``later``."""
+    return torch.cat([part.unflatten(0, (count, -1)) for part in (before, later)], 1).flatten(0, 1)
 
 
 def run_blocks(
@@ -236,7 +263,8 @@ def run_blocks(
     deepstack: Sequence[Tensor] = (),
     capture_before: bool = True,
     past: KeyValues | None = None,
-    branches: Sequence[int] = (),
+    mask: Tensor | None = None,
+    count: int = 1,
     keep: bool = False,
     into: KeyValues | None = None,
     kernels: Kernels = MERGED,
@@ -252,7 +280,9 @@ def run_blocks(
         spans: per picture where its positions start and stop; ``deepstack``: ``(n, D)`` per level for all of them.
         capture_before: take states 1 … 3 before a level is added (transformers 5) or after it (ComfyUI).
         past: keys and values of earlier positions, per block.
-        branches: lengths of the sequences that ``hidden`` is made of, each of which follows ``past`` by itself.
+        mask: which keys are seen after ``past``, where that is not all before a position: see :func:`attend`.
+        count: sequences that ``hidden`` is made of, see :func:`attend`; several of them keep nothing of what follows
+            a past.
         keep: return keys and values, those of ``past`` left out.
         into: write them here instead, ``(L, G, d)`` each; they are not returned.
 
@@ -260,19 +290,14 @@ def run_blocks(
         states ``(L, D)`` by index, and keys and values per block if they are to be kept.
     """
     captured, kept = {}, []
-    mask, before = None, len(past[0][0]) if past else 0
-    if past is not None and past:
-        first = language.layers[0].self_attn
-        per_group = first.q_proj.weight.shape[0] // first.k_proj.weight.shape[0]
-        if branches:
-            mask = branch_mask(before, branches, per_group, hidden.device)
-        else:
-            mask = later_mask(before, len(hidden), per_group, hidden.device)
+    before = len(past[0][0]) if past else 0
+    if before and mask is None:
+        mask = later_mask(before, len(hidden), heads_per_group(language), hidden.device)
     if 0 in wanted:
         captured[0] = hidden.clone()
     for index in range(wanted[-1]):
         check()
-        pair = run_block(language.layers[index], hidden, rotary, past[index] if past else None, mask, kernels)
+        pair = run_block(language.layers[index], hidden, rotary, past[index] if past else None, mask, kernels, count)
         if into is not None:
             for buffer, part in zip(into[index], pair, strict=True):
                 buffer.copy_(part[before:])

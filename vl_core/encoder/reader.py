@@ -26,7 +26,7 @@ from ..states.layout import TokenLayout
 from .cache import ByteCache, digest, has_room
 from .decoder import Decoder, Opening
 from .decoding import Desk
-from .forward import KeyValues, picture_spans, prefix_length, run_blocks
+from .forward import KeyValues, branch_mask, heads_per_group, picture_spans, prefix_length, run_blocks
 from .graphs import GraphPool
 from .kernels import EXACT, MERGED, Kernels, compiled_kernels, quick_attention
 from .modules import Language, Vision
@@ -163,18 +163,23 @@ class Reader:
         return Opening(states[self._num_layers][-1].clone(), rotary, layout.token_ids)
 
     def branch(
-        self, layouts: Sequence[TokenLayout], pictures: Sequence[Picture], *, dtype: torch.dtype, device: torch.device,
+        self, asked: Sequence[tuple[Sequence[TokenLayout], Picture]], *, dtype: torch.dtype, device: torch.device,
         check: Callable[[], None] = lambda: None, **_: Any,
     ) -> Tensor:
-        """The last states ``(B, D)`` of sequences that begin with the same pictures, all in one pass after these.
+        """The last states ``(B, D)`` of sequences that begin with a picture, all in one pass after these.
 
         Nothing is kept, and nothing that was kept is used: the same sequences give the same bits whatever was read
-        before.
+        before. The same among other pictures' may differ in the last bits.
 
         Args:
-            layouts: alike up to the end of the last picture. dtype … check: as :meth:`read` takes them.
+            asked: of each picture the sequences that follow it; up to the end of the picture all are alike, its grid
+                too. dtype … check: as :meth:`read` takes them.
+
+        Returns:
+            in their order, picture by picture.
         """
-        return with_room(lambda: self._branch(layouts, pictures, dtype, device, check), self.cache, self.forget)
+        with quick_attention(device):
+            return with_room(lambda: self._branch(asked, dtype, device, check), self.cache, self.forget)
 
     def _past(self, desk: Desk, row: int, name: tuple, length: int, prefix: Prefix | None) -> KeyValues | None:
         """Keys and values of the positions up to the last picture, in their row, then nobody's; None if unknown."""
@@ -243,21 +248,62 @@ class Reader:
         return {layer: torch.cat([prefix.states[layer], later[layer]]) for layer in wanted}
 
     def _branch(
-        self, layouts: Sequence[TokenLayout], pictures: Sequence[Picture], dtype: torch.dtype, device: torch.device,
+        self, asked: Sequence[tuple[Sequence[TokenLayout], Picture]], dtype: torch.dtype, device: torch.device,
         check: Callable[[], None],
     ) -> Tensor:
-        length, last = prefix_length(layouts[0]), (self._num_layers,)
-        features = self._features(pictures, (), (), dtype, device, check)
-        hidden, spans, deepstack = self._inputs(layouts[0], length, features, dtype, device)
-        _, past = self._plain_blocks(hidden, layouts[0], last, spans, deepstack, check, keep=True)
-        tails = [self._embed(layout.token_ids[length:], dtype, device) for layout in layouts]
-        lengths = [len(tail) for tail in tails]
-        cos, sin = (torch.cat(part) for part in zip(*(self._rotary(one, length) for one in layouts), strict=True))
+        count, last, opening = len(asked), (self._num_layers,), asked[0][0][0]
+        length = prefix_length(opening)
+        check()
+        tails = [[layout.token_ids[length:] for layout in layouts] for layouts, _ in asked]
+        lengths = [[len(tail) for tail in each] for each in tails]
+        past = self._openings(opening, [picture for _, picture in asked], dtype, device, check)
+        # A width in eights is what masked attention takes without a copy of the mask for every block.
+        padded = max(map(sum, lengths))
+        padded += -(length + padded) % 8
+        ids = torch.stack([functional.pad(torch.cat(each), (0, padded - sum(map(len, each)))) for each in tails])
+        hidden = self._embed(ids.flatten(), dtype, device)
+        mask = branch_mask(length, lengths, padded, heads_per_group(self.language), hidden)
         states, _ = run_blocks(
-            self.language, torch.cat(tails), (cos, sin), last, self._num_layers, past=past, branches=lengths,
-            kernels=self._plain_kernels(hidden), check=check,
+            self.language, hidden, self._tail_rotary([layouts for layouts, _ in asked], length, padded), last,
+            self._num_layers, past=past, mask=mask, count=count, kernels=MERGED, check=check,
         )
-        return states[self._num_layers][torch.tensor(lengths, device=device).cumsum(0) - 1]
+        ends = [at * padded + end - 1 for at, each in enumerate(lengths) for end in itertools.accumulate(each)]
+        return states[self._num_layers][torch.tensor(ends).to(device)]
+
+    def _openings(
+        self, layout: TokenLayout, pictures: Sequence[Picture], dtype: torch.dtype, device: torch.device,
+        check: Callable[[], None],
+    ) -> KeyValues:
+        """Keys and values of everything up to the end of a picture, for several pictures of one grid at once."""
+        length, count, grid = prefix_length(layout), len(pictures), pictures[0].grid
+        pixels = torch.stack([picture.pixels for picture in pictures]).to(device)
+        patches = torch.stack([patchify(Picture(one))[0] for one in pixels]).to(dtype)
+        embeddings, deepstack = run_vision(self.visual, patches, self._tables(grid, device), MERGED, check)
+        (span,) = picture_spans(layout)
+        hidden = self._embed(layout.token_ids[:length], dtype, device).repeat(count, 1)
+        hidden.unflatten(0, (count, length))[:, slice(*span)] = embeddings
+        cos, sin = (part.repeat(count, 1, 1) for part in self._first_rotary(layout, length))
+        _, pairs = run_blocks(
+            self.language, hidden, (cos, sin), (self._num_layers,), self._num_layers, count=count, keep=True,
+            spans=[tuple(at * length + place for place in span) for at in range(count)],
+            deepstack=[level.flatten(0, 1) for level in deepstack], capture_before=self._capture_before,
+            kernels=MERGED, check=check,
+        )
+        return pairs
+
+    def _tail_rotary(
+        self, layouts: Sequence[Sequence[TokenLayout]], start: int, padded: int
+    ) -> tuple[Tensor, Tensor]:
+        """Of sequences that go on from one place, side by side: words count on alike, so the longest has them all."""
+        longest = max(itertools.chain.from_iterable(layouts), key=len)
+        places = torch.stack([
+            functional.pad(torch.cat([torch.arange(len(one) - start) for one in each]),
+                           (0, padded - sum(len(one) - start for one in each)))
+            for each in layouts
+        ]).flatten()
+        cos, sin = self._rotary(longest, start)
+        places = places.to(cos.device)
+        return cos[places], sin[places]
 
     def _prefix(
         self, layout: TokenLayout, key: tuple, seen: tuple, kind: str = "prefix"

@@ -117,6 +117,11 @@ def describe_parts(
     )
 
 
+def questions_of(queries: Sequence[Query]) -> list[Question]:
+    """Each once, in their order."""
+    return list(dict.fromkeys(query.question for query in queries))
+
+
 def shares_of(
     queries: Sequence[Query], ask: Callable[[list[Question]], Sequence[Answer]]
 ) -> dict[str, tuple[float, float]]:
@@ -124,7 +129,7 @@ def shares_of(
 
     Queries of the same question share it.
     """
-    questions = list(dict.fromkeys(query.question for query in queries))
+    questions = questions_of(queries)
     told: Mapping[Question, Answer] = dict(zip(questions, ask(questions), strict=True))
     return {
         query.key: (told[query.question].shares[query.question.answers.index(query.wanted)], told[query.question].mass)
