@@ -1,4 +1,4 @@
-"""What an evaluation costs beside its painting steps, and how much memory each model's turn takes.
+"""What an evaluation costs beside its painting steps, where that goes, and how much memory each model's turn takes.
 
 Weights are random and made on the device, in the sizes of Z-Image-Turbo, its text encoder and Qwen3-VL-4B; everything
 else is what ``python -m vl_core evaluate`` runs.
@@ -23,11 +23,12 @@ from vl_core.headless.evaluate.drawings import DRAWINGS, builtin_pictures
 from vl_core.headless.evaluate.ground import KEPT, TOLD, Fleet
 from vl_core.headless.evaluate.kept import Kept, write_whole
 from vl_core.headless.evaluate.plan import Reference, Rung, Sheet, builtin_prompts, trials_of
-from vl_core.headless.evaluate.runner import Evaluation
+from vl_core.headless.evaluate.runner import ASKING, MEASURING, WAITING, WRITING, Evaluation
 from vl_core.headless.evaluate.turns import Loaders, TextEncoder, Turns
-from vl_core.headless.evaluate.work import measuring
+from vl_core.headless.evaluate.work import DECODING, STEPS, measuring
 from vl_core.reports.judge import SHOWS, Sentences
 from vl_core.states.statistics import calibrate
+from vl_core.steering.sweep import Cell
 from vl_core.steering.way import Given
 from vl_core.zimage.painting import Job, decode_each, sample_many
 from vl_core.zimage.text import text_reader
@@ -37,9 +38,11 @@ from .common import Report, add_output_argument, milliseconds
 from .models import TEXT, TRANSFORMER, VOCABULARY, build_model, build_painter, filled
 
 SIDE = {"tiny": 128, "full": 1024}  # of a painting
-STEPS = {"tiny": 2, "full": 9}
+COUNT = {"tiny": 2, "full": 9}  # of steps
 WAYS = ("aligned blend", "appended tokens", "research: as published")  # random weights write no words
 SETTINGS = 2  # of each way
+TIMES, TIMES_ALONE = "× its painting steps", "× the first row"
+ALONE = 64  # tokens of the words that the first rows' pictures are painted from
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ class Bench:
         side = SIDE[self.size]
         self.models = Models(
             "random", "random", device=arguments.device, dtype="bfloat16" if self.device.type == "cuda" else "float32",
-            steps=STEPS[self.size], width=side, height=side, layer=-1,
+            steps=COUNT[self.size], width=side, height=side, layer=-1,
         )
         self.loaders = Random(self.models, size=self.size)
         self.batch = arguments.batch or (together(arguments.vram * GB - 12.5 * GB, side * side)
@@ -126,14 +129,14 @@ class Bench:
         self.report.add("loading: Z-Image", s=turns.loading["painter"])
 
     def _steps_of(self, pipeline: Any) -> None:
-        states = torch.randn(64, TEXT[self.size]["hidden_size"]).to(pipeline.transformer.dtype)
+        states = torch.randn(ALONE, TEXT[self.size]["hidden_size"]).to(pipeline.transformer.dtype)
         jobs, models = [Job(states, seed) for seed in range(self.batch)], self.models
         options = {"steps": models.steps, "guidance": 0.0, "width": models.width, "height": models.height}
         latents = sample_many(pipeline, jobs, **options)
         steps = milliseconds(lambda: sample_many(pipeline, jobs, **options), self.device, 3, 1)
         decoding = milliseconds(lambda: decode_each(pipeline, latents), self.device, 3, 1) / 1000 / self.batch
         self.step_seconds = steps / 1000 / self.batch
-        self.report.add("a picture: steps", s=self.step_seconds)
+        self.report.add(f"a picture of {ALONE} tokens: steps", s=self.step_seconds)
         self.report.add("a picture: decoding", s=decoding)
 
     def plan(self, folder: Path, fleet: Fleet) -> tuple[Evaluation, Rung]:
@@ -148,7 +151,8 @@ class Bench:
         kept = Kept(folder / KEPT, "random", build_tokenizer())
         evaluation = Evaluation(
             folder, sheet, arms, trials_of(len(references), len(sheet.prompts), 1), list(shown.values()), Sentences(),
-            [Given()] * (len(references) + 1), kept, Turns(self.loaders), 60.0, self.batch, fleet, measuring(),
+            [Given()] * (len(references) + 1), kept, Turns(self.loaders), 60.0, self.batch, fleet,
+            measuring(self.device),
         )
         parts = [*Sentences().parts, SHOWS]
         told = [{"parts": {part: f"{part} of {name}" for part in parts}, "caption": f"a {name}"} for name in shown]
@@ -183,16 +187,14 @@ class Bench:
         evaluation.settle(bases)
         cells = [cell for row in rung.cells(evaluation.sheet, evaluation.by_id, evaluation.trials) for cell in row]
         reading = timed(lambda: evaluation.prepare(cells))
-        painting = timed(lambda: evaluation.paint(cells))
-        asking = timed(lambda: evaluation.judge(cells))
+        evaluation.shares.seconds.clear()
+        acts = {"painted": evaluation.paint, "asked about": evaluation.judge, "measured, after all else":
+                evaluation.measure}
+        spent = {name: timed(lambda act=act: act(cells)) for name, act in acts.items()}
         if evaluation.pool is not None:
             evaluation.pool.shutdown()
-        count, label = len(cells), "" if name == "alone" else "two painters: "
-        each = (painting + asking) / count
-        self.report.add(f"{label}cells", count=count)
-        self.report.add(f"{label}a cell: painted, decoded, written, measured", s=painting / count)
-        self.report.add(f"{label}a cell: asked about", s=asking / count)
-        self.report.add(f"{label}a cell, all of it", s=each, **{"× its painting steps": each / self.step_seconds})
+        self._report_cells("" if name == "alone" else "two painters: ", evaluation, cells, spent)
+        label = "" if name == "alone" else "two painters: "
         self.report.add(f"{label}reading {rung.trials} pairs", s=reading)
         self.report.add(f"{label}text states", s=words)
         for model, seconds in turns.loading.items():
@@ -200,6 +202,43 @@ class Bench:
         for model, taken in turns.peak.items():
             self.report.add(f"{label}peak: {model}", gb=taken / GB)
         return {file.name: pixels_of(file) for file in sorted((folder / "cells").glob("*.png"))}
+
+
+    def _report_cells(self, label: str, evaluation: Evaluation, cells: list[Cell], spent: dict[str, float]) -> None:
+        """All that a cell took, and what of it went where, beside its painting steps alone."""
+        count, shares = len(cells), evaluation.shares.seconds
+        steps, tokens = self._steps_alone(evaluation, cells)
+        self.report.add(f"{label}cells", count=count, tokens=tokens)
+        self.report.add(f"{label}a cell: its painting steps alone", s=steps, **{TIMES: 1.0})
+        each = sum(spent.values()) / count
+        self.report.add(f"{label}a cell, all of it", s=each, **{TIMES: each / steps, TIMES_ALONE:
+                                                               each / self.step_seconds})
+        for name, seconds in spent.items():
+            self.report.add(f"{label}a cell: {name}", s=seconds / count, **{TIMES: seconds / count / steps})
+        of = {
+            STEPS: "its steps, among all else", DECODING: "decoding", ASKING: "asking", MEASURING:
+            "waiting for what is measured", WAITING: "waiting for what is read, written and laid out",
+        }
+        counted = {told: shares.get(name, 0.0) for name, told in of.items()}
+        counted["everything else"] = sum(spent.values()) - sum(counted.values())
+        counted["beside it: writing"] = shares.get(WRITING, 0.0)
+        for told, seconds in counted.items():
+            self.report.add(f"{label}of a cell: {told}", s=seconds / count, **{TIMES: seconds / count / steps})
+
+    def _steps_alone(self, evaluation: Evaluation, cells: list[Cell]) -> tuple[float, float]:
+        """Seconds of a cell's painting steps, of the same words in the same batches with nothing beside them, and the
+        tokens of its words and pictures in the mean."""
+        models, seconds, tokens = self.models, 0.0, 0
+        options = {"steps": models.steps, "guidance": 0.0, "width": models.width, "height": models.height}
+        with evaluation.turns("painter") as pipeline:
+            for number, batch in enumerate(evaluation.batches(cells)):
+                jobs, window = evaluation.jobs(batch)[0], batch[0].settings.window
+                seconds += milliseconds(
+                    lambda jobs=jobs, window=window: sample_many(pipeline, jobs, window=window, **options),
+                    self.device, 1, int(number == 0),
+                ) / 1000
+                tokens += sum(len(job.states) for job in jobs)
+        return seconds / len(cells), tokens / len(cells)
 
 
 def pixels_of(file: Path) -> bytes:

@@ -65,6 +65,12 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
 
+def filled_rows(rows: Sequence[Sequence[Tensor]], width: int) -> Tensor:
+    """The parts ``(n,)`` of each row one after the other, zeros up to ``width``: ``(R * width,)``."""
+    whole = [torch.cat(list(parts)) for parts in rows]
+    return torch.cat([functional.pad(one, (0, width - len(one))) for one in whole])
+
+
 def lengthened(layout: TokenLayout, by: int) -> TokenLayout:
     """The layout with so many more positions after it."""
     roles, ids = (functional.pad(part, (0, by)) for part in (layout.roles, layout.token_ids))

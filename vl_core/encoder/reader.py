@@ -30,7 +30,7 @@ from .forward import KeyValues, branch_mask, heads_per_group, picture_spans, pre
 from .graphs import GraphPool
 from .kernels import EXACT, MERGED, Kernels, compiled_kernels, quick_attention
 from .modules import Language, Vision
-from .prefix import Answered, Features, Prefix, fill, joined, lengthened, vetted
+from .prefix import Answered, Features, Prefix, fill, filled_rows, joined, lengthened, vetted
 from .room import with_room
 from .vision import VisionTables, run_vision, vision_tables
 from .watched import Watched
@@ -251,24 +251,25 @@ class Reader:
         self, asked: Sequence[tuple[Sequence[TokenLayout], Picture]], dtype: torch.dtype, device: torch.device,
         check: Callable[[], None],
     ) -> Tensor:
-        count, last, opening = len(asked), (self._num_layers,), asked[0][0][0]
+        last, opening = (self._num_layers,), asked[0][0][0]
         length = prefix_length(opening)
-        check()
         tails = [[layout.token_ids[length:] for layout in layouts] for layouts, _ in asked]
         lengths = [[len(tail) for tail in each] for each in tails]
-        past = self._openings(opening, [picture for _, picture in asked], dtype, device, check)
         # A width in eights is what masked attention takes without a copy of the mask for every block.
         padded = max(map(sum, lengths))
         padded += -(length + padded) % 8
-        ids = torch.stack([functional.pad(torch.cat(each), (0, padded - sum(map(len, each)))) for each in tails])
-        hidden = self._embed(ids.flatten(), dtype, device)
+        # All that travels to the device does so first: each copy waits for what runs there.
+        hidden = self._embed(filled_rows(tails, padded), dtype, device)
         mask = branch_mask(length, lengths, padded, heads_per_group(self.language), hidden)
-        states, _ = run_blocks(
-            self.language, hidden, self._tail_rotary([layouts for layouts, _ in asked], length, padded), last,
-            self._num_layers, past=past, mask=mask, count=count, kernels=MERGED, check=check,
-        )
+        rotary = self._tail_rotary([layouts for layouts, _ in asked], length, padded)
         ends = [at * padded + end - 1 for at, each in enumerate(lengths) for end in itertools.accumulate(each)]
-        return states[self._num_layers][torch.tensor(ends).to(device)]
+        places = torch.tensor(ends).to(device)
+        past = self._openings(opening, [picture for _, picture in asked], dtype, device, check)
+        states, _ = run_blocks(
+            self.language, hidden, rotary, last, self._num_layers, past=past, mask=mask, count=len(asked),
+            kernels=MERGED, check=check,
+        )
+        return states[self._num_layers][places]
 
     def _openings(
         self, layout: TokenLayout, pictures: Sequence[Picture], dtype: torch.dtype, device: torch.device,
@@ -279,13 +280,13 @@ class Reader:
         pixels = torch.stack([picture.pixels for picture in pictures]).to(device)
         patches = torch.stack([patchify(Picture(one))[0] for one in pixels]).to(dtype)
         embeddings, deepstack = run_vision(self.visual, patches, self._tables(grid, device), MERGED, check)
-        (span,) = picture_spans(layout)
+        ((start, stop),) = picture_spans(layout)
         hidden = self._embed(layout.token_ids[:length], dtype, device).repeat(count, 1)
-        hidden.unflatten(0, (count, length))[:, slice(*span)] = embeddings
+        hidden.unflatten(0, (count, length))[:, start:stop] = embeddings
         cos, sin = (part.repeat(count, 1, 1) for part in self._first_rotary(layout, length))
         _, pairs = run_blocks(
             self.language, hidden, (cos, sin), (self._num_layers,), self._num_layers, count=count, keep=True,
-            spans=[tuple(at * length + place for place in span) for at in range(count)],
+            spans=[(at + start, at + stop) for at in range(0, count * length, length)],
             deepstack=[level.flatten(0, 1) for level in deepstack], capture_before=self._capture_before,
             kernels=MERGED, check=check,
         )
@@ -296,11 +297,7 @@ class Reader:
     ) -> tuple[Tensor, Tensor]:
         """Of sequences that go on from one place, side by side: words count on alike, so the longest has them all."""
         longest = max(itertools.chain.from_iterable(layouts), key=len)
-        places = torch.stack([
-            functional.pad(torch.cat([torch.arange(len(one) - start) for one in each]),
-                           (0, padded - sum(len(one) - start for one in each)))
-            for each in layouts
-        ]).flatten()
+        places = filled_rows([[torch.arange(len(one) - start) for one in each] for each in layouts], padded)
         cos, sin = self._rotary(longest, start)
         places = places.to(cos.device)
         return cos[places], sin[places]

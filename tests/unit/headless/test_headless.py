@@ -237,6 +237,26 @@ def test_generate_from_words_alone_is_diffusers_own_picture(folders, pipeline, t
     assert "Words only" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decoded_pictures_are_diffusers_own_byte_for_byte(pipeline, dtype):
+    from vl_core.zimage.painting import decode_each
+
+    vae = pipeline.vae
+    latents = 3 * torch.randn(3, vae.config.latent_channels, 8, 12, generator=torch.Generator().manual_seed(0))
+    try:
+        vae.to(dtype)
+        found = decode_each(pipeline, latents)
+        raw = latents.to(dtype) / vae.config.scaling_factor + vae.config.shift_factor
+        with torch.no_grad():
+            decoded = [vae.decode(one, return_dict=False)[0] for one in raw.split(1)]
+    finally:
+        vae.to(torch.float32)
+    theirs = [pipeline.image_processor.postprocess(one, output_type="pil")[0] for one in decoded]
+    assert found.dtype == torch.uint8 and len(found) == 3
+    for ours, image in zip(found, theirs, strict=True):
+        assert (ours.numpy() == np.asarray(image)).all()
+
+
 def test_guidance_and_negative_prompt_are_diffusers_own(folders, pipeline, tmp_path):
     assert main(generate(folders, tmp_path / "a.png", "--guidance", "3", "--negative", "a lamp")) == 0
     expected = plainly(pipeline, guidance_scale=3.0, negative_prompt="a lamp")

@@ -9,7 +9,7 @@ from miniature import world
 from miniature.measure.judge_check import AGREEMENT_GOAL, ORDER_GOAL, compare, table, verdict
 from miniature.measure.vl_judge import WorldForm, thing_of
 from miniature.train.assemble import MODELS, VISION
-from vl_core.encoder.judging import Question, answer, read_answers, tokens_of
+from vl_core.encoder.judging import Question, answer, answer_each, read_answers, ready, tokens_of
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from vl_core.pictures import patchify, prepare_picture
 from vl_core.reports.judge import Query, Sentences, ask_all, describe_parts, figure
@@ -77,6 +77,19 @@ def test_a_question_among_others_is_answered_as_alone_and_by_the_modules_own_for
     for one, other, third in zip(together, alone, stock, strict=True):
         assert one.shares == pytest.approx(other.shares, abs=1e-5)
         assert one.shares == pytest.approx(third.shares, abs=1e-4)
+
+
+def test_pictures_read_together_are_answered_as_alone_whatever_is_asked_of_each_and_how_large_they_are(encoder, scene):
+    drawn = torch.Generator().manual_seed(3)
+    pictures = [scene[1], torch.rand(128, 128, 3, generator=drawn), torch.rand(96, 64, 3, generator=drawn), scene[1]]
+    asked = [questions(), questions()[:1], questions()[1:], [*questions()[::-1], Question("is there a blue ring?")]]
+    told = answer_each(encoder, [ready(encoder, *both) for both in zip(pictures, asked, strict=True)])
+    for picture, each, found in zip(pictures, asked, told, strict=True):
+        alone = answer(encoder, picture, each)
+        assert len(found) == len(each)
+        for one, other in zip(found, alone, strict=True):
+            assert one.shares == pytest.approx(other.shares, abs=1e-5)
+            assert one.mass == pytest.approx(other.mass, abs=1e-5)
 
 
 def test_what_was_read_before_changes_no_bit(encoder, scene):

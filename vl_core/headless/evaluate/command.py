@@ -181,7 +181,7 @@ def evaluation_of(arguments: argparse.Namespace) -> Evaluation:
         folder, sheet, arms, trials_of(len(references), len(prompts), arguments.seeds), shown, form,
         given, kept, Turns(loaders, keep=loaders.small()),
         arguments.minutes, arguments.batch or batch_for(loaders, arguments.vram),
-        Fleet(arguments.ray or "", arguments.workers), None if arguments.dry_run else measuring(),
+        Fleet(arguments.ray or "", arguments.workers), None if arguments.dry_run else measuring(loaders.device),
         embedded("look questions") if demo else Ground.look_questions,
     )
     evaluation.hashes, evaluation.scored_by = hashes, scored_by

@@ -23,6 +23,7 @@ from ...zimage.host import Noised
 from ..compare.nulls import NULL, noise_seed
 from ..compare.runner import append_row, read_rows
 from .arms import Arm
+from .beside import Shares
 from .judging import Told, queries_for
 from .kept import Kept
 from .plan import Rung, Sheet, Trial
@@ -58,7 +59,7 @@ class Ground:
 
     Attributes:
         rows: the lines of each file by id. rungs: those that were begun. settled: ids that are done.
-        measured: what other processes are measuring, by id. hashes: of the weights' files.
+        measured: what other processes are measuring, by id. hashes: of the weights' files. shares: of its time.
         looks_said, looks_seconds: how looks are learned here, and how long that takes. scored_by: a second judge.
     """
 
@@ -85,6 +86,7 @@ class Ground:
         self.settled: set[str] = set()
         self.hashes: dict[str, dict[str, str]] = {}
         self.measured: dict[str, Future] = {}
+        self.shares = Shares()
         self.desk = lru_cache(DESKS)(self._new_desk)
 
     def give(self, given: Sequence[Given]) -> None:

@@ -2,6 +2,9 @@
 
 A run that is killed goes on where it was. What decides what is painted (how many settings go on, how many trials) is
 written down once and read again, batches are those of an unbroken run, and finished lines are never written anew.
+
+Whatever a core does (PNGs, lines, reading pictures again, artifacts) is done beside the GPU's work, a few batches of it
+at most, in the order of the cells.
 """
 
 from __future__ import annotations
@@ -13,8 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import Tensor
 
+from ...encoder.judging import Ready
 from ...pictures import read_picture
 from ...reports.judge import Query
 from ...states.files import parse_json
@@ -27,6 +32,7 @@ from ...zimage.progress import progress
 from ..compare.fleet import on_ray
 from ..compare.nulls import NULL
 from ..compare.scores import cosine
+from .beside import Beside
 from .evidence import PROMPT
 from .ground import CELLS, JUDGED, MEASURED, PAINTED, PLAN, SCORED, TOLD, Ground
 from .judging import Told, trust
@@ -36,7 +42,12 @@ from .plan import Rung, first_rungs, next_rung
 from .work import Asker, Brush, measure_file
 
 SPENT_PAINTING = 0.9  # of the time; the rest is for loading, reading and describing
-AHEAD = 4  # pictures that are written beside the GPU's work
+AHEAD = 4  # pictures that are written or read at the same time, and batches that wait for it
+TOGETHER = 4  # pictures that are asked about in the same passes; each takes 0.2 GB of Qwen3-VL-4B
+
+# What the time is counted to, beside a brush's own: of this thread WAITING and ASKING, of others WRITING; MEASURING is
+# what of it comes after the painting and asking.
+ASKING, MEASURING, WAITING, WRITING = "asking", "measuring", "waiting", "writing"
 
 Batch = tuple[Cell, ...]
 Made = TypeVar("Made")
@@ -109,6 +120,7 @@ class Evaluation(Ground):
         self.paint(cells)
         self.judge(cells)
         self.score(cells)
+        self.measure(cells)
         self.settled |= {cell.id for cell in cells}
 
     # --- turns before the painting ----------------------------------------------------------------------------------
@@ -204,24 +216,33 @@ class Evaluation(Ground):
         return found, reports
 
     def paint(self, cells: Sequence[Cell]) -> None:
-        batches = self._batches(cells)
+        batches = self.batches(cells)
         todo = [one for one in batches if any(cell.id not in self.rows[PAINTED] for cell in one)]
         done = sum(len(one) for one in batches) - sum(len(one) for one in todo)
-        with progress("Painting", len(cells)) as move, ThreadPoolExecutor(AHEAD) as writers:
+        with progress("Painting", len(cells)) as move, ThreadPoolExecutor(AHEAD) as writers, Beside(AHEAD) as beside:
             move(done, len(cells))
-            for batch, (pictures, seconds), reports in self._painted(todo) if todo else ():
-                new = [number for number, cell in enumerate(batch) if cell.id not in self.rows[PAINTED]]
-                for number, written in [(one, writers.submit(self.save, batch[one], pictures[one])) for one in new]:
-                    written.result()
-                    cell, said = batch[number], {"report": reports[number], "seconds": seconds}
-                    self.line(PAINTED, {"id": cell.id, **self.head(cell), **said})
-                    if self.pool is not None:
-                        self.measured[cell.id] = self.pool.submit(measure_file, *self._files_of(cell))
+
+            def keep(batch: Batch, pictures: Sequence[np.ndarray], seconds: float, reports: Sequence[str]) -> None:
+                nonlocal done
+                with self.shares(WRITING):
+                    new = [number for number, cell in enumerate(batch) if cell.id not in self.rows[PAINTED]]
+                    written = [writers.submit(self.save, batch[one], pictures[one]) for one in new]
+                    for number, one in zip(new, written, strict=True):
+                        one.result()
+                        cell, said = batch[number], {"report": reports[number], "seconds": seconds}
+                        self.line(PAINTED, {"id": cell.id, **self.head(cell), **said})
+                        if self.pool is not None:
+                            self.measured[cell.id] = self.pool.submit(measure_file, *self._files_of(cell))
                 done += len(batch)
                 move(done, len(cells))
-        self._measure(cells)
 
-    def _batches(self, cells: Sequence[Cell]) -> list[Batch]:
+            for batch, painted, reports in self._painted(todo) if todo else ():
+                with self.shares(WAITING):
+                    beside.do(keep, batch, *painted, reports)
+            with self.shares(WAITING):
+                beside.finish()
+
+    def batches(self, cells: Sequence[Cell]) -> list[Batch]:
         """Cells that are painted together: of one setting, so that they are of like length and act at the same time."""
         groups: dict[tuple, list[Cell]] = {}
         for cell in cells:
@@ -242,17 +263,18 @@ class Evaluation(Ground):
                 yield batch, painted, reports.pop(batch)
             return
         with self.turns("painter") as pipeline, ThreadPoolExecutor(1) as ahead:
-            brush, coming = Brush(self.turns.loaders, pipeline), ahead.submit(self.jobs, todo[0])
+            brush, coming = Brush(self.turns.loaders, pipeline, self.shares), ahead.submit(self.jobs, todo[0])
             for number, batch in enumerate(todo):
-                jobs, reports_of = coming.result()
+                with self.shares(WAITING):
+                    jobs, reports_of = coming.result()
                 if number + 1 < len(todo):
                     coming = ahead.submit(self.jobs, todo[number + 1])
                 yield batch, brush.paint(jobs, batch[0].settings.window, unwanted), reports_of
 
-    def _measure(self, cells: Sequence[Cell]) -> None:
+    def measure(self, cells: Sequence[Cell]) -> None:
         """Artifacts and likeness of what was painted; with processes of their own it was begun meanwhile."""
         todo = [cell for cell in cells if cell.id not in self.rows[MEASURED]]
-        with progress("Measuring", len(todo)) as move:
+        with progress("Measuring", len(todo)) as move, self.shares(MEASURING):
             for cell in todo:
                 start, coming = time.perf_counter(), self.measured.pop(cell.id, None)
                 figures = measure_file(*self._files_of(cell)) if coming is None else coming.result()
@@ -269,32 +291,52 @@ class Evaluation(Ground):
     # --- judging ----------------------------------------------------------------------------------------------------
 
     def judge(self, cells: Sequence[Cell]) -> None:
-        todo = [cell for cell in cells if cell.id not in self.rows[JUDGED]]
+        batches = [tuple(cells[at : at + TOGETHER]) for at in range(0, len(cells), TOGETHER)]
+        todo = [one for one in batches if any(cell.id not in self.rows[JUDGED] for cell in one)]
         if not todo:
             return
-        with progress("Asking", len(todo)) as move:
-            for cell, (answers, seconds) in self._asked(todo):
-                self.line(JUDGED, {"id": cell.id, "answers": answers, "seconds": seconds})
-                move()
+        with progress("Asking", sum(map(len, todo))) as move, Beside(AHEAD) as beside:
 
-    def _asked(self, todo: Sequence[Cell]) -> Iterable[tuple[Cell, tuple[dict, float]]]:
-        def see(cell: Cell) -> tuple[Tensor, list[Query]]:
-            return read_picture(self.file(cell.id)), self.queries(cell)
+            def keep(batch: Batch, told: Sequence[Mapping[str, Any]], seconds: float) -> None:
+                with self.shares(WRITING):
+                    for cell, answers in zip(batch, told, strict=True):
+                        self.line(JUDGED, {"id": cell.id, "answers": answers, "seconds": seconds})
+                        move()
+
+            for batch, told in self._asked(todo):
+                with self.shares(WAITING):
+                    beside.do(keep, batch, *told)
+            with self.shares(WAITING):
+                beside.finish()
+
+    def _asked(self, todo: Sequence[Batch]) -> Iterable[tuple[Batch, tuple[list, float]]]:
+        def see(batch: Batch) -> tuple[list[Tensor], list[list[Query]]]:
+            return [read_picture(self.file(cell.id)) for cell in batch], [self.queries(cell) for cell in batch]
 
         if self.fleet.ray:
             found = on_ray(
                 self.fleet.ray, self.fleet.workers, Asker, (self.turns.loaders,),
-                lambda worker, cell: worker.ask.remote(*see(cell)), todo, ordered=True,
+                lambda worker, batch: worker.ask_about.remote(*see(batch)), todo, ordered=True,
             )
             yield from zip(todo, found, strict=True)
             return
-        with self.turns("vision") as encoder, ThreadPoolExecutor(1) as ahead:
-            asker, coming = Asker(self.turns.loaders, encoder), ahead.submit(see, todo[0])
-            for number, cell in enumerate(todo):
-                seen = coming.result()
+        with self.turns("vision") as encoder, ThreadPoolExecutor(AHEAD) as readers, ThreadPoolExecutor(1) as ahead:
+            asker = Asker(self.turns.loaders, encoder)
+
+            def prepare(batch: Batch) -> tuple[list[Ready], list[list[Query]]]:
+                pictures = readers.map(lambda cell: read_picture(self.file(cell.id)), batch)
+                queries = [self.queries(cell) for cell in batch]
+                return [asker.ready(*both) for both in zip(pictures, queries, strict=True)], queries
+
+            coming = ahead.submit(prepare, todo[0])
+            for number, batch in enumerate(todo):
+                with self.shares(WAITING):
+                    asked = coming.result()
                 if number + 1 < len(todo):
-                    coming = ahead.submit(see, todo[number + 1])
-                yield cell, asker.ask(*seen)
+                    coming = ahead.submit(prepare, todo[number + 1])
+                with self.shares(ASKING):
+                    told = asker.ask(*asked)
+                yield batch, told
 
     def score(self, cells: Sequence[Cell]) -> None:
         """By a second judge, if there is one: how like every reference a painting is, and how like its prompt."""

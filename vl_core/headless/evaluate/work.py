@@ -15,13 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...encoder.judging import Answer, Ready, answer_each, ready
 from ...encoder.qwen3vl import Qwen3VLEncoder
 from ...pictures import read_picture
 from ...reports.artifacts import measure_artifacts
-from ...reports.judge import Query, ask_all
-from ...zimage.painting import Job, paint_many
+from ...reports.judge import Query, questions_of, shares_of
+from ...zimage.painting import Job, decode_each, sample_many
 from ..compare.runner import LEAST_SIDE, measure, rounded
+from .beside import Shares
 from .turns import Loaders
+
+STEPS, DECODING = "steps", "decoding"
 
 
 class Brush:
@@ -29,10 +33,11 @@ class Brush:
 
     Args:
         pipeline: Z-Image without its text encoder; loaded if None, as an actor does it.
+        shares: what counts the time.
     """
 
-    def __init__(self, loaders: Loaders, pipeline: Any = None) -> None:
-        self.models = loaders.models
+    def __init__(self, loaders: Loaders, pipeline: Any = None, shares: Shares | None = None) -> None:
+        self.models, self.shares = loaders.models, shares or Shares()
         self.pipeline = loaders.painter() if pipeline is None else pipeline
 
     def paint(
@@ -40,10 +45,15 @@ class Brush:
     ) -> tuple[list[np.ndarray], float]:
         """Pictures uint8 ``(H, W, 3)``, and the seconds that each took."""
         models, start = self.models, time.perf_counter()
-        found = paint_many(
-            self.pipeline, jobs, steps=models.steps, guidance=models.guidance, width=models.width,
-            height=models.height, unwanted=unwanted, window=window,
-        )
+        with self.shares(STEPS):
+            latents = sample_many(
+                self.pipeline, jobs, steps=models.steps, guidance=models.guidance, width=models.width,
+                height=models.height, unwanted=unwanted, window=window,
+            )
+            if latents.is_cuda:
+                torch.cuda.synchronize(latents.device)  # once a batch, whose last step is waited for anyway
+        with self.shares(DECODING):
+            found = list(decode_each(self.pipeline, latents).cpu().numpy())
         return found, (time.perf_counter() - start) / len(jobs)
 
 
@@ -54,12 +64,30 @@ class Asker:
         self.models = loaders.models
         self.encoder = loaders.vision() if encoder is None else encoder
 
-    def ask(self, pixels: Tensor, queries: Sequence[Query]) -> tuple[dict[str, list[float]], float]:
-        """By each query's key its share and the mass of its answers, and the seconds that took."""
+    def ready(self, pixels: Tensor, queries: Sequence[Query]) -> Ready:
+        """What of asking needs no GPU."""
+        return ready(self.encoder, pixels, questions_of(queries), budget=self.models.image_tokens)
+
+    def ask(
+        self, asked: Sequence[Ready], queries: Sequence[Sequence[Query]]
+    ) -> tuple[list[dict[str, list[float]]], float]:
+        """Of each picture, by each query's key, its share and the mass of its answers; and the seconds that each
+        took."""
         start = time.perf_counter()
-        found = ask_all(self.encoder, pixels, queries, budget=self.models.image_tokens)
-        told = {key: [float(f"{value:.6g}") for value in both] for key, both in found.items()}
-        return told, time.perf_counter() - start
+        told = answer_each(self.encoder, asked)
+        found = [_row_of(*both) for both in zip(queries, told, strict=True)]
+        return found, (time.perf_counter() - start) / len(asked)
+
+    def ask_about(
+        self, pictures: Sequence[Tensor], queries: Sequence[Sequence[Query]]
+    ) -> tuple[list[dict[str, list[float]]], float]:
+        """All of it, for a worker of a cluster."""
+        return self.ask([self.ready(*both) for both in zip(pictures, queries, strict=True)], queries)
+
+
+def _row_of(queries: Sequence[Query], told: Sequence[Answer]) -> dict[str, list[float]]:
+    shares = shares_of(queries, lambda _: told)
+    return {key: [float(f"{value:.6g}") for value in both] for key, both in shares.items()}
 
 
 def measure_file(picture: str, baseline: str, reference: str) -> dict[str, Any]:
@@ -75,10 +103,13 @@ def measure_file(picture: str, baseline: str, reference: str) -> dict[str, Any]:
     return measure(seen, read_picture(Path(baseline)), read_picture(Path(reference)))
 
 
-def measuring() -> Executor | None:
-    """Processes that measure beside the painting; None where there are no cores to spare."""
+def measuring(device: torch.device) -> Executor | None:
+    """Processes that measure beside the painting; None where there are no cores to spare.
+
+    Beside a GPU there always is one: whoever launches its work leaves most of a core.
+    """
     cores = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 17)
-    if cores <= 2:
+    if cores <= 2 and device.type == "cpu":
         return None
     # Spawned: a process that has used a GPU must not be forked.
-    return ProcessPoolExecutor(min(cores - 1, 8), get_context("spawn"), torch.set_num_threads, (1,))
+    return ProcessPoolExecutor(max(1, min(cores - 1, 8)), get_context("spawn"), torch.set_num_threads, (1,))

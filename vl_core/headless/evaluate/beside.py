@@ -1,0 +1,84 @@
+"""What is done beside the GPU's work, and where an evaluation's time goes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+
+class Beside:
+    """One thread that acts in the order in which it was asked to, while the caller goes on.
+
+    When the block ends everything was done. What failed is raised at the next :meth:`do` or there, and nothing that was
+    to come after it is done any more, so the order of lines in a file stays. If the block itself fails, what was handed
+    over before is done nevertheless.
+
+    Args:
+        waiting: how many acts may wait for the thread before :meth:`do` waits too.
+    """
+
+    def __init__(self, waiting: int) -> None:
+        self._waiting = waiting
+        self._thread = ThreadPoolExecutor(1)
+        self._given: deque[Future] = deque()
+        self._failed = False
+
+    def do(self, act: Callable[..., None], *args: Any) -> None:
+        """Have ``act`` called with ``args``.
+
+        Raises:
+            whatever an earlier act did.
+        """
+        while self._given and (len(self._given) >= self._waiting or self._given[0].done()):
+            self._given.popleft().result()
+        self._given.append(self._thread.submit(self._act, act, args))
+
+    def finish(self) -> None:
+        """Wait until all is done.
+
+        Raises:
+            whatever an act did.
+        """
+        while self._given:
+            self._given.popleft().result()
+
+    def _act(self, act: Callable[..., None], args: tuple) -> None:
+        if self._failed:
+            return
+        try:
+            act(*args)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self.finish()
+
+
+class Shares:
+    """Seconds by what they were spent on; those of other threads run beside one another."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count what the block takes to ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            taken = time.perf_counter() - start
+            with self._lock:
+                self.seconds[name] = self.seconds.get(name, 0.0) + taken
