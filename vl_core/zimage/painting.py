@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .group_norm import quick_group_norms
 from .pipeline import load_pipeline
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ def decode_each(pipeline: ZImagePipeline, latents: Tensor) -> Tensor:
     processor: Any = pipeline.image_processor
     raw = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
     pictures = []
-    for one in raw.split(1):
-        decoded = processor.postprocess(vae.decode(one, return_dict=False)[0], output_type="pt")
-        # Rounded where it was decoded: 8 bits a value are all that travels, and no core has to round them.
-        pictures.append(decoded.permute(0, 2, 3, 1).float().mul_(255).round_().to(torch.uint8))
+    with quick_group_norms(vae):
+        for one in raw.split(1):
+            decoded = processor.postprocess(vae.decode(one, return_dict=False)[0], output_type="pt")
+            # Rounded where it was decoded: 8 bits a value are all that travels, and no core has to round them.
+            pictures.append(decoded.permute(0, 2, 3, 1).float().mul_(255).round_().to(torch.uint8))
     return torch.cat(pictures)

@@ -1,0 +1,69 @@
+"""Group norms in parts are torch's, held against float64; they stand in for torch's own only, and only for a while."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vl_core.zimage import group_norm as quick
+from vl_core.zimage.group_norm import group_norm, quick_group_norms
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 7, 5), (2, 64, 16, 24), (1, 96, 33, 1), (3, 128, 1, 1), (1, 64, 40)])
+@pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (40.0, 1.0), (-3.0, 1e-3), (0.0, 300.0)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_values_are_those_of_float64_rounded_once(shape, mean, spread, dtype):
+    drawn = torch.Generator().manual_seed(0)
+    x = (mean + spread * torch.randn(shape, generator=drawn)).to(dtype)
+    weight, bias = (torch.randn(shape[1], generator=drawn).to(dtype) for _ in range(2))
+    exact = functional.group_norm(x.double(), 32, weight.double(), bias.double(), 1e-6)
+    ours = group_norm(x, 32, weight, bias, 1e-6)
+    assert ours.dtype == dtype
+    # Half a step of rounding, and what float32 loses of a mean that lies far from 0 beside the spread.
+    far = 2e-7 * (1 + x.double().abs().amax() / spread)
+    allowed = 0.51 * torch.finfo(dtype).eps * exact.abs() + far * weight.double().abs().max() + 1e-7
+    assert ((ours.double() - exact).abs() <= allowed).all()
+
+
+def test_a_flat_group_is_its_bias():
+    x = torch.full((1, 64, 8, 8), 5.0, dtype=torch.bfloat16)
+    weight, bias = torch.ones(64, dtype=torch.bfloat16), torch.linspace(-1, 1, 64).bfloat16()
+    assert torch.allclose(group_norm(x, 32, weight, bias, 1e-6)[0, :, 0, 0].float(), bias.float(), atol=0.02)
+
+
+class Other(nn.GroupNorm):
+    pass
+
+
+def test_only_torchs_own_are_stood_in_for_and_only_while_it_lasts(monkeypatch):
+    own, other, hooked = nn.GroupNorm(8, 32), Other(8, 32), nn.GroupNorm(8, 32)
+    hooked.forward = lambda x: x  # type: ignore[method-assign]
+    theirs = hooked.forward
+    whole = nn.Sequential(own, nn.Sequential(other), hooked)
+    called = []
+    monkeypatch.setattr(quick, "_forward", lambda norm, x: called.append(norm) or nn.GroupNorm.forward(norm, x))
+    x = torch.randn(1, 32, 4, 4)
+    before = whole(x)
+    with pytest.raises(RuntimeError, match="on the way"), quick_group_norms(whole):
+        assert torch.equal(whole(x), before)
+        raise RuntimeError("on the way")
+    assert called == [own] and "forward" not in own.__dict__ and hooked.forward is theirs
+    whole(x)
+    assert called == [own]
+
+
+def test_a_cpu_computes_torchs_bits():
+    norm, x = nn.GroupNorm(8, 32).bfloat16(), torch.randn(1, 32, 4, 4).bfloat16()
+    with torch.no_grad(), quick_group_norms(norm):
+        assert torch.equal(norm(x), functional.group_norm(x, 8, norm.weight, norm.bias, norm.eps))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the GPU's way")
+def test_a_gpu_computes_the_same():
+    norm = nn.GroupNorm(32, 128, eps=1e-6).to("cuda", torch.bfloat16)
+    x = torch.randn(1, 128, 160, 96, device="cuda").bfloat16()
+    exact = functional.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    with torch.no_grad(), quick_group_norms(norm):
+        assert (norm(x).double() - exact).abs().max() <= torch.finfo(torch.bfloat16).eps * exact.abs().max()
