@@ -4,6 +4,10 @@
 bench has, and lets both judges read every painting. The trained one knows the truth about a reference; the VL's judge
 knows only what the VL said of it. Asked: do both put the settings in the same order, do they agree on a painting, where
 do they differ on the average, and does the VL's judge see mistakes that were made on purpose.
+
+How far two orders can agree at all is asked beside it: of many settings the true means are so near one another that
+other paintings put them in another order, whoever judges. The pairs are halved at random, many times over; one half is
+judged by the trained judge, the other by itself once more (``itself``) and by the VL's (``across``).
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vl_core.reports.judge import SHOWS, Query, ask_all, describe_parts, figure
+from vl_core.encoder.judging import answer_each, ready
+from vl_core.reports.judge import SHOWS, Query, describe_parts, figure, questions_of, shares_of
 from vl_core.reports.trust import ranks, right_before_wrong
 
 from .. import world
@@ -30,7 +35,9 @@ from .rows import METHODS, TEXT_ONLY, Method, key_of
 from .vl_judge import WorldForm, thing_of
 
 REPORT = "judge_check.json"
-PAINTINGS, PAIRS = 2000, 50
+SETTINGS, PAIRS = 40, 200
+ASKED = 25  # paintings that are asked about in the same passes
+SPLITS = 200
 THING, LEAK = "thing", "leak"
 FIGURES = (THING, *world.LOOK, LEAK)
 ORDER_GOAL, AGREEMENT_GOAL, PLANTED_GOAL = 0.95, 0.9, 0.95
@@ -49,7 +56,7 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     chain = Chain.load(folder, device)
     bench = prepare(chain, switches, options.seed)
     painting = Painting(bench, (0,), switches.steps, switches.guidance)
-    chosen = settings(3 if options.toy else PAINTINGS // PAIRS)
+    chosen = settings(3 if options.toy else SETTINGS)
     told = [describe_parts(chain.encoder, image, FORM) for image in bench.images]
     form = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(folder)}
     ledger = Ledger(options.out / "judge_rows.jsonl", form, options.resume, measured_with("judge-check", device))
@@ -87,29 +94,43 @@ def both(painting: Painting, told: Sequence[Mapping[str, str]], method: Method) 
     pictures = painting.paint([case.states for case in bench.cases] if plain else mixed(bench, method), method.act)
     logits, pairs = bench.chain.read(pictures), bench.pairs
     row, scenes = torch.arange(len(pictures)), pairs.references
-    found: dict[str, Tensor] = {
-        THING: logits["pair"][row, pairs.shape * len(world.COLORS) + pairs.color] > 0,
-        LEAK: logits["pair"][row, scenes.shape[:, 0] * len(world.COLORS) + scenes.color[:, 0]] > 0,
-        **{name: logits[name].argmax(1) == getattr(scenes, name) for name in world.LOOK},
+    each = {
+        THING: logits["pair"][row, pairs.shape * len(world.COLORS) + pairs.color].sigmoid(),
+        LEAK: logits["pair"][row, scenes.shape[:, 0] * len(world.COLORS) + scenes.color[:, 0]].sigmoid(),
     }
-    ours = [
-        read(bench.chain, picture, case.prompt, words)
-        for picture, case, words in zip(as_image(pictures.cpu()), bench.cases, told, strict=True)
-    ]
-    return {name: value.float() for name, value in found.items()} | {
-        f"vl {name}": torch.tensor([one[name] for one in ours]) for name in FIGURES
-    }
+    found = {name: value > 0.5 for name, value in each.items()}
+    for name in world.LOOK:
+        truth = getattr(scenes, name)
+        each[name] = logits[name].softmax(1)[row, truth]
+        found[name] = logits[name].argmax(1) == truth
+    ours = read_all(bench.chain, as_image(pictures.cpu()), [case.prompt for case in bench.cases], told)
+    return (
+        {name: value.float() for name, value in found.items()}
+        | {f"sure {name}": value.float() for name, value in each.items()}
+        | {f"vl {name}": torch.tensor([one[name] for one in ours]) for name in FIGURES}
+    )
 
 
-def read(chain: Chain, picture: Tensor, prompt: str, words: Mapping[str, str]) -> dict[str, float]:
-    """The VL's figures of one painting.
+def read_all(
+    chain: Chain, pictures: Sequence[Tensor], prompts: Sequence[str], told: Sequence[Mapping[str, str]]
+) -> list[dict[str, float]]:
+    """The VL's figures of paintings, many at a time.
 
     Args:
-        prompt: what it was to show. words: what the VL said of its reference.
+        prompts: what each was to show. told: what the VL said of its reference.
     """
-    queries = queries_of(prompt, words)
-    answers = ask_all(chain.encoder, picture, [query for each in queries.values() for query in each])
-    return {name: figure(answers, each) for name, each in queries.items()}
+    wanted = [queries_of(*both) for both in zip(prompts, told, strict=True)]
+    queries = [[query for each in one.values() for query in each] for one in wanted]
+    found = []
+    for at in range(0, len(pictures), ASKED):
+        some = [
+            ready(chain.encoder, picture, questions_of(asked))
+            for picture, asked in zip(pictures[at : at + ASKED], queries[at : at + ASKED], strict=True)
+        ]
+        for number, answers in enumerate(answer_each(chain.encoder, some), at):
+            shares = shares_of(queries[number], lambda _, answers=answers: answers)
+            found.append({name: figure(shares, each) for name, each in wanted[number].items()})
+    return found
 
 
 def queries_of(prompt: str, words: Mapping[str, str]) -> dict[str, tuple[Query, ...]]:
@@ -125,33 +146,40 @@ def planted(painting: Painting, told: Sequence[Mapping[str, str]]) -> dict[str, 
     The paintings are the caption's, in which everything is. Wrong: another pair's reference or prompt, and in the
     painting's place noise, or its own pixels in another order, which still have the reference's colours.
     """
-    bench = painting.bench
+    bench, generator = painting.bench, torch.Generator().manual_seed(0)
     pictures = as_image(painting.paint(mixed(bench, METHODS[0])).cpu())
-    count, generator = len(pictures), torch.Generator().manual_seed(0)
+    prompts = [case.prompt for case in bench.cases]
 
-    def look(picture: Tensor, prompt: str, words: Mapping[str, str]) -> tuple[float, float]:
-        found = read(bench.chain, picture, prompt, words)
-        return found[THING], sum(found[name] for name in world.LOOK) / len(world.LOOK)
+    def looks(
+        pictures: Sequence[Tensor], prompts: Sequence[str], told: Sequence[Mapping[str, str]]
+    ) -> tuple[list[float], list[float]]:
+        found = read_all(bench.chain, pictures, prompts, told)
+        return [one[THING] for one in found], [
+            sum(one[name] for name in world.LOOK) / len(world.LOOK) for one in found
+        ]
 
-    right, wrong, noise, shuffled, shape = [], [], [], [], []
-    for index, (picture, case, words) in enumerate(zip(pictures, bench.cases, told, strict=True)):
-        other = (index + 1) % count
-        right.append(look(picture, case.prompt, words))
-        wrong.append(look(picture, bench.cases[other].prompt, told[other]))
-        noise.append(look(torch.rand(picture.shape, generator=generator), case.prompt, words))
-        wanted, color = thing_of(case.prompt)
-        asked = f"{world.COLORS[color]} {world.SHAPES[(wanted + 1) % len(world.SHAPES)]}"
-        shape.append(look(picture, asked, words))
+    def other_shape(prompt: str) -> str:
+        shape, color = thing_of(prompt)
+        return f"{world.COLORS[color]} {world.SHAPES[(shape + 1) % len(world.SHAPES)]}"
+
+    def shuffled(picture: Tensor) -> Tensor:
         order = torch.randperm(picture.shape[0] * picture.shape[1], generator=generator)
-        shuffled.append(look(picture.flatten(0, 1)[order].view_as(picture), case.prompt, words))
-    found = {}
-    planted = (("another prompt", wrong, 0), ("the prompt's colour, another shape", shape, 0))
-    planted += (("another reference", wrong, 1), ("noise, by the prompt", noise, 0))
-    planted += (("noise, by the reference", noise, 1), ("pixels shuffled, by the prompt", shuffled, 0))
-    for name, bad, place in planted:
-        good, worse = ([one[place] for one in rows] for rows in (right, bad))
-        found[name] = torch.tensor([right_before_wrong(good, worse)])
-    return found
+        return picture.flatten(0, 1)[order].view_as(picture)
+
+    right = looks(pictures, prompts, told)
+    wrong = looks(pictures, [*prompts[1:], prompts[0]], [*told[1:], told[0]])
+    noise = looks([torch.rand(picture.shape, generator=generator) for picture in pictures], prompts, told)
+    shape = looks(pictures, [other_shape(prompt) for prompt in prompts], told)
+    mixed_up = looks([shuffled(picture) for picture in pictures], prompts, told)
+    bad = {
+        "another prompt": (wrong, 0), "the prompt's colour, another shape": (shape, 0), "another reference": (wrong, 1),
+        "noise, by the prompt": (noise, 0), "noise, by the reference": (noise, 1),
+        "pixels shuffled, by the prompt": (mixed_up, 0),
+    }
+    return {
+        name: torch.tensor([right_before_wrong(right[place], figures[place])])
+        for name, (figures, place) in bad.items()
+    }
 
 
 def described(scenes: world.Scenes, told: Sequence[Mapping[str, str]]) -> dict[str, float]:
@@ -187,7 +215,7 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         entry = {"order": ranks(theirs, ours), "span": float(theirs.max() - theirs.min()),
                  "bias": float((ours - theirs).mean()), "largest": float(np.abs(ours - theirs).max())}
         kept, couples = sure_order(rows, name)
-        entry |= {"sure_order": kept, "couples": couples}
+        entry |= {"sure_order": kept, "couples": couples, **reach(rows, name)}
         if name != "look":
             truth = torch.cat([row["each"][name] for row in rows]) > 0.5
             said = torch.cat([row["each"][f"vl {name}"] for row in rows]) > 0.5
@@ -205,25 +233,57 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"figures": found, "bias_by_words": bias}
 
 
+def _each(row: Mapping[str, Any], mark: str, name: str) -> np.ndarray:
+    """A figure of every painting of a setting."""
+    names = world.LOOK if name == "look" else (name,)
+    return np.mean([row["each"][mark + one].numpy() for one in names], 0, dtype=np.float64)
+
+
+def reach(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | None]:
+    """How far an order of these settings can be told from so many paintings.
+
+    Returns:
+        ``by_shares``: the rank correlation with the trained judge's mean probability, which has no ties.
+        ``itself``: its order from one half of the pairs, with its own from the other half; ``across``: with the VL's
+        from the other half; ``vl_itself``: the VL's with its own; the mean over halvings. ``corrected``: ``across``
+        over the geometric mean of the other two, Spearman's correction for attenuation.
+    """
+    theirs, sure, ours = (np.stack([_each(row, mark, name) for row in rows]) for mark in ("", "sure ", "vl "))
+    rng, count = np.random.default_rng(0), theirs.shape[1]
+    halvings = []
+    for _ in range(SPLITS):
+        order = rng.permutation(count)
+        one, other = order[: count // 2], order[count // 2 :]
+        halvings.append([
+            ranks(left[:, one].mean(1), right[:, other].mean(1))
+            for left, right in ((theirs, theirs), (theirs, ours), (ours, ours))
+        ])
+    found: dict[str, float | None] = {"by_shares": ranks(sure.mean(1), ours.mean(1))}
+    for place, key in enumerate(("itself", "across", "vl_itself")):
+        known = [each[place] for each in halvings if each[place] is not None]
+        found[key] = float(np.mean(known)) if known else None
+    itself, across, vl_itself = (found[key] for key in ("itself", "across", "vl_itself"))
+    possible = itself is not None and across is not None and vl_itself is not None and min(itself, vl_itself) > 0
+    found["corrected"] = across / math.sqrt(itself * vl_itself) if possible else None
+    return found
+
+
 def sure_order(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[float | None, int]:
     """Of the couples of settings that the trained judge tells apart, how many the VL's puts in the same order.
 
     Told apart: by two standard errors of the difference over the same pairs. A rank correlation counts couples that
     differ by one painting, or by none, as much as those that differ in all.
     """
-    def each(row: Mapping[str, Any], mark: str) -> Tensor:
-        names = world.LOOK if name == "look" else (name,)
-        return torch.stack([row["each"][mark + one] for one in names]).mean(0)
-
+    theirs, ours = ([_each(row, mark, name) for row in rows] for mark in ("", "vl "))
     same = couples = 0
-    for index, one in enumerate(rows):
-        for other in rows[:index]:
-            difference = each(one, "") - each(other, "")
-            error = float(difference.std()) / math.sqrt(len(difference))
-            if abs(float(difference.mean())) > SURE * error and float(difference.mean()):
+    for index in range(len(rows)):
+        for other in range(index):
+            difference = theirs[index] - theirs[other]
+            error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
+            if abs(difference.mean()) > SURE * error and difference.mean():
                 couples += 1
-                same += float(difference.mean()) * float((each(one, "vl ") - each(other, "vl ")).mean()) > 0
-    return (same / couples if couples else None), couples
+                same += difference.mean() * (ours[index] - ours[other]).mean() > 0
+    return (float(same / couples) if couples else None), couples
 
 
 def _share(of: Tensor, among: Tensor) -> float:
@@ -267,6 +327,14 @@ def table(report: Mapping[str, Any]) -> list[str]:
         sure = f"{shown(entry['sure_order'])} of {entry['couples']}" if "couples" in entry else "not counted"
         cells = [name, good_enough(name, entry), shown(entry["order"]), sure, f"{entry['span']:.2f}", *single, means]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "", "| figure | order of settings | beside its probabilities | trained judge beside itself, half of the pairs "
+        "each | the VL's beside it, the other half | the VL's beside itself | corrected |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in report["figures"].items():
+        cells = [shown(entry[one]) for one in ("order", "by_shares", "itself", "across", "vl_itself", "corrected")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "| mistake made on purpose | told apart |", "|---|---|"]
     lines += [f"| {name} | {share:.3f} |" for name, share in report["planted"].items()]
     told = [f"{name} {value:+.3f}" for name, value in report["bias_by_words"].items() if value is not None]

@@ -158,7 +158,8 @@ def test_a_judge_that_is_not_good_enough_says_so():
     for number in range(12):
         truth = (torch.rand(20, generator=drawn) < number / 11).float()
         each = {name: truth for name in ("thing", "background", "style", "mood", "leak")}
-        rows.append({"name": f"setting {number}", "each": each | {f"vl {name}": truth for name in each}})
+        read = {f"{mark} {name}": truth for name in each for mark in ("vl", "sure")}
+        rows.append({"name": f"setting {number}", "each": each | read})
     fair = [with_means(row) for row in rows]
     assert verdict({**compare(fair), "planted": {"another prompt": 1.0}}) == []
     constant = [with_means({**row, "each": row["each"] | {
