@@ -35,7 +35,7 @@ from .rows import METHODS, TEXT_ONLY, Method, key_of
 from .vl_judge import WorldForm, thing_of
 
 REPORT = "judge_check.json"
-SETTINGS, PAIRS = 40, 200
+SETTINGS = 40
 ASKED = 25  # paintings that are asked about in the same passes
 SPLITS = 200
 THING, LEAK = "thing", "leak"
@@ -49,8 +49,7 @@ FORM = WorldForm()
 def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     """Paint, read twice, write ``judge_check.json``."""
     asked = switches or (TOY if options.toy else Switches())
-    pairs = TOY.pairs if options.toy else PAIRS if asked.pairs == Switches().pairs else asked.pairs
-    switches = replace(asked, pairs=pairs, seeds=1)
+    switches = replace(asked, pairs=TOY.pairs if options.toy else asked.pairs, seeds=1)
     device = begin(options)
     folder = assemble.models_folder(options)
     chain = Chain.load(folder, device)
