@@ -38,6 +38,12 @@ REPORT = "judge_check.json"
 SETTINGS = 40
 ASKED = 25  # paintings that are asked about in the same passes
 SPLITS = 200
+COUNTED = "counted "
+ORDERS = {  # of settings, by what is compared
+    "order": "yeses beside probabilities", "counted": "yeses beside yeses", "by_shares": "probabilities beside "
+    "probabilities", "itself": "half of the pairs: the trained judge beside itself", "across": "the VL's beside it",
+    "vl_itself": "the VL's beside itself", "corrected": "corrected",
+}
 THING, LEAK = "thing", "leak"
 FIGURES = (THING, *world.LOOK, LEAK)
 ORDER_GOAL, AGREEMENT_GOAL, PLANTED_GOAL = 0.95, 0.9, 0.95
@@ -233,8 +239,10 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _each(row: Mapping[str, Any], mark: str, name: str) -> np.ndarray:
-    """A figure of every painting of a setting."""
+    """A figure of every painting of a setting; ``mark`` "counted " takes the VL's as yes or no."""
     names = world.LOOK if name == "look" else (name,)
+    if mark == COUNTED:
+        return np.mean([row["each"][f"vl {one}"].numpy() > 0.5 for one in names], 0, dtype=np.float64)
     return np.mean([row["each"][mark + one].numpy() for one in names], 0, dtype=np.float64)
 
 
@@ -242,7 +250,8 @@ def reach(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | Non
     """How far an order of these settings can be told from so many paintings.
 
     Returns:
-        ``by_shares``: the rank correlation with the trained judge's mean probability, which has no ties.
+        ``counted``: the rank correlation of both judges' yeses, so that what is equal for the one can be equal for the
+        other; ``by_shares``: of both judges' mean probabilities.
         ``itself``: its order from one half of the pairs, with its own from the other half; ``across``: with the VL's
         from the other half; ``vl_itself``: the VL's with its own; the mean over halvings. ``corrected``: ``across``
         over the geometric mean of the other two, Spearman's correction for attenuation.
@@ -257,7 +266,10 @@ def reach(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, float | Non
             ranks(left[:, one].mean(1), right[:, other].mean(1))
             for left, right in ((theirs, theirs), (theirs, ours), (ours, ours))
         ])
-    found: dict[str, float | None] = {"by_shares": ranks(sure.mean(1), ours.mean(1))}
+    counted = np.stack([_each(row, COUNTED, name) for row in rows])
+    found: dict[str, float | None] = {
+        "counted": ranks(theirs.mean(1), counted.mean(1)), "by_shares": ranks(sure.mean(1), ours.mean(1)),
+    }
     for place, key in enumerate(("itself", "across", "vl_itself")):
         known = [each[place] for each in halvings if each[place] is not None]
         found[key] = float(np.mean(known)) if known else None
@@ -326,14 +338,10 @@ def table(report: Mapping[str, Any]) -> list[str]:
         sure = f"{shown(entry['sure_order'])} of {entry['couples']}" if "couples" in entry else "not counted"
         cells = [name, good_enough(name, entry), shown(entry["order"]), sure, f"{entry['span']:.2f}", *single, means]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "", "| figure | order of settings | beside its probabilities | trained judge beside itself, half of the pairs "
-        "each | the VL's beside it, the other half | the VL's beside itself | corrected |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, entry in report["figures"].items():
-        cells = [shown(entry[one]) for one in ("order", "by_shares", "itself", "across", "vl_itself", "corrected")]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    known = {name: entry for name, entry in report["figures"].items() if ORDERS.keys() <= entry.keys()}
+    if known:
+        lines += ["", f"| figure | {' | '.join(ORDERS.values())} |", f"|{'---|' * (len(ORDERS) + 1)}"]
+    lines += [f"| {name} | {' | '.join(shown(entry[one]) for one in ORDERS)} |" for name, entry in known.items()]
     lines += ["", "| mistake made on purpose | told apart |", "|---|---|"]
     lines += [f"| {name} | {share:.3f} |" for name, share in report["planted"].items()]
     told = [f"{name} {value:+.3f}" for name, value in report["bias_by_words"].items() if value is not None]
