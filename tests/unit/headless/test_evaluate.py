@@ -28,7 +28,7 @@ from vl_core.headless.evaluate.drawings import DRAWINGS, builtin_pictures
 from vl_core.headless.evaluate.evidence import ArmSaid, Record, check, digest_of, seal
 from vl_core.headless.evaluate.figures import Ground, beats_nulls, figures_of
 from vl_core.headless.evaluate.judging import Told, trust
-from vl_core.headless.evaluate.page import judge, marked, summary
+from vl_core.headless.evaluate.page import by_things, judge, marked, summary
 from vl_core.headless.evaluate.plan import Rung, builtin_prompts, first_rungs, next_rung, trials_of
 from vl_core.headless.evaluate.plot import frontier
 from vl_core.steering.recipes import load_recipes
@@ -478,6 +478,13 @@ def test_a_judge_that_knows_its_references_is_trusted_and_one_that_was_told_wron
     assert (parts["mood"] is None or parts["mood"] < 0.8) and parts["style"] == found["parts"]["style"]
     wrong = [told[(index + 1) % len(told)] for index in range(len(told))]
     assert any("another picture" in line for line in trust(encoder, pictures, wrong, FORM, 1024)["verdict"])
+    assert found["things"] > 0.9
+    shows = [told[(index + 1) % len(told)].parts["shows"] for index in range(len(told))]
+    mistaken = [replace(one, parts={**one.parts, "shows": other}) for one, other in zip(told, shows, strict=True)]
+    blamed = trust(encoder, pictures, mistaken, FORM, 1024)
+    assert blamed["things"] < 0.8 and len(blamed["verdict"]) == 1 and "prompt's things" in blamed["verdict"][0]
+    assert "Not good enough" in by_things(blamed["things"]) and "Not good" not in by_things(found["things"])
+    assert by_things(None) == ""
     silent = [Told({part: "nothing" for part in (*FORM.parts, "shows")}, "") for _ in pictures]
     assert "no words" in trust(encoder, pictures, silent, FORM, 1024)["verdict"][0]
 

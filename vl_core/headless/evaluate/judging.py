@@ -93,10 +93,11 @@ def trust(
     Returns:
         the share of couples in which the right picture is put first, by what stands in the wrong one's place, the mean
         mass of the answers, by part the share of couples in which it alone puts a picture before another one that was
-        told otherwise (None where all were told alike), and in a sentence each what is not good enough.
+        told otherwise (None where all were told alike), ``things`` the same by what a picture shows, which is how
+        adherence is asked for, and in a sentence each what is not good enough.
     """
     right, wrong, noise, mass = [], [], [], []
-    by_part: dict[str, tuple[list[float], list[float]]] = {part: ([], []) for part in form.parts}
+    by_part: dict[str, tuple[list[float], list[float]]] = {part: ([], []) for part in (*form.parts, SHOWS)}
     for index, (picture, words) in enumerate(zip(pictures, told, strict=True)):
         queries = [query for each in look_queries(form, words).values() for query in each]
         if not queries:
@@ -104,9 +105,11 @@ def trust(
         drawn = torch.rand(picture.shape, generator=torch.Generator().manual_seed(index))
         other = pictures[(index + 1) % len(pictures)]
         for found, shown in ((right, picture), (wrong, other), (noise, drawn)):
-            answers = ask_all(encoder, shown, queries, budget=budget)
+            answers = ask_all(encoder, shown, [*queries, *leak_queries(form, words)], budget=budget)
             parts = look(form, words, answers)
             found.append(sum(parts.values()) / len(parts))
+            if leak_queries(form, words):
+                parts[SHOWS] = leak(form, words, answers)
             for part, value in parts.items():
                 if shown is not drawn and told[(index + 1) % len(told)].parts[part] != words.parts[part]:
                     by_part[part][shown is other].append(value)
@@ -114,15 +117,22 @@ def trust(
                 mass += [each for _, each in answers.values()]
     if not right:
         return {"verdict": ["The judge has no words for any part of these pictures: its figures mean nothing."]}
+    known = {part: right_before_wrong(*both) if both[0] else None for part, both in by_part.items()}
+    things = known.pop(SHOWS)
     found = {
         "another picture": right_before_wrong(right, wrong), "noise": right_before_wrong(right, noise),
         "mass": sum(mass) / len(mass), "own": sum(right) / len(right), "others": sum(wrong) / len(wrong),
-        "parts": {part: right_before_wrong(*both) if both[0] else None for part, both in by_part.items()},
+        "parts": known, "things": things,
     }
     lines = [
         f"The judge puts a reference before {name} in {found[name]:.2f} of the couples only; {TRUSTED:g} is wanted."
         for name in ("another picture", "noise") if found[name] < TRUSTED
     ]
+    if things is not None and things < TRUSTED:
+        lines.append(
+            f"Asked for what a reference shows, the judge puts it before one that shows something else in {things:.2f} "
+            f"of the couples only; {TRUSTED:g} is wanted. What it says of the prompt's things means little."
+        )
     if found["mass"] < UNDERSTOOD:
         lines.append(
             f"Only {found['mass']:.2f} of the probability is on the answers that were asked for: the questions are not "

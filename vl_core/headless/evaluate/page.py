@@ -134,7 +134,7 @@ def judge(evidence: Evidence) -> str:
         f"{trust['noise']:.2f}; {trust['mass']:.2f} of its probability is on the answers it was offered. It also said "
         "what the references look like, so a way that uses its words is judged by the same eyes. How it compares with "
         "a judge that was trained stands in docs/evidence.md. "
-    ) + (by_parts(evidence) if trust.get("parts") else "")
+    ) + (by_parts(evidence) if trust.get("parts") else "") + by_things(trust.get("things"))
 
 
 def by_parts(evidence: Evidence) -> str:
@@ -145,6 +145,14 @@ def by_parts(evidence: Evidence) -> str:
     doubted = any(called[part] != part for part in known)
     weak = f" {DOUBT} Not good enough: figures of this part alone mean little." if doubted else ""
     return f"By a part alone it puts a reference before another one that it described otherwise: {listed}.{weak}"
+
+
+def by_things(known: float | None) -> str:
+    """How well the judge knows what is there; nothing where that was not asked."""
+    if known is None:
+        return ""
+    weak = " Not good enough: what is said of the prompt's things means little." if known < TRUSTED else ""
+    return f" Asked for what a reference shows, it puts it before one that shows something else: {known:.2f}.{weak}"
 
 
 def second_judge(evidence: Evidence) -> tuple[str, str] | None:
