@@ -23,14 +23,15 @@ from torch.nn import functional
 
 from ..pictures import Picture, patchify
 from ..states.layout import TokenLayout
+from .branching import branch
 from .cache import ByteCache, digest, has_room
 from .decoder import Decoder, Opening
 from .decoding import Desk
-from .forward import KeyValues, branch_mask, heads_per_group, picture_spans, prefix_length, run_blocks
+from .forward import KeyValues, picture_spans, prefix_length, run_blocks
 from .graphs import GraphPool
 from .kernels import EXACT, MERGED, Kernels, compiled_kernels, quick_attention
 from .modules import Language, Vision
-from .prefix import Answered, Features, Prefix, fill, filled_rows, joined, lengthened, vetted
+from .prefix import Answered, Features, Prefix, fill, joined, lengthened, vetted
 from .room import with_room
 from .vision import VisionTables, run_vision, vision_tables
 from .watched import Watched
@@ -179,7 +180,7 @@ class Reader:
             in their order, picture by picture.
         """
         with quick_attention(device):
-            return with_room(lambda: self._branch(asked, dtype, device, check), self.cache, self.forget)
+            return with_room(lambda: branch(self, asked, dtype, device, check), self.cache, self.forget)
 
     def _past(self, desk: Desk, row: int, name: tuple, length: int, prefix: Prefix | None) -> KeyValues | None:
         """Keys and values of the positions up to the last picture, in their row, then nobody's; None if unknown."""
@@ -246,61 +247,6 @@ class Reader:
             self.cache.put(name, prefix, prefix.tensors())
         later, _ = self._later(layout, length, prefix.pairs, wanted, dtype, device, check)
         return {layer: torch.cat([prefix.states[layer], later[layer]]) for layer in wanted}
-
-    def _branch(
-        self, asked: Sequence[tuple[Sequence[TokenLayout], Picture]], dtype: torch.dtype, device: torch.device,
-        check: Callable[[], None],
-    ) -> Tensor:
-        last, opening = (self._num_layers,), asked[0][0][0]
-        length = prefix_length(opening)
-        tails = [[layout.token_ids[length:] for layout in layouts] for layouts, _ in asked]
-        lengths = [[len(tail) for tail in each] for each in tails]
-        # A width in eights is what masked attention takes without a copy of the mask for every block.
-        padded = max(map(sum, lengths))
-        padded += -(length + padded) % 8
-        # All that travels to the device does so first: each copy waits for what runs there.
-        hidden = self._embed(filled_rows(tails, padded), dtype, device)
-        mask = branch_mask(length, lengths, padded, heads_per_group(self.language), hidden)
-        rotary = self._tail_rotary([layouts for layouts, _ in asked], length, padded)
-        ends = [at * padded + end - 1 for at, each in enumerate(lengths) for end in itertools.accumulate(each)]
-        places = torch.tensor(ends).to(device)
-        past = self._openings(opening, [picture for _, picture in asked], dtype, device, check)
-        states, _ = run_blocks(
-            self.language, hidden, rotary, last, self._num_layers, past=past, mask=mask, count=len(asked),
-            kernels=MERGED, check=check,
-        )
-        return states[self._num_layers][places]
-
-    def _openings(
-        self, layout: TokenLayout, pictures: Sequence[Picture], dtype: torch.dtype, device: torch.device,
-        check: Callable[[], None],
-    ) -> KeyValues:
-        """Keys and values of everything up to the end of a picture, for several pictures of one grid at once."""
-        length, count, grid = prefix_length(layout), len(pictures), pictures[0].grid
-        pixels = torch.stack([picture.pixels for picture in pictures]).to(device)
-        patches = torch.stack([patchify(Picture(one))[0] for one in pixels]).to(dtype)
-        embeddings, deepstack = run_vision(self.visual, patches, self._tables(grid, device), MERGED, check)
-        ((start, stop),) = picture_spans(layout)
-        hidden = self._embed(layout.token_ids[:length], dtype, device).repeat(count, 1)
-        hidden.unflatten(0, (count, length))[:, start:stop] = embeddings
-        cos, sin = (part.repeat(count, 1, 1) for part in self._first_rotary(layout, length))
-        _, pairs = run_blocks(
-            self.language, hidden, (cos, sin), (self._num_layers,), self._num_layers, count=count, keep=True,
-            spans=[(at + start, at + stop) for at in range(0, count * length, length)],
-            deepstack=[level.flatten(0, 1) for level in deepstack], capture_before=self._capture_before,
-            kernels=MERGED, check=check,
-        )
-        return pairs
-
-    def _tail_rotary(
-        self, layouts: Sequence[Sequence[TokenLayout]], start: int, padded: int
-    ) -> tuple[Tensor, Tensor]:
-        """Of sequences that go on from one place, side by side: words count on alike, so the longest has them all."""
-        longest = max(itertools.chain.from_iterable(layouts), key=len)
-        places = filled_rows([[torch.arange(len(one) - start) for one in each] for each in layouts], padded)
-        cos, sin = self._rotary(longest, start)
-        places = places.to(cos.device)
-        return cos[places], sin[places]
 
     def _prefix(
         self, layout: TokenLayout, key: tuple, seen: tuple, kind: str = "prefix"
