@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -241,16 +243,13 @@ def test_generate_from_words_alone_is_diffusers_own_picture(folders, pipeline, t
 def test_decoded_pictures_are_diffusers_own_byte_for_byte(pipeline, dtype):
     from vl_core.zimage.painting import decode_each
 
-    vae = pipeline.vae
+    vae = copy.deepcopy(pipeline.vae).to(dtype)  # the pipeline is others' too
+    given = SimpleNamespace(vae=vae, image_processor=pipeline.image_processor)
     latents = 3 * torch.randn(3, vae.config.latent_channels, 8, 12, generator=torch.Generator().manual_seed(0))
-    try:
-        vae.to(dtype)
-        found = decode_each(pipeline, latents)
-        raw = latents.to(dtype) / vae.config.scaling_factor + vae.config.shift_factor
-        with torch.no_grad():
-            decoded = [vae.decode(one, return_dict=False)[0] for one in raw.split(1)]
-    finally:
-        vae.to(torch.float32)
+    found = decode_each(given, latents)
+    raw = latents.to(dtype) / vae.config.scaling_factor + vae.config.shift_factor
+    with torch.no_grad():
+        decoded = [vae.decode(one, return_dict=False)[0] for one in raw.split(1)]
     theirs = [pipeline.image_processor.postprocess(one, output_type="pil")[0] for one in decoded]
     assert found.dtype == torch.uint8 and len(found) == 3
     for ours, image in zip(found, theirs, strict=True):

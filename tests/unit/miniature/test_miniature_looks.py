@@ -96,7 +96,7 @@ def test_lookalikes_disagree_with_their_prompts(style):
 
 
 def test_rows_differ_and_begin_with_the_qualities():
-    names = [*QUALITIES, "good, keep 0.1", "best, keep 0.1", "good, nothing kept"]
+    names = [*QUALITIES, "good, nothing kept"]
     assert [row.name for row in qualities()] == [name for one in names for name in (one, f"{one}, 4 pictures")]
     found = curves()
     assert found[0] == Row("plain", PLAIN)
