@@ -19,7 +19,7 @@ from ..vl_core.encoder.writing import INSTRUCTIONS
 from ..vl_core.looks.lesson import MOST_PICTURES
 from ..vl_core.looks.look import Look, hash_picture
 from ..vl_core.looks.options import LARGEST_SIDE, QUALITIES, LearnOptions
-from ..vl_core.looks.resumed import LOSS_EVERY, learn_resumed, part_of, stopped_at
+from ..vl_core.looks.resumed import learn_resumed, part_of, stopped_at
 from ..vl_core.looks.start import Words
 from ..vl_core.looks.state import LearnState
 from ..vl_core.pictures import DEFAULT_BUDGET, check_picture
@@ -149,7 +149,7 @@ class Learning:
         self.notes: list[str] = []
         self.painted: Tensor | None = None
         self._tell = memory.telling_bar(options.steps)
-        self._words, self._loss = "", ""
+        self._words = ""
 
     def run(self, pictures: Sequence[Tensor], words: Words, path: Path, key: str) -> Look:
         part = part_of(path, key)
@@ -167,10 +167,8 @@ class Learning:
         )
 
     def _on_step(self, state: LearnState) -> None:
-        if not self._loss or state.step % LOSS_EVERY == 0:
-            first, last = state.losses[[0, -1], 0].tolist()
-            self._loss = f"loss {last:.4f} (began at {first:.4f})"
-        self._words = f"Step {state.step} of {self.options.steps}, {self._loss}"
+        first, last = state.losses[0][0], state.losses[-1][0]
+        self._words = f"Step {state.step} of {self.options.steps}, loss {last:.4f} (began at {first:.4f})"
         self._tell(state.step, self._words, None)
 
     def _on_caption(self, step: int, caption: Any) -> None:

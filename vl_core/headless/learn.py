@@ -16,7 +16,7 @@ from ..encoder.writing import INSTRUCTIONS, describe
 from ..looks.lesson import MOST_PICTURES
 from ..looks.look import Look, hash_picture
 from ..looks.options import QUALITIES, LearnOptions
-from ..looks.resumed import LOSS_EVERY, learn_resumed, part_of, stopped_at
+from ..looks.resumed import learn_resumed, part_of, stopped_at
 from ..looks.start import Words
 from ..looks.state import LearnState
 from ..zimage import checks
@@ -183,14 +183,10 @@ def learn_here(
     if state is not None:
         print(f"goes on after {state.step} steps of a learning that was stopped")
     output.parent.mkdir(parents=True, exist_ok=True)
-    loss = ""
     with progress("Learning", options.steps) as move:
 
         def told(state: LearnState) -> None:
-            nonlocal loss
-            if not loss or state.step % LOSS_EVERY == 0:
-                loss = f"loss {state.losses[-1, 0]:.4f}"
-            move(state.step, options.steps, note=loss)
+            move(state.step, options.steps, note=f"loss {state.losses[-1][0]:.4f}")
 
         return learn_resumed(painter, pictures, words, options, part, key, on_step=told, state=state)
 

@@ -78,8 +78,7 @@ class Batch:
 
     def at(self, chosen: Tensor) -> Batch:
         """Those at some places, int64 ``(B',)`` on the CPU."""
-        parts = (getattr(self, each.name) for each in fields(self))
-        return Batch(*(part[sent(chosen, part)] for part in parts))
+        return Batch(*(getattr(self, each.name)[chosen.to(getattr(self, each.name).device)] for each in fields(self)))
 
     def joined(self, other: Batch) -> Batch:
         """Both, one after the other."""
@@ -133,7 +132,7 @@ class Pack:
         texts = self.texts
         pairs, which = (batch.looks * len(texts.lengths) + batch.texts).unique(return_inverse=True)
         look, row = pairs // len(texts.lengths), pairs % len(texts.lengths)
-        at, text = sent(look, values), sent(row, values)
+        at, text = look.to(values.device), row.to(values.device)
         layers, tail = self.sizes.shape[-1], texts.tails.shape[1]
         is_padding = self.sizes.amax(-1, keepdim=True) == 0  # which has no direction
         tokens = scaled(directions(values[:, tail:].masked_fill(is_padding, 1.0), layers), self.sizes)
@@ -143,7 +142,7 @@ class Pack:
         widths = texts.heads.shape[1], tokens.shape[1], tail
         order, lengths = _without_padding(texts.lengths[row], self.tokens[look], widths)
         begins = torch.arange(len(pairs))[:, None] * sum(widths)
-        chosen = sent((begins + order)[which], values)
+        chosen = (begins + order)[which].to(values.device)
         built = parts.flatten(0, 1).index_select(0, chosen.flatten()).view(*chosen.shape, -1)
         return Captions(built, lengths[which].tolist())
 
@@ -162,18 +161,12 @@ class Pack:
                 continue
             schedule = painter.levels(latents[0])
             schedule = schedule[schedule >= options.lowest]
-            levels = sent(schedule[(places * len(schedule)).long()], latents)
-            noise = [draw_noise(latents.shape[1:], options.seed, number) for number in numbers.tolist()]
-            noise = sent(torch.stack(noise), latents)
-            chosen, drawn = sent(self.place[pictures[look, draw]], latents), sent(draw, latents)
+            levels = schedule[(places * len(schedule)).long()].to(latents.device)
+            noise = torch.stack([draw_noise(latents[0], options.seed, number) for number in numbers.tolist()])
+            chosen, drawn = self.place[pictures[look, draw]].to(latents.device), draw.to(latents.device)
             clean, noise, levels = latents[chosen], noise[drawn], levels[drawn]
             noisy = torch.lerp(clean, noise, levels[:, None, None, None])
             yield Batch(look, pictures[look, draw], draw, noisy, levels, clean - noise)
-
-
-def sent(values: Tensor, like: Tensor) -> Tensor:
-    """Values of the CPU on another tensor's device. A GPU gets them in its turn, and is not waited for."""
-    return values.to(like.device, non_blocking=like.is_cuda)
 
 
 def _without_padding(heads: Tensor, tokens: Tensor, widths: tuple[int, int, int]) -> tuple[Tensor, Tensor]:

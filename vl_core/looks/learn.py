@@ -24,14 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .batch import Batch, Pack, sent
+from ..states.tensors import all_finite
+from .batch import Batch, Pack
 from .lesson import Lesson, Ready, chance, make_ready
 from .look import Look, Origin
 from .options import QUALITIES, LearnOptions
 from .others import OTHERS
 from .painter import Painter
 from .start import Words, tell
-from .state import TENSORS, LearnState, not_finite
+from .state import TENSORS, LearnState
 from .units import with_look
 
 BETAS = (0.9, 0.99)  # of Adam; the steps are too few for a longer memory
@@ -129,11 +130,10 @@ def learn_looks(
             state = learning.step(state)
             on_step(state)
             on_caption(state.step, partial(_caption_so_far, ready[0], state, options))
-        learning.expect_finite()
     counted = options.steps - _first_averaged(options)
     values = (state.total / counted).cpu()
     return [
-        _look(painter, one, options, found, state.losses[:, index].tolist())
+        _look(painter, one, options, found, [row[index] for row in state.losses])
         for index, (one, found) in enumerate(zip(ready, values, strict=True))
     ]
 
@@ -179,7 +179,7 @@ def _taken_up(state: LearnState, anchor: Tensor) -> LearnState:
             f"state: expected values of shape {tuple(anchor.shape)}, got {tuple(state.values.shape)}: it is of other "
             "pictures, words or another model. Begin anew."
         )
-    tensors = {name: getattr(state, name).to(anchor.device) for name in (*TENSORS, "losses")}
+    tensors = {name: getattr(state, name).to(anchor.device) for name in TENSORS}
     return replace(state, **tensors)
 
 
@@ -202,7 +202,6 @@ class _Learning:
     shares: Tensor
     at_once: int
     _begun: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False)  # by step and look
-    _finite: dict[int, Tensor] = field(default_factory=dict, init=False)  # by step, of the last one
 
     def step(self, state: LearnState) -> LearnState:
         """One step of Adam on both losses and the pull to the anchor."""
@@ -211,24 +210,16 @@ class _Learning:
         losses = values.new_zeros(len(values))
         for whole in self.pack.batches(self.painter, options, state.step):
             for batch in whole.split(self.at_once):
-                losses.index_add_(0, sent(batch.looks, losses), self.backward(state.step, values, batch))
+                losses.index_add_(0, batch.looks.to(losses.device), self.backward(state.step, values, batch))
         gradient = values.grad
-        if gradient is None or (state.step == 0 and not gradient.any()):
-            raise not_finite(state.step + 1, "none")
-        self.expect_finite()
-        self._finite[state.step] = gradient.isfinite().all()
+        if gradient is None or not all_finite(gradient) or (state.step == 0 and not gradient.any()):
+            found = "none" if gradient is None or not gradient.any() else "NaN or infinity"
+            raise ValueError(
+                f"step {state.step + 1}: expected a finite gradient to the caption, got {found}. Use weights in bf16 "
+                "or float32, and the VAE of the image model."
+            )
         moved = gradient + 2 * options.anchor * self.shares * (state.values - self.anchor) / self.anchor.shape[-1]
-        return _adam(state, options, moved, losses)
-
-    def expect_finite(self) -> None:
-        """Raise ValueError if the last step's gradient was not finite.
-
-        Asked when the next step is on its way, so that a GPU need not wait between the two.
-        """
-        for step, finite in self._finite.items():
-            if not finite:
-                raise not_finite(step + 1)
-        self._finite.clear()
+        return _adam(state, options, moved, tuple(losses.tolist()))
 
     def backward(self, step: int, values: Tensor, batch: Batch) -> Tensor:
         """Let the gradients of both losses of a batch reach values.
@@ -250,8 +241,8 @@ class _Learning:
             if not together:
                 total.backward()
                 total, other = torch.zeros_like(total), self.velocity(values, kept)
-            goal = own.detach()[sent(chosen, own)] + self.begun(step, kept)
-            weights = self.options.keep * KEPT_EVERY * sent(self.pack.counts[kept.looks].sqrt(), own)
+            goal = own.detach()[chosen.to(own.device)] + self.begun(step, kept)
+            weights = self.options.keep * KEPT_EVERY * self.pack.counts[kept.looks].sqrt().to(own.device)
             total = total + (weights * (other - goal).square().mean((1, 2, 3))).sum()
         total.backward()
         return losses.detach()
@@ -299,7 +290,7 @@ class _Learning:
         return self.painter.velocity(batch.noisy, batch.levels, self.pack.captions(values, batch))
 
 
-def _adam(state: LearnState, options: LearnOptions, gradient: Tensor, losses: Tensor) -> LearnState:
+def _adam(state: LearnState, options: LearnOptions, gradient: Tensor, losses: tuple[float, ...]) -> LearnState:
     """Adam (arXiv 1412.6980), its rate falling with the root of the steps that are left."""
     step = state.step + 1
     first = torch.lerp(gradient, state.first, BETAS[0])
@@ -308,5 +299,5 @@ def _adam(state: LearnState, options: LearnOptions, gradient: Tensor, losses: Te
     along = first / (1 - BETAS[0] ** step) / ((second / (1 - BETAS[1] ** step)).sqrt() + ADAM_EPSILON)
     values = state.values - rate * along
     total = state.total + values if state.step >= _first_averaged(options) else state.total
-    return LearnState(step, values, first, second, total, torch.cat([state.losses, losses[None]]))
+    return LearnState(step, values, first, second, total, (*state.losses, losses))
 

@@ -111,9 +111,9 @@ def fit_picture(picture: Tensor, size: int, multiple: int, name: str = "image") 
     return cut.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous()
 
 
-def draw_noise(shape: torch.Size, seed: int, number: int) -> Tensor:
-    """Noise, drawn on the CPU: the same for every device, and whatever else is learned beside it."""
-    return torch.randn(shape, generator=chance(seed, number))
+def draw_noise(latents: Tensor, seed: int, number: int) -> Tensor:
+    """Noise like latents, drawn on the CPU: the same on every device, and whatever else is learned beside it."""
+    return torch.randn(latents.shape, generator=chance(seed, number)).to(latents.device)
 
 
 def chance(seed: int, number: int) -> torch.Generator:

@@ -15,7 +15,6 @@ from .start import Words
 from .state import LearnState
 
 SAVED_EVERY = 10  # steps
-LOSS_EVERY = 5  # steps, for who shows the loss: looking at it waits for the GPU
 
 
 def part_of(output: Path, key: str) -> Path:

@@ -22,7 +22,7 @@ class LearnState:
     """How far the learning of N looks has come; going on from it gives what an undisturbed run gives.
 
     Attributes:
-        step: steps done. ``losses``: float32 ``(step, N)``, on the device: looking at them waits for it.
+        step: steps done. ``losses``: per step one loss per look.
         values: float32 ``(N, T + K, S·D)``: each look's change of the tail, then its tokens, the shorter ones padded.
         first, second: Adam's moments of them. ``total``: sum of the values over the steps that are averaged.
     """
@@ -32,25 +32,17 @@ class LearnState:
     first: Tensor
     second: Tensor
     total: Tensor
-    losses: Tensor
+    losses: tuple[tuple[float, ...], ...] = ()
 
     @classmethod
     def fresh(cls, values: Tensor) -> LearnState:
         """Before the first step."""
-        moments = (torch.zeros_like(values) for _ in range(3))
-        return cls(0, values, *moments, losses=values.new_zeros(0, len(values)))
+        return cls(0, values, torch.zeros_like(values), torch.zeros_like(values), torch.zeros_like(values))
 
     def save(self, path: str | os.PathLike, key: str) -> Path:
-        """Write to a safetensors file; ``key`` says what is being learned.
-
-        Raises:
-            ValueError: if the values are not finite; see :func:`write_tensors` for others.
-        """
+        """Write to a safetensors file; ``key`` says what is being learned."""
         tensors = {name: getattr(self, name) for name in TENSORS}
-        if not all_finite(*tensors.values()):
-            raise not_finite(self.step)
-        header = {"key": key, "step": self.step, "losses": self.losses.tolist()}
-        return write_tensors(path, FILE_KIND, tensors, header)
+        return write_tensors(path, FILE_KIND, tensors, {"key": key, "step": self.step, "losses": self.losses})
 
     @classmethod
     def load(cls, path: str | os.PathLike, key: str) -> LearnState:
@@ -70,18 +62,7 @@ class LearnState:
             raise ValueError(f"{name}: expected finite tensors of one shape, got others. Delete it and begin anew.")
         if said.key != key:
             raise ValueError(f"{name}: expected the learning of these pictures, words and options, got another's.")
-        looks = len(parts["values"])
-        if any(len(row) != looks for row in said.losses):
-            raise ValueError(f"{name}: expected {looks} losses a step, got other numbers. Delete it and begin anew.")
-        return cls(losses=torch.tensor(said.losses).reshape(-1, looks), step=said.step, **parts)
-
-
-def not_finite(step: int, found: str = "NaN or infinity") -> ValueError:
-    """What to say of a step whose gradient is of no use."""
-    return ValueError(
-        f"step {step}: expected a finite gradient to the caption, got {found}. Use weights in bf16 or float32, and the "
-        "VAE of the image model."
-    )
+        return cls(losses=tuple(tuple(row) for row in said.losses), step=said.step, **parts)
 
 
 class _Header(BaseModel):

@@ -292,7 +292,7 @@ def test_adam_is_torchs(painter):
         weight.grad = gradient
         adam.step()
         path.append(weight.detach().clone())
-        state = _adam(state, options, gradient, torch.zeros(1))
+        state = _adam(state, options, gradient, (0.0,))
     torch.testing.assert_close(state.values, path[-1])
     torch.testing.assert_close(state.total, path[3] + path[4])
 
