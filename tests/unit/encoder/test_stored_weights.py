@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +19,26 @@ from vl_core.encoder.decoding import project
 from vl_core.encoder.stored import Stored
 
 FLOAT8 = torch.float8_e4m3fn
+KINDS = torch.float8_e4m3fn, torch.float8_e5m2
+# Rows, sizes that fill no block, types, and every number that 8 bits can be, beside numpy in float64.
+TRIED = """
+import numpy as np, torch
+from vl_core.encoder.stored_kernel import product
+draw = torch.Generator().manual_seed(0)
+for kind in (torch.float8_e4m3fn, torch.float8_e5m2):
+    for dtype, rounding in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-3)):
+        for rows, outputs, width in ((1, 70, 1100), (3, 7, 1024), (8, 2, 30)):
+            values = torch.randn(outputs, width, generator=draw).to(kind)
+            x = torch.randn(rows, width, generator=draw).to(dtype)
+            expected = x.double().numpy() @ values.double().numpy().T * 0.03
+            found = product(x, values, 0.03)
+            assert found.dtype == dtype and found.shape == (rows, outputs)
+            assert np.abs(found.double().numpy() - expected).max() < rounding * np.abs(expected).max()
+    every = torch.arange(256, dtype=torch.uint8).view(256, 1).view(kind)
+    every = every[every.float().isfinite()][:, None]
+    assert torch.equal(product(torch.ones(1, 1), every, 1.0)[0], every[:, 0].float())
+print("as numpy")
+"""
 
 
 class Layer(nn.Module):
@@ -32,6 +57,40 @@ class Layer(nn.Module):
 
 def weight(rows: int = 70, columns: int = 24, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(FLOAT8)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_kernel_gives_what_numpy_gives():
+    """In Triton's interpreter, which a process has from its start or not at all."""
+    ran = subprocess.run(
+        [sys.executable, "-c", TRIED], cwd=Path(__file__).parents[3], env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True, text=True, check=False,
+    )
+    assert ran.stdout.strip() == "as numpy", ran.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", [1, 3, 8, 9])
+def test_the_kernel_gives_the_same_on_a_gpu(kind, rows):
+    draw = torch.Generator("cuda").manual_seed(2)
+    values = torch.randn(700, 2560, device="cuda", generator=draw).to(kind)
+    x = torch.randn(rows, 2560, device="cuda", generator=draw).bfloat16()
+    expected = x.double() @ values.double().t() * 0.03
+    quick = stored.kernel(x.device, x.dtype, kind, rows)
+    assert (quick is None) == (rows > 8)
+    assert (Stored(values, 0.03).project(x).double() - expected).abs().max() < 0.01 * expected.abs().max()
+
+
+def test_a_kernel_that_is_wrong_is_not_used():
+    def right(x, values, scale):
+        return x @ values.to(x.dtype).t() * scale
+
+    where = torch.device("cpu"), torch.float32, FLOAT8, 3
+    assert stored.is_right(right, *where)
+    assert not stored.is_right(lambda *given: right(*given) * 1.1, *where)
+    assert not stored.is_right(lambda *given: right(*given).roll(1, 0), *where)
+    assert stored.kernel(*where) is None  # on a CPU there is none
 
 
 @pytest.mark.parametrize("bytes_at_a_time", [1, 24 * 4 * 16, 1 << 20])
@@ -57,6 +116,13 @@ def test_a_layer_that_keeps_8_bits_is_taken_as_it_lies():
 )
 def test_a_layer_that_does_more_is_called(more):
     layer = Layer(weight(), 0.5, **more)
+    assert decoding._projection(layer, torch.empty(0)) is layer
+
+
+def test_a_weight_that_holds_nan_is_not_taken():
+    values = weight()
+    values[3, 4] = torch.nan
+    layer = Layer(values, 0.5)
     assert decoding._projection(layer, torch.empty(0)) is layer
 
 
