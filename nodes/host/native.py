@@ -177,8 +177,11 @@ class _NativeReader:
     def read(self, clip, layout: TokenLayout, pictures: list[Picture], wanted: list[int], mute: bool) -> torch.Tensor:
         """States ``(K, L, D)``, float32 on the intermediate device, as the host gives them."""
         options = self.load(clip, len(layout))
-        with comfy.model_management.cuda_device_context(self.device), held(native_model(clip), self.device):
-            states = self.reader.read(layout, pictures, wanted, mute=mute, **options)
+        with comfy.model_management.cuda_device_context(self.device):
+            states = self.reader.known(layout, pictures, wanted, mute=mute, **options)
+            if states is None:
+                with held(native_model(clip), self.device):
+                    states = self.reader.read(layout, pictures, wanted, mute=mute, **options)
         return torch.stack(states).to(comfy.model_management.intermediate_device(), torch.float32)
 
     def load(self, clip, tokens: int, more: int = 0, answers: int = 1) -> dict[str, Any]:
@@ -199,7 +202,8 @@ class _NativeReader:
         )
         return {
             "dtype": self.dtype, "device": self.device, "identity": clip.patcher.patches_uuid,
-            "weights": _source_weights(clip), "check": check_interrupted,
+            # Looked at here, before weights are held: modules that hold others would be others each time.
+            "number": self.reader.watched.number(_source_weights(clip)), "check": check_interrupted,
         }
 
 

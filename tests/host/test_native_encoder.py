@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -182,3 +185,32 @@ def test_blending_relatives_without_a_picture_changes_nothing(relatives, run, co
     seen = run("Encode", vision, PROMPTS["plain"], layer=-2)[0]
     blended = run("Blend", alone, seen, {"method": "aligned", "alpha": 0.5})[0]
     torch.testing.assert_close(blended[0][0], alone[0][0], rtol=1e-4, atol=1e-4)
+
+
+def test_lent_weights_are_held_where_something_is_computed_and_are_no_others_for_it(part, native, monkeypatch):
+    """With dynamic memory modules hold other parameters while they are held: pictures that were read stay read."""
+    host, seen = part("nodes.host.native"), []
+
+    @contextmanager
+    def held(module, device):
+        seen.append("held")
+        before = {layer: dict(layer._parameters) for layer in module.modules()}
+        for layer in before:
+            for name, one in layer._parameters.items():
+                layer._parameters[name] = None if one is None else torch.nn.Parameter(one.clone(), requires_grad=False)
+        yield True
+        for layer, parameters in before.items():
+            layer._parameters.update(parameters)
+
+    def encode(prompt):
+        return part("nodes.host.encoders").encode_vision(native, pictures((64, 96)), prompt, [-6])[0].states
+
+    with torch.inference_mode():
+        encode("a hat")  # the first time it is also held beside the host's own
+        reader = part("vl_core.encoder.reader")
+        tower = Mock(side_effect=reader.run_vision)
+        monkeypatch.setattr(reader, "run_vision", tower)
+        monkeypatch.setattr(host, "held", held)
+        first, again, other = encode("a dog"), encode("a dog"), encode("a cat")
+    assert seen == ["held", "held"] and not tower.called
+    assert torch.equal(first, again) and not torch.equal(first, other)

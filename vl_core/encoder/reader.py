@@ -107,11 +107,20 @@ class Reader:
             )
         return vetted(answers, vet)
 
+    def known(
+        self, layout: TokenLayout, pictures: Sequence[Picture], wanted: Sequence[int], *, dtype: torch.dtype,
+        device: torch.device, mute: bool = False, identity: Any = None, number: int, **_: Any,
+    ) -> list[Tensor] | None:
+        """What :meth:`read` would find kept, for which no weight has to be at hand; None if something is not."""
+        _, kept = self._kept(layout, pictures, wanted, (*self._identify(identity, None, number), dtype, device, mute))
+        return None if kept is None else [answer.states for answer in kept]
+
     def name_of(
-        self, dtype: torch.dtype, device: torch.device, identity: Any = None, weights: Iterable[Tensor] | None = None
+        self, dtype: torch.dtype, device: torch.device, identity: Any = None,
+        weights: Iterable[Tensor] | None = None, number: int | None = None,
     ) -> tuple:
         """What everything that is kept of this model is called by, as it is now; see :meth:`read`."""
-        return (*self._identify(identity, weights), dtype, device, False)
+        return (*self._identify(identity, weights, number), dtype, device, False)
 
     def look(
         self, asked: Sequence[tuple[TokenLayout, Sequence[Picture]]], key: tuple, check: Callable[[], None]
@@ -215,18 +224,23 @@ class Reader:
         self, layout: TokenLayout, pictures: Sequence[Picture], wanted: Sequence[int], key: tuple, dtype: torch.dtype,
         device: torch.device, mute: bool, check: Callable[[], None],
     ) -> list[Answered]:
-        seen = self._seen(pictures)
-        whole = ("states", *key, digest(layout.token_ids), seen, layout.grids)
-        known: dict[int, Any] = {}
-        if self.cache.limit:
-            known = {layer: self.cache.get((*whole, layer)) for layer in wanted}
-        if not known or any(answer is None for answer in known.values()):
-            layers = tuple(range(wanted[-1] + 1)) if self.every_layer else tuple(wanted)
-            states = self._run(layout, pictures, layers, key, seen, dtype, device, mute, check)
-            known = {layer: Answered(one) for layer, one in states.items()}
-            for layer, answer in known.items():
-                self.cache.put((*whole, layer), answer, [answer.states])
-        return [known[layer] for layer in wanted]
+        whole, kept = self._kept(layout, pictures, wanted, key)
+        if kept is not None:
+            return kept
+        layers = tuple(range(wanted[-1] + 1)) if self.every_layer else tuple(wanted)
+        states = self._run(layout, pictures, layers, key, self._seen(pictures), dtype, device, mute, check)
+        answers = {layer: Answered(one) for layer, one in states.items()}
+        for layer, answer in answers.items():
+            self.cache.put((*whole, layer), answer, [answer.states])
+        return [answers[layer] for layer in wanted]
+
+    def _kept(
+        self, layout: TokenLayout, pictures: Sequence[Picture], wanted: Sequence[int], key: tuple
+    ) -> tuple[tuple, list[Answered] | None]:
+        """The name of a question's states, and those of the wanted layers; None unless all are kept."""
+        whole = ("states", *key, digest(layout.token_ids), self._seen(pictures), layout.grids)
+        found = [self.cache.get((*whole, layer)) for layer in wanted] if self.cache.limit else []
+        return whole, found if found and all(answer is not None for answer in found) else None
 
     def _run(
         self, layout: TokenLayout, pictures: Sequence[Picture], wanted: tuple[int, ...], key: tuple, seen: tuple,

@@ -316,13 +316,13 @@ def write_answers(
         asked: layouts that end where the answer begins, and their pictures; all are written at the same time.
         seed … hear: see :meth:`Decoder.write`; every answer draws from ``seed``.
         head: what turns states into scores, None for the embeddings.
-        dtype, device, options: as :meth:`Reader.read` takes them.
+        dtype, device, options: as :meth:`Reader.read` takes them; with a number the modules were looked at already.
 
     Returns:
         the tokens, None where the modules are not those the step knows; and a line for people if something is not as
         fast as it could be, else "".
     """
-    if not reader.watched.fit():
+    if options.get("number") is None and not reader.watched.fit():
         return None, "a module is hooked, or is not plain Qwen3-VL"
     room = -(-max_tokens // ROOM) * ROOM
 
