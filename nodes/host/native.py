@@ -176,12 +176,11 @@ class _NativeReader:
 
     def read(self, clip, layout: TokenLayout, pictures: list[Picture], wanted: list[int], mute: bool) -> torch.Tensor:
         """States ``(K, L, D)``, float32 on the intermediate device, as the host gives them."""
-        options = self.load(clip, len(layout))
-        with comfy.model_management.cuda_device_context(self.device):
-            states = self.reader.known(layout, pictures, wanted, mute=mute, **options)
-            if states is None:
-                with held(native_model(clip), self.device):
-                    states = self.reader.read(layout, pictures, wanted, mute=mute, **options)
+        states = self.reader.known(layout, pictures, wanted, mute=mute, **self.options(clip))
+        if states is None:
+            options = self.load(clip, len(layout))
+            with comfy.model_management.cuda_device_context(self.device), held(native_model(clip), self.device):
+                states = self.reader.read(layout, pictures, wanted, mute=mute, **options)
         return torch.stack(states).to(comfy.model_management.intermediate_device(), torch.float32)
 
     def load(self, clip, tokens: int, more: int = 0, answers: int = 1) -> dict[str, Any]:
@@ -195,6 +194,10 @@ class _NativeReader:
         room = activation_bytes(config.hidden_size, tokens) + buffers
         comfy.model_management.load_models_gpu([clip.patcher], memory_required=room)
         forget_when_unloaded(clip.patcher, self.reader)
+        return self.options(clip)
+
+    def options(self, clip: Any) -> dict[str, Any]:
+        """What the reader needs to know of a CLIP, as it is now."""
         self.device = torch.device(clip.patcher.load_device)
         on_cpu = comfy.model_management.is_device_cpu(self.device)
         self.dtype = (
@@ -203,15 +206,19 @@ class _NativeReader:
         return {
             "dtype": self.dtype, "device": self.device, "identity": clip.patcher.patches_uuid,
             # Looked at here, before weights are held: modules that hold others would be others each time.
-            "number": self.reader.watched.number(_source_weights(clip)), "check": check_interrupted,
+            "number": self.reader.watched.number(_sources(clip)), "check": check_interrupted,
         }
 
 
-def _source_weights(clip: Any) -> list[torch.Tensor]:
-    """The weights before ComfyUI patched them or, with dynamic VRAM, copied them anew for this load."""
-    kept = clip.patcher.backup
-    parameters = clip.cond_stage_model.named_parameters()
-    return [kept[name].weight if name in kept else parameter for name, parameter in parameters]
+def _sources(clip: Any) -> list[torch.Tensor]:
+    """Weights and buffers before ComfyUI patched them or, with dynamic memory, copied them anew for this load."""
+    model, patcher = clip.cond_stage_model, clip.patcher
+    weights = {name: kept.weight for name, kept in patcher.backup.items()}
+    buffers = getattr(patcher, "backup_buffers", {})
+    return [
+        *(weights.get(name, one) for name, one in model.named_parameters()),
+        *(buffers.get(name, one) for name, one in model.named_buffers()),
+    ]
 
 
 _native_readers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -211,6 +212,49 @@ def test_lent_weights_are_held_where_something_is_computed_and_are_no_others_for
         tower = Mock(side_effect=reader.run_vision)
         monkeypatch.setattr(reader, "run_vision", tower)
         monkeypatch.setattr(host, "held", held)
-        first, again, other = encode("a dog"), encode("a dog"), encode("a cat")
+        first, again, other = encode("a lent dog"), encode("a lent dog"), encode("a lent cat")
     assert seen == ["held", "held"] and not tower.called
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_what_dynamic_memory_loads_anew_each_time_is_the_same_encoder(part, native, monkeypatch):
+    """It hangs up copies of small weights and of buffers, and before the next load what they are of, in new objects."""
+    import comfy.model_management
+    import comfy.utils
+
+    model, patcher, loads = native.cond_stage_model, native.patcher, []
+    small = [name for name, weight in model.named_parameters() if weight.numel() < 4096]
+    buffers = dict(model.named_buffers())
+
+    def load(*_, **__):
+        loads.append(None)
+        for name in small:
+            if name in patcher.backup:
+                comfy.utils.set_attr_param(model, name, patcher.backup.pop(name).weight)
+            weight = comfy.utils.get_attr(model, name)
+            patcher.backup[name] = SimpleNamespace(weight=weight, inplace_update=False)
+            comfy.utils.set_attr_param(model, name, weight.detach().clone())
+        for name, buffer in buffers.items():
+            comfy.utils.set_attr_buffer(model, name, buffer.clone())
+
+    def encode(prompt):
+        return part("nodes.host.encoders").encode_vision(native, pictures((64, 96)), prompt, [-6])[0].states
+
+    with torch.inference_mode():
+        encode("a hat")
+    kept = patcher.backup, getattr(patcher, "backup_buffers", None)
+    patcher.backup, patcher.backup_buffers = {}, buffers
+    try:
+        monkeypatch.setattr(comfy.model_management, "load_models_gpu", load)
+        tower = Mock(side_effect=part("vl_core.encoder.reader").run_vision)
+        monkeypatch.setattr(part("vl_core.encoder.reader"), "run_vision", tower)
+        first, again, other = encode("a new dog"), encode("a new dog"), encode("a new cat")
+    finally:
+        for name in small:
+            comfy.utils.set_attr_param(model, name, patcher.backup[name].weight)
+        for name, buffer in buffers.items():
+            comfy.utils.set_attr_buffer(model, name, buffer)
+        patcher.backup, patcher.backup_buffers = kept
+    assert len(small) > 20 and len(loads) == 2  # the same again needs none
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert not tower.called  # the picture was seen before any of it

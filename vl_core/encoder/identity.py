@@ -16,10 +16,11 @@ from operator import attrgetter, is_, itemgetter, methodcaller
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules import module as torch_module
 
 SETTINGS = (bool, int, float, str)  # of a module: epsilon, scale, number of heads …
-HOSTS_OWN = ("comfy_", "prev_comfy_")  # names of what ComfyUI notes down when it loads a model; weights tell of that
+HOSTS_OWN = "comfy_", "prev_comfy_", "_v_"  # names of what ComfyUI notes down when it loads; weights tell of that
 MAKERS = {"torch", "transformers", "comfy"}  # whose modules' forward the merged one stands for, or calls
 QUANTISERS = "transformers.integrations."  # where transformers' own quantised layers are, which expect what they like
 
@@ -225,6 +226,29 @@ class WeightsIdentity:
     def _are(self, parts: Sequence[Any]) -> bool:
         """Whether these are the first of the objects of before: an id is only a name while its object lives."""
         return all(map(is_, map(weakref.ref.__call__, self._alive), parts))
+
+
+class SourcesIdentity:
+    """The same by weights and buffers that a host copies at each load and hangs up in another object: by their storage.
+    """
+
+    def __init__(self) -> None:
+        self._storages: list[StorageWeakRef] = []
+        self._tensors, self._settings, self._number = _Tensors([]), _Settings([]), -1
+
+    def __call__(self, sources: Sequence[Tensor], modules: Sequence[nn.Module]) -> int:
+        """``modules``: whose classes, order and settings count as well."""
+        storages = [getattr(one, "_qdata", one).untyped_storage() for one in sources]
+        same = (
+            [one._cdata for one in storages] == [one.cdata for one in self._storages]
+            and not any(one.expired() for one in self._storages)
+        )
+        if not (same and self._tensors.describe(sources) and self._settings.describe(modules)):
+            # A storage is known by its address as long as somebody looks after it, even weakly.
+            self._storages = list(map(StorageWeakRef, storages))
+            self._tensors, self._settings = _Tensors(sources), _Settings(modules)
+            self._number += 1
+        return self._number
 
 
 def _is_bare(tensor: Tensor) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -87,7 +87,6 @@ class Reader:
         device: torch.device,
         mute: bool = False,
         identity: Any = None,
-        weights: Iterable[Tensor] | None = None,
         check: Callable[[], None] = lambda: None,
         number: int | None = None,
         vet: Callable[[Sequence[Tensor]], None] = lambda _: None,
@@ -97,10 +96,9 @@ class Reader:
         Args:
             dtype, device: what to compute in, and where. mute: zero the pictures' embeddings and deepstack features.
             identity: anything else the states depend on, hashable.
-            weights: what to tell the model by, its parameters unless given, for a host that copies them at each load.
             number: what :attr:`watched` said just now. vet: called with states that no call was given; may raise.
         """
-        key = (*self._identify(identity, weights, number), dtype, device, mute)
+        key = (*self._identify(identity, number), dtype, device, mute)
         with quick_attention(device):
             answers = with_room(
                 lambda: self._read(layout, pictures, wanted, key, dtype, device, mute, check), self.cache, self.forget
@@ -112,15 +110,14 @@ class Reader:
         device: torch.device, mute: bool = False, identity: Any = None, number: int, **_: Any,
     ) -> list[Tensor] | None:
         """What :meth:`read` would find kept, for which no weight has to be at hand; None if something is not."""
-        _, kept = self._kept(layout, pictures, wanted, (*self._identify(identity, None, number), dtype, device, mute))
+        _, kept = self._kept(layout, pictures, wanted, (*self._identify(identity, number), dtype, device, mute))
         return None if kept is None else [answer.states for answer in kept]
 
     def name_of(
-        self, dtype: torch.dtype, device: torch.device, identity: Any = None,
-        weights: Iterable[Tensor] | None = None, number: int | None = None,
+        self, dtype: torch.dtype, device: torch.device, identity: Any = None, number: int | None = None
     ) -> tuple:
         """What everything that is kept of this model is called by, as it is now; see :meth:`read`."""
-        return (*self._identify(identity, weights, number), dtype, device, False)
+        return (*self._identify(identity, number), dtype, device, False)
 
     def look(
         self, asked: Sequence[tuple[TokenLayout, Sequence[Picture]]], key: tuple, check: Callable[[], None]
@@ -213,8 +210,8 @@ class Reader:
         prefix = Prefix(kept, before.states if before is not None else {})
         self.cache.put(name, prefix, prefix.tensors())
 
-    def _identify(self, identity: Any, weights: Iterable[Tensor] | None, number: int | None = None) -> tuple:
-        number = self.watched.number(weights) if number is None else number
+    def _identify(self, identity: Any, number: int | None) -> tuple:
+        number = self.watched.number() if number is None else number
         if number != self._last_weights:  # nothing kept will be found again, and graphs hold the old addresses
             self.forget()
             self._last_weights = number
@@ -239,8 +236,8 @@ class Reader:
     ) -> tuple[tuple, list[Answered] | None]:
         """The name of a question's states, and those of the wanted layers; None unless all are kept."""
         whole = ("states", *key, digest(layout.token_ids), self._seen(pictures), layout.grids)
-        found = [self.cache.get((*whole, layer)) for layer in wanted] if self.cache.limit else []
-        return whole, found if found and all(answer is not None for answer in found) else None
+        found: list[Any] = [self.cache.get((*whole, layer)) for layer in wanted] if self.cache.limit else [None]
+        return whole, None if None in found else found
 
     def _run(
         self, layout: TokenLayout, pictures: Sequence[Picture], wanted: tuple[int, ...], key: tuple, seen: tuple,

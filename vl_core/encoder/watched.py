@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from .forward import fits
-from .identity import Sight, Tree, WeightsIdentity, hooked_everywhere
+from .identity import Sight, SourcesIdentity, Tree, WeightsIdentity, hooked_everywhere
 from .modules import Language, Vision
 
 
@@ -16,20 +16,21 @@ class Watched:
 
     def __init__(self, visual: Vision, language: Language) -> None:
         self._visual, self._language = visual, language
-        self._tree, self._identity = Tree(visual, language), WeightsIdentity()
+        self._tree, self._identity, self._sources = Tree(visual, language), WeightsIdentity(), SourcesIdentity()
         self._known: tuple[int, bool] = -1, False
 
     def fit(self) -> bool:
         """What :func:`~.forward.fits` says of them; asked again only where something is another object."""
         return self._fit(self._tree())
 
-    def number(self, weights: Iterable[Tensor] | None = None) -> int:
+    def number(self, sources: Sequence[Tensor] | None = None) -> int:
         """Another one whenever something changed, see :class:`~.identity.WeightsIdentity`.
 
         Args:
-            weights: to tell them by, their parameters unless given.
+            sources: weights and buffers to tell them by instead of their own, for a host that copies them at each load.
         """
-        return self._identity.of(self._tree(), weights if weights is None else list(weights))
+        sight = self._tree()
+        return self._identity.of(sight) if sources is None else self._sources(sources, sight.modules)
 
     def look(self) -> int | None:
         """Their number, None if they do not fit: both by one look."""

@@ -13,6 +13,7 @@ from vl_core.pictures import patchify, prepare_picture
 from vl_core.states.layout import TokenRole, mrope_positions
 
 transformers = pytest.importorskip("transformers", minversion="4.57", reason="the encoder runs on transformers")
+pytestmark = pytest.mark.usefixtures("one_thread")  # a sum by several is another one where tensors lie otherwise
 
 BLOCKS = 6
 TEMPLATE = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vl_core.encoder import identity as identity_module
-from vl_core.encoder.identity import Tree, WeightsIdentity
+from vl_core.encoder.identity import SourcesIdentity, Tree, WeightsIdentity
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 
 PROMPT = "a cat in a red hat"
@@ -152,6 +152,30 @@ def test_weights_that_stand_for_the_parameters_are_told_apart_as_these_are(model
     assert identity.of(tree(), stand) == first + 1 == identity.of(tree(), stand)
     assert identity.of(tree(), [stand[0], torch.ones(3)]) == first + 2
     assert identity.of(tree()) == first + 3 == identity.of(tree())
+
+
+def test_sources_that_hang_up_in_other_objects_are_the_same_as_long_as_their_storage(model):
+    """What ComfyUI's dynamic memory does at each load: it wraps what it had put aside in new parameters."""
+    modules, identity = [model, *model], SourcesIdentity()
+
+    def number():
+        return identity(weights, modules)
+
+    weights = [nn.Parameter(torch.ones(4), requires_grad=False), torch.zeros(3)]
+    first = number()
+    weights = [nn.Parameter(weights[0], requires_grad=False), weights[1].view(3)]
+    assert number() == first == number()
+    weights[0].add_(1)
+    assert number() == first + 1 == number()
+    model[0].scale = 0.7
+    assert number() == first + 2 == number()
+    model[0]._v_signature = model[0].comfy_cast_weights = True  # what the host notes down
+    assert number() == first + 2
+    address = weights[1].data_ptr()
+    weights[1] = None
+    others = [torch.zeros(3) for _ in range(64)]  # one of which lies where that was
+    weights[1] = min(others, key=lambda one: one.data_ptr() != address)
+    assert number() == first + 3 == number()
 
 
 def test_reading_touches_nothing_so_that_one_look_is_enough(tiny_qwen3vl, photographs):
