@@ -134,11 +134,11 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     return report
 
 
-def begun(options: Options, switches: Switches, stage: str) -> tuple[Chain, Ledger, dict[str, Any]]:
-    """The models, the rows of a stage that are measured already, and what is asked."""
+def begun(options: Options, switches: Switches, stage: str, **more: Any) -> tuple[Chain, Ledger, dict[str, Any]]:
+    """The models, the rows of a stage that are measured already, and what is asked, ``more`` besides."""
     device = begin(options)
     folder = assemble.models_folder(options)
-    asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(folder)}
+    asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(folder), **more}
     rows = options.out / f"{stage.replace('-', '_')}_rows.jsonl"
     ledger = Ledger(rows, asked, options.resume, measured_with(stage, device))
     return Chain.load(folder, device), ledger, asked

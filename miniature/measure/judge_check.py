@@ -22,21 +22,22 @@ import torch
 from torch import Tensor
 
 from vl_core.encoder.judging import answer_each, ready
-from vl_core.reports.judge import SHOWS, Query, describe_parts, figure, questions_of, shares_of
+from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.encoder.writing import describe_each
+from vl_core.pictures import check_picture
+from vl_core.reports.judge import LONGEST, SHOWS, Query, figure, questions_of, say_parts, shares_of
 from vl_core.reports.trust import ranks, right_before_wrong
 
 from .. import world
-from ..train import assemble
-from ..train.training import Options, begin, log, measured_with, write_json
-from .bench import TOY, Painting, Switches, mixed, prepare
+from ..train.training import Options, log, write_json
+from .bench import TOY, Painting, Switches, begun, mixed, prepare
 from .chain import Chain, as_image
-from .ledger import Ledger
 from .rows import METHODS, TEXT_ONLY, Method, key_of
-from .vl_judge import WorldForm, thing_of
+from .vl_judge import NAMES, WorldForm, thing_of
 
 REPORT = "judge_check.json"
 SETTINGS = 40
-ASKED = 25  # paintings that are asked about in the same passes
+ASKED = 100  # paintings that are asked about in the same passes
 SPLITS = 200
 COUNTED = "counted "
 ORDERS = {  # of settings, by what is compared
@@ -56,15 +57,11 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     """Paint, read twice, write ``judge_check.json``."""
     asked = switches or (TOY if options.toy else Switches())
     switches = replace(asked, pairs=TOY.pairs if options.toy else asked.pairs, seeds=1)
-    device = begin(options)
-    folder = assemble.models_folder(options)
-    chain = Chain.load(folder, device)
+    chain, ledger, form = begun(options, switches, "judge-check", judge=asked_by())
     bench = prepare(chain, switches, options.seed)
     painting = Painting(bench, (0,), switches.steps, switches.guidance)
     chosen = settings(3 if options.toy else SETTINGS)
-    told = [describe_parts(chain.encoder, image, FORM) for image in bench.images]
-    form = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(folder)}
-    ledger = Ledger(options.out / "judge_rows.jsonl", form, options.resume, measured_with("judge-check", device))
+    told = describe_all(chain.encoder, bench.images)
     rows = []
     for method in chosen:
         found = ledger.measured(method.key, lambda method=method: both(painting, told, method))
@@ -82,6 +79,24 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     write_json(options.report(REPORT), report)
     print("\n".join(table(report)))
     return report
+
+
+def describe_all(encoder: Qwen3VLEncoder, pictures: Sequence[Tensor]) -> list[dict[str, str]]:
+    """:func:`~vl_core.reports.judge.describe_parts` of each picture, many written at a time."""
+    written = {
+        ask: [one.words for one in describe_each(encoder, pictures, ask, max_tokens=LONGEST)]
+        for ask in dict.fromkeys(FORM.describe(part) for part in (*FORM.parts, SHOWS))
+    }
+    return [
+        say_parts(FORM, {ask: words[number] for ask, words in written.items()}.__getitem__)
+        for number in range(len(pictures))
+    ]
+
+
+def asked_by() -> list[str]:
+    """How the VL is asked, by the example of one painting."""
+    words = {SHOWS: "blue ring", **{part: names[0] for part, names in NAMES.items()}}
+    return [query.key for each in queries_of("red star", words).values() for query in each]
 
 
 def settings(count: int) -> list[Method]:
@@ -129,7 +144,7 @@ def read_all(
     found = []
     for at in range(0, len(pictures), ASKED):
         some = [
-            ready(chain.encoder, picture, questions_of(asked))
+            ready(chain.encoder, check_picture(picture)[0], questions_of(asked))  # to bytes once, not once a question
             for picture, asked in zip(pictures[at : at + ASKED], queries[at : at + ASKED], strict=True)
         ]
         for number, answers in enumerate(answer_each(chain.encoder, some), at):

@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from miniature import world
-from miniature.measure.judge_check import AGREEMENT_GOAL, ORDER_GOAL, compare, table, verdict
+from miniature.measure.chain import as_image
+from miniature.measure.judge_check import (
+    AGREEMENT_GOAL,
+    ORDER_GOAL,
+    asked_by,
+    compare,
+    describe_all,
+    table,
+    verdict,
+)
+from miniature.measure.ledger import Ledger
 from miniature.measure.vl_judge import WorldForm, thing_of
 from miniature.train.assemble import MODELS, VISION
 from vl_core.encoder.judging import Question, answer, answer_each, read_answers, ready, tokens_of
@@ -189,3 +199,19 @@ def with_means(row: dict) -> dict:
 
 def test_a_query_is_known_by_its_words_and_its_answer():
     assert Query(Question("which?", ("a", "b")), "a").key != Query(Question("which?", ("a", "b")), "b").key
+
+
+def test_a_report_says_by_which_questions_and_answers_to_others_are_asked_anew(tmp_path):
+    assert {query.key for query in FORM.thing("red star")} < {*asked_by()}
+    rows = tmp_path / "judge_check_rows.jsonl"
+    older = Ledger(rows, {"pairs": 4}, False, {"date": "before"})
+    older.measured("row", lambda: {"vl thing": torch.ones(2)})
+    now = Ledger(rows, {"pairs": 4, "judge": asked_by()}, True, {"date": "now"})
+    assert now.measured("row", lambda: {"vl thing": torch.zeros(2)})["vl thing"].tolist() == [0, 0]
+
+
+def test_pictures_described_many_at_a_time_are_told_as_each_by_itself(encoder):
+    scenes = world.sample_scenes(3, torch.Generator().manual_seed(8), two_shapes=0.0)
+    painted, _ = world.render(scenes, torch.Generator().manual_seed(8))
+    pictures = as_image(painted)
+    assert describe_all(encoder, pictures) == [describe_parts(encoder, picture, FORM) for picture in pictures]
