@@ -32,18 +32,19 @@ class WorldForm:
         return world.DESCRIBE[0] if part == SHOWS else ASK[part][0]
 
     def thing(self, words: str) -> tuple[Query, ...]:
-        """Whether it is there, which colour it has, and which shape has its colour.
+        """Whether it is there; and whether both its shape has its colour and its colour has its shape.
 
         Asked whether there is a red star, this VL looks at the colour; asked for the shape of what is red, it is often
-        wrong about paintings. The mean of all three is nearer to the truth than any of them: ``judge-check`` says how
-        near.
+        wrong about paintings. Either of the last two is right about one half of the thing only, so they count together:
+        ``judge-check`` says how near to the truth that is.
         """
-        shape, color = thing_of(words)
-        thing = world.with_article(f"{world.COLORS[color]} {world.SHAPES[shape]}")
+        which, whose = thing_of(words)
+        shape, color = world.SHAPES[which], world.COLORS[whose]
         return (
-            Query(Question(f"is there {thing}?", (YES, NO)), YES),
-            Query(Question(f"what color is the {world.SHAPES[shape]}?", world.COLORS), world.COLORS[color]),
-            Query(Question(f"what shape is {world.COLORS[color]}?", world.SHAPES), world.SHAPES[shape]),
+            Query(Question(f"is there {world.with_article(f'{color} {shape}')}?", (YES, NO)), YES),
+            Query(Question(f"what color is the {shape}?", world.COLORS), color, also=(
+                Query(Question(f"what shape is {color}?", world.SHAPES), shape),
+            )),
         )
 
     def part(self, part: str, words: str) -> tuple[Query, ...]:

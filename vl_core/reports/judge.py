@@ -7,8 +7,9 @@ trusted is measured on the miniature, beside one that was trained (docs/evidence
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -26,15 +27,26 @@ DOUBTFUL = 0.5  # mass of the answers below which a question was not understood
 
 @dataclass(frozen=True)
 class Query:
-    """A question and the answer that is hoped for."""
+    """A question and the answer that is hoped for.
+
+    Attributes:
+        also: what has to hold as well, each by its own question; the share of a query is the product of all shares, its
+            mass the smallest of all.
+    """
 
     question: Question
     wanted: str
+    also: tuple[Query, ...] = ()
+
+    @property
+    def each(self) -> tuple[Query, ...]:
+        """One query a question: itself, then what has to hold as well."""
+        return (replace(self, also=()), *(one for other in self.also for one in other.each))
 
     @property
     def key(self) -> str:
-        """Of its share in a record of answers."""
-        return f"{self.question.ask} {self.wanted}"
+        """Of its share in a record of answers, a line a question."""
+        return "\n".join(f"{one.question.ask} {one.wanted}" for one in self.each)
 
 
 class Form(Protocol):
@@ -119,7 +131,7 @@ def describe_parts(
 
 def questions_of(queries: Sequence[Query]) -> list[Question]:
     """Each once, in their order."""
-    return list(dict.fromkeys(query.question for query in queries))
+    return list(dict.fromkeys(one.question for query in queries for one in query.each))
 
 
 def shares_of(
@@ -127,12 +139,15 @@ def shares_of(
 ) -> dict[str, tuple[float, float]]:
     """By each query's key how likely its answer is among those it may have, and their probability among all tokens.
 
-    Queries of the same question share it.
+    Queries of the same question share it. Of a query with more that has to hold, see there.
     """
     questions = questions_of(queries)
     told: Mapping[Question, Answer] = dict(zip(questions, ask(questions), strict=True))
     return {
-        query.key: (told[query.question].shares[query.question.answers.index(query.wanted)], told[query.question].mass)
+        query.key: (
+            math.prod(told[one.question].shares[one.question.answers.index(one.wanted)] for one in query.each),
+            min(told[one.question].mass for one in query.each),
+        )
         for query in queries
     }
 
