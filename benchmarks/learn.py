@@ -108,7 +108,7 @@ def steps(report: Report, painter: PipelinePainter, device: torch.device, size: 
     side = SIDES[size]
     good = replace(QUALITIES["good"], steps=SETTLING + TIMED, size=side)
     ms, peak = a_step(painter, device, good)
-    what = f"{good.draws} and at every second step one with another prompt"
+    what = f"{good.draws} and at every fourth step one with another prompt"
     report.add(f"{side} × {side}, {what}, {AS_IT_IS}", ms=ms, GiB_over_weights=peak)
 
 

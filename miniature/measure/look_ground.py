@@ -149,7 +149,7 @@ def learn(
     new = {name: lesson for name, lesson in zip(names, lessons, strict=True) if name not in painter.learned}
     know(painter, [lesson.words for lesson in new.values()])
     painter.know(others)
-    painter.see([picture for lesson in new.values() for picture in lesson.pictures])
+    painter.see([picture for lesson in new.values() for picture in lesson.pictures], options.size)
     wanted = list(new.items())
     for start in range(0, len(wanted), SIDE_BY_SIDE):
         part, lessons = zip(*wanted[start : start + SIDE_BY_SIDE], strict=True)

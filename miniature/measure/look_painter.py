@@ -35,7 +35,7 @@ class MiniaturePainter:
             module.requires_grad_(False)
         self._texts: dict[str, tuple[Tensor, TokenLayout]] = {}
         self._latents: dict[bytes, Tensor] = {}
-        self._rotary: dict[int, tuple[Tensor, Tensor]] = {}
+        self._rotary: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # by tokens of the caption, and of a side
         self.learned: dict[tuple[Hashable, ...], Look] = {}
 
     @property
@@ -51,9 +51,10 @@ class MiniaturePainter:
         self.know([prompt])
         return self._texts[prompt]
 
-    def see(self, pictures: Sequence[Tensor]) -> None:
-        """Encode many pictures ``(128, 128, 3)`` at once, for :meth:`latents`."""
-        pixels = {_name(one): one for one in (fit_picture(each, world.SIDE, self.multiple) for each in pictures)}
+    def see(self, pictures: Sequence[Tensor], size: int = world.SIDE) -> None:
+        """Encode many pictures of one size at once, brought to size × size at the most, for :meth:`latents`."""
+        side = min(size, world.SIDE)
+        pixels = {_name(one): one for one in (fit_picture(each, side, self.multiple) for each in pictures)}
         new = {name: one for name, one in pixels.items() if name not in self._latents}
         if new:
             planes = torch.stack(list(new.values())).permute(0, 3, 1, 2).to(self.chain.device).float() / 127.5 - 1
@@ -65,7 +66,7 @@ class MiniaturePainter:
 
     @torch.no_grad()
     def latents_of(self, pictures: Tensor) -> Tensor:
-        """``(N, 16, 16, 16)`` of pictures ``(N, 3, 128, 128)`` in [-1, 1]."""
+        """``(N, 16, H/8, W/8)`` of pictures ``(N, 3, H, W)`` in [-1, 1]."""
         vae = self.chain.pipeline.vae
         found = torch.cat([vae.encode(part).latent_dist.mode() for part in pictures.split(CHUNK)])
         return ((found - vae.config.shift_factor) * vae.config.scaling_factor).float()
@@ -90,8 +91,9 @@ class MiniaturePainter:
     ) -> Tensor:
         """:meth:`velocity` of those whose captions are padded to one length."""
         device = noisy.device
-        if length not in self._rotary:
-            self._rotary[length] = dit_rotary(self.chain.pipeline.transformer, length, device)
+        side = noisy.shape[-1] // 2
+        if (length, side) not in self._rotary:
+            self._rotary[length, side] = dit_rotary(self.chain.pipeline.transformer, length, device, side)
         counts = torch.tensor([lengths[index] for index in members], device=device)
         if isinstance(captions, Captions):
             words = captions.padded if len(members) == len(captions) else captions.padded[list(members)]
@@ -103,7 +105,7 @@ class MiniaturePainter:
             noisy, levels = noisy[chosen], levels[chosen]
         with autocast(device):
             found = dit_forward(
-                self.chain.pipeline.transformer, noisy, 1 - levels, words, counts, self._rotary[length]
+                self.chain.pipeline.transformer, noisy, 1 - levels, words, counts, self._rotary[length, side]
             )
         assert isinstance(found, Tensor), "without a tap it gives the velocity alone"
         return found.float()

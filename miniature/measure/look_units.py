@@ -17,7 +17,7 @@ from .look_rivals import RIVALS, Rival
 PLAIN = LearnOptions()  # what the curves change a number of
 CHANGES: dict[str, tuple[float, ...]] = {
     "steps": (20, 50, 100, 200, 300), "draws": (1, 2, 4, 8), "rate": (0.02, 0.05, 0.1, 0.2),
-    "anchor": (0.0, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75, 0.85, 0.95), "tokens": (16, 32),
+    "anchor": (0.0, 0.02, 0.1), "lowest": (0.0, 0.3, 0.5, 0.75, 0.85, 0.95), "tokens": (16, 32), "size": (64, 96),
     "keep": (0.0, 0.03, 0.1, 0.25, 1.0, 3.0), "average": (0.0, 0.25, 0.5),
 }
 LONGER: tuple[dict[str, Any], ...] = ({"lowest": 0.75}, {"tokens": 32}, {"keep": 0.0}, {"keep": 1.0})  # of the best

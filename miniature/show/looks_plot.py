@@ -8,6 +8,7 @@ from typing import Any
 
 from vl_core.reports.plots import figure_pixels
 
+from .. import world
 from ..measure.look_units import CHANGES
 from ..train.training import Options
 
@@ -21,7 +22,8 @@ FIGURES = {
 LABELS = {"adherence": "prompt's colour", "adherence_shape": "prompt's shape", "between": "distance between names"}
 TITLES = {
     "lowest": "lowest noise level", "tokens": "tokens at least", "keep": "weight of keeping other prompts",
-    "average": "share averaged", "draws": "noisy pictures per step", "strength": "strength",
+    "average": "share averaged", "draws": "noisy pictures per step", "size": "size of the picture, pixels",
+    "strength": "strength",
 }
 
 
@@ -40,13 +42,14 @@ def run(options: Options) -> Path:
 
 
 def points(report: dict[str, Any], name: str) -> list[tuple[float, dict[str, Any]]]:
-    """Rows by the value of one number, in order; the plain one among them."""
+    """Rows by the value of one number, in order; the plain one among them. No picture is larger than the world's."""
     plain = report["curves"][0]
     if name == "strength":
         found = [(row["strength"], row) for row in report["strengths"]] + [(1.0, plain)]
     else:
         rows = [row for row in report["curves"] if row["name"].startswith(f"{name} ")]
-        found = [(float(row["options"][name]), row) for row in (plain, *rows)]
+        largest = world.SIDE if name == "size" else float("inf")
+        found = [(min(float(row["options"][name]), largest), row) for row in (plain, *rows)]
     return sorted(found, key=lambda pair: pair[0])
 
 

@@ -167,17 +167,17 @@ def text_states(reader: nn.Module, ids: Tensor, layer: int = -2) -> Tensor:
 Rotary = tuple[Tensor, Tensor]  # cosine and sine, float32 (64 + L, half a head): image tokens, then the caption's
 
 
-def dit_rotary(dit: nn.Module, caption: int, device) -> Rotary:
-    """Rotary factors for captions padded to ``caption`` tokens."""
+def dit_rotary(dit: nn.Module, caption: int, device, side: int = DIT_SIDE) -> Rotary:
+    """Rotary factors for captions padded to ``caption`` tokens and pictures of side × side tokens."""
     embedder = dit.rope_embedder
     frame, rows, columns = embedder.precompute_freqs_cis(embedder.axes_dims, embedder.axes_lens, embedder.theta)
     words = torch.cat(
         [frame[1 : caption + 1], rows[:1].expand(caption, -1), columns[:1].expand(caption, -1)], 1
     )
-    line = torch.arange(DIT_SIDE)
+    line = torch.arange(side)
     grid_rows, grid_columns = torch.meshgrid(line, line, indexing="ij")
     image = torch.cat([
-        frame[caption + 1].expand(DIT_TOKENS, -1), rows[grid_rows.flatten()], columns[grid_columns.flatten()],
+        frame[caption + 1].expand(side * side, -1), rows[grid_rows.flatten()], columns[grid_columns.flatten()],
     ], 1)
     factors = torch.cat([image, words]).to(device)
     return factors.real.float().contiguous(), factors.imag.float().contiguous()
@@ -232,38 +232,42 @@ def dit_forward(
     """ZImageTransformer2DModel on a batch.
 
     Args:
-        latents: ``(B, 16, 16, 16)``, scaled. ``time``: ``(B,)``, 0 noise to 1 clean.
+        latents: ``(B, 16, 2·side, 2·side)``, scaled; the model was trained on a side of 8. Fewer image tokens are not
+            padded to a multiple of 32, as the stock model pads them: nothing taught this one its padding.
+        time: ``(B,)``, 0 noise to 1 clean.
         captions: states ``(B, L, D)``, L the multiple of 32 that each caption is padded to; ``counts``: ``(B,)``
             tokens that are real, each more than L − 32.
-        rotary: :func:`dit_rotary` for L.
+        rotary: :func:`dit_rotary` for L and the side.
         block: :func:`dit_block` or a compiled one.
-        tap: also give the image tokens ``(B, 64, width)`` after that many blocks.
+        tap: also give the image tokens ``(B, side², width)`` after that many blocks.
 
     Returns:
-        the velocity towards the clean latents ``(B, 16, 16, 16)`` (ZImagePipeline negates it for its scheduler).
+        the velocity towards the clean latents, shaped like them (ZImagePipeline negates it for its scheduler).
     """
-    batch, channels = latents.shape[:2]
+    batch, channels, _, high = latents.shape
+    side = high // 2
+    tokens = side * side
     cosine, sine = rotary
     embed = dit.t_embedder
     condition = embed.mlp(embed.timestep_embedding(time * dit.t_scale, embed.frequency_embedding_size))
-    patches = latents.view(batch, channels, DIT_SIDE, 2, DIT_SIDE, 2).permute(0, 2, 4, 3, 5, 1)
-    image = dit.all_x_embedder["2-1"](patches.reshape(batch, DIT_TOKENS, 4 * channels))
+    patches = latents.view(batch, channels, side, 2, side, 2).permute(0, 2, 4, 3, 5, 1)
+    image = dit.all_x_embedder["2-1"](patches.reshape(batch, tokens, 4 * channels))
     for layer in dit.noise_refiner:
-        image = block(layer, image, cosine[:DIT_TOKENS], sine[:DIT_TOKENS], condition)
+        image = block(layer, image, cosine[:tokens], sine[:tokens], condition)
     norm, project = dit.cap_embedder
     words = project(_rms_norm(captions, norm))
     is_padding = torch.arange(words.shape[1], device=words.device) >= counts[:, None]
     words = torch.where(is_padding.unsqueeze(-1), dit.cap_pad_token.to(words.dtype), words)
     for layer in dit.context_refiner:
-        words = block(layer, words, cosine[DIT_TOKENS:], sine[DIT_TOKENS:], None)
+        words = block(layer, words, cosine[tokens:], sine[tokens:], None)
     unified = torch.cat([image, words.to(image.dtype)], 1)
     tapped = None
     for index, layer in enumerate(dit.layers):
         unified = block(layer, unified, cosine, sine, condition)
         if index + 1 == tap:
-            tapped = unified[:, :DIT_TOKENS]
-    out = dit.all_final_layer["2-1"](unified[:, :DIT_TOKENS], c=condition)
-    out = out.view(batch, DIT_SIDE, DIT_SIDE, 2, 2, channels).permute(0, 5, 1, 3, 2, 4).reshape(latents.shape)
+            tapped = unified[:, :tokens]
+    out = dit.all_final_layer["2-1"](unified[:, :tokens], c=condition)
+    out = out.view(batch, side, side, 2, 2, channels).permute(0, 5, 1, 3, 2, 4).reshape(latents.shape)
     return out if tap is None else (out, tapped)
 
 

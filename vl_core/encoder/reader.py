@@ -110,7 +110,8 @@ class Reader:
         device: torch.device, mute: bool = False, identity: Any = None, number: int, **_: Any,
     ) -> list[Tensor] | None:
         """What :meth:`read` would find kept, for which no weight has to be at hand; None if something is not."""
-        _, kept = self._kept(layout, pictures, wanted, (*self._identify(identity, number), dtype, device, mute))
+        key = (*self._identify(identity, number), dtype, device, mute)
+        kept = self._kept(layout, pictures, wanted, key)[1]
         return None if kept is None else [answer.states for answer in kept]
 
     def name_of(

@@ -10,8 +10,8 @@ E began as::
 
     ‖ v(q + E) − [ v(p + E) + v(q + E₀) − v(p + E₀) ] ‖²,    the bracket a goal that no gradient reaches.
 
-It is asked of one noisy picture of every second step, and weighs twice as much there: half the time, the same pull. Of
-more pictures a look loses more of what other prompts say, so there it weighs more, by the root of their number.
+It is asked at every fourth step of one noisy picture, and weighs four times as much there: the same pull in less time.
+Of more pictures a look loses more of what other prompts say, so there as many are asked for as there are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .units import with_look
 
 BETAS = (0.9, 0.99)  # of Adam; the steps are too few for a longer memory
 ADAM_EPSILON = 1e-8
-KEPT_EVERY = 2  # steps from one that asks for another prompt to the next
+KEPT_EVERY = 4  # steps from one that asks for another prompt to the next
 GOALS = 4  # such steps whose goals are asked for together: of so few rows a GPU would wait for the processor
 SMALLEST = 256  # pixels: what a picture is brought to at the least where memory runs out
 
@@ -201,7 +201,7 @@ class _Learning:
     anchor: Tensor
     shares: Tensor
     at_once: int
-    _begun: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False)  # by step and look
+    _begun: dict[tuple[int, int, int], Tensor] = field(default_factory=dict, init=False)  # by step, look and draw
 
     def step(self, state: LearnState) -> LearnState:
         """One step of Adam on both losses and the pull to the anchor."""
@@ -242,13 +242,12 @@ class _Learning:
                 total.backward()
                 total, other = torch.zeros_like(total), self.velocity(values, kept)
             goal = own.detach()[chosen.to(own.device)] + self.begun(step, kept)
-            weights = self.options.keep * KEPT_EVERY * self.pack.counts[kept.looks].sqrt().to(own.device)
-            total = total + (weights * (other - goal).square().mean((1, 2, 3))).sum()
+            total = total + self.options.keep * KEPT_EVERY * (other - goal).square().mean((1, 2, 3)).sum()
         total.backward()
         return losses.detach()
 
     def told_otherwise(self, step: int, batch: Batch) -> tuple[Tensor, Batch]:
-        """Places in the batch of one draw of the step, int64 ``(B',)``, and these pictures told one of the others.
+        """Places in the batch of as many draws of a look as it has pictures, int64 ``(B',)``, told one of the others.
 
         None of a step between two that ask.
         """
@@ -258,17 +257,18 @@ class _Learning:
             none = torch.empty(0, dtype=torch.long)
             return none, batch.at(none)
         draw, text = (int(torch.randint(count, (), generator=drawn)) for count in (self.options.draws, others))
-        chosen = (batch.draws == draw).nonzero()[:, 0]
+        asked = (batch.draws - draw) % self.options.draws < self.pack.counts[batch.looks]
+        chosen = asked.nonzero()[:, 0]
         part = batch.at(chosen)
         return chosen, replace(part, texts=torch.full_like(part.texts, pictures + text))
 
     def begun(self, step: int, kept: Batch) -> Tensor:
         """What two prompts differ by with the words that the looks began as: ``(B', C, h, w)``."""
-        looks = kept.looks.tolist()
-        if (step, looks[0]) not in self._begun:
+        keys = _keys(step, kept)
+        if keys[0] not in self._begun:
             self._begun.clear()
             self._begin(step - step % (KEPT_EVERY * GOALS))
-        return torch.stack([self._begun[step, look] for look in looks])
+        return torch.stack([self._begun[key] for key in keys])
 
     @torch.no_grad()
     def _begin(self, first: int) -> None:
@@ -279,15 +279,21 @@ class _Learning:
                 chosen, kept = self.told_otherwise(step, batch)
                 asked.setdefault(batch.noisy.shape[1:], []).append((step, kept, batch.at(chosen)))
         for parts in asked.values():
-            keys = [(step, look) for step, kept, _ in parts for look in kept.looks.tolist()]
+            keys = [key for step, kept, _ in parts for key in _keys(step, kept)]
             rows = reduce(Batch.joined, [kept for _, kept, _ in parts] + [own for *_, own in parts])
-            found = torch.cat([self.velocity(self.anchor, part) for part in rows.split(self.at_once)])
+            at_once = self.at_once or 2 * GOALS * len(self.pack.counts)  # as many for several pictures as for one
+            found = torch.cat([self.velocity(self.anchor, part) for part in rows.split(at_once)])
             other, told = found.chunk(2)
             self._begun.update(zip(keys, other - told, strict=True))
 
     def velocity(self, values: Tensor, batch: Batch) -> Tensor:
         """What the model makes of noisy pictures: float32 ``(B, C, h, w)``."""
         return self.painter.velocity(batch.noisy, batch.levels, self.pack.captions(values, batch))
+
+
+def _keys(step: int, batch: Batch) -> list[tuple[int, int, int]]:
+    """Step, look and draw of each noisy picture."""
+    return [(step, look, draw) for look, draw in zip(batch.looks.tolist(), batch.draws.tolist(), strict=True)]
 
 
 def _adam(state: LearnState, options: LearnOptions, gradient: Tensor, losses: tuple[float, ...]) -> LearnState:

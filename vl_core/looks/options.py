@@ -24,8 +24,8 @@ class LearnOptions:
         anchor: pull to the words that the look began as, times the mean square distance from them.
         lowest: the least noise level that is drawn. A look is decided where the noise is strong.
         size: pictures are brought to about size × size pixels; smaller ones are not enlarged.
-        keep: weight of leaving other prompts what they differ by, beside the loss on the pictures; 0 for none. It is
-            multiplied by the root of the number of pictures.
+        keep: weight of leaving other prompts what they differ by, beside the loss on the pictures; 0 for none. Of
+            several pictures each counts as much, up to ``draws`` of them.
         average: share of the steps, at their end, over which the look is averaged.
         seed: of noise and noise levels.
         tokens: of the look, at the least; of fewer words each is several tokens.

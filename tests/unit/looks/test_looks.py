@@ -345,8 +345,8 @@ def test_prompts_go_on_differing_as_they_did_with_words(picture):
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_gradient_of_keeping_is_that_of_its_formula(picture, count):
-    """At every second step, twice the weight, times the root of the number of pictures."""
-    painter, options = AttentivePainter(), replace(FAST, steps=8, draws=1, keep=0.7)
+    """At every fourth step, four times the weight, for as many noisy pictures as there are pictures."""
+    painter, options = AttentivePainter(), replace(FAST, steps=12, draws=4, keep=0.7)
     pictures = tuple(picture * (1 - 0.1 * number) for number in range(count))
     ready = make_ready(painter, Lesson(pictures, Words(WORDS.shows * count, WORDS.look)), options)
     anchor = torch.cat([ready.start.tail, ready.start.tokens])[None]
@@ -358,42 +358,53 @@ def test_the_gradient_of_keeping_is_that_of_its_formula(picture, count):
         caption = with_look(told.head, told.tail, rows[5:], ready.start.sizes, rows[:5])
         return painter.velocity(batch.noisy, batch.levels, [caption])
 
-    for step, weight in ((4, 2 * 0.7 * count**0.5), (5, 0.0)):
+    for step, weight in ((8, 4 * 0.7), (5, 0.0), (6, 0.0), (7, 0.0)):
         (batch,) = learning.pack.batches(painter, options, step)
         values.grad = None
         losses = learning.backward(step, values, batch)
 
-        again, told = values.detach().clone().requires_grad_(), ready.start.told[step % count]
-        own = painted(told, again[0], batch)
-        goal = own.detach() + painted(other, anchor[0], batch) - painted(told, anchor[0], batch)
-        kept = (painted(other, again[0], batch) - goal).square().mean()
-        loss = (own - batch.target).square().mean()
-        (loss + weight * kept).backward()
+        again, kept = values.detach().clone().requires_grad_(), []
+        asked = learning.told_otherwise(step, batch)[0].tolist()
+        assert len(asked) == (count if weight else 0)
+        for at in range(4):
+            one = batch.at(torch.tensor([at]))
+            told = ready.start.told[(4 * step + at) % count]  # the pictures in turn
+            own = painted(told, again[0], one)
+            loss = (own - one.target).square().mean() / 4
+            torch.testing.assert_close(losses[at], loss.detach())
+            if at in asked:
+                goal = own.detach() + painted(other, anchor[0], one) - painted(told, anchor[0], one)
+                kept.append((painted(other, again[0], one) - goal).square().mean())
+                loss = loss + weight * kept[-1]
+            loss.backward()
         torch.testing.assert_close(values.grad, again.grad, atol=1e-6, rtol=1e-4)
-        torch.testing.assert_close(losses[0], loss.detach())
-        assert float(kept.detach()) > 1e-4
+        assert all(float(one.detach()) > 1e-4 for one in kept)
         values.grad = None
         replace(learning, at_once=1).backward(step, values, batch)  # one after the other
         torch.testing.assert_close(values.grad, again.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_every_second_step_asks_one_noisy_picture_of_each_look_for_another_prompt(painter, picture):
+def test_every_fourth_step_asks_as_many_noisy_pictures_for_another_prompt_as_a_look_has_pictures(painter, picture):
     lessons = [Lesson((picture,), WORDS), Lesson((picture * 0.5, picture[:32]), Words(("a", "a tree"), "blue"))]
-    looks = learn_looks(painter, lessons, replace(FAST, steps=3, draws=4, keep=1.0), others=("a rather long prompt",))
+    looks = learn_looks(painter, lessons, replace(FAST, steps=5, draws=4, keep=1.0), others=("a rather long prompt",))
     count = len(painter.text("a rather long prompt")[0])
     asked = [length for _, lengths in painter.seen for length in lengths]
-    for look in looks:
-        assert asked.count(count + len(look.tokens)) == 2 * 2  # in the words that it began as, and as learned
+    for look, lesson in zip(looks, lessons, strict=True):  # in the words that it began as, and as learned
+        assert asked.count(count + len(look.tokens)) == 2 * 2 * len(lesson.pictures)
     painter.seen.clear()
-    learn_looks(painter, lessons, replace(FAST, steps=3, draws=4, keep=0.0), others=("a rather long prompt",))
-    assert sum(len(lengths) for _, lengths in painter.seen) == 3 * 8
+    learn_looks(painter, lessons, replace(FAST, steps=5, draws=4, keep=0.0), others=("a rather long prompt",))
+    assert sum(len(lengths) for _, lengths in painter.seen) == 5 * 8
 
 
 def test_goals_of_four_steps_are_asked_for_in_one_pass(painter, picture):
-    options = replace(FAST, steps=12, draws=4, keep=1.0)
+    options = replace(FAST, steps=18, draws=4, keep=1.0)
     learn_look(painter, [picture], WORDS, options, others=("a rather long prompt",))
-    first, second = [5, 8, 4, 5, 4, 5, 4, 5, 4], [5, 4, 4, 5, 4]  # steps 0, 2, 4 and 6 ask; then 8 and 10
-    assert [len(lengths) for _, lengths in painter.seen] == first + second
+    # Steps 0, 4, 8 and 12 ask; then 16.
+    assert [len(lengths) for _, lengths in painter.seen] == [5, 8, *[4] * 3, *[5, 4, 4, 4] * 3, 5, 2, 4]
+    painter.seen.clear()
+    two = Words(WORDS.shows * 2, WORDS.look)
+    learn_look(painter, [picture, picture * 0.5], two, options, others=("a rather long prompt",))
+    assert max(len(lengths) for _, lengths in painter.seen) == 8  # two pictures hold no more at once than one
 
 
 def test_a_prompt_that_is_told_already_changes_nothing(painter, picture):

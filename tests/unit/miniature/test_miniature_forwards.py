@@ -134,18 +134,18 @@ def test_the_vl_with_the_text_encoders_weights_reads_texts_as_it_does(vl, tokeni
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("counts", [(11, 20, 32), (33, 40, 64)])
-def test_the_dit_gives_what_diffusers_gives(dit, counts):
+@pytest.mark.parametrize("counts, side", [((11, 20, 32), 8), ((33, 40, 64), 8), ((11, 20, 32), 16)])
+def test_the_dit_gives_what_diffusers_gives(dit, counts, side):
     generator = torch.Generator().manual_seed(3)
     length = forwards.padded_length(max(counts))
-    latents = torch.randn(3, 16, 16, 16, generator=generator)
+    latents = torch.randn(3, 16, 2 * side, 2 * side, generator=generator)
     captions = torch.randn(3, length, SMALL.width, generator=generator)
     time = torch.rand(3, generator=generator)
     stock = dit(
         [one[:, None] for one in latents], time,
         [caption[:count] for caption, count in zip(captions, counts, strict=True)], return_dict=False,
     )[0]
-    rotary = forwards.dit_rotary(dit, length, "cpu")
+    rotary = forwards.dit_rotary(dit, length, "cpu", side)
     ours = forwards.dit_forward(dit, latents, time, captions, torch.tensor(counts), rotary)
     torch.testing.assert_close(ours, torch.stack(list(stock))[:, :, 0], atol=1e-4, rtol=1e-3)
 

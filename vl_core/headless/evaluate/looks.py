@@ -134,8 +134,8 @@ def _decided(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _cost(options: LearnOptions) -> float:
-    """Of a step, in noisy pictures: at every second one another prompt takes one with gradients and two without."""
-    return options.draws + (options.keep > 0)
+    """Of a step, in noisy pictures: at every fourth one another prompt takes one with gradients and two without."""
+    return options.draws + 0.5 * (options.keep > 0)
 
 
 def step_seconds(painter: PipelinePainter, picture: Tensor, words: Words, options: LearnOptions) -> float:
