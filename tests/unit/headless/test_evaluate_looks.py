@@ -86,8 +86,8 @@ def test_without_time_for_it_nothing_is_learned_and_the_page_says_so(hurried):
     page, evidence = (hurried / "index.html").read_text(), json.loads((hurried / "evidence.json").read_text())
     assert not (hurried / "looks").exists()
     assert {arm["group"] for arm in evidence["arms"]} == {"words"}
-    # A step of 4 noisy pictures is said to take 10 s; one of 2 takes 3/5 of it, with another prompt to keep.
-    said = "left out: 3 looks of 25 steps would take 8 of 0.1 minutes, 20% are for them"
+    # A step of 4 noisy pictures is said to take 10 s; one of 2 takes 5/9 of it: what is kept is half of one.
+    said = "left out: 3 looks of 25 steps would take 7 of 0.1 minutes, 20% are for them"
     assert evidence["asked"]["looks"] == said and said in page
 
 
