@@ -21,7 +21,7 @@ FIGURES = {
 }
 LABELS = {"adherence": "prompt's colour", "adherence_shape": "prompt's shape", "between": "distance between names"}
 TITLES = {
-    "lowest": "lowest noise level", "tokens": "tokens at least", "keep": "weight of keeping other prompts",
+    "lowest": "lowest noise level", "tokens": "tokens at least", "keep": "weight of other prompts",
     "average": "share averaged", "draws": "noisy pictures per step", "size": "size of the picture, pixels",
     "strength": "strength",
 }

@@ -210,7 +210,7 @@ def test_a_look_is_learned_once(monkeypatch):
 
     monkeypatch.setattr(look_ground, "learn_looks", learn_looks)
     monkeypatch.setattr(look_ground, "know", lambda *_: None)
-    painter = SimpleNamespace(learned={}, see=lambda _: None, know=lambda _: None,
+    painter = SimpleNamespace(learned={}, see=lambda *_: None, know=lambda _: None,
                               chain=SimpleNamespace(device=torch.device("cpu")))
     lessons = [Lesson((torch.full((16, 16, 3), shade),), Words(("a thing",), "grey")) for shade in (0.1, 0.2, 0.1)]
     for part, options in ((lessons[:1], PLAIN), (lessons, PLAIN), (lessons[:2], QUALITIES["quick"])):
