@@ -80,7 +80,9 @@ class ZImageVLLayerReport(Node):
         found = {}
         for layer, statistics, target in zip(family.layers, measured, targets, strict=True):
             title = f"{family.name}'s layer {layer} ({layer - blocks - 1})" if family.stacked else ""
-            found[title] = layer_report(seen, statistics, target, layout, progress=bar)
+            found[title] = layer_report(
+                seen, statistics, target, layout, progress=bar, check=memory.check_interrupted
+            )
         titled = memory.each(found.items())
         plots, missing = widgets.draw(
             lambda: stack_figures(

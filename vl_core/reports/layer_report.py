@@ -192,6 +192,7 @@ def layer_report(
     *,
     threshold: float = 10.0,
     progress: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
 ) -> LayerReport:
     """Measure every captured layer, text and image tokens apart, raw and after x/rms(x), with sinks and without.
 
@@ -206,7 +207,7 @@ def layer_report(
         text: its states of the same prompt, ``(T, D)`` or ``(1, T, D)``, any float dtype, for CKA and cosine.
         text_layout: of ``text``; without one, tokens are paired by count.
         threshold: std ratio from which a dimension counts as an outlier, at least 1.
-        progress: called after each layer; may raise to interrupt.
+        progress: called after each layer. check: called before each kind of token in it. Both may raise to stop.
 
     Raises:
         ValueError: for states or text that are not finite, another width, other words, or a threshold below 1.
@@ -228,6 +229,7 @@ def layer_report(
         for space in SPACES:
             tokens = x if space == "raw" else unit_rms(x)
             for group, where in groups.items():
+                check()
                 figures += _measure(
                     index - seen.num_layers - 1, group, space, tokens, is_sink, where.to(x.device), targets,
                     pairs if group == "text" else None, threshold,

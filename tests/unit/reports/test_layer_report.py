@@ -335,6 +335,18 @@ def test_progress_is_told_after_every_layer():
     assert len(steps) == BLOCKS + 1
 
 
+def test_stop_is_asked_for_before_every_kind_of_token_of_a_layer():
+    def stop():
+        asked.append(1)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+
+    asked, done = [], []
+    with pytest.raises(KeyboardInterrupt):
+        layer_report(encode(), progress=lambda: done.append(1), check=stop)
+    assert (len(asked), len(done)) == (6, 1)  # text and image, raw and of unit RMS: four a layer
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
