@@ -167,17 +167,17 @@ def test_with_room_for_one_model_at_a_time_both_give_their_states_by_turns(
     tiny, run, encoder_folder, management, small_device, picture, loaded, native
 ):
     """Load, offload, load again, each time pushed out by the other encoder; nothing kept outlives its model."""
-    asked = {"prompt": "a cat in a red hat", "images": {"image0": picture}}
-    expected = [run("Encode", encoder, **asked)[0][0][0] for encoder in (loaded, native)]
+    prompts, images = ("a cat in a red hat", "a dog", "two birds on a wire"), {"image0": picture}
+    expected = [[run("Encode", each, one, images=images)[0][0][0] for each in (loaded, native)] for one in prompts]
     management.unload_all_models()
     one = run("Loader", encoder_folder.name, "fp32", deepest_layer=-1)[0]
     other = tiny.vision_clip()
     other.patcher.load_device = one.patcher.load_device = torch.device("cpu", 0)
     small_device(int(1.5 * max(one.patcher.model_size(), other.patcher.model_size())))
-    for _ in range(3):
-        assert torch.allclose(run("Encode", one, **asked)[0][0][0], expected[0], atol=1e-4)
+    for prompt, (first, second) in zip(prompts, expected, strict=True):  # what was asked before would need no model
+        assert torch.allclose(run("Encode", one, prompt, images=images)[0][0][0], first, atol=1e-4)
         assert one.patcher in patchers(management) and one.encoder.reader.cache.bytes > 0
-        assert torch.allclose(run("Encode", other, **asked)[0][0][0], expected[1], atol=1e-4)
+        assert torch.allclose(run("Encode", other, prompt, images=images)[0][0][0], second, atol=1e-4)
         assert one.patcher.loaded_size() < one.patcher.model_size() and one.encoder.reader.cache.bytes == 0
         assert other.patcher.loaded_size() > 0
 

@@ -253,6 +253,7 @@ def _token_scaling(target_rms: float) -> Change:
 
 def _matching(reference: Moments, target_std: float, weight: float, clip: float) -> Change:
     """``weight`` parts per_dim and the rest global."""
+    clip = min(clip, torch.finfo(torch.float32).max)  # beyond which torch takes no number for it
 
     def change(tokens: Tensor, original: Tensor, sizes: TokenSizes, counted: Tensor) -> tuple[bool, str]:
         own = Moments.centring(tokens, (~counted[0]).nonzero().flatten().to(tokens.device))

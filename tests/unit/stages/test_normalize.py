@@ -101,6 +101,7 @@ def test_clipping_acts_at_the_number_of_stds_given():
     mean, std, *_ = reference_numbers(states(70, seed=9, sink=True) * 2 + 1, "exclude")
     assert np.allclose(numbers(wide).std(0, ddof=1), std, rtol=1e-5)
     assert np.abs((numbers(narrow) - mean) / std).max() == pytest.approx(1, abs=1e-4)
+    assert torch.equal(normalize_per_dimension(x, reference(), clip=1e300), wide)  # more than float32 holds
 
 
 def test_hybrid_at_its_ends_is_global_and_per_dim():

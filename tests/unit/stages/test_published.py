@@ -79,7 +79,9 @@ def wide(*sides: np.ndarray) -> list[np.ndarray]:
 
 
 def spread(x: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """Unbiased; where the published code has NaN, for one value, 0."""
+    """Unbiased; where the published code has NaN, for one value, 0. Of equal values 0 too, which rounding may miss."""
+    if axis is None and x.size and (x == x.flat[0]).all():
+        return np.zeros(())
     count = x.size if axis is None else x.shape[axis]
     return np.zeros(()) if axis is None and count < 2 else (
         x.std(axis, ddof=1) if count > 1 else np.zeros(np.delete(x.shape, axis))

@@ -194,8 +194,7 @@ def compute_blend_stats(text: Tensor, vl: Tensor) -> dict[str, float]:
     """Mean, std, least and greatest value of both sides, as ``text_mean`` … ``vl_max``."""
     found: dict[str, float] = {}
     for name, x in (("vl", single(vl)), ("text", single(text, "text"))):
-        spread = float(x.std()) if x.numel() > 1 else 0.0
-        found |= {f"{name}_mean": float(x.mean()), f"{name}_std": spread}
+        found |= {f"{name}_mean": float(x.mean()), f"{name}_std": float(std(x, *range(x.ndim)))}
         found |= {f"{name}_min": float(x.min()), f"{name}_max": float(x.max())}
     return found
 
