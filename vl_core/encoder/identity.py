@@ -229,7 +229,9 @@ class WeightsIdentity:
 
 
 class SourcesIdentity:
-    """The same by weights and buffers that a host copies at each load and hangs up in another object: by their storage.
+    """Such a number for a host that hangs up copies of weights and buffers in new objects at each load.
+
+    What they are copies of is told by its storage: the objects around it are others each time as well.
     """
 
     def __init__(self) -> None:
