@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--sampler-steps", type=int, help="(8)")
     bench.add_argument("--guidance", type=float, help="(1)")
     bench.add_argument("--only", help="of the training-free methods those whose name contains this")
-    bench.add_argument("--shard", help="0/2 and 1/2: half of the methods each, on two GPUs")
+    bench.add_argument("--shard", help="0/2 and 1/2: half of the methods each, side by side")
     bench.add_argument("--few", type=int, help="looks: pairs of the curves (60), and colours between names (45)")
     bench.add_argument("--lookalikes", type=int, help="looks: references per style that geometry is read off (40)")
     bench.add_argument("--unseen-combinations", action="store_true", help="only looks kept from fitting")

@@ -31,7 +31,7 @@ from vl_core.reports.controls import matched_noise
 
 from .. import world
 from ..train import assemble
-from ..train.training import Options, begin, log, measured_with, write_json
+from ..train.training import Options, begin, log, write_json
 from . import adapters, sheet
 from .chain import Chain, answers, as_image
 from .frontier import draw
@@ -53,8 +53,8 @@ class Switches:
         other_words: prompts in words no model was trained with.
         described: looks are described by the VL itself instead of the truth.
         only: of the training-free methods, only those whose name contains this.
-        shard: "0/2" measures half of the methods, by name, and writes no report: for two GPUs side by side. Join their
-            ``bench_rows.jsonl`` and go on with --resume.
+        shard: "0/2" measures half of the methods, by name, and writes no report: for processes side by side. After all
+            of them the same command with --resume and no shard writes it from their ledgers.
         few, lookalikes: of the stage ``looks``, see :mod:`looks`.
     """
 
@@ -139,9 +139,7 @@ def begun(options: Options, switches: Switches, stage: str, **more: Any) -> tupl
     device = begin(options)
     folder = assemble.models_folder(options)
     asked = {**switches.describe(), "seed": options.seed, "weights": assemble.weight_bytes(folder), **more}
-    rows = options.out / f"{stage.replace('-', '_')}_rows.jsonl"
-    ledger = Ledger(rows, asked, options.resume, measured_with(stage, device))
-    return Chain.load(folder, device), ledger, asked
+    return Chain.load(folder, device), Ledger.of_stage(options, stage, asked, device, switches.shard), asked
 
 
 def workers() -> Executor | None:

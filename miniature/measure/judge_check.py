@@ -8,6 +8,8 @@ do they differ on the average, and does the VL's judge see mistakes that were ma
 How far two orders can agree at all is asked beside it: of many settings the true means are so near one another that
 other paintings put them in another order, whoever judges. The pairs are halved at random, many times over; one half is
 judged by the trained judge, the other by itself once more (``itself``) and by the VL's (``across``).
+
+``--shard 0/4`` paints a quarter of the settings; after all shards the same command with ``--resume`` and none reports.
 """
 
 from __future__ import annotations
@@ -62,12 +64,15 @@ def run(options: Options, switches: Switches | None = None) -> dict[str, Any]:
     painting = Painting(bench, (0,), switches.steps, switches.guidance)
     chosen = settings(3 if options.toy else SETTINGS)
     told = describe_all(chain.encoder, bench.images)
+    index, count = map(int, (switches.shard or "0/1").split("/"))
     rows = []
-    for method in chosen:
+    for method in chosen[index::count]:
         found = ledger.measured(method.key, lambda method=method: both(painting, told, method))
         rows.append(row_of(method, found))
         log(options, "judge-check", name=method.name, setting=method.setting, look=rows[-1]["vl"]["look"])
-    planted_found = ledger.measured("planted", lambda: planted(painting, told))
+    planted_found = ledger.measured("planted", lambda: planted(painting, told)) if index == count - 1 else {}
+    if switches.shard:
+        return {}
     report = {
         "measured": ledger.mostly_with(), "asked": form, "paintings": len(rows) * len(bench.cases),
         "described": described(bench.pairs.references, told), **compare(rows),

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..train.training import Options, measured_with
+
 
 class Ledger:
     """Rows measured so far, one line each, so that a bench that was stopped goes on where it was.
@@ -36,11 +38,22 @@ class Ledger:
         if not resume:
             path.unlink(missing_ok=True)
 
+    @classmethod
+    def of_stage(
+        cls, options: Options, stage: str, asked: dict[str, Any], device: torch.device, shard: str = ""
+    ) -> Ledger:
+        """A stage's. A shard such as "0/4" writes a file of its own, which the whole reads as well: those that run at
+        the same time stay out of one another's way."""
+        name, number = f"{stage.replace('-', '_')}_rows", shard.partition("/")[0]
+        also = () if shard else sorted(options.out.glob(f"{name}_*.jsonl"))
+        path = options.out / f"{name}{number and f'_{number}'}.jsonl"
+        return cls(path, asked, options.resume, measured_with(stage, device), also)
+
     def measured(self, key: str, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The row under ``key``, measured if it is not there."""
         if key not in self.rows:
-            self.rows[key] = measure()
-            plain = {name: [round(value, 6) for value in values.tolist()] for name, values in self.rows[key].items()}
+            plain = {name: [round(value, 6) for value in values.tolist()] for name, values in measure().items()}
+            self.rows[key] = {name: torch.tensor(values) for name, values in plain.items()}  # as read
             with self._lock, self.path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps({"asked": self.asked, "key": key, "measured": self._now, "hits": plain}) + "\n")
                 self._with[key] = self._now

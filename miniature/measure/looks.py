@@ -27,7 +27,7 @@ from typing import Any
 from torch import Tensor
 
 from ..train import assemble
-from ..train.training import Options, begin, log, measured_with, write_json
+from ..train.training import Options, begin, log, write_json
 from .bench import Painting, Switches, prepare, row_of
 from .chain import Chain
 from .ledger import Ledger
@@ -73,11 +73,7 @@ def run(options: Options, switches: Switches) -> dict[str, Any]:
         **switches.describe(), "few": switches.few, "lookalikes": switches.lookalikes, "matmul": options.matmul,
         "seed": options.seed, "weights": assemble.weight_bytes(chain.folder),
     }
-    number, _, _ = switches.shard.partition("/")
-    ledger = Ledger(
-        options.out / f"looks_rows{number and f'_{number}'}.jsonl", asked, options.resume,
-        measured_with("looks", device), also=() if number else sorted(options.out.glob("looks_rows_*.jsonl")),
-    )
+    ledger = Ledger.of_stage(options, "looks", asked, device, switches.shard)
     bench = prepare(chain, switches, options.seed)
     painting = Painting(bench, tuple(range(switches.seeds)), switches.steps, switches.guidance)
     grounds = grounds_of(painting, switches, options.toy)
