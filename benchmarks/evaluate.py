@@ -21,6 +21,7 @@ from vl_core.headless.evaluate.arms import ways_tried
 from vl_core.headless.evaluate.command import GB, together
 from vl_core.headless.evaluate.drawings import DRAWINGS, builtin_pictures
 from vl_core.headless.evaluate.ground import KEPT, TOLD, Fleet
+from vl_core.headless.evaluate.judging import trust
 from vl_core.headless.evaluate.kept import Kept, write_whole
 from vl_core.headless.evaluate.plan import Reference, Rung, Sheet, builtin_prompts, trials_of
 from vl_core.headless.evaluate.runner import ASKING, MEASURING, WAITING, WRITING, Evaluation
@@ -32,10 +33,9 @@ from vl_core.steering.sweep import Cell
 from vl_core.steering.way import Given
 from vl_core.zimage.painting import Job, decode_each, sample_many
 from vl_core.zimage.text import text_reader
-from vl_core.zimage.tiny import build_tokenizer
 
 from .common import Report, add_output_argument, milliseconds
-from .models import TEXT, TRANSFORMER, VOCABULARY, build_model, build_painter, filled
+from .models import TEXT, TRANSFORMER, VOCABULARY, build_model, build_painter, filled, prose_tokenizer
 
 SIDE = {"tiny": 128, "full": 1024}  # of a painting
 COUNT = {"tiny": 2, "full": 9}  # of steps
@@ -52,7 +52,7 @@ class Random(Loaders):
     size: str = "tiny"
 
     def vision(self) -> Qwen3VLEncoder:
-        model, tokenizer = build_model(self.size, self.device, self.dtype)
+        model, tokenizer = build_model(self.size, self.device, self.dtype, prose_tokenizer(self.size))
         return Qwen3VLEncoder(model.model, tokenizer, TEXT[self.size]["num_hidden_layers"], "random")
 
     def text(self) -> TextEncoder:
@@ -63,7 +63,7 @@ class Random(Loaders):
             model = Qwen3Model._from_config(
                 Qwen3Config(**TEXT[self.size], **options), attn_implementation="sdpa", dtype=self.dtype
             )
-        tokenizer = build_tokenizer()
+        tokenizer = prose_tokenizer(self.size)
         read = text_reader(filled(model, self.device), tokenizer)
         return TextEncoder(read, tokenizer, lambda: calibrate(read, ["a cat in a red hat", "the sea"]))
 
@@ -148,7 +148,7 @@ class Bench:
         every = ways_tried(Given(), blocks)
         arms = [arm for name in WAYS for arm in [one for one in every if one.group == name][:SETTINGS]]
         sheet = Sheet(self.models, tuple(references), tuple(builtin_prompts()), "0" * 16)
-        kept = Kept(folder / KEPT, "random", build_tokenizer())
+        kept = Kept(folder / KEPT, "random", prose_tokenizer(self.size))
         evaluation = Evaluation(
             folder, sheet, arms, trials_of(len(references), len(sheet.prompts), 1), list(shown.values()), Sentences(),
             [Given()] * (len(references) + 1), kept, Turns(self.loaders), 60.0, self.batch, fleet,
@@ -184,6 +184,7 @@ class Bench:
         captions = [one.caption for one in evaluation.told]
         words += timed(lambda: evaluation.text_turn(lambda: [evaluation.kept.words(one) for one in captions]))
         bases = evaluation.bases(1)
+        asking = timed(lambda: self._ask_about_references(evaluation))
         evaluation.settle(bases)
         cells = [cell for row in rung.cells(evaluation.sheet, evaluation.by_id, evaluation.trials) for cell in row]
         reading = timed(lambda: evaluation.prepare(cells))
@@ -195,6 +196,7 @@ class Bench:
             evaluation.pool.shutdown()
         self._report_cells("" if name == "alone" else "two painters: ", evaluation, cells, spent)
         label = "" if name == "alone" else "two painters: "
+        self.report.add(f"{label}asking about the references, before all else", s=asking)
         self.report.add(f"{label}reading {rung.trials} pairs", s=reading)
         self.report.add(f"{label}text states", s=words)
         for model, seconds in turns.loading.items():
@@ -203,6 +205,11 @@ class Bench:
             self.report.add(f"{label}peak: {model}", gb=taken / GB)
         return {file.name: pixels_of(file) for file in sorted((folder / "cells").glob("*.png"))}
 
+
+    def _ask_about_references(self, evaluation: Evaluation) -> None:
+        """As every evaluation begins; what these models answer means nothing."""
+        with evaluation.turns("vision") as encoder:
+            trust(encoder, evaluation.pictures, evaluation.told, evaluation.form, self.models.image_tokens)
 
     def _report_cells(self, label: str, evaluation: Evaluation, cells: list[Cell], spent: dict[str, float]) -> None:
         """All that a cell took, and what of it went where, beside its painting steps alone."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from vl_core.zimage.tiny import build_tokenizer
 
+ROOT = Path(__file__).parents[1]
 # Words the miniature tokenizer has a token for: 36 tokens, 46 with the template and the picture's markers.
 PROMPT = "a cat in a red hat, a painting of the sea, the light of a lamp" * 2
 OTHER_PROMPT = "the sea in the light of a red lamp, a cat of a painting, a hat" * 2
@@ -45,6 +48,16 @@ VAE = {
 SIDE = {"tiny": 8, "medium": 32, "full": 32}
 
 
+@functools.cache
+def prose_tokenizer(size: str) -> Any:
+    """One for sentences, learned from this project's pages: it takes a quarter more tokens than Qwen's for what the
+    judge asks, where :func:`build_tokenizer` takes four times as many. Tiny models have no room for its words."""
+    if size == "tiny":
+        return build_tokenizer()
+    pages = [path for part in ("docs", "web/docs") for path in sorted((ROOT / part).rglob("*.md"))]
+    return build_tokenizer([path.read_text(encoding="utf-8") for path in pages], 16000)
+
+
 def build_config(size: str, tokenizer: Any) -> Any:
     from transformers import Qwen3VLConfig
 
@@ -65,11 +78,13 @@ def build_config(size: str, tokenizer: Any) -> Any:
     )
 
 
-def build_model(size: str, device: torch.device, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def build_model(
+    size: str, device: torch.device, dtype: torch.dtype, tokenizer: Any = None
+) -> tuple[nn.Module, Any]:
     """transformers' ``Qwen3VLForConditionalGeneration`` made on the device, and a tokenizer with Qwen's structure."""
     from transformers import Qwen3VLForConditionalGeneration
 
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer() if tokenizer is None else tokenizer
     with device:
         model = Qwen3VLForConditionalGeneration._from_config(
             build_config(size, tokenizer), attn_implementation="sdpa", dtype=dtype

@@ -93,11 +93,11 @@ def byte_level_bpe(corpus: list[str], vocabulary: int) -> Any:
     return tokenizer
 
 
-def build_tokenizer() -> Any:
+def build_tokenizer(corpus: list[str] = CORPUS, vocabulary: int = 400) -> Any:
     """Byte-level BPE like Qwen's, with Qwen's structural tokens and chat template."""
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = byte_level_bpe(CORPUS, 400)
+    tokenizer = byte_level_bpe(corpus, vocabulary)
     tokenizer.add_special_tokens(SPECIAL)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE,
