@@ -20,7 +20,7 @@ from torch.nn import functional
 from ..pictures import DEFAULT_BUDGET, Picture
 from ..states.layout import TokenLayout
 from ..states.tensors import to_float64
-from .writing import ask
+from .writing import lay_out_request, prepare_pictures
 
 if TYPE_CHECKING:
     from .qwen3vl import Qwen3VLEncoder
@@ -92,8 +92,9 @@ def ready(
     if not questions:
         raise ValueError("questions: expected at least one, got none.")
     tokens = tuple(_known_tokens(encoder.tokenizer, len(encoder.tokenizer), question.answers) for question in questions)
-    asked = [ask(encoder, [image], question.ask, "", budget, 1) for question in questions]
-    return Ready(asked[0].pictures[0], tuple(one.layout for one in asked), tokens)
+    (picture,), _ = prepare_pictures([image], budget)
+    layouts = tuple(lay_out_request(encoder, [picture.grid], question.ask, max_tokens=1) for question in questions)
+    return Ready(picture, layouts, tokens)
 
 
 def answer_each(

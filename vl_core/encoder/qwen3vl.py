@@ -177,6 +177,15 @@ class Qwen3VLEncoder:
         key = self._name_of(prompt, system_prompt, family)
         return self._layouts(key, lambda: tokenised(*key[1:]))
 
+    def lay_out(
+        self, prompt: str, grids: Sequence[tuple[int, int]], system_prompt: str | None = None, family: Family = ZIMAGE
+    ) -> TokenLayout:
+        """:meth:`tokenize` with pictures of these merged ``(rows, columns)`` before the words."""
+        key = *self._name_of(prompt, system_prompt, family), tuple(grids)
+        return self._layouts(
+            key, lambda: insert_pictures(self.tokenize(prompt, system_prompt, family), grids, self.special)
+        )
+
     def encode(
         self,
         images: Sequence[Tensor],
@@ -218,16 +227,14 @@ class Qwen3VLEncoder:
                 encoded, a sequence longer than the model's context, or states that overflowed.
         """
         wanted = self._resolve_layers(layers)
-        text = self.tokenize(prompt, system_prompt, family)
+        self.tokenize(prompt, system_prompt, family)  # what is wrong with it is told before anything of the pictures
         pictures = []
         for number, image in enumerate(split_batch(images), 1):
             picture, changes = prepare_picture(image, budget, f"image {number}")
             pictures.append(picture)
             if notes is not None:
                 notes += changes
-        grids = tuple(picture.grid for picture in pictures)
-        key = *self._name_of(prompt, system_prompt, family), grids
-        layout = self._layouts(key, lambda: insert_pictures(text, grids, self.special))
+        layout = self.lay_out(prompt, [picture.grid for picture in pictures], system_prompt, family)
         limit = self.model.config.text_config.max_position_embeddings
         if len(layout) > limit:
             raise ValueError(

@@ -20,7 +20,7 @@ from torch.nn import functional
 from ..pictures import DEFAULT_BUDGET, Picture, prepare_picture, split_batch
 from ..stages.description import slot_request
 from ..states.families import THINK_BLOCK
-from ..states.layout import TokenLayout, insert_pictures
+from ..states.layout import TokenLayout
 from .answers import finish
 from .decoder import Hear
 from .generate import generate
@@ -225,11 +225,15 @@ def ask(
     Raises:
         TypeError, ValueError: see there.
     """
-    if encoder.loaded_layers < encoder.num_layers:
-        raise ValueError(
-            f"encoder: describing needs all {encoder.num_layers} blocks of {encoder.name}, {encoder.loaded_layers} are "
-            "loaded. Load it again with `deepest layer` -1."
-        )
+    pictures, notes = prepare_pictures(images, budget, first)
+    grids = [one.grid for one in pictures]
+    return Asked(lay_out_request(encoder, grids, instruction, system_prompt, max_tokens), pictures, notes)
+
+
+def prepare_pictures(
+    images: Tensor | Sequence[Tensor], budget: int = DEFAULT_BUDGET, first: int = 1
+) -> tuple[list[Picture], list[str]]:
+    """Pictures to be asked about, and what was changed in them; arguments and errors are those of :func:`ask`."""
     pictures, notes = [], []
     for number, image in enumerate(split_batch(images), first):
         picture, changes = prepare_picture(image, budget, f"image {number}")
@@ -237,8 +241,20 @@ def ask(
         notes += changes
     if not pictures:
         raise ValueError("images: expected at least one picture to describe, got none. Connect an image.")
-    text = encoder.tokenize(instruction, system_prompt)
-    layout = insert_pictures(text, [one.grid for one in pictures], encoder.special)
+    return pictures, notes
+
+
+def lay_out_request(
+    encoder: Qwen3VLEncoder, grids: Sequence[tuple[int, int]], instruction: str, system_prompt: str = "",
+    max_tokens: int = MAX_TOKENS,
+) -> TokenLayout:
+    """Pictures of these merged ``(rows, columns)``, then the instruction; everything else as :func:`ask` has it."""
+    if encoder.loaded_layers < encoder.num_layers:
+        raise ValueError(
+            f"encoder: describing needs all {encoder.num_layers} blocks of {encoder.name}, {encoder.loaded_layers} are "
+            "loaded. Load it again with `deepest layer` -1."
+        )
+    layout = encoder.lay_out(instruction, grids, system_prompt)
     if encoder.variant == "Thinking":
         layout = lengthen(layout, _ids(encoder, THINK_BLOCK))
     config: Any = encoder.model.config
@@ -248,7 +264,7 @@ def ask(
             f"max_tokens: expected at most {limit - len(layout)} after {len(layout)} tokens of pictures and "
             f"instruction, got {max_tokens}. Use fewer pictures, a smaller token budget or fewer max_tokens."
         )
-    return Asked(layout, pictures, notes)
+    return layout
 
 
 def lengthen(layout: TokenLayout, ids: Sequence[int]) -> TokenLayout:

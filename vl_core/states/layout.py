@@ -268,9 +268,12 @@ def insert_pictures(
     at = picture_insertion_point(layout, special)
     roles, ids = [layout.roles[:at]], [layout.token_ids[:at]]
     for rows, columns in grids:
-        count = rows * columns
-        roles.append(torch.tensor([TokenRole.MARKER, *[TokenRole.IMAGE] * count, TokenRole.MARKER], dtype=torch.uint8))
-        ids.append(torch.tensor([special.vision_start, *[special.image_pad] * count, special.vision_end]))
+        role = torch.full((rows * columns + 2,), TokenRole.IMAGE, dtype=torch.uint8)
+        role[0] = role[-1] = TokenRole.MARKER
+        block = torch.full((rows * columns + 2,), special.image_pad)
+        block[0], block[-1] = special.vision_start, special.vision_end
+        roles.append(role)
+        ids.append(block)
     return replace(
         layout,
         roles=torch.cat([*roles, layout.roles[at:]]),

@@ -294,3 +294,15 @@ def test_pictures_described_many_at_a_time_are_told_as_each_by_itself(encoder):
     painted, _ = world.render(scenes, torch.Generator().manual_seed(8))
     pictures = as_image(painted)
     assert describe_all(encoder, pictures) == [describe_parts(encoder, picture, FORM) for picture in pictures]
+
+
+def test_questions_about_another_picture_of_the_same_size_are_not_laid_out_again(encoder, monkeypatch):
+    questions = [Question("is there a cat?"), Question("what color is the background?", world.COLORS)]
+    first, second = (torch.rand(1, 64, 96, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
+    expected = ready(encoder, first, questions)
+    monkeypatch.setattr(type(encoder), "tokenize", lambda *_: pytest.fail("tokenised again"))
+    found = ready(encoder, second, questions)
+    assert found.picture.digest != expected.picture.digest
+    for layout, other in zip(found.layouts, expected.layouts, strict=True):
+        assert torch.equal(layout.token_ids, other.token_ids) and torch.equal(layout.roles, other.roles)
+        assert layout.grids == other.grids == ((2, 3),)
