@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import multiprocessing
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .common import Report, add_output_argument
 from .models import build_model
 
-# Only what is resident counts, so every weight is touched; transformers and torch are in before it is measured.
-CHILD = """
-import json, sys, time
-from vl_core import Qwen3VLEncoder
-import torch, transformers
-from transformers import AutoModel, AutoTokenizer
-folder, dtype, deepest = sys.argv[1], getattr(torch, sys.argv[2]), json.loads(sys.argv[3])
-with torch.device("meta"):
-    AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder))
-AutoTokenizer.from_pretrained(folder)
-torch.zeros(1).to(dtype).sum()
-def resident(name):  # ru_maxrss would count what the parent process held as well
-    lines = open("/proc/self/status").read().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
-open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
-before, start = resident("VmRSS"), time.perf_counter()
-encoder = Qwen3VLEncoder.from_pretrained(folder, dtype=dtype, deepest_layer=deepest)
-total = sum(float(weight.sum()) for weight in encoder.model.state_dict().values())
-seconds = time.perf_counter() - start
-weights = sum(weight.nbytes for weight in encoder.model.state_dict().values())
-peak, blocks = resident("VmHWM") - before, encoder.loaded_layers
-print(json.dumps({"weights": weights, "peak": peak, "seconds": seconds, "blocks": blocks}))
-"""
 MIB = 1 << 20
 
 
@@ -66,13 +43,50 @@ def write_folder(folder: Path, size: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def load_in_a_process(folder: Path, dtype: str, deepest: int | None) -> dict:
-    """Bytes of weights, most memory taken over the process's start, seconds and blocks of one load."""
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), dtype, json.dumps(deepest)], capture_output=True, text=True,
-        check=True, cwd=Path(__file__).parents[1],
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+def load_in_a_process(folder: Path, dtype: str, deepest: int | None) -> dict[str, Any]:
+    """Bytes of weights, most memory taken over the process's start, seconds and blocks of one load.
+
+    The process is forked from one that has imported all that a load needs, and has loaded nothing.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "transformers.models.auto.modeling_auto"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_load, args=(str(folder), dtype, deepest, theirs))
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        raise RuntimeError("the loading ended without figures: see above") from None
+    finally:
+        process.join()
+
+
+def _load(folder: str, dtype: str, deepest: int | None, told: Any) -> None:
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    from vl_core import Qwen3VLEncoder
+
+    # Only what is resident counts, so every weight is touched; what is imported late is in before it is measured.
+    with torch.device("meta"):
+        AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    AutoTokenizer.from_pretrained(folder)
+    torch.zeros(1).to(getattr(torch, dtype)).sum()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+    before, start = _resident("VmRSS"), time.perf_counter()
+    encoder = Qwen3VLEncoder.from_pretrained(folder, dtype=getattr(torch, dtype), deepest_layer=deepest)
+    weights = encoder.model.state_dict().values()
+    sum(float(weight.sum()) for weight in weights)
+    told.send({
+        "seconds": time.perf_counter() - start, "peak": _resident("VmHWM") - before,
+        "weights": sum(weight.nbytes for weight in weights), "blocks": encoder.loaded_layers,
+    })
+
+
+def _resident(name: str) -> int:
+    """Bytes, now (VmRSS) or at the peak (VmHWM). ``ru_maxrss`` would count what the parent process held as well."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def _add(report: Report, what: str, figures: dict) -> None:
