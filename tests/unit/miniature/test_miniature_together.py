@@ -115,8 +115,8 @@ def test_a_stage_in_a_process_of_its_own_does_its_work_or_tells_that_it_failed(t
     chosen = command.parser().parse_args(["all", "--toy", "--out", str(tmp_path), "--device", "cpu"])
     assert together.in_a_process_of_its_own(chosen, "text", None)
     assert json.loads((tmp_path / "text.json").read_text(encoding="utf-8"))["steps"] == stages.TOY_STEPS["text"]
-    assert not together.in_a_process_of_its_own(chosen, "dit", None)  # no VAE yet
-    assert "vae" in capfd.readouterr().err
+    assert not together.in_a_process_of_its_own(chosen, "no such stage", None)
+    assert "no such stage" in capfd.readouterr().err
 
 
 def test_the_command_itself_runs_stages_in_processes_of_their_own(tmp_path):
