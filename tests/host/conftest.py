@@ -12,6 +12,7 @@ import importlib.util
 import os
 import random
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -265,8 +266,12 @@ def wiring():
 
 @pytest.fixture(scope="session")
 def server(comfyui, server_module, tmp_path_factory):
-    """A running ComfyUI server with the pack and tiny models, in a folder of its own."""
-    with server_module.running(comfyui, tmp_path_factory.mktemp("server")) as server:
+    """A running ComfyUI server with the pack and tiny models, in a folder of its own; it sums in one order."""
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+                patch.setenv(name, "1")
+            server = stack.enter_context(server_module.running(comfyui, tmp_path_factory.mktemp("server")))
         yield server
 
 

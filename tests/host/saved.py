@@ -82,11 +82,17 @@ server_module, screens = load("server"), load("screens")
 
 
 class Painters:
-    """The servers that paint, started when first asked for; each lasts as long as ``stack``."""
+    """The servers that paint, started when first asked for; each lasts as long as ``stack``.
 
-    def __init__(self, comfyui: Path, folder: Path, stack: ExitStack):
+    ``tiny``: one of the tiny models that runs already.
+    """
+
+    def __init__(self, comfyui: Path, folder: Path, stack: ExitStack, tiny: Any = None):
         self.comfyui, self.folder, self.stack = comfyui, folder, stack
         self.started: dict[str, tuple[Any, list[str], dict]] = {}
+        if tiny is not None:
+            screens.write_references(tiny.base / "input")
+            self._know(server_module.TINY, tiny)
 
     def of(self, path: Path) -> tuple[Any, list[str], dict]:
         """A workflow's server, the names of its reference pictures, and what it says of its nodes."""
@@ -94,21 +100,24 @@ class Painters:
         if models not in self.started:
             server = self.stack.enter_context(server_module.running(self.comfyui, self.folder / models, models))
             screens.write_world(server.base / "input")
-            self.started[models] = server, [screens.STRIPED, screens.DOTTED], server.get("/object_info")
+            self._know(models, server)
         return self.started[models]
+
+    def _know(self, models: str, server: Any) -> None:
+        self.started[models] = server, [screens.STRIPED, screens.DOTTED], server.get("/object_info")
 
     def complaints(self) -> list[str]:
         return [line for server, _, _ in self.started.values() for line in server.complaints()]
 
 
 @contextmanager
-def painters(comfyui: Path) -> Iterator[Painters]:
+def painters(comfyui: Path, tiny: Any = None) -> Iterator[Painters]:
     sys.path.append(str(screens.PACK))  # for the miniature's world; at the end: `nodes` is ComfyUI's
     with ExitStack() as stack:
         stack.callback(sys.path.remove, str(screens.PACK))
         stack.enter_context(patch.dict(os.environ, AS_RECORDED))
         folder = Path(stack.enter_context(TemporaryDirectory()))
-        yield Painters(comfyui, folder, stack)
+        yield Painters(comfyui, folder, stack, tiny)
 
 
 def to_prompt(path: Path, names: list[str], info: dict) -> dict[str, dict]:
@@ -143,14 +152,16 @@ def run(path: Path, servers: Painters, **changed: Any) -> Outcome:
         for node in [node for node in prompt.values() if name in node["inputs"]]:
             node["inputs"][name] = value
     folder = server.base / "output" / "vl_embeddings"
-    shutil.rmtree(folder, ignore_errors=True)
+    if "embeddings" in path.stem:
+        shutil.rmtree(folder, ignore_errors=True)
     if "reuse" in path.stem:
         folder.mkdir()
         shutil.copy(EMBEDDINGS, folder)
+    before = {*folder.glob("*")}
     history = server.run(prompt)
     if history["status"]["status_str"] != "success":
         raise AssertionError(f"{path.stem}: {json.dumps(history['status'], indent=1)}")
-    written = [file for file in sorted(folder.glob("*")) if file.name != EMBEDDINGS.name or "reuse" not in path.stem]
+    written = sorted({*folder.glob("*")} - before)
     return outcome(server.base / "output", history["outputs"], {file.name: file.read_bytes() for file in written})
 
 

@@ -192,23 +192,34 @@ def main() -> None:
             print("the server complained:", line)
 
 
-def write_world(folder: Path) -> None:
-    """References as files, and a folder of scenes with their look in words for a picture adapter."""
+def scenes(count: int, seed: int):
     from miniature import world
 
-    def scenes(count: int, seed: int):
-        return world.sample_scenes(count, torch.Generator().manual_seed(seed), two_shapes=0.0)
+    return world.sample_scenes(count, torch.Generator().manual_seed(seed), two_shapes=0.0)
 
-    def pictures(found, seed: int) -> list[Image.Image]:
-        rendered, _ = world.render(found, torch.Generator().manual_seed(seed))
-        pixels = ((rendered + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-        return [Image.fromarray(one) for one in pixels]
 
+def pictures(found, seed: int) -> list[Image.Image]:
+    from miniature import world
+
+    rendered, _ = world.render(found, torch.Generator().manual_seed(seed))
+    pixels = ((rendered + 1) * 127.5).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(one) for one in pixels]
+
+
+def write_references(folder: Path) -> None:
+    """The pictures of ``LOOKS`` as files."""
     for seed, looks in LOOKS.items():
         drawn = dict(zip(("background", "style"), torch.tensor(list(looks.values())).T, strict=True))
         found = replace(scenes(len(looks), seed), **drawn, mood=torch.zeros(len(looks), dtype=torch.long))
         for name, picture in zip(looks, pictures(found, seed), strict=True):
             picture.save(folder / name)
+
+
+def write_world(folder: Path) -> None:
+    """References as files, and a folder of scenes with their look in words for a picture adapter."""
+    from miniature import world
+
+    write_references(folder)
     write_unnamed(scenes(len(LOOKS[SEED]), SEED)[:1], folder / UNNAMED)
     prompts = [f"a {color} {shape}" for color in world.COLORS for shape in world.SHAPES]
     (folder / PROMPTS).write_text("\n".join(prompts), encoding="utf-8")

@@ -21,8 +21,8 @@ REPORT = ["aligned: alpha 0.50, 11 tokens", "Picture like those of the fit (furt
 
 
 @pytest.fixture(scope="module")
-def servers(comfyui):
-    with saved.painters(comfyui) as servers:
+def servers(comfyui, server):
+    with saved.painters(comfyui, server) as servers:
         yield servers
 
 
