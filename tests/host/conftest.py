@@ -276,6 +276,12 @@ def server(comfyui, server_module, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def object_info(server) -> dict:
+    """What the server says of its nodes before tests have written files; it takes most of a second to tell."""
+    return server.get("/object_info")
+
+
+@pytest.fixture(scope="session")
 def slow_writers(server, tiny, wiring):
     """Nodes that load an encoder which takes some hundredths of a second a token and does not end by itself."""
     folder = "Qwen3-VL-Slow"

@@ -148,12 +148,11 @@ def test_a_plan_that_is_no_plan_is_named(text, run, picture):
     assert len(str(refused.value)) < 400
 
 
-def test_a_socket_that_grows_takes_no_more_than_it_says(server, wiring):
+def test_a_socket_that_grows_takes_no_more_than_it_says(server, object_info, wiring):
     """Where a workflow names more pictures than there are sockets for, none is read."""
-    info = server.get("/object_info")
-    assert info["ZImageVLEncode"]["input"]["required"]["images"][1]["template"]["max"] == 16
+    assert object_info["ZImageVLEncode"]["input"]["required"]["images"][1]["template"]["max"] == 16
     for count, ends in ((16, "success"), (17, "error"), (300, "error")):
-        prompt, _ = wiring.node_prompt("Encode", info, chosen={"tokens": "image"})
+        prompt, _ = wiring.node_prompt("Encode", object_info, chosen={"tokens": "image"})
         prompt["ours"]["inputs"] |= {f"images.image{index}": ["IMAGE", 0] for index in range(count)}
         history = server.run(prompt)
         assert history["status"]["status_str"] == ends
@@ -162,9 +161,9 @@ def test_a_socket_that_grows_takes_no_more_than_it_says(server, wiring):
             assert message.startswith("images: expected at most 16 sockets, got image16 as well.")
 
 
-def test_a_wire_to_an_input_that_there_is_not_is_named(server, wiring):
+def test_a_wire_to_an_input_that_there_is_not_is_named(server, object_info, wiring):
     """As an old or hand-made prompt may have: the host hands it to the node."""
-    prompt, _ = wiring.node_prompt("Normalize", server.get("/object_info"))
+    prompt, _ = wiring.node_prompt("Normalize", object_info)
     inputs = prompt["ours"]["inputs"]
     inputs["embeddings"] = inputs["conditioning"]
     message = server.run(prompt)["status"]["messages"][-1][1]["exception_message"]

@@ -63,8 +63,8 @@ def test_every_node_is_registered_under_our_folder_and_category(info):
     assert {told["category"] for told in info.values()} == {"model/conditioning/z-image vl"}
 
 
-def test_there_is_no_node_that_this_test_does_not_know(server):
-    ours = {name for name, told in server.get("/object_info").items() if told["python_module"].endswith("zimage-vl")}
+def test_there_is_no_node_that_this_test_does_not_know(object_info):
+    ours = {name for name, told in object_info.items() if told["python_module"].endswith("zimage-vl")}
     assert ours >= set(DISPLAY_NAMES)
     assert all(name.startswith("ZImageVL") for name in ours)
 
@@ -79,9 +79,9 @@ def test_a_node_is_named_described_and_every_input_explained(info, name):
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda page: page.relative_to(DOCS).as_posix())
-def test_help_pages_are_served_where_the_frontend_looks(server, page):
+def test_help_pages_are_served_where_the_frontend_looks(server, object_info, page):
     path = page.relative_to(DOCS)
-    assert path.parts[0].removesuffix(".md") in server.get("/object_info")  # NODE.md or NODE/LANGUAGE.md
+    assert path.parts[0].removesuffix(".md") in object_info  # NODE.md or NODE/LANGUAGE.md
     assert server.read(f"/extensions/zimage-vl/docs/{path.as_posix()}") == page.read_bytes()
 
 

@@ -48,8 +48,10 @@ async def told(server, prompt: dict) -> tuple[list[tuple[float, str, str]], list
 
 @pytest.mark.parametrize("kind", ["native", "transformers"])
 @pytest.mark.parametrize(("node", "chosen"), [("Describe", {"max_tokens": 150}), ("Condition", {"mode": "words"})])
-def test_words_arrive_before_the_end_and_the_report_has_them_all(kind, node, chosen, server, wiring, slow_writers):
-    prompt, _ = wiring.node_prompt(node, server.get("/object_info"), chosen=chosen)
+def test_words_arrive_before_the_end_and_the_report_has_them_all(
+    kind, node, chosen, server, object_info, wiring, slow_writers
+):
+    prompt, _ = wiring.node_prompt(node, object_info, chosen=chosen)
     prompt["QWEN3VL"] = slow_writers[kind]
     shown, others, reports = asyncio.run(told(server, prompt))
     assert len(shown) >= 2 and {id for _, id, _ in shown} == {"ours"}
