@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +16,6 @@ pytest.importorskip("transformers", minversion="4.57", reason="the benchmarks bu
 ROOT = Path(__file__).parents[2]
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, check=True,
-        timeout=300,
-    )
-
-
 TINY = ["--size", "tiny", "--device", "cpu"]
 TOGETHER = {  # command lines by benchmark, with a folder for results and one to work in
     "gpu": [*TINY, "--runs", "1", "--out", "OUT"],
@@ -29,6 +23,8 @@ TOGETHER = {  # command lines by benchmark, with a folder for results and one to
     "words": [*TINY, "--runs", "1", "--tokens", "24", "--pictures", "2", "--out", "OUT"],
     "learn": [*TINY, "--steps", "2", "--out", "OUT"],
     "evaluate": [*TINY, "--trials", "1", "--out", "OUT", "--work", "WORK"],
+    "loading": ["--out", "OUT"],
+    "against": ["HEAD", "--size", "tiny", "--rounds", "1", "--runs", "1", "--out", "OUT"],
     "tables": ["--check"],
 }
 ONE_AFTER_ANOTHER = """
@@ -47,7 +43,10 @@ print("CODES " + json.dumps(codes))
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """A function: the folder of a benchmark's results. All run in one Python: what they import takes it seconds."""
+    """A function: the folder of a benchmark's results. All run in one Python: what they import takes it seconds.
+
+    What they write elsewhere they write below that folder.
+    """
     folder, work = tmp_path_factory.mktemp("results"), tmp_path_factory.mktemp("work")
     commands = {
         name: [{"OUT": str(folder / name), "WORK": str(work / name)}.get(option, option) for option in options]
@@ -55,7 +54,7 @@ def ran(tmp_path_factory):
     }
     done = subprocess.run(
         [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True,
-        timeout=600,
+        timeout=600, env={**os.environ, "TMPDIR": str(work)},
     )
     assert done.returncode == 0, done.stderr
     codes = json.loads(done.stdout.rpartition("CODES ")[2])
@@ -77,9 +76,8 @@ def rows_of(folder: Path, name: str) -> dict[str, dict]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
-def test_loading_takes_little_more_memory_than_the_weights_and_less_for_fewer_blocks(tmp_path):
-    bench("loading", "--out", str(tmp_path))
-    rows = rows_of(tmp_path, "loading")
+def test_loading_takes_little_more_memory_than_the_weights_and_less_for_fewer_blocks(ran):
+    rows = rows_of(ran("loading"), "loading")
     whole, shallow = rows["all blocks, bf16"], rows["to layer -6, bf16"]
     assert whole["peak over weights"] <= 1.1 and shallow["peak over weights"] <= 1.1
     assert shallow["blocks"] == whole["blocks"] - 5 and shallow["peak_MiB"] < 0.8 * whole["peak_MiB"]
@@ -140,16 +138,15 @@ def test_the_benchmark_of_an_evaluation_paints_measures_and_asks(ran):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the other revision is taken from git")
-def test_this_tree_beside_its_last_commit_has_every_row_of_both(tmp_path, monkeypatch):
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    bench("against", "HEAD", "--size", "tiny", "--rounds", "1", "--runs", "1", "--out", str(tmp_path))
-    rows = rows_of(tmp_path, "against")
+def test_this_tree_beside_its_last_commit_has_every_row_of_both(ran):
+    folder = ran("against")
+    rows = rows_of(folder, "against")
     assert {"encode, a new picture", "encode, the same again", "describe, 16 tokens", "blend append"} <= rows.keys()
     for what, row in rows.items():
         assert row["old"] > 0 and row["new"] > 0, what
         assert row["new / old"] == pytest.approx(row["new"] / row["old"], rel=0.02), what
     found = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert str(tmp_path) not in found.stdout, "the other tree is gone again"
+    assert str(folder.parents[1]) not in found.stdout, "the other tree is gone again"
 
 
 def test_a_row_is_the_quickest_call_of_all_turns_and_says_what_a_tree_lacks(monkeypatch):
