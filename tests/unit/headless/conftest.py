@@ -1,4 +1,4 @@
-"""What the tests of commands share: one cluster, and runs that are killed."""
+"""What the tests of commands share: one cluster, one worker's process of it, and runs that are killed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import runpy
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,69 @@ def ray_cluster():
     ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
+
+
+class Actor:
+    """An actor's handle, whose methods are done by a worker that does them for others, too."""
+
+    def __init__(self, worker, made):
+        self._worker, self._made = worker, made
+
+    def __getattr__(self, name: str):
+        # The promise that the actor is made goes with each call: where that failed, the call fails as Ray's would.
+        return SimpleNamespace(remote=lambda *given: self._worker.do.remote(self._made, name, *given))
+
+
+@pytest.fixture(scope="session")
+def shared_worker(ray_cluster):
+    """A function: as ``ray.remote``, of actors that live in one process, and the kinds that were asked for.
+
+    A worker of its own imports torch and the models' code anew, which takes longer than what is asked of it.
+    """
+
+    class Worker:
+        def __init__(self):
+            self.actors = []
+
+        def make(self, kind, *given):
+            self.actors.append(kind(*given))
+            return len(self.actors) - 1
+
+        def do(self, number, method, *given):
+            return getattr(self.actors[number], method)(*given)
+
+    remote, workers, kinds = ray_cluster.remote, {}, []
+
+    def of(kind):
+        def options(**asked):
+            key = str(asked)
+            if key not in workers:  # the core is for the tests of workers that are Ray's own
+                workers[key] = remote(Worker).options(**{**asked, "num_cpus": 0}).remote()
+
+            def made(*given):
+                kinds.append(kind)
+                return Actor(workers[key], workers[key].make.remote(kind, *given))
+
+            return SimpleNamespace(remote=made)
+
+        return SimpleNamespace(options=options)
+
+    return of, kinds
+
+
+@pytest.fixture
+def actors_of_one_process(ray_cluster, shared_worker, monkeypatch):
+    """``on_ray`` and all else of Ray as they are, but that each actor lives in a process that is there already.
+
+    Gives the kinds of the actors that were made since. Actors that have a process each, of which one is killed, are in
+    ``test_compare.py``.
+    """
+    of, kinds = shared_worker
+    kinds.clear()
+    kill = ray_cluster.kill
+    monkeypatch.setattr(ray_cluster, "remote", of)
+    monkeypatch.setattr(ray_cluster, "kill", lambda actor: None if isinstance(actor, Actor) else kill(actor))
+    return kinds
 
 
 @pytest.fixture(scope="session")

@@ -131,11 +131,11 @@ def test_a_prompt_is_rewritten_with_each_picture_in_view(folder, monkeypatch, ca
     assert "prompt: expected words to rewrite" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_cluster_writes_the_same_texts(folder, tmp_path):
+def test_a_cluster_writes_the_same_texts(folder, tmp_path, actors_of_one_process):
     """What happens when a worker dies is the same for all commands: test_compare.py."""
     assert tell(folder) == 0
     assert tell(folder, "-o", str(tmp_path / "texts"), "--ray", "local") == 0
+    assert actors_of_one_process == [command.Teller]
     alone, found = (
         {path.name: path.read_text() for path in where.glob("*.txt")} for where in (folder, tmp_path / "texts")
     )

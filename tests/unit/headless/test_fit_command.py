@@ -10,6 +10,7 @@ from miniature import world
 from miniature.measure.chain import as_image
 from miniature.train.assemble import MODELS, PIPELINE, VISION
 from vl_core.adapters.picture_adapter import PictureAdapter
+from vl_core.headless import fit
 from vl_core.headless.cli import main
 from vl_core.states.statistics import calibration_prompts
 
@@ -58,11 +59,11 @@ def test_the_folder_becomes_an_adapter_that_reads_no_prompt(alone, options, tmp_
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_cluster_gives_the_same(alone, options, tmp_path):
+def test_a_cluster_gives_the_same(alone, options, tmp_path, actors_of_one_process):
     """What happens when a worker dies is the same for all commands: test_compare.py."""
     path = tmp_path / "spread.safetensors"
     assert main([*options, "-o", str(path), "--ray", "local"]) == 0
+    assert actors_of_one_process == [fit.Reader]
     same(PictureAdapter.load(path), alone)
 
 

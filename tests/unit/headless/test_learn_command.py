@@ -160,10 +160,10 @@ def test_each_writes_words_for_every_picture_alone(files, tmp_path):
         assert Look.load(tmp_path / "looks" / f"{index}.safetensors").origin.look == world.look_answer(scene)
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_on_a_ray_cluster_the_looks_are_the_same(files, each, tmp_path):
+def test_on_a_ray_cluster_the_looks_are_the_same(files, each, tmp_path, actors_of_one_process):
     """What happens when a worker dies is the same for all commands: test_compare.py."""
     assert main(["learn", "-i", *files, "-o", str(tmp_path), *EACH, "--ray", "local"]) == 0
+    assert actors_of_one_process == [learn_each.Learner]
     for name in ("0.safetensors", "1.safetensors"):
         assert (tmp_path / name).read_bytes() == (each / name).read_bytes()
 
