@@ -162,3 +162,25 @@ def few_statistics(tmp_path_factory):
     parts = open_text_encoder(folder / "text_encoder", folder / "tokenizer", torch.device("cpu"), torch.float32)
     calibrate(text_reader(*parts), calibration_prompts()[:4]).save(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def texts_read_once():
+    """The pipeline's states of a prompt, kept for all looks of a file: each learns beside the same 16 other prompts.
+
+    By the weights' place and type: what a test's look learns from is what its own command would have read.
+    """
+    from vl_core.zimage import look_painter
+
+    read, kept = look_painter.encode_text, {}
+
+    def encode_text(pipeline, prompt, model=""):
+        key = (pipeline.text_encoder.name_or_path, pipeline.text_encoder.dtype, prompt, model)
+        if key not in kept:
+            kept[key] = read(pipeline, prompt, model)
+        states, layout = kept[key]
+        return states.clone(), layout
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(look_painter, "encode_text", encode_text)
+        yield

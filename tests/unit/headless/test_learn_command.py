@@ -23,7 +23,7 @@ from vl_core.looks import resumed
 FAST = ["--steps", "3", "--device", "cpu"]
 SMALL = [*FAST, "--size", "64"]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "texts_read_once")
 
 
 @pytest.fixture(scope="module")
