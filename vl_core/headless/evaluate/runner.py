@@ -20,7 +20,7 @@ import numpy as np
 from torch import Tensor
 
 from ...encoder.judging import Ready
-from ...pictures import read_picture
+from ...pictures import read_own_picture
 from ...reports.judge import Query
 from ...states.files import parse_json
 from ...steering.desk import Desk
@@ -311,7 +311,7 @@ class Evaluation(Ground):
 
     def _asked(self, todo: Sequence[Batch]) -> Iterable[tuple[Batch, tuple[list, float]]]:
         def see(batch: Batch) -> tuple[list[Tensor], list[list[Query]]]:
-            return [read_picture(self.file(cell.id)) for cell in batch], [self.queries(cell) for cell in batch]
+            return [read_own_picture(self.file(cell.id)) for cell in batch], [self.queries(cell) for cell in batch]
 
         if self.fleet.ray:
             found = on_ray(
@@ -324,7 +324,7 @@ class Evaluation(Ground):
             asker = Asker(self.turns.loaders, encoder)
 
             def prepare(batch: Batch) -> tuple[list[Ready], list[list[Query]]]:
-                pictures = readers.map(lambda cell: read_picture(self.file(cell.id)), batch)
+                pictures = readers.map(lambda cell: read_own_picture(self.file(cell.id)), batch)
                 queries = [self.queries(cell) for cell in batch]
                 return [asker.ready(*both) for both in zip(pictures, queries, strict=True)], queries
 
@@ -347,7 +347,7 @@ class Evaluation(Ground):
             references = [score.of_picture(picture) for picture in self.pictures]
             for cell in todo:
                 start = time.perf_counter()
-                own = score.of_picture(read_picture(self.file(cell.id)))
+                own = score.of_picture(read_own_picture(self.file(cell.id)))
                 found = {str(place): cosine(own, reference) for place, reference in enumerate(references)}
                 if score.reads_text:
                     found[PROMPT] = cosine(own, score.of_text(str(dict(cell.extra)["prompt"])))
