@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from ..pictures import read_picture
 from ..stages.description import SLOTS, Slot, describe_prompt, read_description
-from ..states.files import glob_escaped, read_text
+from ..states.files import files_named, read_text
 from ..states.layout import TokenLayout
 from ..states.statistics import calibration_prompts
 from ..states.vl_states import VLStates
@@ -34,6 +35,7 @@ SAME = 0.02  # relative difference of two readings by one encoder: bfloat16 roun
 PICTURE_FILES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FREE_TEXT = (Slot("description", 16),)  # where captions name no slots
 LEAST = 10  # pictures; fewer than the folds of the fit can tell nothing
+PART = re.compile(r"[0-9a-f]{16}\.part")  # after the adapter's name, see examples_key
 KEEP_EVERY = 16  # pictures between two writes of what is known so far
 
 
@@ -268,5 +270,5 @@ def fit_examples(
 
 def clear_parts(output: Path) -> None:
     """Remove what stopped fits of this adapter left, whatever they were fitted on: it is there now."""
-    for part in output.parent.glob(f"{glob_escaped(output.stem)}_{'[0-9a-f]' * 16}.part"):
+    for part in files_named(output.parent, f"{output.stem}_", PART):
         part.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ LONGEST_NAME = 200  # bytes of a name that people give: a number and a suffix co
 UNFIT = '" * : < > ? |'  # no file name on Windows may hold them, nor control characters
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}  # Windows' own
 ORPHANED = 3600.0  # seconds without a write after which a half-written file belongs to a program that is gone
+ORPHAN = re.compile(r"[0-9a-f]{32}\.part")  # its name after that of the file
 MARKS = (  # UTF-32's begins with UTF-16's, so it comes first
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
@@ -172,7 +174,7 @@ def fits_a_file(name: str) -> bool:
 
 def clear_orphans(path: Path) -> None:
     """Remove what writers of ``path`` left half written when they were killed, an hour ago or longer."""
-    for partial in path.parent.glob(f"{glob_escaped(path.name[:LONGEST_STEM])}.{'[0-9a-f]' * 32}.part"):
+    for partial in files_named(path.parent, f"{path.name[:LONGEST_STEM]}.", ORPHAN):
         try:
             if time.time() - partial.stat().st_mtime > ORPHANED:
                 partial.unlink()
@@ -180,6 +182,15 @@ def clear_orphans(path: Path) -> None:
             continue
 
 
-def glob_escaped(name: str) -> str:
-    """``name`` as a pattern that matches nothing else."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+def files_named(folder: Path, start: str, rest: re.Pattern[str]) -> list[Path]:
+    """Files of a folder whose name is ``start``, and then what ``rest`` matches whole; none if there is no such folder.
+
+    ``Path.glob`` makes an expression of every name that is looked for, of which Python keeps 512: 4 KiB for each fit.
+    """
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    begins = os.path.normcase(start)  # as the system tells names apart
+    found = (name for name in names if os.path.normcase(name).startswith(begins))
+    return [folder / name for name in found if rest.fullmatch(name[len(start) :])]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ from vl_core.adapters.picture_adapter import PictureAdapter
 from vl_core.adapters.ridge import NormalEquations
 from vl_core.adapters.spec import AdapterSpec
 from vl_core.stages.description import SLOTS
+from vl_core.states.files import clear_orphans
 from vl_core.states.layout import insert_pictures, text_layout
 from vl_core.states.vl_states import VLStates
 
@@ -345,6 +348,23 @@ def test_what_stopped_fits_left_goes_when_the_adapter_is_there(tmp_path):
         path.write_bytes(b"")
     clear_parts(tmp_path / "look.safetensors")
     assert not mine.exists() and others.exists()
+
+
+def test_python_keeps_nothing_of_the_names_whose_leftovers_are_looked_for(tmp_path):
+    def look_for(names: range) -> None:
+        for number in names:
+            clear_parts(tmp_path / f"look{number}.safetensors")
+            clear_orphans(tmp_path / f"look{number}.safetensors")
+
+    look_for(range(20))
+    tracemalloc.start()
+    try:
+        look_for(range(20, 40))
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 20 * 500  # bytes; an expression for each name takes 4 000
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
