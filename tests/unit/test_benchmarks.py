@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -181,3 +182,27 @@ def test_the_layouts_of_the_stages_are_those_of_an_encode(monkeypatch):
     for ours, theirs in ((words, text), (pictured, insert_pictures(text, [(3, 4)]))):
         assert ours.roles.tolist() == theirs.roles.tolist() and ours.token_ids.tolist() == theirs.token_ids.tolist()
         assert (ours.grids, ours.source, ours.describe()) == (theirs.grids, theirs.source, theirs.describe())
+
+
+@pytest.mark.parametrize(
+    ("grown", "judged", "wrong"),
+    [
+        ((4, 4, 4), True, []),
+        ((6, 4, 4), True, ["memory of the server grew by 6.0%"]),
+        ((6, 4, 4), False, []),
+        ((4, 6, 4), False, ["of it in use, without what malloc has free grew by 6.0%"]),
+        ((4, 4, 6), False, ["of that given out by malloc grew by 6.0%"]),
+    ],
+)
+def test_a_soak_fails_for_memory_that_grows_whatever_malloc_keeps_free(monkeypatch, grown, judged, wrong):
+    """``grown``: percent by which grow what the system counts, what is in use, and what malloc has given out."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    soak, told = importlib.import_module("benchmarks.soak"), {}
+    resident, in_use, given = (1 + percent / 100 for percent in grown)
+    seen = soak.Seen(memory=[2**30] * 150 + [int(resident * 2**30)] * 150)
+    seen.rests = [(50, 0, 0, 0), (100, 2**30, 2**29, 2**20), (300, int(in_use * 2**30), int(given * 2**29), 2**21)]
+    soak.measure_memory(SimpleNamespace(add=lambda what, **values: told.update({what: values})), seen, judged)
+    assert seen.wrong == [f"{one} after the first 100 prompts" for one in wrong]
+    growth = [values["growth_percent"] for values in told.values() if "growth_percent" in values]
+    assert growth == pytest.approx(grown, abs=1e-3)
+    assert told["free in malloc when nothing runs"] == {"least_MiB": 1, "most_MiB": 2}
