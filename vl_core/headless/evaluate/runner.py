@@ -43,7 +43,7 @@ from .work import Asker, Brush, measure_file
 
 SPENT_PAINTING = 0.9  # of the time; the rest is for loading, reading and describing
 AHEAD = 4  # pictures that are written or read at the same time, and batches that wait for it
-TOGETHER = 4  # pictures that are asked about in the same passes; each takes 0.2 GB of Qwen3-VL-4B
+TOGETHER = 8  # pictures that are asked about in the same passes; each takes 0.2 GB of Qwen3-VL-4B
 
 # What the time is counted to, beside a brush's own: of this thread WAITING and ASKING, of others WRITING; MEASURING is
 # what of it comes after the painting and asking.
