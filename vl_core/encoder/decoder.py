@@ -30,9 +30,10 @@ from .decoding import (
 )
 from .forward import KeyValues
 from .graphs import capture
-from .identity import Tree, WeightsIdentity, weights_of
+from .identity import WeightsIdentity
 from .kernels import compiles
 from .sampling import Sampling
+from .sight import Tree, weights_of
 
 log = logging.getLogger(__name__)
 

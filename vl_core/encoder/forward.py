@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..states.layout import TokenLayout, TokenRole
-from .identity import are_plain, hooked_everywhere, modules_of
-from .identity import weights_of as weights_of
 from .kernels import MERGED, Kernels, rotate
 from .modules import Block, Language, Vision
+from .sight import are_plain, hooked_everywhere, modules_of
 
 # Parts by name from a module's own dict: a tenth of the time that its attributes take, hundreds of times an encode.
 BLOCK = itemgetter("self_attn", "mlp", "input_layernorm", "post_attention_layernorm")

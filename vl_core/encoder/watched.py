@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .forward import fits
-from .identity import Sight, SourcesIdentity, Tree, WeightsIdentity, hooked_everywhere
+from .identity import SourcesIdentity, WeightsIdentity
 from .modules import Language, Vision
+from .sight import Sight, Tree, hooked_everywhere
 
 
 class Watched:

@@ -10,8 +10,9 @@ from vl_core.encoder import reader as reader_module
 from vl_core.encoder import room
 from vl_core.encoder.cache import ByteCache
 from vl_core.encoder.forward import fits
-from vl_core.encoder.identity import WeightsIdentity, modules_of
+from vl_core.encoder.identity import WeightsIdentity
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.encoder.sight import modules_of
 
 pytest.importorskip("transformers", minversion="4.57", reason="the encoder runs on transformers")
 PROMPT = "a cat in a red hat"

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vl_core.encoder import reader as prefix_module
-from vl_core.encoder.forward import attend, fits, later_mask, mrope_rotary, prefix_length, signed, weights_of
+from vl_core.encoder.forward import attend, fits, later_mask, mrope_rotary, prefix_length, signed
 from vl_core.encoder.graphs import GraphPool
 from vl_core.encoder.identity import WeightsIdentity
 from vl_core.encoder.kernels import EXACT, MERGED, compiled_kernels, rotate
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.encoder.sight import weights_of
 from vl_core.encoder.vision import run_vision, vision_tables
 from vl_core.pictures import Picture, patchify, prepare_picture
 from vl_core.states.layout import insert_pictures, mrope_positions, text_layout

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from vl_core.encoder import identity as identity_module
-from vl_core.encoder.identity import SourcesIdentity, Tree, WeightsIdentity
+from vl_core.encoder.identity import SourcesIdentity, WeightsIdentity
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.encoder.sight import Tree
 
 PROMPT = "a cat in a red hat"
 
