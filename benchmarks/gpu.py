@@ -168,14 +168,14 @@ class Bench:
         visual, (patches, grid) = self.model.model.visual, patchify(self.picture)
         patches = patches.to(self.dtype)
         self.add("vision tower, transformers", self.time(lambda: visual(patches, grid_thw=grid.to(self.device))))
-        tables = self.reader()._tables(self.picture.grid, self.device)
+        tables = self.reader().tables(self.picture.grid, self.device)
         self.add("vision tower, merged kernels", self.time(lambda: run_vision(visual, patches[None], tables)))
         reader = self.reader(graphs=True)
         self.add("vision tower, captured graph", self.time(
             lambda: reader._vision(self.picture, self.dtype, self.device, lambda: None)
         ))
         self.add("picture on the device -> patches", self.time(lambda: patchify(self.picture)[0].to(self.dtype)))
-        self.add("tables of a grid", self.time(lambda: self.reader()._tables(self.picture.grid, self.device)))
+        self.add("tables of a grid", self.time(lambda: self.reader().tables(self.picture.grid, self.device)))
 
     def blocks(self) -> None:
         language = self.model.model.language_model
@@ -239,7 +239,7 @@ class Bench:
             text = insert_pictures(encoder.tokenize(OTHER_PROMPT), [self.picture.grid], encoder.special)
             prefix = next(entry for key, (entry, _) in reader.cache._entries.items() if key[0] == "prefix")
             length = len(prefix.pairs[0][0])
-            hidden = reader._embed(text.token_ids[length:], self.dtype, self.device)
+            hidden = reader.embed(text.token_ids[length:], self.dtype, self.device)
         rotary = encoder._rotary(text, length)
         self.add(f"{self.wanted[-1]} blocks on the {len(hidden)} positions after the picture", self.time(
             lambda: run_blocks(

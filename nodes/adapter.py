@@ -25,6 +25,7 @@ from ..vl_core.adapters.spec import AdapterSpec
 from ..vl_core.stages.combine import parse_weights
 from ..vl_core.stages.description import SLOTS, slot_request
 from ..vl_core.states.fields import quoted
+from ..vl_core.steering.ways.adapter import parse_slots
 from . import told, widgets
 from .entries import Entry, attend_words, check_conditioning, layout_of, repack, words_of
 from .host import encoders, folders, memory, text_encoder
@@ -211,7 +212,7 @@ class ZImageVLAdapterApply(Node):
         entries, lines = [], [adapter.describe(), *notes]
         for entry in text:
             mixed, info = apply_to(
-                entry, adapter, seen, strength, weights=shares, slots=_parse_slots(slots), combine=combine
+                entry, adapter, seen, strength, weights=shares, slots=parse_slots(slots) or None, combine=combine
             )
             entries.append(mixed)
             lines.append(info.describe())
@@ -275,15 +276,3 @@ def load_adapter(file: str, name: str = "file") -> PictureAdapter:
             "Adapter."
         )
     return PictureAdapter.load(saved[file])
-
-
-def _parse_slots(text: str) -> dict[str, float] | None:
-    """"style, palette:0.5" as name -> factor; None for empty text."""
-    found = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, colon, factor = part.partition(":")
-        try:
-            found[name.strip()] = float(factor) if colon else 1.0
-        except ValueError as error:
-            raise ValueError(f"slots: expected names, with a number behind a colon, got {quoted(part)}.") from error
-    return found or None

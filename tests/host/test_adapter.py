@@ -74,6 +74,7 @@ def test_slots_and_weights_are_words_people_write(run, fitted, text, native, pic
     ("options", "expected"),
     [
         ({"slots": "smell"}, "slots: expected some of"), ({"slots": "style:much"}, "slots: expected names"),
+        ({"slots": "style, style:0.5"}, "slots: expected every slot once"),
         ({"weights": "1, 2"}, "weights"), ({"adapter": None}, "file: expected one of"),
     ],
 )

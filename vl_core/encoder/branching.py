@@ -25,7 +25,7 @@ def branch(
     check: Callable[[], None],
 ) -> Tensor:
     """See :meth:`Reader.branch`."""
-    last, opening = (reader._num_layers,), asked[0][0][0]
+    last, opening = (reader.num_layers,), asked[0][0][0]
     length = prefix_length(opening)
     tails = [[layout.token_ids[length:] for layout in layouts] for layouts, _ in asked]
     lengths = [[len(tail) for tail in each] for each in tails]
@@ -33,17 +33,17 @@ def branch(
     padded = max(map(sum, lengths))
     padded += -(length + padded) % 8
     # All that travels to the device does so first: each copy waits for what runs there.
-    hidden = reader._embed(filled_rows(tails, padded), dtype, device)
+    hidden = reader.embed(filled_rows(tails, padded), dtype, device)
     mask = branch_mask(length, lengths, padded, heads_per_group(reader.language), hidden)
     rotary = _tail_rotary(reader, [layouts for layouts, _ in asked], length, padded)
     ends = [at * padded + end - 1 for at, each in enumerate(lengths) for end in itertools.accumulate(each)]
     places = torch.tensor(ends).to(device)
     past = _openings(reader, opening, [picture for _, picture in asked], dtype, device, check)
     states, _ = run_blocks(
-        reader.language, hidden, rotary, last, reader._num_layers, past=past, mask=mask, count=len(asked),
+        reader.language, hidden, rotary, last, reader.num_layers, past=past, mask=mask, count=len(asked),
         kernels=MERGED, check=check,
     )
-    return states[reader._num_layers][places]
+    return states[reader.num_layers][places]
 
 
 def _openings(
@@ -54,15 +54,15 @@ def _openings(
     length, count, grid = prefix_length(layout), len(pictures), pictures[0].grid
     pixels = torch.stack([picture.pixels for picture in pictures]).to(device)
     patches = torch.stack([patchify(Picture(one))[0] for one in pixels]).to(dtype)
-    embeddings, deepstack = run_vision(reader.visual, patches, reader._tables(grid, device), MERGED, check)
+    embeddings, deepstack = run_vision(reader.visual, patches, reader.tables(grid, device), MERGED, check)
     ((start, stop),) = picture_spans(layout)
-    hidden = reader._embed(layout.token_ids[:length], dtype, device).repeat(count, 1)
+    hidden = reader.embed(layout.token_ids[:length], dtype, device).repeat(count, 1)
     hidden.unflatten(0, (count, length))[:, start:stop] = embeddings
-    cos, sin = (part.repeat(count, 1, 1) for part in reader._first_rotary(layout, length))
+    cos, sin = (part.repeat(count, 1, 1) for part in reader.first_rotary(layout, length))
     _, pairs = run_blocks(
-        reader.language, hidden, (cos, sin), (reader._num_layers,), reader._num_layers, count=count, keep=True,
+        reader.language, hidden, (cos, sin), (reader.num_layers,), reader.num_layers, count=count, keep=True,
         spans=[(at + start, at + stop) for at in range(0, count * length, length)],
-        deepstack=[level.flatten(0, 1) for level in deepstack], capture_before=reader._capture_before,
+        deepstack=[level.flatten(0, 1) for level in deepstack], capture_before=reader.capture_before,
         kernels=MERGED, check=check,
     )
     return pairs
@@ -74,6 +74,6 @@ def _tail_rotary(
     """Of sequences that go on from one place, side by side: words count on alike, so the longest has them all."""
     longest = max(itertools.chain.from_iterable(layouts), key=len)
     places = filled_rows([[torch.arange(len(one) - start) for one in each] for each in layouts], padded)
-    cos, sin = reader._rotary(longest, start)
+    cos, sin = reader.rotary(longest, start)
     places = places.to(cos.device)
     return cos[places], sin[places]

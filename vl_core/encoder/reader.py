@@ -57,8 +57,8 @@ class Reader:
     ) -> None:
         """``capture_before``: see :func:`run_blocks`; ``graphs``: replay whole passes from there; ``exact``:
         :data:`EXACT` on a GPU where no graph is replayed; its further launches cost a fifth of an encode."""
-        self.visual, self.language, self._num_layers, self._rotary = visual, language, num_layers, rotary
-        self._capture_before, self._graphs, self._exact = capture_before, graphs, exact
+        self.visual, self.language, self.num_layers, self.rotary = visual, language, num_layers, rotary
+        self.capture_before, self._graphs, self._exact = capture_before, graphs, exact
         self._compiled: Kernels | None = None
         self.watched = Watched(visual, language)
         # What is opened for words is named apart: a graph of a read's would hold each position's keys a second time.
@@ -130,7 +130,7 @@ class Reader:
         for layout, pictures in asked:
             seen = self._seen(pictures)
             length, name, prefix = self._prefix(layout, key, seen, self._opening)
-            known = self.decoder.holds(name, length) or (prefix is not None and len(prefix.pairs) >= self._num_layers)
+            known = self.decoder.holds(name, length) or (prefix is not None and len(prefix.pairs) >= self.num_layers)
             found.append(None if known else self._features(pictures, key, seen, dtype, device, check))
         return found
 
@@ -153,7 +153,7 @@ class Reader:
         dtype, device = key[-3:-1]
         seen = self._seen(pictures)
         length, name, prefix = self._prefix(layout, key, seen, self._opening)
-        last, total = (self._num_layers,), len(layout)
+        last, total = (self.num_layers,), len(layout)
         past = self._past(desk, row, name, length, prefix)
         states: dict[int, Tensor] = {}
         if past is None:
@@ -167,8 +167,8 @@ class Reader:
             states, pairs = self._later(layout, length, past, last, dtype, device, check, keep=True, kernels=MERGED)
             fill(desk.row(row, length, total), pairs)
             desk.holds[row] = name, length
-        rotary = self._rotary(lengthened(layout, room), total)
-        return Opening(states[self._num_layers][-1].clone(), rotary, layout.token_ids)
+        rotary = self.rotary(lengthened(layout, room), total)
+        return Opening(states[self.num_layers][-1].clone(), rotary, layout.token_ids)
 
     def branch(
         self, asked: Sequence[tuple[Sequence[TokenLayout], Picture]], *, dtype: torch.dtype, device: torch.device,
@@ -195,7 +195,7 @@ class Reader:
             desk.holds[row] = None
             return desk.row(row, 0, length)
         self.decoder.clear(desk, row)
-        if prefix is None or len(prefix.pairs) < self._num_layers:
+        if prefix is None or len(prefix.pairs) < self.num_layers:
             return None
         fill(desk.row(row, 0, length), prefix.pairs)
         return desk.row(row, 0, length)
@@ -273,10 +273,10 @@ class Reader:
         device: torch.device, check: Callable[[], None], keep: bool = False, kernels: Kernels | None = None,
     ) -> tuple[dict[int, Tensor], KeyValues]:
         """The positions after a prefix: states by index, and their own keys and values."""
-        rotary = self._rotary(layout, length)
-        hidden = self._embed(layout.token_ids[length:], dtype, device)
+        rotary = self.rotary(layout, length)
+        hidden = self.embed(layout.token_ids[length:], dtype, device)
         return run_blocks(
-            self.language, hidden, rotary, wanted, self._num_layers, past=past, keep=keep,
+            self.language, hidden, rotary, wanted, self.num_layers, past=past, keep=keep,
             kernels=kernels or self._plain_kernels(hidden), check=check,
         )
 
@@ -285,14 +285,15 @@ class Reader:
     ) -> tuple[Tensor, list[tuple[int, int]], list[Tensor]]:
         """Embeddings ``(length, D)`` of the first positions with the pictures in place, where those are, and deepstack
         features per level; without features pictures are zeros."""
-        hidden, spans = self._embed(layout.token_ids[:length], dtype, device), picture_spans(layout)
+        hidden, spans = self.embed(layout.token_ids[:length], dtype, device), picture_spans(layout)
         deepstack = [joined(level) for level in zip(*features, strict=True)][1:]
         parts: Sequence[Tensor | int] = [one[0] for one in features] or [0] * len(spans)
         for (start, stop), part in zip(spans, parts, strict=True):
             hidden[start:stop] = part
         return hidden, spans, deepstack
 
-    def _embed(self, ids: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def embed(self, ids: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Token ids as they enter the first block, ``(…, D)``."""
         table = self.language.embed_tokens
         return table(ids.to(table.weight.device)).to(device, dtype)
 
@@ -309,12 +310,12 @@ class Reader:
         padding = -length % PADDED_TO
         kernels = self._kernels(hidden)
         # See _vision's tables.
-        rotary = functools.cache(lambda: self._first_rotary(lengthened(layout, padding), length + padding))
+        rotary = functools.cache(lambda: self.first_rotary(lengthened(layout, padding), length + padding))
 
         def run(hidden: Tensor, *deepstack: Tensor) -> list[Tensor]:
             captured, pairs = run_blocks(
-                self.language, hidden, rotary(), wanted, self._num_layers, deepstack=deepstack, kernels=kernels,
-                spans=spans, capture_before=self._capture_before, keep=keep,
+                self.language, hidden, rotary(), wanted, self.num_layers, deepstack=deepstack, kernels=kernels,
+                spans=spans, capture_before=self.capture_before, keep=keep,
             )
             return [*captured.values(), *itertools.chain.from_iterable(pairs)]
 
@@ -329,13 +330,14 @@ class Reader:
         deepstack: list[Tensor], check: Callable[[], None], **options: Any,
     ) -> tuple[dict[int, Tensor], KeyValues]:
         return run_blocks(
-            self.language, hidden, self._first_rotary(layout, len(hidden)), wanted, self._num_layers, spans=spans,
-            deepstack=deepstack, capture_before=self._capture_before, kernels=self._plain_kernels(hidden),
+            self.language, hidden, self.first_rotary(layout, len(hidden)), wanted, self.num_layers, spans=spans,
+            deepstack=deepstack, capture_before=self.capture_before, kernels=self._plain_kernels(hidden),
             check=check, **options,
         )
 
-    def _first_rotary(self, layout: TokenLayout, length: int) -> tuple[Tensor, Tensor]:
-        cos, sin = self._rotary(layout, 0)
+    def first_rotary(self, layout: TokenLayout, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of the first ``length`` positions, ``(length, 1, d)``."""
+        cos, sin = self.rotary(layout, 0)
         return cos[:length], sin[:length]
 
     def _features(
@@ -364,11 +366,11 @@ class Reader:
         patches = patchify(Picture(picture.pixels.to(device)))[0][None].to(dtype)
         if self._graphs is None:
             embeddings, deepstack = run_vision(
-                self.visual, patches, self._tables(grid, device), self._plain_kernels(patches), check
+                self.visual, patches, self.tables(grid, device), self._plain_kernels(patches), check
             )
             return [embeddings[0], *(level[0] for level in deepstack)]
         kernels = self._kernels(patches)
-        tables = functools.cache(lambda: self._tables(grid, device))  # a graph keeps its own, a replay needs none
+        tables = functools.cache(lambda: self.tables(grid, device))  # a graph keeps its own, a replay needs none
 
         def run(patches: Tensor) -> list[Tensor]:
             embeddings, deepstack = run_vision(self.visual, patches, tables(), kernels)
@@ -388,10 +390,10 @@ class Reader:
         """What is run without a graph: on a CPU a convolution over patches takes three times the product's time."""
         return EXACT if self._exact and like.device.type == "cuda" else MERGED
 
-    def _tables(self, grid: tuple[int, int], device: torch.device) -> VisionTables:
-        name = ("tables", grid, device)
-        tables = self.cache.get(name) if self.cache.limit else None
-        if tables is None:
+    def tables(self, grid: tuple[int, int], device: torch.device) -> VisionTables:
+        """What the vision tower needs to know of a picture's merged ``(rows, columns)``; kept."""
+        name = "tables", grid, device
+        if (tables := self.cache.get(name) if self.cache.limit else None) is None:
             side = round(self.visual.pos_embed.weight.shape[0] ** 0.5)
             tables = vision_tables(grid, side, self.visual.rotary_pos_emb.inv_freq, device)
             self.cache.put(name, tables, tables.tensors())
