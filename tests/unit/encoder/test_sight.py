@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from vl_core.encoder import identity as identity_module
+from vl_core.encoder import sight
 from vl_core.encoder.identity import SourcesIdentity, WeightsIdentity
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from vl_core.encoder.sight import Tree
@@ -125,7 +125,7 @@ def test_replaced_weights_are_not_held_and_one_at_the_same_place_is_another(mode
 @pytest.mark.parametrize("listed", [True, False])
 def test_the_number_follows_what_was_done_whether_or_not_the_collector_lists_all(model, monkeypatch, listed):
     if not listed:
-        monkeypatch.setattr(identity_module, "gc", SimpleNamespace(get_referents=lambda *parts: list(parts)[:3]))
+        monkeypatch.setattr(sight, "gc", SimpleNamespace(get_referents=lambda *parts: list(parts)[:3]))
     tree, identity = Tree(model), WeightsIdentity()
     first = identity.of(tree())
     assert identity.of(tree()) == first
