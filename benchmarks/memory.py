@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vl_core.encoder import kernels
+from vl_core.encoder.asking import ask
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
-from vl_core.encoder.writing import ROOM, ask
+from vl_core.encoder.writing import ROOM
 from vl_core.zimage.tiny import build_tokenizer
 
 from .common import Report, add_output_argument

@@ -18,12 +18,13 @@ import torch
 
 from miniature import world
 from vl_core.encoder import decoding
+from vl_core.encoder.asking import ask, lengthen
 from vl_core.encoder.cache import stored_bytes
 from vl_core.encoder.decoder import Decoder
 from vl_core.encoder.generate import generate, speaker_of
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from vl_core.encoder.sampling import Sampling
-from vl_core.encoder.writing import END_OF_TEXT, ask, lengthen, write_answers
+from vl_core.encoder.writing import END_OF_TEXT, write_answers
 
 from .common import Report, add_output_argument, in_turns, milliseconds, synchronize
 from .models import OTHER_PROMPT, PROMPT, build_model, picture

@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..vl_core.encoder.answers import append_words
-from ..vl_core.encoder.writing import INSTRUCTIONS, MAX_TOKENS, TOP_K, rewrite_request
+from ..vl_core.encoder.asking import MAX_TOKENS
+from ..vl_core.encoder.writing import INSTRUCTIONS, TOP_K, rewrite_request
 from .host import encoders
 from .node import Node
 from .widgets import budget_input, encoder_input, node_schema, pictures_input, report

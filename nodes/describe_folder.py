@@ -10,8 +10,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..vl_core.adapters.captions import find_pictures, groups, tell_group, text_files, without_text, write_texts
+from ..vl_core.encoder.asking import MAX_TOKENS
 from ..vl_core.encoder.room import is_out_of_memory
-from ..vl_core.encoder.writing import INSTRUCTIONS, MAX_TOKENS, TOGETHER
+from ..vl_core.encoder.writing import INSTRUCTIONS, TOGETHER
 from .host import encoders, folders, memory
 from .node import Node
 from .widgets import budget_input, encoder_input, known, node_schema, report

@@ -348,21 +348,6 @@ def read_picture(path: Path, name: str | None = None) -> Tensor:
     return check_picture(pixels, name)[0]
 
 
-def read_own_picture(path: Path) -> Tensor:
-    """:func:`read_picture` of an 8-bit RGB PNG that this pack wrote, by one call that leaves Python to other threads.
-
-    PIL comes back to Python for every 64 KiB: a thread that reads so beside one that launches a GPU's work made that
-    take half as long again.
-    """
-    try:
-        from torchvision.io import ImageReadMode, read_image
-
-        pixels = read_image(str(path), ImageReadMode.RGB)
-    except (ImportError, RuntimeError):  # built without PNGs; or a damaged file, which the other says better
-        return read_picture(path)
-    return pixels.permute(1, 2, 0).contiguous()
-
-
 def _turned(image: Any, operations: Any) -> Any:
     try:
         return operations.exif_transpose(image)

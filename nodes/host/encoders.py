@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ...vl_core import Description, VLStates
+from ...vl_core.encoder.asking import check_request
 from ...vl_core.encoder.sampling import Sampling
-from ...vl_core.encoder.writing import check_request
 from ...vl_core.encoder.written import WrittenStore, description_key
 from ...vl_core.pictures import DEFAULT_BUDGET, split_batch
 from ...vl_core.states.families import FAMILIES, ZIMAGE, Family, check_encoders, family_of

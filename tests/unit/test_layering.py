@@ -22,7 +22,7 @@ MOST_FLOORS = 10
 ALWAYS_THERE = {"torch", "numpy", "safetensors", "pydantic"}
 OPTIONAL = {
     "transformers", "PIL", "matplotlib", "diffusers", "tokenizers", "tqdm", "accelerate", "jinja2", "ray", "yaml",
-    "skimage", "triton",
+    "skimage", "torchvision", "triton",
 }  # fmt: skip
 LATE = {"encoder/stored_kernel.py"}  # imported itself only where it is used: a kernel is written in its language
 # Files that import by a name that they put together: the one that names the miniature, and the one that finds the ways.

@@ -20,7 +20,7 @@ from torch.nn import functional
 from ..pictures import DEFAULT_BUDGET, Picture
 from ..states.layout import TokenLayout
 from ..states.tensors import to_float64
-from .writing import lay_out_request, prepare_pictures
+from .asking import lay_out_request, prepare_pictures
 
 if TYPE_CHECKING:
     from .qwen3vl import Qwen3VLEncoder
@@ -76,7 +76,7 @@ def answer(
         budget: most image tokens. check: called between blocks; what it raises ends the reading.
 
     Raises:
-        TypeError, ValueError: see :func:`~.writing.ask` and :func:`tokens_of`; for no questions.
+        TypeError, ValueError: see :func:`~.asking.ask` and :func:`tokens_of`; for no questions.
     """
     return answer_each(encoder, [ready(encoder, image, questions, budget=budget)], check=check)[0]
 

@@ -181,10 +181,8 @@ class Qwen3VLEncoder:
         self, prompt: str, grids: Sequence[tuple[int, int]], system_prompt: str | None = None, family: Family = ZIMAGE
     ) -> TokenLayout:
         """:meth:`tokenize` with pictures of these merged ``(rows, columns)`` before the words."""
-        key = *self._name_of(prompt, system_prompt, family), tuple(grids)
-        return self._layouts(
-            key, lambda: insert_pictures(self.tokenize(prompt, system_prompt, family), grids, self.special)
-        )
+        key, text = (*self._name_of(prompt, system_prompt, family), tuple(grids)), self.tokenize
+        return self._layouts(key, lambda: insert_pictures(text(prompt, system_prompt, family), grids, self.special))
 
     def encode(
         self,
@@ -345,11 +343,8 @@ class Qwen3VLEncoder:
     def _rotary(self, layout: TokenLayout, start: int) -> tuple[Tensor, Tensor]:
         """Cosines and signed sines ``(L, 1, d)`` of the positions from ``start`` on."""
         positions = mrope_positions(layout)[:, None, start:].to(self.device)
-        cos, sin = self.model.language_model.rotary_emb(self._example(), positions)
+        cos, sin = self.model.language_model.rotary_emb(torch.empty(0, dtype=self.dtype, device=self.device), positions)
         return cos[0, :, None], signed(sin[0, :, None])
-
-    def _example(self) -> Tensor:
-        return torch.empty(0, dtype=self.dtype, device=self.device)
 
     def _see(
         self, pictures: Sequence[Picture], mute: bool, check: Callable[[], None]

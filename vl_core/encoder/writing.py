@@ -10,18 +10,17 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from ..pictures import DEFAULT_BUDGET, Picture, prepare_picture, split_batch
+from ..pictures import DEFAULT_BUDGET, Picture, split_batch
 from ..stages.description import slot_request
-from ..states.families import THINK_BLOCK
 from ..states.layout import TokenLayout
 from .answers import finish
+from .asking import MAX_TOKENS, Asked, ask, check_request, ids_of
 from .decoder import Hear
 from .generate import generate
 from .kernels import quick_attention
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_TOKENS = 96
 ROOM = 64  # rotary tables are for answers of a multiple of this
 TOGETHER = 8  # pictures whose words are written at the same time: each takes 170 MiB of the 4B at 1024²
 END_OF_TEXT = "<|endoftext|>"
@@ -189,97 +187,13 @@ def describe_each(
     return told
 
 
-def check_request(instruction: str, max_tokens: int) -> None:
-    """Refuse what nothing can be written from.
-
-    Raises:
-        TypeError: if the instruction is not a string.
-        ValueError: naming what is empty or out of range.
-    """
-    if not isinstance(instruction, str):
-        raise TypeError(f"instruction: expected a string, got {type(instruction).__name__}.")
-    if not instruction.strip():
-        raise ValueError("instruction: expected words that say what to describe, got none.")
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}.")
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """One sequence to be answered, and what was changed in its pictures."""
-
-    layout: TokenLayout
-    pictures: list[Picture]
-    notes: list[str]
-
-
-def ask(
-    encoder: Qwen3VLEncoder, images: Tensor | Sequence[Tensor], instruction: str, system_prompt: str = "",
-    budget: int = DEFAULT_BUDGET, max_tokens: int = MAX_TOKENS, first: int = 1,
-) -> Asked:
-    """Pictures, then the instruction, up to where the answer begins.
-
-    Args:
-        first: the number of the first picture in errors and notes; everything else as :func:`describe` takes it.
-
-    Raises:
-        TypeError, ValueError: see there.
-    """
-    pictures, notes = prepare_pictures(images, budget, first)
-    grids = [one.grid for one in pictures]
-    return Asked(lay_out_request(encoder, grids, instruction, system_prompt, max_tokens), pictures, notes)
-
-
-def prepare_pictures(
-    images: Tensor | Sequence[Tensor], budget: int = DEFAULT_BUDGET, first: int = 1
-) -> tuple[list[Picture], list[str]]:
-    """Pictures to be asked about, and what was changed in them; arguments and errors are those of :func:`ask`."""
-    pictures, notes = [], []
-    for number, image in enumerate(split_batch(images), first):
-        picture, changes = prepare_picture(image, budget, f"image {number}")
-        pictures.append(picture)
-        notes += changes
-    if not pictures:
-        raise ValueError("images: expected at least one picture to describe, got none. Connect an image.")
-    return pictures, notes
-
-
-def lay_out_request(
-    encoder: Qwen3VLEncoder, grids: Sequence[tuple[int, int]], instruction: str, system_prompt: str = "",
-    max_tokens: int = MAX_TOKENS,
-) -> TokenLayout:
-    """Pictures of these merged ``(rows, columns)``, then the instruction; everything else as :func:`ask` has it."""
-    if encoder.loaded_layers < encoder.num_layers:
-        raise ValueError(
-            f"encoder: describing needs all {encoder.num_layers} blocks of {encoder.name}, {encoder.loaded_layers} are "
-            "loaded. Load it again with `deepest layer` -1."
-        )
-    layout = encoder.lay_out(instruction, grids, system_prompt)
-    if encoder.variant == "Thinking":
-        layout = lengthen(layout, _ids(encoder, THINK_BLOCK))
-    config: Any = encoder.model.config
-    limit = config.text_config.max_position_embeddings
-    if len(layout) + max_tokens > limit:
-        raise ValueError(
-            f"max_tokens: expected at most {limit - len(layout)} after {len(layout)} tokens of pictures and "
-            f"instruction, got {max_tokens}. Use fewer pictures, a smaller token budget or fewer max_tokens."
-        )
-    return layout
-
-
-def lengthen(layout: TokenLayout, ids: Sequence[int]) -> TokenLayout:
-    """The layout with more tokens of the template after it."""
-    roles = functional.pad(layout.roles, (0, len(ids)))
-    return replace(layout, roles=roles, token_ids=torch.cat([layout.token_ids, torch.tensor(ids)]))
-
-
 def _answer(
     encoder: Qwen3VLEncoder, asked: Sequence[Asked], sampling: Sampling, seed: int, max_tokens: int,
     on_text: Callable[[str], None] | None, should_stop: Callable[[], bool] | None,
     check: Callable[[], None] = lambda: None,
 ) -> list[Description]:
     """The answers, by our own step or by transformers."""
-    ends = [encoder.special.im_end, *_ids(encoder, END_OF_TEXT)[:1]]
+    ends = [encoder.special.im_end, *ids_of(encoder, END_OF_TEXT)[:1]]
     streams = [_Stream(encoder.tokenizer, ends, on_text) for _ in asked]
     stopped = False
 
@@ -369,10 +283,6 @@ def write_answers(
     if answers is None:
         return None, "a norm or the head is of a kind that the step does not know"
     return answers, f"written step by step, not by a captured graph: {why}" if (why := reader.decoder.reason) else ""
-
-
-def _ids(encoder: Qwen3VLEncoder, text: str) -> list[int]:
-    return encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 class _Stream:

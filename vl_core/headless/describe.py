@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from ..adapters.captions import find_pictures, groups, tell_group, text_files, without_text, write_texts
-from ..encoder.writing import MAX_TOKENS, TOGETHER, check_request, describe_each, rewrite_request
+from ..encoder.asking import MAX_TOKENS, check_request
+from ..encoder.writing import TOGETHER, describe_each, rewrite_request
 from ..steering.takes import find_take, take_names
 from ..zimage import checks
 from ..zimage.files import load_picture

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vl_core.pictures import as_tensor, read_own_picture, read_picture
+from vl_core.headless.evaluate.beside import read_own_picture
+from vl_core.pictures import as_tensor, read_picture
 from vl_core.states import files
 from vl_core.states.files import decode_text, fits_a_file, parse_json, read_json_object, read_text, write_whole
 
@@ -213,7 +214,7 @@ def test_our_own_pictures_are_read_as_any_by_one_call_and_without_it(tmp_path, m
     pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
     path = saved(tmp_path, Image.fromarray(pixels))
     with monkeypatch.context() as patch:
-        patch.setattr("vl_core.pictures.read_picture", lambda _: pytest.fail("PIL was asked"))
+        patch.setattr("vl_core.headless.evaluate.beside.read_picture", lambda _: pytest.fail("PIL was asked"))
         found = read_own_picture(path)
     assert found.is_contiguous() and torch.equal(found, torch.from_numpy(pixels))
     with monkeypatch.context() as patch:

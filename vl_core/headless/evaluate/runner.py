@@ -20,7 +20,6 @@ import numpy as np
 from torch import Tensor
 
 from ...encoder.judging import Ready
-from ...pictures import read_own_picture
 from ...reports.judge import Query
 from ...states.files import parse_json
 from ...steering.desk import Desk
@@ -32,7 +31,7 @@ from ...zimage.progress import progress
 from ..compare.fleet import on_ray
 from ..compare.nulls import NULL
 from ..compare.scores import cosine
-from .beside import Beside
+from .beside import Beside, read_own_picture
 from .evidence import PROMPT
 from .ground import CELLS, JUDGED, MEASURED, PAINTED, PLAN, SCORED, TOLD, Ground
 from .judging import Told, trust
