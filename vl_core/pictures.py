@@ -29,7 +29,7 @@ FACTOR = PATCH * MERGE
 TEMPORAL_PATCH = 2  # a still picture is two equal frames
 DEFAULT_BUDGET = 1024  # image tokens, that is 1024 × 1024 pixels
 MAX_ASPECT = 200  # smart_resize's own limit
-CACHED = 64 << 10  # numbers a core works on at a time
+CACHED = 128 << 10  # numbers a core works on at a time: 0.75 ms for 1024² on eight cores, where half as many took 0.83
 EXPECTED = "expected a picture (height, width, 3) or (1, height, width, 3), float in [0, 1] or uint8"
 
 
