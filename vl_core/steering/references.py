@@ -67,8 +67,8 @@ def check_joined(references: Sequence[Reference], way: str) -> None:
     odd = [one.weight for one in references if one.weight != 1]
     if odd:
         raise ValueError(
-            f"weights: expected 0 or 1 with {way}, which sees all pictures together, got {odd[0]:g}. Choose combine "
-            "average or another, or the way picture adapter."
+            f"weights: expected 0 or 1 with {way}, which sees all pictures together, got {odd[0]:g}. Choose the way "
+            "picture adapter, or a way that blends or appends, with combine average or another."
         )
 
 
