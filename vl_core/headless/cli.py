@@ -31,8 +31,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m vl_core",
-        description="Reference pictures for Z-Image without training: Qwen3-VL looks at them, and what it saw is mixed "
-        "into the prompt.",
+        description="Reference pictures for Z-Image: Qwen3-VL looks at them and puts their look into words, which go "
+        "after your prompt; other ways are there to compare. Begin with demo.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():

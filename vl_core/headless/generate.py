@@ -65,9 +65,7 @@ def add_arguments(parser) -> None:
     directly.add_argument("--adapter", metavar="FILE", help="a picture adapter, from `fit`")
     directly.add_argument("--look", metavar="FILE", action="append", default=[], help="a learned look, from `learn`")
     directly.add_argument("--recipe", metavar="FILE", help="a recipe file *.json, in place of --way and --take")
-    directly.add_argument(
-        "--layer", type=int, default=0, metavar="K", help=f"{FIELDS['layer'].meaning} (default: the way's own)"
-    )
+    directly.add_argument("--layer", type=int, default=0, metavar="K", help=FIELDS["layer"].meaning)
     saved = parser.add_argument_group("or steer by a saved conditioning")
     saved.add_argument("-e", "--embeddings", metavar="FILE", help="from `extract`")
     saved.add_argument(

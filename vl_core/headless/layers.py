@@ -34,7 +34,7 @@ def add_arguments(parser) -> None:
         "-i", "--image", action="extend", nargs="+", required=True, metavar="FILE",
         help="pictures; every one is read beside every prompt, and the table is the mean over these readings",
     )
-    parser.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="one or several")
+    parser.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="once for each prompt")
     parser.add_argument("--prompts", metavar="FILE", help="more prompts, *.yaml or *.json: a list, or names and texts")
     parser.add_argument("-o", "--output", default="layers", metavar="FOLDER", help="where to write")
     parser.add_argument(

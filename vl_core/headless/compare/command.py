@@ -12,7 +12,7 @@ from ...states.files import write_whole
 from ...states.vl_states import resolve_layer
 from ...steering.axes import SWEPT, Axis, parse_axis
 from ...steering.desk import needed_layers
-from ...steering.way import Given
+from ...steering.way import Given, ways
 from ...zimage import checks
 from ...zimage.pipeline import ZImageFolder, load_tokenizer, prompt_layout
 from ..embedded import embedded
@@ -48,6 +48,8 @@ HELP = {
 
 def help_of(option: str) -> str:
     """The words that a setting may be, or else its sentence."""
+    if option == "ways":
+        return ", ".join(ways())  # names of 0.1 still work, and are not for new commands
     field = (SWEPT | EXTRA)[OPTIONS[option]]
     return HELP.get(option) or ", ".join(field.choices()) or field.meaning
 
@@ -57,7 +59,7 @@ def add_arguments(parser) -> None:
         "-i", "--image", action="extend", nargs="+", required=True, metavar="FILE",
         help="reference pictures; several are compared one after the other, or read together with --together",
     )
-    parser.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="one or several")
+    parser.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="once for each prompt")
     parser.add_argument("--prompts", metavar="FILE", help="more prompts, *.yaml or *.json: a list, or names and texts")
     parser.add_argument("-o", "--output", default="comparison", metavar="FOLDER", help="what is there is taken over")
     parser.add_argument("--together", action="store_true", help="read all pictures at once")

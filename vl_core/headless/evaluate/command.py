@@ -59,7 +59,7 @@ def add_arguments(parser) -> None:
         "-i", "--image", action="extend", nargs="+", default=[], metavar="PATH",
         help="reference pictures, or a folder of them; photographs of scikit-image and drawings if none is given",
     )
-    parser.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="one or several")
+    parser.add_argument("-p", "--prompt", action="append", default=[], metavar="TEXT", help="once for each prompt")
     parser.add_argument(
         "--prompts", metavar="FILE",
         help="more prompts, *.yaml or *.json; without any, ten that come with this pack, in several languages",
