@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..adapters.captions import find_pictures, groups, tell_group, text_files, without_text, write_texts
 from ..encoder.asking import MAX_TOKENS, check_request
-from ..encoder.writing import TOGETHER, describe_each, rewrite_request
+from ..encoder.writing import INSTRUCTIONS, TOGETHER, describe_each, rewrite_request
 from ..steering.takes import find_take, take_names
 from ..zimage import checks
 from ..zimage.files import load_picture
@@ -21,6 +21,7 @@ from .vision import load_encoder
 
 SUMMARY = "have Qwen3-VL write a text for every picture of a folder"
 BESIDE = "beside"
+SLOTS = "slots"
 
 
 def add_arguments(parser) -> None:
@@ -30,7 +31,10 @@ def add_arguments(parser) -> None:
         "-o", "--output", default=BESIDE, metavar="FOLDER",
         help="where photo.txt of photo.png is written; beside is next to the picture. Texts that are there stay",
     )
-    parser.add_argument("--take", choices=take_names(), default="everything", help="what to write about")
+    parser.add_argument(
+        "--take", choices=[*take_names(), SLOTS], default="everything",
+        help="what to write about; slots: a line for each part of the look, which `fit` learns best from",
+    )
     parser.add_argument("--instruction", metavar="TEXT", help="what to ask Qwen3-VL, in place of --take")
     parser.add_argument(
         "--rewrite", metavar="PROMPT", help="rewrite this prompt with each picture in view, in place of --take"
@@ -139,7 +143,9 @@ def tell_on_ray(
 def _instruction(arguments) -> str:
     if arguments.rewrite is not None:
         return rewrite_request(arguments.rewrite)
-    return find_take(arguments.take).instruction if arguments.instruction is None else arguments.instruction
+    if arguments.instruction is not None:
+        return arguments.instruction
+    return INSTRUCTIONS[SLOTS] if arguments.take == SLOTS else find_take(arguments.take).instruction
 
 
 def _load(file: Path, budget: int):

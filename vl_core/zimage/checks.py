@@ -85,8 +85,13 @@ def in_range(value: float, option: str, low: float, high: float = float("inf")) 
 
 def read_json(path: Path, option: str) -> dict[str, Any]:
     """Raises:
-    FileNotFoundError: if the file is missing; ValueError: if it is not a JSON object.
+    FileNotFoundError: if the file is missing; ValueError: if it is not a JSON object, or a file stands for the folder.
     """
+    if path.parent.is_file():
+        raise ValueError(
+            f"{option}: expected a folder as Hugging Face has it, got the file {path.parent}. Single files are for "
+            "ComfyUI; docs/evidence.md says where the folders are."
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{option}: no {path.name} in {path.parent}. Give the folder of a complete download.")
     try:

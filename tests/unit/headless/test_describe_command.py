@@ -14,6 +14,8 @@ from vl_core.encoder.qwen3vl import Qwen3VLEncoder
 from vl_core.encoder.writing import Description, describe, rewrite_request
 from vl_core.headless import describe as command
 from vl_core.headless.cli import main
+from vl_core.stages.description import slot_request
+from vl_core.steering.takes import find_take
 
 pytest.importorskip("transformers", minversion="5", reason="the miniature's tokenizer was saved by transformers 5")
 Image = pytest.importorskip("PIL.Image", reason="pictures are read with Pillow")
@@ -129,6 +131,20 @@ def test_a_prompt_is_rewritten_with_each_picture_in_view(folder, monkeypatch, ca
     assert set(asked) == {rewrite_request("a fox in the snow")} and "a fox in the snow" in asked[0]
     assert tell(folder, "--rewrite", " ") == 1
     assert "prompt: expected words to rewrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("take", ["slots", "style"])
+def test_a_take_asks_what_it_says_and_slots_ask_for_the_lines_of_an_adapter(take, folder, monkeypatch):
+    asked = []
+
+    def tell_it(encoder, pictures, instruction, **_):
+        asked.append(instruction)
+        return [Description("words", "words", 1, False)] * len(pictures)
+
+    monkeypatch.setattr(command, "describe_each", tell_it)
+    options = ["--device", "cpu", "--dtype", "float32", "--take", take]
+    assert main(["describe", "-f", str(folder), "-m", str(MODELS / VISION), *options]) == 0
+    assert set(asked) == {slot_request() if take == "slots" else find_take("style").instruction}
 
 
 def test_a_cluster_writes_the_same_texts(folder, tmp_path, actors_of_one_process):

@@ -478,6 +478,8 @@ WRONG = {
     "picture without vision": ([*GENERATE, "-i", "{cat}"], "--vision, a Qwen3-VL folder is missing"),
     "vision without picture": ([*GENERATE, "--vision", "{vision}"], "--image, a picture is missing"),
     "Qwen3-VL instead of Z-Image": ([*GENERATE, "-m", "{vision}"], "--model: no model_index.json"),
+    "a single file": ([*GENERATE, "-m", "{text}"], "--model: expected a folder as Hugging Face has it, got the file"),
+    "a single file as vision": ([*GENERATE, *LOOK, "--vision", "{text}"], "--vision: expected a folder as"),
     "wrong vision folder": ([*GENERATE, *LOOK, "--vision", "{zimage}"], "--vision: no config.json"),
     "odd side": ([*GENERATE, "--width", "65"], "--width: expected a multiple of 16 up to 8192, got 65"),
     "no side": ([*GENERATE, "--height", "0"], "--height: expected a multiple of 16"),
