@@ -26,7 +26,9 @@ def find_pictures(folder: Path, name: str = "folder") -> list[Path]:
         ValueError: if it holds no picture, or two that would share a text.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{name}: expected a folder of pictures, found none at {folder}.")
+        raise FileNotFoundError(
+            f"{name}: expected a folder of pictures, found none at {folder}. Make it and put pictures into it."
+        )
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_FILES)
     if not files:
         raise ValueError(f"{name}: expected pictures ({', '.join(PICTURE_FILES)}) in {folder}, found none.")

@@ -67,7 +67,9 @@ def find_examples(folder: Path, captions: bool = True) -> list[Example]:
             message names them.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"folder: expected a folder of pictures, found none at {folder}.")
+        raise FileNotFoundError(
+            f"folder: expected a folder of pictures, found none at {folder}. Make it and put pictures into it."
+        )
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_FILES)
     if len(files) < LEAST:
         raise ValueError(f"folder: expected at least {LEAST} pictures, better 200, found {len(files)} in {folder}.")
