@@ -90,7 +90,7 @@ def read_json(path: Path, option: str) -> dict[str, Any]:
     if path.parent.is_file():
         raise ValueError(
             f"{option}: expected a folder as Hugging Face has it, got the file {path.parent}. Single files are for "
-            "ComfyUI; docs/evidence.md says where the folders are."
+            "ComfyUI; download a folder such as Tongyi-MAI/Z-Image-Turbo or Qwen/Qwen3-VL-4B-Instruct."
         )
     if not path.is_file():
         raise FileNotFoundError(f"{option}: no {path.name} in {path.parent}. Give the folder of a complete download.")
