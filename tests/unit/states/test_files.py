@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from vl_core.headless.evaluate.beside import read_own_picture
 from vl_core.pictures import as_tensor, read_picture
 from vl_core.states import files
 from vl_core.states.files import decode_text, fits_a_file, parse_json, read_json_object, read_text, write_whole
@@ -208,18 +206,3 @@ def test_a_picture_of_another_program_is_read_as_from_a_file():
     Image.fromarray((RAMP.astype(np.uint32) * 257).astype(np.uint16)).save(buffer, "PNG")
     values = as_tensor(Image.open(buffer))
     assert values.dtype == torch.float32 and float(values.max()) == 1.0
-
-
-def test_our_own_pictures_are_read_as_any_by_one_call_and_without_it(tmp_path, monkeypatch):
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
-    path = saved(tmp_path, Image.fromarray(pixels))
-    with monkeypatch.context() as patch:
-        patch.setattr("vl_core.headless.evaluate.beside.read_picture", lambda _: pytest.fail("PIL was asked"))
-        found = read_own_picture(path)
-    assert found.is_contiguous() and torch.equal(found, torch.from_numpy(pixels))
-    with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "torchvision.io", None)  # a build that lacks it
-        assert torch.equal(read_own_picture(path), found)
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=f"^{path.name}: cannot be read as a picture"):
-        read_own_picture(path)

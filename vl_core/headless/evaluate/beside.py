@@ -8,27 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-
-from torch import Tensor
-
-from ...pictures import read_picture
-
-
-def read_own_picture(path: Path) -> Tensor:
-    """:func:`read_picture` of an 8-bit RGB PNG that an evaluation wrote, by one call that leaves Python to others.
-
-    PIL comes back to Python for every 64 KiB: a thread that reads so beside one that launches a GPU's work made that
-    take half as long again.
-    """
-    try:
-        from torchvision.io import ImageReadMode, read_image
-
-        pixels = read_image(str(path), ImageReadMode.RGB)
-    except (ImportError, RuntimeError):  # built without PNGs; or a damaged file, which the other says better
-        return read_picture(path)
-    return pixels.permute(1, 2, 0).contiguous()
 
 
 class Beside:

@@ -31,12 +31,13 @@ from ...zimage.progress import progress
 from ..compare.fleet import on_ray
 from ..compare.nulls import NULL
 from ..compare.scores import cosine
-from .beside import Beside, read_own_picture
+from .beside import Beside
 from .evidence import PROMPT
 from .ground import CELLS, JUDGED, MEASURED, PAINTED, PLAN, SCORED, TOLD, Ground
 from .judging import Told, trust
 from .kept import NotItsTurn, write_whole
 from .looks import bring_looks
+from .own import read_own_picture
 from .plan import Rung, first_rungs, next_rung
 from .work import Asker, Brush, measure_file
 
