@@ -11,7 +11,9 @@ from ..states.families import Family
 from ..states.layout import SYSTEM_TURN, SpecialTokens, TokenLayout, text_layout
 from .cache import ByteCache
 
-LIMIT = 1 << 20  # bytes: a hundred prompts with a picture of 1024 tokens
+# Bytes: eight hundred questions about a picture of 1024 tokens, what an evaluation asks with 150 references. Of more,
+# each is forgotten before it is asked again.
+LIMIT = 8 << 20
 
 
 class Layouts:

@@ -70,6 +70,14 @@ def test_only_another_text_is_tokenised(encoder, asked, picture):
     assert len(asked) == 4
 
 
+def test_what_an_evaluation_asks_about_many_references_is_laid_out_once(encoder, asked):
+    """A hundred references, four parts of a look and what each shows; paintings of 1024 tokens."""
+    for _ in range(2):
+        for number in range(500):
+            encoder.lay_out(f"is there thing {number}? Answer with yes or no.", [(32, 32)])
+    assert len(asked) == 500
+
+
 def test_a_tokenizer_that_learned_a_word_is_another(encoder):
     before = encoder.tokenize("a zebrafinch").token_ids
     encoder.tokenizer.add_tokens(["zebrafinch"])
