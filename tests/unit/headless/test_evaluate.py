@@ -10,6 +10,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -186,6 +187,25 @@ def test_the_page_shows_pictures_before_any_table_of_figures_and_all_of_them_are
     assert page.index("<img") < page.index("<svg") < page.index("The best setting of each way")
     assert page.index("The best setting of each way") < page.index("Every setting")
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+
+
+@pytest.mark.parametrize(("in_use", "looks"), [(0, 0), (1 << 30, 1)])
+def test_what_a_turns_caller_held_to_its_end_is_the_gpus_again_before_the_next_model(monkeypatch, in_use, looks):
+    said = []
+    fake = {"is_available": lambda: True, "memory_allocated": lambda: in_use, "max_memory_allocated": lambda: 0}
+    for name, value in {
+        **fake, "reset_peak_memory_stats": lambda: None, "empty_cache": lambda: said.append("emptied"),
+    }.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", value)
+    monkeypatch.setattr("gc.collect", lambda: said.append("looked"))
+    models = SimpleNamespace(text=lambda: said.append("loaded"), painter=lambda: said.append("loaded"))
+    turn = turns.Turns(models)
+    with turn("text"):
+        pass
+    del said[:]
+    with turn("painter"):
+        before = said[: said.index("loaded")]
+    assert before.count("looked") == looks and "emptied" in before
 
 
 # --------------------------------------------------------------------------------------------------------------- killed

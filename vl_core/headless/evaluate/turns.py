@@ -23,7 +23,7 @@ from ..compare.study import Models
 from ..vision import load_encoder
 
 SMALL = 1 << 30  # bytes of weights below which all models stay where they are
-LEFT = 256 << 20  # bytes of a GPU that libraries hold for themselves: to look for more takes a quarter of a second
+LEFT = 256 << 20  # bytes of a GPU that libraries use for themselves: to look for more takes a quarter of a second
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +95,7 @@ class Turns:
         if on_gpu:
             if torch.cuda.memory_allocated() > LEFT:
                 give_back()  # what the last turn's caller still held when it ended
+            torch.cuda.empty_cache()  # of which nobody uses anything by now: torch keeps it from others
             torch.cuda.reset_peak_memory_stats()
         if name not in self._here:
             self.taken[name] = self.taken.get(name, 0) + 1
