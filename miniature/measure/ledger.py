@@ -26,7 +26,7 @@ class Ledger:
         self.path, self.rows, self._lock = path, {}, threading.Lock()
         self._now, self._with = measured, {}
         self.asked = json.dumps(asked, sort_keys=True)
-        files = [file for file in (path, *also) if file.is_file()] if resume else []
+        files = [file for file in (*also, path) if file.is_file()] if resume else []  # what is its own goes before
         for line in (line for file in files for line in file.read_text(encoding="utf-8").splitlines()):
             try:
                 row = json.loads(line)
@@ -37,16 +37,21 @@ class Ledger:
                 self.rows[row["key"]] = {name: torch.tensor(values) for name, values in row["hits"].items()}
         if not resume:
             path.unlink(missing_ok=True)
+        elif path.is_file() and not path.read_bytes().endswith(b"\n"):
+            with path.open("ab") as file:  # what comes next is a line of its own
+                file.write(b"\n")
 
     @classmethod
     def of_stage(
         cls, options: Options, stage: str, asked: dict[str, Any], device: torch.device, shard: str = ""
     ) -> Ledger:
         """A stage's. A shard such as "0/4" writes a file of its own, which the whole reads as well: those that run at
-        the same time stay out of one another's way."""
+        the same time stay out of one another's way. The whole measured anew leaves none of them."""
         name, number = f"{stage.replace('-', '_')}_rows", shard.partition("/")[0]
         also = () if shard else sorted(options.out.glob(f"{name}_*.jsonl"))
         path = options.out / f"{name}{number and f'_{number}'}.jsonl"
+        for older in also if not options.resume else ():
+            older.unlink()
         return cls(path, asked, options.resume, measured_with(stage, device), also)
 
     def measured(self, key: str, measure: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:

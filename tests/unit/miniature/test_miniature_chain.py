@@ -238,6 +238,25 @@ def test_shards_side_by_side_write_files_of_their_own_which_the_whole_reads(tmp_
     assert not ledger("0/2").rows.keys() & ledger("1/2").rows.keys()
 
 
+def test_what_is_measured_anew_is_not_what_a_shard_measured_before(tmp_path):
+    def measured(value: float, shard: str = "", resume: bool = False) -> float:
+        options = Options(tmp_path, resume=resume)
+        ledger = bench.Ledger.of_stage(options, "bench", {"pairs": 2}, torch.device("cpu"), shard)
+        return float(ledger.measured("a", lambda: {"thing": torch.tensor([value])})["thing"])
+
+    assert measured(1.0, "0/2") == 1.0
+    assert measured(2.0) == 2.0  # by other code, such as is measured again for
+    assert [measured(0.0, resume=True), measured(0.0, "0/2", resume=True)] == [2.0, 0.0]
+    assert measured(0.0, resume=True) == 2.0
+
+
+def test_a_row_after_a_torn_line_is_found_again(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"asked": "cut', encoding="utf-8")
+    for value in (1.0, 2.0):
+        ledger = bench.Ledger(tmp_path / "rows.jsonl", {}, True, {"machine": "here"})
+        assert float(ledger.measured("a", lambda value=value: {"thing": torch.tensor([value])})["thing"]) == 1.0
+
+
 def test_a_bench_that_was_stopped_measures_only_what_is_missing(run, report, monkeypatch):
     rows = (run / "bench_rows.jsonl").read_text(encoding="utf-8").splitlines()
     (run / "bench_rows.jsonl").write_text("\n".join(rows[:-2]) + '\n{"asked": "cut', encoding="utf-8")
