@@ -7,11 +7,11 @@ probabilities are the answer.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,9 +21,14 @@ from ..pictures import DEFAULT_BUDGET, Picture
 from ..states.layout import TokenLayout
 from ..states.tensors import to_float64
 from .asking import lay_out_request, prepare_pictures
+from .layouts import vocabulary_of
 
 if TYPE_CHECKING:
     from .qwen3vl import Qwen3VLEncoder
+
+FirstTokens = tuple[tuple[int, ...], ...]  # by answer, see tokens_of
+MOST_KNOWN = 64  # sets of answers
+_KNOWN: WeakKeyDictionary[Any, dict[tuple, FirstTokens]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class Ready:
 
     picture: Picture
     layouts: tuple[TokenLayout, ...]
-    tokens: tuple[list[list[int]], ...]
+    tokens: tuple[FirstTokens, ...]
 
 
 def answer(
@@ -91,7 +96,7 @@ def ready(
     """
     if not questions:
         raise ValueError("questions: expected at least one, got none.")
-    tokens = tuple(_known_tokens(encoder.tokenizer, len(encoder.tokenizer), question.answers) for question in questions)
+    tokens = tuple(_known_tokens(encoder.tokenizer, question.answers) for question in questions)
     (picture,), _ = prepare_pictures([image], budget)
     layouts = tuple(lay_out_request(encoder, [picture.grid], question.ask, max_tokens=1) for question in questions)
     return Ready(picture, layouts, tokens)
@@ -140,10 +145,15 @@ def _tokens_of(tokenizer: Any, answers: tuple[str, ...]) -> list[list[int]]:
     return found
 
 
-@functools.lru_cache(64)
-def _known_tokens(tokenizer: Any, _size: int, answers: tuple[str, ...]) -> list[list[int]]:
-    """The same few answers are asked for again and again; ``_size`` tells a tokenizer to which tokens were added."""
-    return _tokens_of(tokenizer, answers)
+def _known_tokens(tokenizer: Any, answers: tuple[str, ...]) -> FirstTokens:
+    """The same few answers are asked for again and again; what is known of a tokenizer goes with it."""
+    known, key = _KNOWN.setdefault(tokenizer, {}), (vocabulary_of(tokenizer), answers)
+    found = known.get(key)
+    if found is None:
+        if len(known) >= MOST_KNOWN:
+            known.clear()
+        found = known[key] = tuple(map(tuple, _tokens_of(tokenizer, answers)))
+    return found
 
 
 def read_answers(scores: Tensor, tokens: Sequence[Sequence[Sequence[int]]]) -> list[Answer]:

@@ -40,6 +40,11 @@ def require_string(text: object, name: str) -> None:
         raise TypeError(f"{name}: expected a string, got {type(text).__name__}.")
 
 
+def vocabulary_of(tokenizer: Any) -> tuple[int, int]:
+    """What changes when tokens are added to a tokenizer; one that it had as a piece of words makes it no longer."""
+    return len(tokenizer), len(getattr(tokenizer, "added_tokens_decoder", ()))
+
+
 def tokenised(
     tokenizer: Any, prompt: str, system_prompt: str, family: Family, special: SpecialTokens, model: str
 ) -> TokenLayout:

@@ -26,7 +26,7 @@ from .folder import HEAD, load_tokenizer, read_config, read_head, read_model, va
 from .forward import signed
 from .generate import asking
 from .graphs import GraphPool
-from .layouts import Layouts, require_string, tokenised
+from .layouts import Layouts, require_string, tokenised, vocabulary_of
 from .modules import Qwen3VL
 from .reader import Reader
 from .room import with_room
@@ -297,7 +297,8 @@ class Qwen3VLEncoder:
 
     def _name_of(self, prompt: str, system_prompt: str | None, family: Family) -> tuple:
         """All that a text's layout depends on. A tokenizer to which tokens were added is another one."""
-        return len(self.tokenizer), self.tokenizer, prompt, system_prompt or "", family, self.special, self.name
+        vocabulary = vocabulary_of(self.tokenizer)
+        return vocabulary, self.tokenizer, prompt, system_prompt or "", family, self.special, self.name
 
     def _resolve_layers(self, layers: int | Sequence[int]) -> tuple[int, ...]:
         """Ascending ``hidden_states`` indices, each one that what is loaded can give."""

@@ -82,6 +82,16 @@ def test_a_tokenizer_that_learned_a_word_is_another(encoder):
     before = encoder.tokenize("a zebrafinch").token_ids
     encoder.tokenizer.add_tokens(["zebrafinch"])
     assert len(encoder.tokenize("a zebrafinch").token_ids) < len(before)
+    piece, number = next(
+        (one, number) for one, number in encoder.tokenizer.get_vocab().items() if one.isalpha() and one.islower()
+    )
+    before, size = encoder.tokenize(f"zz{piece}zz").token_ids, len(encoder.tokenizer)
+    encoder.tokenizer.add_tokens([piece])  # which it has: no longer, but parted from what stands beside it
+    after = encoder.tokenize(f"zz{piece}zz").token_ids
+    assert len(encoder.tokenizer) == size and number in after
+    text = f"<|im_start|>user\nzz{piece}zz<|im_end|>\n"
+    start = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert after[: len(start)].tolist() == start != before[: len(start)].tolist()
 
 
 def test_each_caller_has_tensors_of_its_own(encoder, picture):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -306,3 +309,14 @@ def test_questions_about_another_picture_of_the_same_size_are_not_laid_out_again
     for layout, other in zip(found.layouts, expected.layouts, strict=True):
         assert torch.equal(layout.token_ids, other.token_ids) and torch.equal(layout.roles, other.roles)
         assert layout.grids == other.grids == ((2, 3),)
+
+
+def test_what_was_known_of_a_tokenizer_goes_with_it_and_nobody_can_change_it(encoder):
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    other = Qwen3VLEncoder(encoder.model, tokenizer, encoder.num_layers)
+    found = ready(other, torch.rand(1, 64, 96, 3), [Question("is there a cat?")])
+    assert found.tokens == (tuple(map(tuple, tokens_of(tokenizer, Question("", ("yes", "no"))))),)
+    alive = weakref.ref(tokenizer)
+    del other, tokenizer, found
+    gc.collect()
+    assert alive() is None
