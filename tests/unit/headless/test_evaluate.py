@@ -238,6 +238,23 @@ def test_a_run_that_is_killed_wherever_it_writes_goes_on_and_ends_the_same(
     assert without_time(evidence_in(folder)) == without_time(evidence_in(small))
 
 
+def test_a_damaged_painting_is_named_and_painted_again_once_it_is_removed(small, shown, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(small, folder)
+    lines = (folder / "judged.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "judged.jsonl").write_bytes(b"".join(lines[:-1]))  # killed before it was asked about
+    cell = folder / "cells" / f"{json.loads(lines[-1])['id']}.png"
+    whole = cell.read_bytes()
+    cell.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))  # and the power went
+    assert main(command(shown, folder)) == 1
+    assert f"{cell.name}: cannot be read as a picture" in capsys.readouterr().err
+    cell.unlink()
+    assert main(command(shown, folder)) == 0
+    assert cell.read_bytes() == whole
+    assert without_seconds(folder, "judged.jsonl") == without_seconds(small, "judged.jsonl")
+    assert (folder / "painted.jsonl").read_bytes() == (small / "painted.jsonl").read_bytes()
+
+
 def without_time(evidence: dict) -> dict:
     del evidence["digest"]
     for one in (*evidence["records"], *evidence["figures"]):

@@ -135,6 +135,13 @@ class Ground:
             append_row(self.folder / name, row)
             self.rows[name][row["id"]] = row
 
+    def unpainted(self, cell: Cell) -> bool:
+        """Whether nobody has painted a cell, or its picture was removed before all was told of it: a damaged one."""
+        if cell.id not in self.rows[PAINTED]:
+            return True
+        told = (MEASURED, JUDGED, SCORED) if self.turns.loaders.judge else (MEASURED, JUDGED)
+        return any(cell.id not in self.rows[name] for name in told) and not self.file(cell.id).is_file()
+
     # --- what was said of the references ------------------------------------------------------------------------------
 
     @cached_property

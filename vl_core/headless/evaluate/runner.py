@@ -175,7 +175,7 @@ class Evaluation(Ground):
         """All readings that cells need, then all their text states."""
         todo: dict[tuple[int, int], dict[Settings, None]] = {}
         for cell in cells:
-            if cell.id not in self.rows[PAINTED]:
+            if self.unpainted(cell):
                 todo.setdefault(self.places(cell), {})[cell.settings] = None
         if not todo:
             return
@@ -217,7 +217,7 @@ class Evaluation(Ground):
 
     def paint(self, cells: Sequence[Cell]) -> None:
         batches = self.batches(cells)
-        todo = [one for one in batches if any(cell.id not in self.rows[PAINTED] for cell in one)]
+        todo = [one for one in batches if any(map(self.unpainted, one))]
         done = sum(len(one) for one in batches) - sum(len(one) for one in todo)
         with progress("Painting", len(cells)) as move, ThreadPoolExecutor(AHEAD) as writers, Beside(AHEAD) as beside:
             move(done, len(cells))
@@ -225,7 +225,7 @@ class Evaluation(Ground):
             def keep(batch: Batch, pictures: Sequence[np.ndarray], seconds: float, reports: Sequence[str]) -> None:
                 nonlocal done
                 with self.shares(WRITING):
-                    new = [number for number, cell in enumerate(batch) if cell.id not in self.rows[PAINTED]]
+                    new = [number for number, cell in enumerate(batch) if self.unpainted(cell)]
                     written = [writers.submit(self.save, batch[one], pictures[one]) for one in new]
                     for number, one in zip(new, written, strict=True):
                         one.result()
