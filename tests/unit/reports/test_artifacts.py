@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from vl_core.reports import artifacts
 from vl_core.reports.artifacts import FLOORS, WORSE, ArtifactComparison, Artifacts, compare_artifacts, measure_artifacts
 from vl_core.reports.fidelity import (
     Fidelity,
@@ -465,6 +466,20 @@ def test_a_picture_compared_with_itself_is_like_the_baseline(clean):
     assert comparison.ratios == dict.fromkeys(FIGURES, 1.0)
     assert comparison.worse() == ()
     assert comparison.describe().startswith("like the baseline: 16-px grid")
+
+
+def test_what_many_pictures_are_compared_with_is_measured_once_and_known_by_its_pixels(monkeypatch):
+    drawn = torch.Generator().manual_seed(11)
+    baseline, *pictures = (torch.rand(96, 128, 3, generator=drawn) for _ in range(4))
+    expected = [measure_artifacts(one) for one in (baseline, *pictures)]
+    measured, real = [], measure_artifacts
+    monkeypatch.setattr(artifacts, "measure_artifacts", lambda *given: measured.append(0) or real(*given))
+    found = [compare_artifacts(picture, baseline.clone()) for picture in pictures]
+    assert [one.picture for one in found] == expected[1:] and {one.baseline for one in found} == {expected[0]}
+    assert len(measured) == 4
+    baseline[40:48] = 1.0
+    changed = compare_artifacts(pictures[0], baseline)
+    assert (changed.picture, changed.baseline) == (expected[1], real(baseline)) and len(measured) == 5
 
 
 def test_figures_go_into_json():
