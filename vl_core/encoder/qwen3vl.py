@@ -315,11 +315,7 @@ class Qwen3VLEncoder:
         return tuple(sorted(indices))
 
     def _read(
-        self,
-        layout: TokenLayout,
-        pictures: Sequence[Picture],
-        mute: bool,
-        wanted: tuple[int, ...],
+        self, layout: TokenLayout, pictures: Sequence[Picture], mute: bool, wanted: tuple[int, ...],
         check: Callable[[], None],
     ) -> Tensor:
         """States ``(K, L, D)``, an ordinary tensor that a caller may change in place."""
@@ -370,11 +366,7 @@ class Qwen3VLEncoder:
         return torch.cat(embeddings), [torch.cat(level) for level in zip(*features, strict=True)]
 
     def _run_blocks(
-        self,
-        layout: TokenLayout,
-        embeddings: Tensor | None,
-        deepstack: list[Tensor],
-        wanted: tuple[int, ...],
+        self, layout: TokenLayout, embeddings: Tensor | None, deepstack: list[Tensor], wanted: tuple[int, ...],
         check: Callable[[], None],
     ) -> list[Tensor]:
         """States ``(1, L, D)`` at the ``wanted`` indices, running no block beyond the last."""
