@@ -22,7 +22,8 @@ from ..states.tensors import check_choice
 KEPT = "-"
 MOST_WORDS = 256
 SHOWN = 16  # characters of the prompt around a place, in an error
-LETTER = r"[^\W\u2e80-\U0003ffff]"  # of scripts that put spaces between words: not Chinese, Japanese, Korean
+# Of scripts that put spaces between words: not Chinese, Japanese, Korean.
+LETTER = re.compile(r"[^\W\u2e80-\U0003ffff]")
 
 
 def parse_words(text: str) -> list[str]:
@@ -157,10 +158,15 @@ def _absence(phrase: str, prompt: str, written: bool) -> str:
 
 def _spans(phrase: str, prompt: str) -> list[tuple[int, int]]:
     """Characters of the prompt where ``phrase`` stands as whole words, overlapping places included."""
-    before = f"(?<!{LETTER})" if re.match(LETTER, phrase) else ""
-    after = f"(?!{LETTER})" if re.match(LETTER, phrase[-1]) else ""
-    matches = re.finditer(f"(?={before}{re.escape(phrase)}{after})", prompt)
-    return [(match.start(), match.start() + len(phrase)) for match in matches]
+    first, last = LETTER.match(phrase), LETTER.match(phrase[-1])
+    found, at = [], prompt.find(phrase)
+    while at >= 0:
+        stop = at + len(phrase)
+        longer = (first and at and LETTER.match(prompt[at - 1])) or (last and LETTER.match(prompt, stop))
+        if not longer:
+            found.append((at, stop))
+        at = prompt.find(phrase, at + 1)
+    return found
 
 
 def _context(prompt: str, start: int, stop: int) -> str:

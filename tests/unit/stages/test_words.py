@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -60,6 +62,19 @@ def test_several_phrases_are_all_marked(tokenizer, tokenize, layout_of):
     together = positions_of_words(layout, ["cat", "hat", "red hat"], tokenize)
     apart = [positions_of_words(layout, [word], tokenize) for word in ("cat", "red hat")]
     assert torch.equal(together, apart[0] | apart[1])
+
+
+def test_python_keeps_no_expression_of_the_phrases_that_were_looked_for(tokenize, layout_of):
+    phrases = [f"hat {number}" for number in range(30)]
+    layout = layout_of(" and ".join(phrases))
+
+    def look_for(some: list[str]) -> int:
+        positions_of_words(layout, some, tokenize)
+        return len(re._cache) if hasattr(re, "_cache") else 0
+
+    look_for(phrases[:2])
+    re.purge()
+    assert look_for(phrases) == 0
 
 
 def test_beside_pictures_the_words_are_found_behind_them(tokenize, layout_of, special):
