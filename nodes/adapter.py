@@ -207,12 +207,13 @@ class ZImageVLAdapterApply(Node):
         adapter = adapter or load_adapter(file)
         for entry in text:  # before the pictures are read
             adapter.spec.check_text(entry[0], layout_of(entry))
+        chosen = parse_slots(slots) or None
         shares = parse_weights(weights, len(pictures)) if weights.strip() else None
         seen, notes = read_for(adapter, encoder, pictures, prompt, image_tokens)
         entries, lines = [], [adapter.describe(), *notes]
         for entry in text:
             mixed, info = apply_to(
-                entry, adapter, seen, strength, weights=shares, slots=parse_slots(slots) or None, combine=combine
+                entry, adapter, seen, strength, weights=shares, slots=chosen, combine=combine
             )
             entries.append(mixed)
             lines.append(info.describe())

@@ -84,6 +84,14 @@ def test_bad_input_is_named(run, fitted, text, native, picture, options, expecte
         run("AdapterApply", native, PROMPT, text, **given)
 
 
+def test_slots_nobody_can_read_are_told_before_the_picture_is_read(
+    run, fitted, text, native, picture, part, monkeypatch
+):
+    monkeypatch.setattr(part("nodes.adapter"), "read_for", lambda *_: pytest.fail("the picture was read"))
+    with pytest.raises(ValueError, match="slots: expected names"):
+        run("AdapterApply", native, PROMPT, text, images={"image0": picture}, adapter=fitted[0], slots="style:")
+
+
 @pytest.mark.parametrize(
     ("folder_name", "name", "expected"),
     [("../..", "x", "folder: expected a folder below"), ("looks", "a/b", "name: expected a plain file name")],
