@@ -9,14 +9,15 @@ from ..states.vl_states import resolve_layer
 from ..zimage import checks
 from ..zimage.progress import progress
 from ..zimage.text import batch_reader, open_text_encoder, text_reader
+from .folders import OR_DEMO, zimage_or_demo
 
 SUMMARY = "measure Z-Image's text encoder; `extract --reference` compares with the result"
 
 
 def add_arguments(parser) -> None:
     parser.add_argument(
-        "-m", "--model", required=True, metavar="FOLDER",
-        help="diffusers folder of Z-Image, or of its text encoder (Qwen3) alone",
+        "-m", "--model", required=True, type=zimage_or_demo, metavar="FOLDER",
+        help=f"diffusers folder of Z-Image, or of its text encoder (Qwen3) alone{OR_DEMO}",
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where to write, *.safetensors")
     parser.add_argument(

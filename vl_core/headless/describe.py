@@ -17,6 +17,7 @@ from ..zimage import checks
 from ..zimage.files import load_picture
 from ..zimage.progress import progress
 from .compare.fleet import on_ray
+from .folders import OR_DEMO, questions_of, vision_or_demo
 from .vision import load_encoder
 
 SUMMARY = "have Qwen3-VL write a text for every picture of a folder"
@@ -26,7 +27,10 @@ SLOTS = "slots"
 
 def add_arguments(parser) -> None:
     parser.add_argument("-f", "--folder", required=True, metavar="FOLDER", help="of pictures")
-    parser.add_argument("-m", "--model", required=True, metavar="FOLDER", help="Hugging Face folder of a Qwen3-VL")
+    parser.add_argument(
+        "-m", "--model", required=True, type=vision_or_demo, metavar="FOLDER",
+        help=f"Hugging Face folder of a Qwen3-VL{OR_DEMO}",
+    )
     parser.add_argument(
         "-o", "--output", default=BESIDE, metavar="FOLDER",
         help="where photo.txt of photo.png is written; beside is next to the picture. Texts that are there stay",
@@ -145,6 +149,9 @@ def _instruction(arguments) -> str:
         return rewrite_request(arguments.rewrite)
     if arguments.instruction is not None:
         return arguments.instruction
+    own = questions_of(arguments.model)
+    if arguments.take in own:
+        return own[arguments.take].ask
     return INSTRUCTIONS[SLOTS] if arguments.take == SLOTS else find_take(arguments.take).instruction
 
 

@@ -14,13 +14,17 @@ from ..states.vl_states import LAYOUT_KEY, resolve_layer, save_conditioning
 from ..zimage import checks
 from ..zimage.files import load_picture
 from ..zimage.progress import progress
+from .folders import OR_DEMO, vision_or_demo
 from .vision import add_picture_arguments, load_encoder, steps_of_encode
 
 SUMMARY = "save what Qwen3-VL makes of pictures and a prompt, cleaned and scaled, as a CONDITIONING file"
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("-m", "--model", required=True, metavar="FOLDER", help="Hugging Face folder of a Qwen3-VL")
+    parser.add_argument(
+        "-m", "--model", required=True, type=vision_or_demo, metavar="FOLDER",
+        help=f"Hugging Face folder of a Qwen3-VL{OR_DEMO}",
+    )
     parser.add_argument("-p", "--prompt", default="", metavar="TEXT", help="the words, read together with the pictures")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where to write, *.safetensors")
     add_picture_arguments(parser, "; none reads the prompt alone")

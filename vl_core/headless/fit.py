@@ -28,6 +28,7 @@ from ..zimage.progress import progress
 from ..zimage.text import open_text_encoder, text_reader
 from .calibrate import read_prompts
 from .compare.fleet import on_ray
+from .folders import OR_DEMO, vision_or_demo, zimage_or_demo
 from .vision import load_encoder
 
 SUMMARY = "fit a picture adapter on a folder of pictures with .txt files beside them"
@@ -38,9 +39,13 @@ SLICE = 16  # pictures that a worker of a cluster takes at a time
 def add_arguments(parser) -> None:
     parser.add_argument("-f", "--folder", required=True, metavar="FOLDER", help="photo.png and photo.txt, and so on")
     parser.add_argument(
-        "-m", "--model", required=True, metavar="FOLDER", help="diffusers folder of Z-Image, or its text encoder"
+        "-m", "--model", required=True, type=zimage_or_demo, metavar="FOLDER",
+        help=f"diffusers folder of Z-Image, or its text encoder{OR_DEMO}",
     )
-    parser.add_argument("--vision", required=True, metavar="FOLDER", help="Hugging Face folder of a Qwen3-VL-4B")
+    parser.add_argument(
+        "--vision", required=True, type=vision_or_demo, metavar="FOLDER",
+        help=f"Hugging Face folder of a Qwen3-VL-4B{OR_DEMO}",
+    )
     parser.add_argument("-o", "--output", default="adapter.safetensors", metavar="FILE", help="where to write")
     parser.add_argument(
         "--prompts", metavar="FILE", help="prompts such as you write, one per line, that the descriptions are put "

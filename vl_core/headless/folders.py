@@ -1,11 +1,16 @@
-"""The two models of a comparison: folders that are given, or the trained miniature's."""
+"""Folders of models that commands are given, or the trained miniature's."""
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 from ..zimage import checks
+from ..zimage.host import Question
 from .embedded import embedded
 
 DEMO = "demo"
+OR_DEMO = f"; {DEMO} is the trained miniature's"
 
 
 def add_folder_arguments(group, reference: bool = True) -> None:
@@ -33,6 +38,36 @@ def folders_of(model: str, vision: str | None) -> tuple[str, str]:
     if vision is not None:
         raise ValueError("--vision: the demo has its own Qwen3-VL. Give --model as well, or leave it out.")
     return embedded("folders")()
+
+
+class Embedded(str):
+    """The path of a folder of the miniature's, for which "demo" was said."""
+
+
+def zimage_or_demo(text: str) -> str:
+    """A type of an option that names a folder of Z-Image."""
+    return _or_demo(text, 0)
+
+
+def vision_or_demo(text: str) -> str:
+    """A type of an option that names a folder of Qwen3-VL."""
+    return _or_demo(text, 1)
+
+
+def _or_demo(text: str, place: int) -> str:
+    if text != DEMO or Path(text).is_dir():
+        return text
+    try:
+        return Embedded(embedded("folders")()[place])
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def questions_of(vision: str | None) -> dict[str, Question]:
+    """What is asked for a take in place of its own words: the miniature's Qwen3-VL knows forty."""
+    if not isinstance(vision, Embedded):
+        return {}
+    return {take: Question(ask, form) for take, ask, form in embedded("questions")}
 
 
 def vision_blocks(vision: str, width: int) -> int:

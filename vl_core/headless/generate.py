@@ -29,6 +29,7 @@ from ..zimage.files import load_picture, save_png
 from ..zimage.host import PipelineHost
 from ..zimage.pipeline import ZImageFolder, encode_text, load_pipeline, load_tokenizer, paint, prompt_layout
 from ..zimage.progress import progress
+from .folders import OR_DEMO, questions_of, vision_or_demo, zimage_or_demo
 from .vision import add_picture_arguments, load_encoder
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ SUMMARY = "paint with Z-Image, steered by a saved CONDITIONING file or directly 
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("-m", "--model", required=True, metavar="FOLDER", help="diffusers folder of Z-Image")
+    parser.add_argument(
+        "-m", "--model", required=True, type=zimage_or_demo, metavar="FOLDER",
+        help=f"diffusers folder of Z-Image{OR_DEMO}",
+    )
     parser.add_argument("-p", "--prompt", required=True, metavar="TEXT", help="what to paint")
     parser.add_argument("-o", "--output", default="zimage-vl.png", metavar="FILE", help="where to write, *.png")
     parser.add_argument(
@@ -49,7 +53,9 @@ def add_arguments(parser) -> None:
         "--negative", default="", metavar="TEXT", help="what to stay away from; needs --guidance above 0"
     )
     directly = parser.add_argument_group("steer by pictures")
-    directly.add_argument("--vision", metavar="FOLDER", help="Hugging Face folder of a Qwen3-VL-4B")
+    directly.add_argument(
+        "--vision", type=vision_or_demo, metavar="FOLDER", help=f"Hugging Face folder of a Qwen3-VL-4B{OR_DEMO}"
+    )
     add_picture_arguments(directly, " (needs --vision)")
     directly.add_argument(
         "--way", default=AUTOMATIC, metavar="WAY",
@@ -221,7 +227,9 @@ def steered_job(arguments, width: int, device: torch.device, dtype: torch.dtype)
         def load() -> Qwen3VLEncoder:
             return load_encoder(arguments.vision, device, dtype, max(layers, default=-1))
 
-        host = PipelineHost(pipeline, load, model=Path(arguments.model).resolve().name)
+        host = PipelineHost(
+            pipeline, load, model=Path(arguments.model).resolve().name, questions=questions_of(arguments.vision)
+        )
         references = [Reference(picture) for picture in pictures]
         outcome = steer(host, arguments.prompt, references, settings, given)
         (steered,), (text,) = outcome.entries, outcome.texts

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from vl_core.headless import cli
+from vl_core.headless.embedded import embedded
+from vl_core.headless.folders import questions_of, vision_or_demo
 
 SAID = "colours: 红 → “rot”"
 
@@ -38,3 +40,29 @@ def test_every_command_takes_several_pictures_at_once_or_one_by_one(name):
     ]
     given = parser.parse_args([*needed, "-i", "a.png", "b.png", "-i", "c.png"])
     assert given.image == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("name", ["extract", "describe", "generate", "calibrate", "fit"])
+def test_a_folder_may_be_the_trained_miniatures(name, tmp_path, monkeypatch):
+    """As where it is the default; a folder of that name goes before."""
+    monkeypatch.chdir(tmp_path)
+    parser = argparse.ArgumentParser()
+    cli.COMMANDS[name].add_arguments(parser)
+    options = {action.dest: action for action in parser._actions}
+    needed = [
+        part for action in parser._actions if action.required for part in (action.option_strings[0], "demo")
+    ]
+    folders = dict(zip(("zimage", "vision"), embedded("folders")(), strict=True))
+    expected = folders["vision" if "Qwen3-VL" in options["model"].help else "zimage"]
+    assert parser.parse_args(needed).model == expected
+    if "vision" in options:
+        assert parser.parse_args([*needed, "--vision", "demo"]).vision == folders["vision"]
+    (tmp_path / "demo").mkdir()
+    assert parser.parse_args(needed).model == "demo"
+
+
+def test_the_miniatures_qwen3_vl_is_asked_what_it_knows_where_it_is_meant_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = questions_of(vision_or_demo("demo"))
+    assert asked["style"].ask == "what style is it?" and asked["colours"].form.format("red") == "red background"
+    assert questions_of(str(vision_or_demo("a folder"))) == questions_of(None) == {}
