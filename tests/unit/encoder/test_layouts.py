@@ -82,16 +82,17 @@ def test_a_tokenizer_that_learned_a_word_is_another(encoder):
     before = encoder.tokenize("a zebrafinch").token_ids
     encoder.tokenizer.add_tokens(["zebrafinch"])
     assert len(encoder.tokenize("a zebrafinch").token_ids) < len(before)
-    piece, number = next(
-        (one, number) for one, number in encoder.tokenizer.get_vocab().items() if one.isalpha() and one.islower()
+    vocabulary = encoder.tokenizer.get_vocab()
+    words = sorted(one for one in vocabulary if one.isalpha() and one.islower())
+    word, piece = next(
+        (word, piece) for word in words for piece in words
+        if piece in word[1:] and piece not in "system user assistant"  # words of the template stay whole
     )
-    before, size = encoder.tokenize(f"zz{piece}zz").token_ids, len(encoder.tokenizer)
+    before, size = encoder.tokenize(word).token_ids, len(encoder.tokenizer)
+    assert vocabulary[word] in before
     encoder.tokenizer.add_tokens([piece])  # which it has: no longer, but parted from what stands beside it
-    after = encoder.tokenize(f"zz{piece}zz").token_ids
-    assert len(encoder.tokenizer) == size and number in after
-    text = f"<|im_start|>user\nzz{piece}zz<|im_end|>\n"
-    start = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert after[: len(start)].tolist() == start != before[: len(start)].tolist()
+    after = encoder.tokenize(word).token_ids
+    assert len(encoder.tokenizer) == size and vocabulary[piece] in after and vocabulary[word] not in after
 
 
 def test_each_caller_has_tensors_of_its_own(encoder, picture):
