@@ -119,7 +119,9 @@ def test_mistakes_are_named(folder, tmp_path, capsys):
     assert not list(folder.glob("*.txt"))
 
 
-def test_a_prompt_is_rewritten_with_each_picture_in_view(folder, monkeypatch, capsys):
+@pytest.fixture
+def asked(monkeypatch) -> list[str]:
+    """What is asked, where nobody answers but in "words"."""
     asked = []
 
     def tell_it(encoder, pictures, instruction, **_):
@@ -127,6 +129,10 @@ def test_a_prompt_is_rewritten_with_each_picture_in_view(folder, monkeypatch, ca
         return [Description("words", "words", 1, False)] * len(pictures)
 
     monkeypatch.setattr(command, "describe_each", tell_it)
+    return asked
+
+
+def test_a_prompt_is_rewritten_with_each_picture_in_view(folder, asked, capsys):
     assert tell(folder, "--rewrite", "a fox in the snow") == 0
     assert set(asked) == {rewrite_request("a fox in the snow")} and "a fox in the snow" in asked[0]
     assert tell(folder, "--rewrite", " ") == 1
@@ -134,14 +140,7 @@ def test_a_prompt_is_rewritten_with_each_picture_in_view(folder, monkeypatch, ca
 
 
 @pytest.mark.parametrize("take", ["slots", "style"])
-def test_a_take_asks_what_it_says_and_slots_ask_for_the_lines_of_an_adapter(take, folder, monkeypatch):
-    asked = []
-
-    def tell_it(encoder, pictures, instruction, **_):
-        asked.append(instruction)
-        return [Description("words", "words", 1, False)] * len(pictures)
-
-    monkeypatch.setattr(command, "describe_each", tell_it)
+def test_a_take_asks_what_it_says_and_slots_ask_for_the_lines_of_an_adapter(take, folder, asked):
     options = ["--device", "cpu", "--dtype", "float32", "--take", take]
     assert main(["describe", "-f", str(folder), "-m", str(MODELS / VISION), *options]) == 0
     assert set(asked) == {slot_request() if take == "slots" else find_take("style").instruction}
