@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.headless.compare.fleet import on_cluster
 from vl_core.headless.compare.study import Models
 from vl_core.headless.evaluate.arms import ways_tried
 from vl_core.headless.evaluate.command import GB, together
@@ -96,7 +97,8 @@ def run(arguments) -> None:
     bench.report.section("painting steps alone", bench.steps)
     bench.report.section("an evaluation", bench.evaluation)
     if arguments.ray:
-        bench.report.section("with two painters", bench.two_painters)
+        with on_cluster("local"):
+            bench.report.section("with two painters", bench.two_painters)
     bench.report.write()
 
 
@@ -118,7 +120,7 @@ class Bench:
             "evaluate" if self.device.type == "cuda" else "evaluate_cpu", self.device, arguments.out, size=self.size,
             steps=self.models.steps, side=side, batch=self.batch, vram_gb=arguments.vram,
         )
-        self.step_seconds = float("nan")
+        self.step_seconds = self.steps_of_a_cell = float("nan")
         self.painted: dict[str, bytes] = {}
 
     def steps(self) -> None:
@@ -163,6 +165,7 @@ class Bench:
         self.painted = self._run("alone", Fleet())
 
     def two_painters(self) -> None:
+        """What a cell takes of both painters' time: where they wait for nothing, its steps and what comes with them."""
         found = self._run("two", Fleet("local", 2))
         same = sum(found[name] == pixels for name, pixels in self.painted.items())
         self.report.add("two painters: pictures that are the same bit for bit", count=same, of=len(self.painted))
@@ -194,8 +197,9 @@ class Bench:
         spent = {name: timed(lambda act=act: act(cells)) for name, act in acts.items()}
         if evaluation.pool is not None:
             evaluation.pool.shutdown()
-        self._report_cells("" if name == "alone" else "two painters: ", evaluation, cells, spent)
-        label = "" if name == "alone" else "two painters: "
+        label = "two painters: " if fleet.ray else ""
+        painters = fleet.workers or 1
+        self._report_cells(label, evaluation, cells, {name: painters * seconds for name, seconds in spent.items()})
         self.report.add(f"{label}asking about the references, before all else", s=asking)
         self.report.add(f"{label}reading {rung.trials} pairs", s=reading)
         self.report.add(f"{label}text states", s=words)
@@ -214,14 +218,18 @@ class Bench:
     def _report_cells(self, label: str, evaluation: Evaluation, cells: list[Cell], spent: dict[str, float]) -> None:
         """All that a cell took, and what of it went where, beside its painting steps alone."""
         count, shares = len(cells), evaluation.shares.seconds
-        steps, tokens = self._steps_alone(evaluation, cells)
-        self.report.add(f"{label}cells", count=count, tokens=tokens)
-        self.report.add(f"{label}a cell: its painting steps alone", s=steps, **{TIMES: 1.0})
+        if label == "":
+            self.steps_of_a_cell, tokens = self._steps_alone(evaluation, cells)
+            self.report.add("cells", count=count, tokens=tokens)
+            self.report.add("a cell: its painting steps alone", s=self.steps_of_a_cell, **{TIMES: 1.0})
+        steps = self.steps_of_a_cell
         each = sum(spent.values()) / count
         self.report.add(f"{label}a cell, all of it", s=each, **{TIMES: each / steps, TIMES_ALONE:
                                                                each / self.step_seconds})
         for name, seconds in spent.items():
             self.report.add(f"{label}a cell: {name}", s=seconds / count, **{TIMES: seconds / count / steps})
+        if evaluation.fleet.ray:  # their own clocks are elsewhere
+            return
         of = {
             STEPS: "its steps, among all else", DECODING: "decoding", ASKING: "asking", MEASURING:
             "waiting for what is measured", WAITING: "waiting for what is read, written and laid out",
@@ -230,7 +238,7 @@ class Bench:
         counted["everything else"] = sum(spent.values()) - sum(counted.values())
         counted["beside it: writing"] = shares.get(WRITING, 0.0)
         for told, seconds in counted.items():
-            self.report.add(f"{label}of a cell: {told}", s=seconds / count, **{TIMES: seconds / count / steps})
+            self.report.add(f"of a cell: {told}", s=seconds / count, **{TIMES: seconds / count / steps})
 
     def _steps_alone(self, evaluation: Evaluation, cells: list[Cell]) -> tuple[float, float]:
         """Seconds of a cell's painting steps, of the same words in the same batches with nothing beside them, and the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +43,7 @@ def paint_on_ray(
 def on_ray(
     address: str, workers: int, kind: type, arguments: Sequence[Any], task: Callable[[Any, Any], Any],
     items: Sequence[Any], on_start: Callable[[list], None] = lambda actors: None, *, ordered: bool = False,
+    on_end: Callable[[list], None] = lambda actors: None, ahead: int = 1,
 ) -> Iterator[Any]:
     """What actors make of the items.
 
@@ -53,6 +55,9 @@ def on_ray(
         task: from an actor's handle and an item to Ray's promise of a result.
         on_start: called with the actors' handles.
         ordered: results in the items' order; else as they are finished.
+        on_end: called with the handles once all is done, while the actors are still there.
+        ahead: items that are with each actor at a time; with two it never waits for this process, and the last items
+            may be shared out less well.
 
     Every worker computes with as many threads as this process, so what comes back is what it would have made itself on
     a machine of the same kind.
@@ -60,38 +65,60 @@ def on_ray(
     Raises:
         ImportError: if Ray is not installed. Errors of a task are raised as they are.
     """
+    with on_cluster(address):
+        import ray
+        from ray.exceptions import RayTaskError
+        from ray.util import ActorPool
+
+        # Sums over threads round by how many there are: workers take as many as would do it here.
+        threads = str(torch.get_num_threads())
+        actors: list[Any] = []
+        try:
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            count = workers or gpus or 1
+            # A worker that dies is started again and what it was at done again, however often.
+            actor = ray.remote(kind).options(
+                num_gpus=min(1.0, gpus / count) if gpus else 0, num_cpus=1, max_restarts=-1, max_task_retries=-1,
+                runtime_env={"env_vars": dict.fromkeys(THREADS, threads)},
+            )
+            shared = [ray.put(one) for one in arguments]
+            actors += [actor.remote(*shared) for _ in range(min(count, len(items)))]
+            on_start(actors)
+            pool = ActorPool(actors * ahead)
+            yield from (pool.map if ordered else pool.map_unordered)(task, list(items))
+            on_end(actors)
+        except RayTaskError as error:
+            raise error.cause from error
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+
+
+@contextmanager
+def on_cluster(address: str) -> Iterator[None]:
+    """This process is on Ray's cluster while the block lasts, see :func:`on_ray`; where it was already, it stays there.
+
+    Raises:
+        ImportError: if Ray is not installed.
+    """
     try:
         checks.require_packages("ray")
     except ImportError as error:
         raise ImportError(f"--ray: needs Ray. Install it with: {INSTALL}") from error
     import ray
-    from ray.exceptions import RayTaskError
-    from ray.util import ActorPool
 
-    # Sums over threads round by how many there are: workers take as many as would do it here.
-    threads = str(torch.get_num_threads())
-    actors: list[Any] = []
     ours = not ray.is_initialized()
     if ours:
         ray.init(None if address == "local" else address, log_to_driver=False)
     try:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        count = workers or gpus or 1
-        # A worker that dies is started again and what it was at done again, however often.
-        actor = ray.remote(kind).options(
-            num_gpus=min(1.0, gpus / count) if gpus else 0, num_cpus=1, max_restarts=-1, max_task_retries=-1,
-            runtime_env={"env_vars": dict.fromkeys(THREADS, threads)},
-        )
-        shared = [ray.put(one) for one in arguments]
-        actors += [actor.remote(*shared) for _ in range(min(count, len(items)))]
-        on_start(actors)
-        pool = ActorPool(actors)
-        yield from (pool.map if ordered else pool.map_unordered)(task, list(items))
-    except RayTaskError as error:
-        raise error.cause from error
+        yield
     finally:
         if ours:
             ray.shutdown()
-        else:
-            for actor in actors:
-                ray.kill(actor)
+
+
+def ask_all(actors: Sequence[Any], method: str) -> list[Any]:
+    """What each says when its ``method`` is called; ``__ray_ready__`` says when it has its models."""
+    import ray
+
+    return ray.get([getattr(actor, method).remote() for actor in actors])

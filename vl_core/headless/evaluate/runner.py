@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from ...steering.sweep import Cell
 from ...zimage.files import save_png
 from ...zimage.painting import Job
 from ...zimage.progress import progress
-from ..compare.fleet import on_ray
+from ..compare.fleet import ask_all, on_cluster, on_ray
 from ..compare.nulls import NULL
 from ..compare.scores import cosine
 from .beside import Beside
@@ -59,6 +60,10 @@ class Evaluation(Ground):
 
     def run(self, scores: Scores) -> None:
         """Describe, paint, ask, rung after rung; ``scores`` says of a rung's arms which is better."""
+        with on_cluster(self.fleet.ray) if self.fleet.ray else nullcontext():
+            self._run(scores)
+
+    def _run(self, scores: Scores) -> None:
         for partial in self.folder.rglob(f"*.{'[0-9a-f]' * 32}.part"):
             partial.unlink()  # a run that was killed was writing it
         (self.folder / CELLS).mkdir(parents=True, exist_ok=True)
@@ -258,7 +263,7 @@ class Evaluation(Ground):
                 jobs, reports[batch] = self.jobs(batch)
                 return worker.paint.remote(jobs, batch[0].settings.window, unwanted)
 
-            found = on_ray(self.fleet.ray, self.fleet.workers, Brush, (self.turns.loaders,), send, todo, ordered=True)
+            found = self._on_workers("painter", Brush, send, todo)
             for batch, painted in zip(todo, found, strict=True):
                 yield batch, painted, reports.pop(batch)
             return
@@ -270,6 +275,21 @@ class Evaluation(Ground):
                 if number + 1 < len(todo):
                     coming = ahead.submit(self.jobs, todo[number + 1])
                 yield batch, brush.paint(jobs, batch[0].settings.window, unwanted), reports_of
+
+    def _on_workers(
+        self, name: str, kind: type, task: Callable[[Any, Batch], Any], todo: Sequence[Batch]
+    ) -> Iterator[Any]:
+        """What a cluster's workers make of batches, in a turn of the model ``name``."""
+        start = time.perf_counter()
+
+        def loaded(actors: list) -> None:
+            ask_all(actors, "__ray_ready__")
+            self.turns.count_loading(name, time.perf_counter() - start)
+
+        return on_ray(
+            self.fleet.ray, self.fleet.workers, kind, (self.turns.loaders,), task, todo, loaded, ordered=True,
+            ahead=2, on_end=lambda actors: self.turns.count_peak(name, max(ask_all(actors, "end"))),
+        )
 
     def measure(self, cells: Sequence[Cell]) -> None:
         """Artifacts and likeness of what was painted; with processes of their own it was begun meanwhile."""
@@ -314,10 +334,10 @@ class Evaluation(Ground):
             return [read_own_picture(self.file(cell.id)) for cell in batch], [self.queries(cell) for cell in batch]
 
         if self.fleet.ray:
-            found = on_ray(
-                self.fleet.ray, self.fleet.workers, Asker, (self.turns.loaders,),
-                lambda worker, batch: worker.ask_about.remote(*see(batch)), todo, ordered=True,
-            )
+            def send(worker: Any, batch: Batch) -> Any:
+                return worker.ask_about.remote(*see(batch))
+
+            found = self._on_workers("vision", Asker, send, todo)
             yield from zip(todo, found, strict=True)
             return
         with self.turns("vision") as encoder, ThreadPoolExecutor(AHEAD) as readers, ThreadPoolExecutor(1) as ahead:

@@ -98,20 +98,31 @@ class Turns:
             torch.cuda.empty_cache()  # of which nobody uses anything by now: torch keeps it from others
             torch.cuda.reset_peak_memory_stats()
         if name not in self._here:
-            self.taken[name] = self.taken.get(name, 0) + 1
             start = time.perf_counter()
             self._here[name] = getattr(self.loaders, name)()
-            self.loading[name] = self.loading.get(name, 0.0) + time.perf_counter() - start
+            self.count_loading(name, time.perf_counter() - start)
         try:
             yield self._here[name]
         finally:
-            if on_gpu:
-                self.peak[name] = max(self.peak.get(name, 0), torch.cuda.max_memory_allocated())
+            self.count_peak(name, most_held())
             if not self.keep:
                 if name == "vision":
                     self._here[name].forget()
                 del self._here[name]
                 give_back()
+
+    def count_loading(self, name: str, seconds: float) -> None:
+        self.taken[name] = self.taken.get(name, 0) + 1
+        self.loading[name] = self.loading.get(name, 0.0) + seconds
+
+    def count_peak(self, name: str, taken: int) -> None:
+        if taken:
+            self.peak[name] = max(self.peak.get(name, 0), taken)
+
+
+def most_held() -> int:
+    """Most bytes that tensors took on this process's GPU since that was last asked to begin anew; 0 without one."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
 def give_back() -> None:

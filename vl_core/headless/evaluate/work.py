@@ -23,12 +23,22 @@ from ...reports.judge import Query, questions_of, shares_of
 from ...zimage.painting import Job, decode_each, sample_many
 from ..compare.runner import LEAST_SIDE, measure, rounded
 from .beside import Shares
-from .turns import Loaders
+from .turns import Loaders, give_back, most_held
 
 STEPS, DECODING = "steps", "decoding"
 
 
-class Brush:
+class Turn:
+    """What a worker of a cluster does with a model in the turn of its."""
+
+    def end(self) -> int:
+        """Give its memory back, before whoever comes next needs it; the most bytes of a GPU that were taken."""
+        vars(self).clear()
+        give_back()
+        return most_held()
+
+
+class Brush(Turn):
     """Paints batches.
 
     Args:
@@ -57,7 +67,7 @@ class Brush:
         return found, (time.perf_counter() - start) / len(jobs)
 
 
-class Asker:
+class Asker(Turn):
     """Asks Qwen3-VL about pictures."""
 
     def __init__(self, loaders: Loaders, encoder: Qwen3VLEncoder | None = None) -> None:
