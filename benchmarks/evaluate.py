@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
-from vl_core.headless.compare.fleet import on_cluster
 from vl_core.headless.compare.study import Models
 from vl_core.headless.evaluate.arms import ways_tried
 from vl_core.headless.evaluate.command import GB, together
@@ -97,8 +96,7 @@ def run(arguments) -> None:
     bench.report.section("painting steps alone", bench.steps)
     bench.report.section("an evaluation", bench.evaluation)
     if arguments.ray:
-        with on_cluster("local"):
-            bench.report.section("with two painters", bench.two_painters)
+        bench.report.section("with two painters", bench.two_painters)
     bench.report.write()
 
 
@@ -175,7 +173,12 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "cells").mkdir(parents=True)
         evaluation, rung = self.plan(folder, fleet)
-        turns = evaluation.turns
+        with evaluation.workers():
+            self._measure(evaluation, rung)
+        return {file.name: pixels_of(file) for file in sorted((folder / "cells").glob("*.png"))}
+
+    def _measure(self, evaluation: Evaluation, rung: Rung) -> None:
+        turns, fleet = evaluation.turns, evaluation.fleet
 
         def timed(work) -> float:
             before, start = sum(turns.loading.values()), time.perf_counter()
@@ -207,8 +210,6 @@ class Bench:
             self.report.add(f"{label}loading: {model}", s=seconds / turns.taken[model], times=turns.taken[model])
         for model, taken in turns.peak.items():
             self.report.add(f"{label}peak: {model}", gb=taken / GB)
-        return {file.name: pixels_of(file) for file in sorted((folder / "cells").glob("*.png"))}
-
 
     def _ask_about_references(self, evaluation: Evaluation) -> None:
         """As every evaluation begins; what these models answer means nothing."""

@@ -60,6 +60,7 @@ class Ground:
     Attributes:
         rows: the lines of each file by id. rungs: those that were begun. settled: ids that are done.
         measured: what other processes are measuring, by id. hashes: of the weights' files. shares: of its time.
+        crew: the cluster's workers, while there are some.
         looks_said, looks_seconds: how looks are learned here, and how long that takes. scored_by: a second judge.
     """
 
@@ -86,6 +87,7 @@ class Ground:
         self.settled: set[str] = set()
         self.hashes: dict[str, dict[str, str]] = {}
         self.measured: dict[str, Future] = {}
+        self.crew: list[Any] = []
         self.shares = Shares()
         self.desk = lru_cache(DESKS)(self._new_desk)
 

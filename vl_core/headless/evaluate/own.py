@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +35,8 @@ def read_own_picture(path: Path) -> Tensor:
         pixels = decode_png(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
     except (ImportError, AttributeError, OSError, RuntimeError):  # no such file, or no torchvision that reads PNGs
         return read_picture(path)
-    return pixels.permute(1, 2, 0).contiguous()
+    # By numpy: every thread that has torch compute has a crew of its own, which then waits by spinning on all cores.
+    return torch.from_numpy(np.ascontiguousarray(pixels.numpy().transpose(1, 2, 0)))
 
 
 def _written_by_us(content: bytes) -> bool:

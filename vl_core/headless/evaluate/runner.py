@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from ...steering.sweep import Cell
 from ...zimage.files import save_png
 from ...zimage.painting import Job
 from ...zimage.progress import progress
-from ..compare.fleet import ask_all, on_cluster, on_ray
+from ..compare.fleet import ask_all, crew, shared_out
 from ..compare.nulls import NULL
 from ..compare.scores import cosine
 from .beside import Beside
@@ -40,7 +40,7 @@ from .kept import NotItsTurn, write_whole
 from .looks import bring_looks
 from .own import read_own_picture
 from .plan import Rung, first_rungs, next_rung
-from .work import Asker, Brush, measure_file
+from .work import Asker, Brush, Worker, measure_file
 
 SPENT_PAINTING = 0.9  # of the time; the rest is for loading, reading and describing
 AHEAD = 4  # pictures that are written or read at the same time, and batches that wait for it
@@ -60,8 +60,17 @@ class Evaluation(Ground):
 
     def run(self, scores: Scores) -> None:
         """Describe, paint, ask, rung after rung; ``scores`` says of a rung's arms which is better."""
-        with on_cluster(self.fleet.ray) if self.fleet.ray else nullcontext():
+        with self.workers():
             self._run(scores)
+
+    @contextmanager
+    def workers(self) -> Iterator[None]:
+        """Those of the cluster, if there is one, are there while the block lasts."""
+        if not self.fleet.ray:
+            yield
+            return
+        with crew(self.fleet.ray, self.fleet.workers, Worker, (self.turns.loaders,)) as self.crew:
+            yield
 
     def _run(self, scores: Scores) -> None:
         for partial in self.folder.rglob(f"*.{'[0-9a-f]' * 32}.part"):
@@ -263,12 +272,12 @@ class Evaluation(Ground):
                 jobs, reports[batch] = self.jobs(batch)
                 return worker.paint.remote(jobs, batch[0].settings.window, unwanted)
 
-            found = self._on_workers("painter", Brush, send, todo)
+            found = self._by_workers("painter", send, todo)
             for batch, painted in zip(todo, found, strict=True):
                 yield batch, painted, reports.pop(batch)
             return
         with self.turns("painter") as pipeline, ThreadPoolExecutor(1) as ahead:
-            brush, coming = Brush(self.turns.loaders, pipeline, self.shares), ahead.submit(self.jobs, todo[0])
+            brush, coming = Brush(self.sheet.models, pipeline, self.shares), ahead.submit(self.jobs, todo[0])
             for number, batch in enumerate(todo):
                 with self.shares(WAITING):
                     jobs, reports_of = coming.result()
@@ -276,20 +285,15 @@ class Evaluation(Ground):
                     coming = ahead.submit(self.jobs, todo[number + 1])
                 yield batch, brush.paint(jobs, batch[0].settings.window, unwanted), reports_of
 
-    def _on_workers(
-        self, name: str, kind: type, task: Callable[[Any, Batch], Any], todo: Sequence[Batch]
+    def _by_workers(
+        self, name: str, task: Callable[[Any, Batch], Any], todo: Sequence[Batch]
     ) -> Iterator[Any]:
         """What a cluster's workers make of batches, in a turn of the model ``name``."""
         start = time.perf_counter()
-
-        def loaded(actors: list) -> None:
-            ask_all(actors, "__ray_ready__")
-            self.turns.count_loading(name, time.perf_counter() - start)
-
-        return on_ray(
-            self.fleet.ray, self.fleet.workers, kind, (self.turns.loaders,), task, todo, loaded, ordered=True,
-            ahead=2, on_end=lambda actors: self.turns.count_peak(name, max(ask_all(actors, "end"))),
-        )
+        ask_all(self.crew, "begin", name)
+        self.turns.count_loading(name, time.perf_counter() - start)
+        yield from shared_out(self.crew, task, todo, ordered=True, ahead=2)
+        self.turns.count_peak(name, max(ask_all(self.crew, "end")))
 
     def measure(self, cells: Sequence[Cell]) -> None:
         """Artifacts and likeness of what was painted; with processes of their own it was begun meanwhile."""
@@ -337,11 +341,11 @@ class Evaluation(Ground):
             def send(worker: Any, batch: Batch) -> Any:
                 return worker.ask_about.remote(*see(batch))
 
-            found = self._on_workers("vision", Asker, send, todo)
+            found = self._by_workers("vision", send, todo)
             yield from zip(todo, found, strict=True)
             return
         with self.turns("vision") as encoder, ThreadPoolExecutor(AHEAD) as readers, ThreadPoolExecutor(1) as ahead:
-            asker = Asker(self.turns.loaders, encoder)
+            asker = Asker(self.sheet.models, encoder)
 
             def prepare(batch: Batch) -> tuple[list[Ready], list[list[Query]]]:
                 pictures = readers.map(lambda cell: read_own_picture(self.file(cell.id)), batch)

@@ -104,7 +104,8 @@ class Turns:
         try:
             yield self._here[name]
         finally:
-            self.count_peak(name, most_held())
+            if on_gpu:
+                self.count_peak(name, torch.cuda.max_memory_allocated())
             if not self.keep:
                 if name == "vision":
                     self._here[name].forget()
@@ -118,11 +119,6 @@ class Turns:
     def count_peak(self, name: str, taken: int) -> None:
         if taken:
             self.peak[name] = max(self.peak.get(name, 0), taken)
-
-
-def most_held() -> int:
-    """Most bytes that tensors took on this process's GPU since that was last asked to begin anew; 0 without one."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
 def give_back() -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,33 +23,22 @@ from ...reports.artifacts import measure_artifacts
 from ...reports.judge import Query, questions_of, shares_of
 from ...zimage.painting import Job, decode_each, sample_many
 from ..compare.runner import LEAST_SIDE, measure, rounded
+from ..compare.study import Models
 from .beside import Shares
-from .turns import Loaders, give_back, most_held
+from .turns import Loaders, Turns
 
 STEPS, DECODING = "steps", "decoding"
 
 
-class Turn:
-    """What a worker of a cluster does with a model in the turn of its."""
-
-    def end(self) -> int:
-        """Give its memory back, before whoever comes next needs it; the most bytes of a GPU that were taken."""
-        vars(self).clear()
-        give_back()
-        return most_held()
-
-
-class Brush(Turn):
+class Brush:
     """Paints batches.
 
     Args:
-        pipeline: Z-Image without its text encoder; loaded if None, as an actor does it.
-        shares: what counts the time.
+        pipeline: Z-Image without its text encoder. shares: what counts the time.
     """
 
-    def __init__(self, loaders: Loaders, pipeline: Any = None, shares: Shares | None = None) -> None:
-        self.models, self.shares = loaders.models, shares or Shares()
-        self.pipeline = loaders.painter() if pipeline is None else pipeline
+    def __init__(self, models: Models, pipeline: Any, shares: Shares | None = None) -> None:
+        self.models, self.pipeline, self.shares = models, pipeline, shares or Shares()
 
     def paint(
         self, jobs: Sequence[Job], window: tuple[float, float], unwanted: Tensor | None
@@ -67,12 +57,11 @@ class Brush(Turn):
         return found, (time.perf_counter() - start) / len(jobs)
 
 
-class Asker(Turn):
+class Asker:
     """Asks Qwen3-VL about pictures."""
 
-    def __init__(self, loaders: Loaders, encoder: Qwen3VLEncoder | None = None) -> None:
-        self.models = loaders.models
-        self.encoder = loaders.vision() if encoder is None else encoder
+    def __init__(self, models: Models, encoder: Qwen3VLEncoder) -> None:
+        self.models, self.encoder = models, encoder
 
     def ready(self, pixels: Tensor, queries: Sequence[Query]) -> Ready:
         """What of asking needs no GPU."""
@@ -88,11 +77,43 @@ class Asker(Turn):
         found = [_row_of(*both) for both in zip(queries, told, strict=True)]
         return found, (time.perf_counter() - start) / len(asked)
 
+
+class Worker:
+    """What a cluster's actor does: as an evaluation in one process, with one model at a time."""
+
+    def __init__(self, loaders: Loaders) -> None:
+        self.turns = Turns(loaders, loaders.small())
+        self.turn, self.name = ExitStack(), ""
+        self.tool: Any = None
+
+    def begin(self, name: str) -> None:
+        """Load the model ``name`` unless it is there: a worker that died is started again without one."""
+        if self.name != name:
+            self.end()
+            self.tool = TOOLS[name](self.turns.loaders.models, self.turn.enter_context(self.turns(name)))
+            self.name = name
+
+    def end(self) -> int:
+        """Give the model's memory back; the most bytes of a GPU that its turns took."""
+        self.tool = None
+        self.turn.close()
+        name, self.name = self.name, ""
+        return self.turns.peak.get(name, 0)
+
+    def paint(self, *arguments: Any) -> tuple[list[np.ndarray], float]:
+        """:meth:`Brush.paint`."""
+        self.begin("painter")
+        return self.tool.paint(*arguments)
+
     def ask_about(
         self, pictures: Sequence[Tensor], queries: Sequence[Sequence[Query]]
     ) -> tuple[list[dict[str, list[float]]], float]:
-        """All of it, for a worker of a cluster."""
-        return self.ask([self.ready(*both) for both in zip(pictures, queries, strict=True)], queries)
+        """:meth:`Asker.ask` of pictures as they are."""
+        self.begin("vision")
+        return self.tool.ask([self.tool.ready(*both) for both in zip(pictures, queries, strict=True)], queries)
+
+
+TOOLS = {"painter": Brush, "vision": Asker}
 
 
 def _row_of(queries: Sequence[Query], told: Sequence[Answer]) -> dict[str, list[float]]:
