@@ -1,7 +1,8 @@
 """Group norms of few pictures on a GPU: torch's own gives a group to one block, so 32 of them leave most of it idle.
 
-At 1024² that is half of what decoding takes. Here each group is summed in parts, which fill the GPU, and one pass
-scales and shifts. Sums and results are float32's, rounded once at the end, as torch's.
+At 1024² that is half of what decoding takes. Here each group is looked through in parts, which fill the GPU, by the
+kernels that torch has for batch norms over several GPUs. Sums and results are float32's, rounded once at the end, as
+torch's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 PARTS = 64  # of a group: 32 groups in so many parts are some sixteen blocks for each multiprocessor
+PIECES = 16  # of a channel: 128 channels and more in so many are as many blocks
 FILLING = 256  # groups from which on torch's own kernel has a block for every multiprocessor, twice over
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -22,19 +24,34 @@ HALVES = (torch.float16, torch.bfloat16)
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """``torch.nn.functional.group_norm`` of contiguous ``(N, C, …)`` in half precision."""
     count, width = x.shape[:2]
-    size = x[0].numel() // groups
-    parts = x.view(count, groups, math.gcd(size, PARTS), -1)
-    # Both read half precision and add up in float32 without a copy; the few figures of parts are put together in
-    # float64: a variance is the mean of the parts' own and the variance of their means.
-    means = parts.sum(-1, dtype=torch.float32).double() / parts.shape[-1]
-    within = torch.var(parts, -1, correction=0, out=x.new_empty(parts.shape[:-1], dtype=torch.float32)).double()
-    mean = means.mean(-1)
-    scale = (within.mean(-1) + means.var(-1, correction=0) + epsilon).rsqrt()
-    scales = scale[..., None] * weight.view(groups, -1)
-    shifts = bias.view(groups, -1) - mean[..., None] * scales
-    shape = (count, width, *[1] * (x.dim() - 2))
-    scales, shifts = (one.float().view(shape) for one in (scales, shifts))
-    return torch.addcmul(shifts, x, scales, out=torch.empty_like(x))
+    parts = math.gcd(x[0].numel() // groups, PARTS)
+    # The few figures of parts are put together in float64: a variance is the mean of the parts' own and the variance of
+    # their means.
+    means, within = (one.view(count, groups, parts) for one in _moments(x, count * groups * parts))
+    mean, variance = means.mean(-1), within.mean(-1) + means.var(-1, correction=0)
+    pieces, inverse = math.gcd(x[0, 0].numel(), PIECES), (variance + epsilon).rsqrt()
+    of_groups = (one.float().repeat_interleave(width // groups * pieces) for one in (mean, inverse))
+    of_channels = (one.float().repeat_interleave(pieces).repeat(count) for one in (weight, bias))
+    return _normalised(x, *of_groups, *of_channels)
+
+
+def _moments(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of ``count`` equal parts of contiguous values, summed in float32, as float64."""
+    parts = x.view(1, count, -1)
+    if x.is_cuda:
+        means, inverses = torch.batch_norm_stats(parts, 0.0)  # in one pass; 1/√variance, ∞ where there is none
+        return means.double(), inverses.double() ** -2
+    variances, means = torch.var_mean(parts[0].float(), -1, correction=0)
+    return means.double(), variances.double()
+
+
+def _normalised(x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``(x - mean) * inverse * weight + bias`` of as many equal parts as there are figures of each, in float32."""
+    parts = x.view(1, len(mean), -1)
+    if x.is_cuda:
+        return torch.batch_norm_elemt(parts, weight, bias, mean, inverse, 0.0).view(x.shape)
+    scale = inverse * weight
+    return ((parts[0].float() - mean[:, None]) * scale[:, None] + bias[:, None]).to(x.dtype).view(x.shape)
 
 
 def _forward(norm: nn.GroupNorm, input: Tensor) -> Tensor:
