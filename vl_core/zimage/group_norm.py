@@ -39,8 +39,8 @@ def _moments(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Mean and variance of ``count`` equal parts of contiguous values, summed in float32, as float64."""
     parts = x.view(1, count, -1)
     if x.is_cuda:
-        means, inverses = torch.batch_norm_stats(parts, 0.0)  # in one pass; 1/√variance, ∞ where there is none
-        return means.double(), inverses.double() ** -2
+        means, inverses = torch.batch_norm_stats(parts, 0.0)  # in one pass; 1/√variance, 0 where there is none
+        return means.double(), torch.where(inverses > 0, inverses.double() ** -2, 0.0)
     variances, means = torch.var_mean(parts[0].float(), -1, correction=0)
     return means.double(), variances.double()
 

@@ -11,12 +11,13 @@ from vl_core.zimage import group_norm as quick
 from vl_core.zimage.group_norm import group_norm, quick_group_norms
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="the GPU's way")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 
 
 @pytest.mark.parametrize("shape", [(1, 32, 7, 5), (2, 64, 16, 24), (1, 96, 33, 1), (3, 128, 1, 1), (1, 64, 40)])
 @pytest.mark.parametrize(("mean", "spread"), [(0.0, 1.0), (40.0, 1.0), (-3.0, 1e-3), (0.0, 300.0)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("device", DEVICES)
 def test_values_are_those_of_float64_rounded_once(shape, mean, spread, dtype, device):
     drawn = torch.Generator().manual_seed(0)
     x = (mean + spread * torch.randn(shape, generator=drawn)).to(dtype)
@@ -30,9 +31,10 @@ def test_values_are_those_of_float64_rounded_once(shape, mean, spread, dtype, de
     assert ((ours.double() - exact).abs() <= allowed).all()
 
 
-def test_a_flat_group_is_its_bias():
-    x = torch.full((1, 64, 8, 8), 5.0, dtype=torch.bfloat16)
-    weight, bias = torch.ones(64, dtype=torch.bfloat16), torch.linspace(-1, 1, 64).bfloat16()
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_flat_group_is_its_bias(device):
+    x = torch.full((1, 64, 8, 8), 5.0, dtype=torch.bfloat16, device=device)
+    weight, bias = torch.ones(64, dtype=torch.bfloat16).to(device), torch.linspace(-1, 1, 64).bfloat16().to(device)
     assert torch.allclose(group_norm(x, 32, weight, bias, 1e-6)[0, :, 0, 0].float(), bias.float(), atol=0.02)
 
 
