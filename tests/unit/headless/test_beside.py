@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 
-from vl_core.headless.evaluate.beside import Beside, Shares
+from vl_core.headless.evaluate.beside import Beside, Shares, one_core_each
 
 
 def test_acts_are_done_in_their_order_in_another_thread():
@@ -82,3 +83,17 @@ def test_shares_are_added_up_by_name_from_every_thread():
     with pytest.raises(ValueError, match="wrong"), shares("failing"):
         raise ValueError("wrong")
     assert shares.seconds.keys() == {"steps", "failing"} and min(shares.seconds.values()) > 0
+
+
+def test_beside_a_gpu_every_thread_computes_alone_and_afterwards_as_before():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_core_each(torch.device("cpu")):
+            assert torch.get_num_threads() == 2
+        with pytest.raises(RuntimeError, match="on the way"), one_core_each(torch.device("cuda")):
+            assert torch.get_num_threads() == 1
+            raise RuntimeError("on the way")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -10,6 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 
 class Beside:
     """One thread that acts in the order in which it was asked to, while the caller goes on.
@@ -82,3 +84,20 @@ class Shares:
             taken = time.perf_counter() - start
             with self._lock:
                 self.seconds[name] = self.seconds.get(name, 0.0) + taken
+
+
+@contextmanager
+def one_core_each(device: torch.device) -> Iterator[None]:
+    """Beside a GPU every thread computes by itself while the block lasts; on a CPU nothing changes.
+
+    Else each has a crew of as many threads as there are cores, which wait for more work by spinning: on an H100 with 16
+    cores asking took 0.070 s a picture beside threads that read others, and 0.042 with one core for each.
+    """
+    before = torch.get_num_threads()
+    if device.type == "cuda":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.set_num_threads(before)

@@ -35,7 +35,7 @@ def read_own_picture(path: Path) -> Tensor:
         pixels = decode_png(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
     except (ImportError, AttributeError, OSError, RuntimeError):  # no such file, or no torchvision that reads PNGs
         return read_picture(path)
-    # By numpy: every thread that has torch compute has a crew of its own, which then waits by spinning on all cores.
+    # By numpy, which takes this thread alone.
     return torch.from_numpy(np.ascontiguousarray(pixels.numpy().transpose(1, 2, 0)))
 
 

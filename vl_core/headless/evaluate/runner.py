@@ -32,7 +32,7 @@ from ...zimage.progress import progress
 from ..compare.fleet import ask_all, crew, shared_out
 from ..compare.nulls import NULL
 from ..compare.scores import cosine
-from .beside import Beside
+from .beside import Beside, one_core_each
 from .evidence import PROMPT
 from .ground import CELLS, JUDGED, MEASURED, PAINTED, PLAN, SCORED, TOLD, Ground
 from .judging import Told, trust
@@ -319,7 +319,8 @@ class Evaluation(Ground):
         todo = [one for one in batches if any(cell.id not in self.rows[JUDGED] for cell in one)]
         if not todo:
             return
-        with progress("Asking", sum(map(len, todo))) as move, Beside(AHEAD) as beside:
+        alone = one_core_each(self.turns.loaders.device)
+        with progress("Asking", sum(map(len, todo))) as move, Beside(AHEAD) as beside, alone:
 
             def keep(batch: Batch, told: Sequence[Mapping[str, Any]], seconds: float) -> None:
                 with self.shares(WRITING):
@@ -335,32 +336,32 @@ class Evaluation(Ground):
 
     def _asked(self, todo: Sequence[Batch]) -> Iterable[tuple[Batch, tuple[list, float]]]:
         def see(batch: Batch) -> tuple[list[Tensor], list[list[Query]]]:
-            return [read_own_picture(self.file(cell.id)) for cell in batch], [self.queries(cell) for cell in batch]
+            pictures = readers.map(lambda cell: read_own_picture(self.file(cell.id)), batch)
+            return [*pictures], [self.queries(cell) for cell in batch]
 
-        if self.fleet.ray:
-            def send(worker: Any, batch: Batch) -> Any:
-                return worker.ask_about.remote(*see(batch))
+        with ThreadPoolExecutor(AHEAD) as readers:
+            if self.fleet.ray:
+                def send(worker: Any, batch: Batch) -> Any:
+                    return worker.ask_about.remote(*see(batch))
 
-            found = self._by_workers("vision", send, todo)
-            yield from zip(todo, found, strict=True)
-            return
-        with self.turns("vision") as encoder, ThreadPoolExecutor(AHEAD) as readers, ThreadPoolExecutor(1) as ahead:
-            asker = Asker(self.sheet.models, encoder)
+                yield from zip(todo, self._by_workers("vision", send, todo), strict=True)
+                return
+            with self.turns("vision") as encoder, ThreadPoolExecutor(1) as ahead:
+                asker = Asker(self.sheet.models, encoder)
 
-            def prepare(batch: Batch) -> tuple[list[Ready], list[list[Query]]]:
-                pictures = readers.map(lambda cell: read_own_picture(self.file(cell.id)), batch)
-                queries = [self.queries(cell) for cell in batch]
-                return [asker.ready(*both) for both in zip(pictures, queries, strict=True)], queries
+                def prepare(batch: Batch) -> tuple[list[Ready], list[list[Query]]]:
+                    pictures, queries = see(batch)
+                    return [asker.ready(*both) for both in zip(pictures, queries, strict=True)], queries
 
-            coming = ahead.submit(prepare, todo[0])
-            for number, batch in enumerate(todo):
-                with self.shares(WAITING):
-                    asked = coming.result()
-                if number + 1 < len(todo):
-                    coming = ahead.submit(prepare, todo[number + 1])
-                with self.shares(ASKING):
-                    told = asker.ask(*asked)
-                yield batch, told
+                coming = ahead.submit(prepare, todo[0])
+                for number, batch in enumerate(todo):
+                    with self.shares(WAITING):
+                        asked = coming.result()
+                    if number + 1 < len(todo):
+                        coming = ahead.submit(prepare, todo[number + 1])
+                    with self.shares(ASKING):
+                        told = asker.ask(*asked)
+                    yield batch, told
 
     def score(self, cells: Sequence[Cell]) -> None:
         """By a second judge, if there is one: how like every reference a painting is, and how like its prompt."""
