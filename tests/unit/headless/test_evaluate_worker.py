@@ -1,0 +1,73 @@
+"""A worker of an evaluation's cluster has one model at a time, and finds its way again after it died."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from vl_core.headless.evaluate import work
+
+
+class Loaders:
+    """Of two models that are no more than their names; ``loaded`` says in which order they came."""
+
+    def __init__(self):
+        self.models, self.loaded = SimpleNamespace(), []
+
+    def small(self):
+        return False
+
+    def painter(self):
+        self.loaded.append("painter")
+        return "painter"
+
+    def vision(self):
+        self.loaded.append("vision")
+        return SimpleNamespace(forget=lambda: self.loaded.append("forgotten"))
+
+
+class Tool:
+    def __init__(self, models, model):
+        self.model = model
+
+    def paint(self, *given):
+        return self.model, given
+
+    def ready(self, picture, queries):
+        return picture, queries
+
+    def ask(self, asked, queries):
+        return asked, queries
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    monkeypatch.setattr(work, "TOOLS", {"painter": Tool, "vision": Tool})
+    return work.Worker(Loaders())
+
+
+def test_a_turn_loads_its_model_once_and_the_next_one_gives_it_back(worker):
+    worker.begin("painter")
+    worker.begin("painter")
+    assert worker.paint("jobs", (0.0, 1.0), None) == ("painter", ("jobs", (0.0, 1.0), None))
+    worker.begin("vision")
+    assert worker.ask_about(["a", "b"], ["x", "y"]) == ([("a", "x"), ("b", "y")], ["x", "y"])
+    worker.end()
+    assert worker.turns.loaders.loaded == ["painter", "vision", "forgotten"]
+    assert worker.tool is None and not worker.turns._here
+
+
+def test_started_again_in_the_middle_of_a_turn_it_loads_what_is_asked_of_it(worker):
+    assert worker.paint("jobs")[0] == "painter"
+    assert worker.ask_about(["a"], ["x"])[0] == [("a", "x")]
+    assert worker.turns.loaders.loaded == ["painter", "vision"]
+
+
+def test_the_end_of_no_turn_is_nothing(worker):
+    assert worker.end() == 0
+    worker.begin("painter")
+    worker.end()
+    worker.end()
+    worker.begin("painter")
+    assert worker.turns.loaders.loaded == ["painter", "painter"]
