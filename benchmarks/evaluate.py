@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
+from vl_core.headless.compare.fleet import ask_all, shared_out
 from vl_core.headless.compare.study import Models
 from vl_core.headless.evaluate.arms import ways_tried
 from vl_core.headless.evaluate.command import GB, together
@@ -24,9 +25,9 @@ from vl_core.headless.evaluate.ground import KEPT, TOLD, Fleet
 from vl_core.headless.evaluate.judging import trust
 from vl_core.headless.evaluate.kept import Kept, write_whole
 from vl_core.headless.evaluate.plan import Reference, Rung, Sheet, builtin_prompts, trials_of
-from vl_core.headless.evaluate.runner import ASKING, MEASURING, WAITING, WRITING, Evaluation
+from vl_core.headless.evaluate.runner import MEASURING, WAITING, WRITING, Evaluation
 from vl_core.headless.evaluate.turns import Loaders, TextEncoder, Turns
-from vl_core.headless.evaluate.work import DECODING, STEPS, measuring
+from vl_core.headless.evaluate.work import ASKING, DECODING, STEPS, measuring
 from vl_core.reports.judge import SHOWS, Sentences
 from vl_core.states.statistics import calibrate
 from vl_core.steering.sweep import Cell
@@ -42,6 +43,7 @@ COUNT = {"tiny": 2, "full": 9}  # of steps
 WAYS = ("aligned blend", "appended tokens", "research: as published")  # random weights write no words
 SETTINGS = 2  # of each way
 TIMES, TIMES_ALONE = "× its painting steps", "× the first row"
+TIMES_EACH = 2  # batches of which each painter's steps are measured
 ALONE = 64  # tokens of the words that the first rows' pictures are painted from
 
 
@@ -128,9 +130,12 @@ class Bench:
             self._steps_of(pipeline)
         self.report.add("loading: Z-Image", s=turns.loading["painter"])
 
+    def _jobs(self) -> list[Job]:
+        states = torch.randn(ALONE, TEXT[self.size]["hidden_size"]).to(self.loaders.dtype)
+        return [Job(states, seed) for seed in range(self.batch)]
+
     def _steps_of(self, pipeline: Any) -> None:
-        states = torch.randn(ALONE, TEXT[self.size]["hidden_size"]).to(pipeline.transformer.dtype)
-        jobs, models = [Job(states, seed) for seed in range(self.batch)], self.models
+        jobs, models = self._jobs(), self.models
         options = {"steps": models.steps, "guidance": 0.0, "width": models.width, "height": models.height}
         latents = sample_many(pipeline, jobs, **options)
         steps = milliseconds(lambda: sample_many(pipeline, jobs, **options), self.device, 3, 1)
@@ -163,7 +168,8 @@ class Bench:
         self.painted = self._run("alone", Fleet())
 
     def two_painters(self) -> None:
-        """What a cell takes of both painters' time: where they wait for nothing, its steps and what comes with them."""
+        """What a cell takes of both painters' time: where they wait for nothing, its steps and what comes with them.
+        The steps are those that the card takes which paints it."""
         found = self._run("two", Fleet("local", 2))
         same = sum(found[name] == pixels for name, pixels in self.painted.items())
         self.report.add("two painters: pictures that are the same bit for bit", count=same, of=len(self.painted))
@@ -174,8 +180,28 @@ class Bench:
         (folder / "cells").mkdir(parents=True)
         evaluation, rung = self.plan(folder, fleet)
         with evaluation.workers():
+            if fleet.ray:
+                self._cards(evaluation.crew)
             self._measure(evaluation, rung)
         return {file.name: pixels_of(file) for file in sorted((folder / "cells").glob("*.png"))}
+
+    def _cards(self, crew: list[Any]) -> None:
+        """The first row's steps on each painter's card, by itself and while the others paint."""
+        jobs = self._jobs()
+
+        def steps(painters: list[Any]) -> list[float]:
+            ask_all(painters, "begin", "painter")
+            list(shared_out(
+                painters, lambda one, _: one.paint.remote(jobs, (0.0, 1.0), None), range(TIMES_EACH * len(painters))
+            ))
+            return [seconds[STEPS] / TIMES_EACH / self.batch for _, seconds in ask_all(painters, "end")]
+
+        steps(crew)
+        alone = [steps([one])[0] for one in crew]
+        for number, both in enumerate(zip(alone, steps(crew), strict=True), start=1):
+            self.report.add(f"two painters: a picture of {ALONE} tokens: steps on card {number}", s=both[0])
+            self.report.add(f"two painters: the same while the other paints too, card {number}", s=both[1])
+        self.steps_of_a_cell *= sum(alone) / len(alone) / self.step_seconds
 
     def _measure(self, evaluation: Evaluation, rung: Rung) -> None:
         turns, fleet = evaluation.turns, evaluation.fleet
@@ -229,17 +255,14 @@ class Bench:
                                                                each / self.step_seconds})
         for name, seconds in spent.items():
             self.report.add(f"{label}a cell: {name}", s=seconds / count, **{TIMES: seconds / count / steps})
-        if evaluation.fleet.ray:  # their own clocks are elsewhere
-            return
-        of = {
-            STEPS: "its steps, among all else", DECODING: "decoding", ASKING: "asking", MEASURING:
-            "waiting for what is measured", WAITING: "waiting for what is read, written and laid out",
-        }
+        of = {STEPS: "its steps, among all else", DECODING: "decoding", ASKING: "asking"}
+        if not evaluation.fleet.ray:  # where there are painters, this process waits beside them
+            of |= {MEASURING: "waiting for what is measured", WAITING: "waiting for what is read, written and laid out"}
         counted = {told: shares.get(name, 0.0) for name, told in of.items()}
         counted["everything else"] = sum(spent.values()) - sum(counted.values())
         counted["beside it: writing"] = shares.get(WRITING, 0.0)
         for told, seconds in counted.items():
-            self.report.add(f"of a cell: {told}", s=seconds / count, **{TIMES: seconds / count / steps})
+            self.report.add(f"{label}of a cell: {told}", s=seconds / count, **{TIMES: seconds / count / steps})
 
     def _steps_alone(self, evaluation: Evaluation, cells: list[Cell]) -> tuple[float, float]:
         """Seconds of a cell's painting steps, of the same words in the same batches with nothing beside them, and the

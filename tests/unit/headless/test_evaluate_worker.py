@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -28,10 +31,11 @@ class Loaders:
 
 
 class Tool:
-    def __init__(self, models, model):
-        self.model = model
+    def __init__(self, models, model, shares):
+        self.model, self.shares = model, shares
 
     def paint(self, *given):
+        self.shares.add({"steps": 2.0})
         return self.model, given
 
     def ready(self, picture, queries):
@@ -65,9 +69,40 @@ def test_started_again_in_the_middle_of_a_turn_it_loads_what_is_asked_of_it(work
 
 
 def test_the_end_of_no_turn_is_nothing(worker):
-    assert worker.end() == 0
+    assert worker.end() == (0, {})
     worker.begin("painter")
     worker.end()
     worker.end()
     worker.begin("painter")
     assert worker.turns.loaders.loaded == ["painter", "painter"]
+
+
+def test_the_end_of_a_turn_tells_what_its_work_took(worker):
+    worker.paint("jobs")
+    worker.paint("jobs")
+    assert worker.end() == (0, {"steps": 4.0})
+    assert worker.end() == (0, {})
+
+
+def test_a_batch_is_laid_out_while_another_is_on_the_gpu_which_has_one_at_a_time(worker):
+    """Both calls pass the barrier while laying out; two at once on the GPU would be seen."""
+    both, inside, most = threading.Barrier(2, timeout=20), [], []
+
+    class Slow(Tool):
+        def ready(self, picture, queries):
+            both.wait()
+            return picture
+
+        def ask(self, asked, queries):
+            inside.append(asked)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.remove(asked)
+            return asked
+
+    work.TOOLS["vision"] = Slow
+    with ThreadPoolExecutor(2) as threads:
+        found = threads.map(worker.ask_about, [["a"], ["b"]], [["x"], ["y"]])
+    assert [*found] == [["a"], ["b"]]
+    assert most == [1, 1]
+    assert worker.turns.loaders.loaded == ["vision"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ from .painter import Painted, Painter
 from .study import Models
 
 INSTALL = "pip install ray"
+NICENESS = "RAY_worker_niceness"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # Ray sets the first to num_cpus where nobody says another
 
 
@@ -24,8 +27,6 @@ class Worker(Painter):
 
     def process(self) -> int:
         """Its process number, for people who want to watch it."""
-        import os
-
         return os.getpid()
 
 
@@ -61,7 +62,8 @@ def on_ray(
 
 @contextmanager
 def crew(
-    address: str, workers: int, kind: type, arguments: Sequence[Any], most: int | None = None
+    address: str, workers: int, kind: type, arguments: Sequence[Any], most: int | None = None, *,
+    threads: int | None = None, calls: int = 1,
 ) -> Iterator[list[Any]]:
     """Handles of actors that live while the block lasts.
 
@@ -70,9 +72,9 @@ def crew(
             this process is on a cluster already, that one is used and stays.
         workers: how many actors; 0 for one per GPU of the cluster, or one where there is none. At most ``most``.
         kind, arguments: the actors' class and what it is made with.
-
-    Every worker computes with as many threads as this process, so what comes back is what it would have made itself on
-    a machine of the same kind.
+        threads: that each computes with; as many as this process by default, so what comes back is what it would have
+            made itself on a machine of the same kind.
+        calls: that each is at, at a time.
 
     Raises:
         ImportError: if Ray is not installed.
@@ -83,11 +85,13 @@ def crew(
         raise ImportError(f"--ray: needs Ray. Install it with: {INSTALL}") from error
     import ray
 
-    # Sums over threads round by how many there are: workers take as many as would do it here.
-    threads = str(torch.get_num_threads())
+    # Sums over threads round by how many there are.
+    environment = dict.fromkeys(THREADS, str(threads or torch.get_num_threads()))
     actors: list[Any] = []
     ours = not ray.is_initialized()
     if ours:
+        # Else workers on a cluster of our own give way to whatever runs beside them, as this process does not.
+        os.environ.setdefault(NICENESS, "0")
         ray.init(None if address == "local" else address, log_to_driver=False)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -95,10 +99,9 @@ def crew(
         # A worker that dies is started again and what it was at done again, however often.
         actor = ray.remote(kind).options(
             num_gpus=min(1.0, gpus / count) if gpus else 0, num_cpus=1, max_restarts=-1, max_task_retries=-1,
-            runtime_env={"env_vars": dict.fromkeys(THREADS, threads)},
+            max_concurrency=calls, runtime_env={"env_vars": environment},
         )
-        shared = [ray.put(one) for one in arguments]
-        actors += [actor.remote(*shared) for _ in range(count if most is None else min(count, most))]
+        actors += [actor.remote(*arguments) for _ in range(count if most is None else min(count, most))]
         yield actors
     finally:
         if ours:
@@ -114,22 +117,46 @@ def shared_out(
 ) -> Iterator[Any]:
     """What actors make of the items.
 
+    An item goes to the first actor that has room, and the last ones to whoever has nothing else, so that a slower actor
+    holds up no other and all end together.
+
     Args:
         task: from an actor's handle and an item to Ray's promise of a result.
         ordered: results in the items' order; else as they are finished.
-        ahead: items that are with each actor at a time; with two it never waits for this process, and the last items
-            may be shared out less well.
+        ahead: items that are with each actor at a time; with two it never waits for this process.
 
     Errors of a task are raised as they are.
     """
+    import ray
     from ray.exceptions import RayTaskError
-    from ray.util import ActorPool
 
-    pool = ActorPool([*actors] * ahead)
-    try:
-        yield from (pool.map if ordered else pool.map_unordered)(task, list(items))
-    except RayTaskError as error:
-        raise error.cause from error
+    left, load = deque(enumerate(items)), [0] * len(actors)
+    given: dict[Any, tuple[int, int]] = {}  # by promise the numbers of its item and its actor
+    made: dict[int, Any] = {}
+
+    def hand_out() -> None:
+        for full in range(ahead):
+            for number, actor in enumerate(actors):
+                if left and load[number] == full and (full == 0 or len(left) > len(actors)):
+                    place, item = left.popleft()
+                    given[task(actor, item)] = place, number
+                    load[number] += 1
+
+    hand_out()
+    due = 0
+    while given:
+        (promise,), _ = ray.wait(list(given))
+        place, number = given.pop(promise)
+        load[number] -= 1
+        hand_out()
+        made[place if ordered else due] = promise
+        while due in made:
+            try:
+                found = ray.get(made.pop(due))
+            except RayTaskError as error:
+                raise error.cause from error
+            due += 1
+            yield found
 
 
 def ask_all(actors: Sequence[Any], method: str, *arguments: Any) -> list[Any]:

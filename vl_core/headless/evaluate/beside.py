@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -81,9 +81,19 @@ class Shares:
         try:
             yield
         finally:
-            taken = time.perf_counter() - start
-            with self._lock:
+            self.add({name: time.perf_counter() - start})
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count what others spent, too."""
+        with self._lock:
+            for name, taken in seconds.items():
                 self.seconds[name] = self.seconds.get(name, 0.0) + taken
+
+    def take(self) -> dict[str, float]:
+        """What was counted; from here on anew."""
+        with self._lock:
+            found, self.seconds = self.seconds, {}
+        return found
 
 
 @contextmanager

@@ -44,11 +44,12 @@ from .work import Asker, Brush, Worker, measure_file
 
 SPENT_PAINTING = 0.9  # of the time; the rest is for loading, reading and describing
 AHEAD = 4  # pictures that are written or read at the same time, and batches that wait for it
+WITH_EACH = 2  # batches that a cluster's worker has at a time: while one is on the GPU another comes or goes
 TOGETHER = 8  # pictures that are asked about in the same passes; each takes 0.2 GB of Qwen3-VL-4B
 
-# What the time is counted to, beside a brush's own: of this thread WAITING and ASKING, of others WRITING; MEASURING is
-# what of it comes after the painting and asking.
-ASKING, MEASURING, WAITING, WRITING = "asking", "measuring", "waiting", "writing"
+# What the time is counted to, beside what painting and asking are: of this thread WAITING, of others WRITING; MEASURING
+# is what of it comes after the painting and asking.
+MEASURING, WAITING, WRITING = "measuring", "waiting", "writing"
 
 Batch = tuple[Cell, ...]
 Made = TypeVar("Made")
@@ -69,7 +70,10 @@ class Evaluation(Ground):
         if not self.fleet.ray:
             yield
             return
-        with crew(self.fleet.ray, self.fleet.workers, Worker, (self.turns.loaders,)) as self.crew:
+        threads = 1 if self.turns.loaders.device.type == "cuda" else None  # see one_core_each
+        with crew(
+            self.fleet.ray, self.fleet.workers, Worker, (self.turns.loaders,), threads=threads, calls=WITH_EACH
+        ) as self.crew:
             yield
 
     def _run(self, scores: Scores) -> None:
@@ -233,7 +237,9 @@ class Evaluation(Ground):
         batches = self.batches(cells)
         todo = [one for one in batches if any(map(self.unpainted, one))]
         done = sum(len(one) for one in batches) - sum(len(one) for one in todo)
-        with progress("Painting", len(cells)) as move, ThreadPoolExecutor(AHEAD) as writers, Beside(AHEAD) as beside:
+        alone = one_core_each(self.turns.loaders.device)
+        with progress("Painting", len(cells)) as move, ThreadPoolExecutor(AHEAD) as writers, \
+                Beside(AHEAD) as beside, alone:
             move(done, len(cells))
 
             def keep(batch: Batch, pictures: Sequence[np.ndarray], seconds: float, reports: Sequence[str]) -> None:
@@ -292,8 +298,10 @@ class Evaluation(Ground):
         start = time.perf_counter()
         ask_all(self.crew, "begin", name)
         self.turns.count_loading(name, time.perf_counter() - start)
-        yield from shared_out(self.crew, task, todo, ordered=True, ahead=2)
-        self.turns.count_peak(name, max(ask_all(self.crew, "end")))
+        yield from shared_out(self.crew, task, todo, ordered=True, ahead=WITH_EACH)
+        for peak, seconds in ask_all(self.crew, "end"):
+            self.turns.count_peak(name, peak)
+            self.shares.add(seconds)
 
     def measure(self, cells: Sequence[Cell]) -> None:
         """Artifacts and likeness of what was painted; with processes of their own it was begun meanwhile."""
@@ -347,7 +355,7 @@ class Evaluation(Ground):
                 yield from zip(todo, self._by_workers("vision", send, todo), strict=True)
                 return
             with self.turns("vision") as encoder, ThreadPoolExecutor(1) as ahead:
-                asker = Asker(self.sheet.models, encoder)
+                asker = Asker(self.sheet.models, encoder, self.shares)
 
                 def prepare(batch: Batch) -> tuple[list[Ready], list[list[Query]]]:
                     pictures, queries = see(batch)
@@ -359,9 +367,7 @@ class Evaluation(Ground):
                         asked = coming.result()
                     if number + 1 < len(todo):
                         coming = ahead.submit(prepare, todo[number + 1])
-                    with self.shares(ASKING):
-                        told = asker.ask(*asked)
-                    yield batch, told
+                    yield batch, asker.ask(*asked)
 
     def score(self, cells: Sequence[Cell]) -> None:
         """By a second judge, if there is one: how like every reference a painting is, and how like its prompt."""

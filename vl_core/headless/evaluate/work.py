@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from ..compare.study import Models
 from .beside import Shares
 from .turns import Loaders, Turns
 
-STEPS, DECODING = "steps", "decoding"
+STEPS, DECODING, ASKING = "steps", "decoding", "asking"
 
 
 class Brush:
@@ -37,8 +38,8 @@ class Brush:
         pipeline: Z-Image without its text encoder. shares: what counts the time.
     """
 
-    def __init__(self, models: Models, pipeline: Any, shares: Shares | None = None) -> None:
-        self.models, self.pipeline, self.shares = models, pipeline, shares or Shares()
+    def __init__(self, models: Models, pipeline: Any, shares: Shares) -> None:
+        self.models, self.pipeline, self.shares = models, pipeline, shares
 
     def paint(
         self, jobs: Sequence[Job], window: tuple[float, float], unwanted: Tensor | None
@@ -58,10 +59,10 @@ class Brush:
 
 
 class Asker:
-    """Asks Qwen3-VL about pictures."""
+    """Asks Qwen3-VL about pictures; ``shares`` counts the time."""
 
-    def __init__(self, models: Models, encoder: Qwen3VLEncoder) -> None:
-        self.models, self.encoder = models, encoder
+    def __init__(self, models: Models, encoder: Qwen3VLEncoder, shares: Shares) -> None:
+        self.models, self.encoder, self.shares = models, encoder, shares
 
     def ready(self, pixels: Tensor, queries: Sequence[Query]) -> Ready:
         """What of asking needs no GPU."""
@@ -73,44 +74,59 @@ class Asker:
         """Of each picture, by each query's key, its share and the mass of its answers; and the seconds that each
         took."""
         start = time.perf_counter()
-        told = answer_each(self.encoder, asked)
-        found = [_row_of(*both) for both in zip(queries, told, strict=True)]
+        with self.shares(ASKING):
+            told = answer_each(self.encoder, asked)
+            found = [_row_of(*both) for both in zip(queries, told, strict=True)]
         return found, (time.perf_counter() - start) / len(asked)
 
 
 class Worker:
-    """What a cluster's actor does: as an evaluation in one process, with one model at a time."""
+    """What a cluster's actor does: as an evaluation in one process, with one model at a time.
+
+    It may be called from several threads: what one call gets, lays out and sends is done beside another's work on the
+    GPU.
+    """
 
     def __init__(self, loaders: Loaders) -> None:
-        self.turns = Turns(loaders, loaders.small())
+        self.turns, self.shares = Turns(loaders, loaders.small()), Shares()
         self.turn, self.name = ExitStack(), ""
         self.tool: Any = None
+        self._gpu = RLock()
 
     def begin(self, name: str) -> None:
         """Load the model ``name`` unless it is there: a worker that died is started again without one."""
-        if self.name != name:
-            self.end()
-            self.tool = TOOLS[name](self.turns.loaders.models, self.turn.enter_context(self.turns(name)))
-            self.name = name
+        self._with(name)
 
-    def end(self) -> int:
-        """Give the model's memory back; the most bytes of a GPU that its turns took."""
-        self.tool = None
-        self.turn.close()
-        name, self.name = self.name, ""
-        return self.turns.peak.get(name, 0)
+    def end(self) -> tuple[int, dict[str, float]]:
+        """Give the model's memory back; the most bytes of a GPU that its turns took, and the seconds of this one."""
+        with self._gpu:
+            self.tool = None
+            self.turn.close()
+            name, self.name = self.name, ""
+            return self.turns.peak.get(name, 0), self.shares.take()
 
     def paint(self, *arguments: Any) -> tuple[list[np.ndarray], float]:
         """:meth:`Brush.paint`."""
-        self.begin("painter")
-        return self.tool.paint(*arguments)
+        tool = self._with("painter")
+        with self._gpu:
+            return tool.paint(*arguments)
 
     def ask_about(
         self, pictures: Sequence[Tensor], queries: Sequence[Sequence[Query]]
     ) -> tuple[list[dict[str, list[float]]], float]:
         """:meth:`Asker.ask` of pictures as they are."""
-        self.begin("vision")
-        return self.tool.ask([self.tool.ready(*both) for both in zip(pictures, queries, strict=True)], queries)
+        tool = self._with("vision")
+        asked = [tool.ready(*both) for both in zip(pictures, queries, strict=True)]
+        with self._gpu:
+            return tool.ask(asked, queries)
+
+    def _with(self, name: str) -> Any:
+        with self._gpu:
+            if self.name != name:
+                self.end()
+                model = self.turn.enter_context(self.turns(name))
+                self.tool, self.name = TOOLS[name](self.turns.loaders.models, model, self.shares), name
+            return self.tool
 
 
 TOOLS = {"painter": Brush, "vision": Asker}
