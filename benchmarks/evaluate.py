@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vl_core.encoder.qwen3vl import Qwen3VLEncoder
-from vl_core.headless.compare.fleet import ask_all, shared_out
+from vl_core.headless.compare.fleet import ask_all
 from vl_core.headless.compare.study import Models
 from vl_core.headless.evaluate.arms import ways_tried
 from vl_core.headless.evaluate.command import GB, together
@@ -43,7 +43,6 @@ COUNT = {"tiny": 2, "full": 9}  # of steps
 WAYS = ("aligned blend", "appended tokens", "research: as published")  # random weights write no words
 SETTINGS = 2  # of each way
 TIMES, TIMES_ALONE = "× its painting steps", "× the first row"
-TIMES_EACH = 2  # batches of which each painter's steps are measured
 ALONE = 64  # tokens of the words that the first rows' pictures are painted from
 
 
@@ -120,7 +119,7 @@ class Bench:
             "evaluate" if self.device.type == "cuda" else "evaluate_cpu", self.device, arguments.out, size=self.size,
             steps=self.models.steps, side=side, batch=self.batch, vram_gb=arguments.vram,
         )
-        self.step_seconds = self.steps_of_a_cell = float("nan")
+        self.step_seconds = float("nan")
         self.painted: dict[str, bytes] = {}
 
     def steps(self) -> None:
@@ -180,28 +179,8 @@ class Bench:
         (folder / "cells").mkdir(parents=True)
         evaluation, rung = self.plan(folder, fleet)
         with evaluation.workers():
-            if fleet.ray:
-                self._cards(evaluation.crew)
             self._measure(evaluation, rung)
         return {file.name: pixels_of(file) for file in sorted((folder / "cells").glob("*.png"))}
-
-    def _cards(self, crew: list[Any]) -> None:
-        """The first row's steps on each painter's card, by itself and while the others paint."""
-        jobs = self._jobs()
-
-        def steps(painters: list[Any]) -> list[float]:
-            ask_all(painters, "begin", "painter")
-            list(shared_out(
-                painters, lambda one, _: one.paint.remote(jobs, (0.0, 1.0), None), range(TIMES_EACH * len(painters))
-            ))
-            return [seconds[STEPS] / TIMES_EACH / self.batch for _, seconds in ask_all(painters, "end")]
-
-        steps(crew)
-        alone = [steps([one])[0] for one in crew]
-        for number, both in enumerate(zip(alone, steps(crew), strict=True), start=1):
-            self.report.add(f"two painters: a picture of {ALONE} tokens: steps on card {number}", s=both[0])
-            self.report.add(f"two painters: the same while the other paints too, card {number}", s=both[1])
-        self.steps_of_a_cell *= sum(alone) / len(alone) / self.step_seconds
 
     def _measure(self, evaluation: Evaluation, rung: Rung) -> None:
         turns, fleet = evaluation.turns, evaluation.fleet
@@ -245,11 +224,9 @@ class Bench:
     def _report_cells(self, label: str, evaluation: Evaluation, cells: list[Cell], spent: dict[str, float]) -> None:
         """All that a cell took, and what of it went where, beside its painting steps alone."""
         count, shares = len(cells), evaluation.shares.seconds
-        if label == "":
-            self.steps_of_a_cell, tokens = self._steps_alone(evaluation, cells)
-            self.report.add("cells", count=count, tokens=tokens)
-            self.report.add("a cell: its painting steps alone", s=self.steps_of_a_cell, **{TIMES: 1.0})
-        steps = self.steps_of_a_cell
+        steps, tokens = self._steps_alone(evaluation, cells)
+        self.report.add(f"{label}cells", count=count, tokens=tokens)
+        self.report.add(f"{label}a cell: its painting steps alone", s=steps, **{TIMES: 1.0})
         each = sum(spent.values()) / count
         self.report.add(f"{label}a cell, all of it", s=each, **{TIMES: each / steps, TIMES_ALONE:
                                                                each / self.step_seconds})
@@ -267,22 +244,47 @@ class Bench:
     def _steps_alone(self, evaluation: Evaluation, cells: list[Cell]) -> tuple[float, float]:
         """Seconds of a cell's painting steps, of the same words in the same batches with nothing beside them, and the
         tokens of its words and pictures in the mean. Batches of the same lengths take the same time."""
-        models, tokens, seconds = self.models, 0, []
-        known: dict[tuple, float] = {}
+        kinds: dict[tuple, tuple[list[Job], tuple[float, float]]] = {}
+        times: dict[tuple, int] = {}
+        tokens = 0
+        for batch in evaluation.batches(cells):
+            jobs, window = evaluation.jobs(batch)[0], batch[0].settings.window
+            lengths = [len(job.states) for job in jobs]
+            kind = (window, *lengths, *(len(job.outside) for job in jobs if job.outside is not None))
+            kinds.setdefault(kind, (jobs, window))
+            times[kind] = times.get(kind, 0) + 1
+            tokens += sum(lengths)
+        of_kinds = self._by_painters if evaluation.fleet.ray else self._by_itself
+        seconds = dict(zip(kinds, of_kinds(evaluation, list(kinds.values())), strict=True))
+        return sum(seconds[kind] * many for kind, many in times.items()) / len(cells), tokens / len(cells)
+
+    def _by_itself(
+        self, evaluation: Evaluation, kinds: list[tuple[list[Job], tuple[float, float]]]
+    ) -> list[float]:
+        """Seconds of each batch's steps."""
+        models = self.models
         options = {"steps": models.steps, "guidance": 0.0, "width": models.width, "height": models.height}
         with evaluation.turns("painter") as pipeline:
-            for number, batch in enumerate(evaluation.batches(cells)):
-                jobs, window = evaluation.jobs(batch)[0], batch[0].settings.window
-                lengths = [len(job.states) for job in jobs]
-                kind = (window, *lengths, *(len(job.outside) for job in jobs if job.outside is not None))
-                if kind not in known:
-                    known[kind] = milliseconds(
-                        lambda jobs=jobs, window=window: sample_many(pipeline, jobs, window=window, **options),
-                        self.device, 1, int(number == 0),
-                    ) / 1000
-                seconds.append(known[kind])
-                tokens += sum(lengths)
-        return sum(seconds) / len(cells), tokens / len(cells)
+            return [
+                milliseconds(
+                    lambda jobs=jobs, window=window: sample_many(pipeline, jobs, window=window, **options),
+                    self.device, 1, int(number == 0),
+                ) / 1000
+                for number, (jobs, window) in enumerate(kinds)
+            ]
+
+    def _by_painters(
+        self, evaluation: Evaluation, kinds: list[tuple[list[Job], tuple[float, float]]]
+    ) -> list[float]:
+        """The same in the mean of the painters, which all paint it at the same time."""
+        crew, found = evaluation.crew, []
+        ask_all(crew, "begin", "painter")
+        for jobs, window in [kinds[0], *kinds]:  # the first one twice: that is when memory is taken
+            seconds = [each * len(jobs) for _, each in ask_all(crew, "paint", jobs, window, None)]
+            found.append(sum(seconds) / len(crew))
+        painted = len(kinds[0][0]) + sum(len(jobs) for jobs, _ in kinds)
+        decoding = sum(shares[DECODING] for _, shares in ask_all(crew, "end")) / len(crew) / painted
+        return [each - decoding * len(jobs) for each, (jobs, _) in zip(found[1:], kinds, strict=True)]
 
 
 def pixels_of(file: Path) -> bytes:

@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from vl_core.headless.evaluate.beside import Beside, Shares, one_core_each
+from vl_core.headless.evaluate.beside import Ahead, Beside, Shares, one_core_each
 
 
 def test_acts_are_done_in_their_order_in_another_thread():
@@ -38,6 +38,47 @@ def test_only_so_many_wait():
         may_go.set()
         filler.join(30)
     assert given == list(range(5))
+
+
+def test_a_few_items_are_made_ahead_in_their_order():
+    made: list[int] = []
+    three = threading.Event()
+
+    def make(item: int) -> int:
+        made.append(item)
+        if item == 2:
+            three.set()
+        return item * item
+
+    with Ahead(make, range(9), 3) as coming:
+        assert three.wait(30)  # though nobody has taken any
+        assert next(coming) == 0
+        assert list(coming) == [item * item for item in range(1, 9)]
+        assert next(coming, None) is None
+    assert made == list(range(9))
+
+
+def test_no_more_than_a_few_are_made_ahead_and_none_when_the_block_ends():
+    made: list[int] = []
+    may_go, begun = threading.Event(), threading.Event()
+
+    def make(item: int) -> int:
+        made.append(item)
+        begun.set()
+        assert may_go.wait(30)
+        return item
+
+    with Ahead(make, range(9), 3):
+        assert begun.wait(30)
+        threading.Timer(0.05, may_go.set).start()
+    assert made == [0]
+
+
+def test_what_making_an_item_did_is_raised_where_it_is_taken():
+    with Ahead(lambda item: 1 // item, [1, 0, 2], 3) as coming:
+        assert next(coming) == 1
+        with pytest.raises(ZeroDivisionError):
+            next(coming)
 
 
 def test_what_fails_is_raised_and_nothing_after_it_is_done():

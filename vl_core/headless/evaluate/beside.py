@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
+
+Made = TypeVar("Made")
 
 
 class Beside:
@@ -65,6 +68,41 @@ class Beside:
         self._thread.shutdown()
         if kind is None:
             self.finish()
+
+
+class Ahead(Iterator[Made]):
+    """What one thread makes of items, in their order and a few ahead of whoever takes them.
+
+    It begins when the block does, and ends with it: what nobody took by then is not made any more.
+
+    Raises:
+        whatever making an item did, where it is taken.
+
+    Args:
+        few: how many are made or waiting at a time.
+    """
+
+    def __init__(self, make: Callable[[Any], Made], items: Iterable[Any], few: int) -> None:
+        self._make, self._left, self._few = make, iter(items), few
+        self._thread = ThreadPoolExecutor(1)
+        self._coming: deque[Future] = deque()
+
+    def __enter__(self) -> Ahead[Made]:
+        self._begin(self._few)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def __next__(self) -> Made:
+        if not self._coming:
+            raise StopIteration
+        found = self._coming.popleft().result()
+        self._begin(1)
+        return found
+
+    def _begin(self, many: int) -> None:
+        self._coming += [self._thread.submit(self._make, item) for item in islice(self._left, many)]
 
 
 class Shares:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -32,7 +32,7 @@ from ...zimage.progress import progress
 from ..compare.fleet import ask_all, crew, shared_out
 from ..compare.nulls import NULL
 from ..compare.scores import cosine
-from .beside import Beside, one_core_each
+from .beside import Ahead, Beside, Made, one_core_each
 from .evidence import PROMPT
 from .ground import CELLS, JUDGED, MEASURED, PAINTED, PLAN, SCORED, TOLD, Ground
 from .judging import Told, trust
@@ -52,7 +52,6 @@ TOGETHER = 8  # pictures that are asked about in the same passes; each takes 0.2
 MEASURING, WAITING, WRITING = "measuring", "waiting", "writing"
 
 Batch = tuple[Cell, ...]
-Made = TypeVar("Made")
 Scores = Callable[["Evaluation", Rung], Mapping[str, "tuple[bool, float]"]]
 
 
@@ -271,25 +270,24 @@ class Evaluation(Ground):
 
     def _painted(self, todo: Sequence[Batch]) -> Iterable[tuple[Batch, tuple[list, float], list[str]]]:
         unwanted = self.kept.words(self.sheet.models.negative)[0].states if self.sheet.models.guidance > 0 else None
-        if self.fleet.ray:
-            reports: dict[Batch, list[str]] = {}
+        few = WITH_EACH * max(1, len(self.crew))
+        with Ahead(self.jobs, todo, few) as coming:
+            if self.fleet.ray:
+                reports: dict[Batch, list[str]] = {}
 
-            def send(worker: Any, batch: Batch) -> Any:
-                jobs, reports[batch] = self.jobs(batch)
-                return worker.paint.remote(jobs, batch[0].settings.window, unwanted)
+                def send(worker: Any, batch: Batch) -> Any:
+                    jobs, reports[batch] = next(coming)
+                    return worker.paint.remote(jobs, batch[0].settings.window, unwanted)
 
-            found = self._by_workers("painter", send, todo)
-            for batch, painted in zip(todo, found, strict=True):
-                yield batch, painted, reports.pop(batch)
-            return
-        with self.turns("painter") as pipeline, ThreadPoolExecutor(1) as ahead:
-            brush, coming = Brush(self.sheet.models, pipeline, self.shares), ahead.submit(self.jobs, todo[0])
-            for number, batch in enumerate(todo):
-                with self.shares(WAITING):
-                    jobs, reports_of = coming.result()
-                if number + 1 < len(todo):
-                    coming = ahead.submit(self.jobs, todo[number + 1])
-                yield batch, brush.paint(jobs, batch[0].settings.window, unwanted), reports_of
+                for batch, painted in zip(todo, self._by_workers("painter", send, todo), strict=True):
+                    yield batch, painted, reports.pop(batch)
+                return
+            with self.turns("painter") as pipeline:
+                brush = Brush(self.sheet.models, pipeline, self.shares)
+                for batch in todo:
+                    with self.shares(WAITING):
+                        jobs, reports_of = next(coming)
+                    yield batch, brush.paint(jobs, batch[0].settings.window, unwanted), reports_of
 
     def _by_workers(
         self, name: str, task: Callable[[Any, Batch], Any], todo: Sequence[Batch]
@@ -347,27 +345,26 @@ class Evaluation(Ground):
             pictures = readers.map(lambda cell: read_own_picture(self.file(cell.id)), batch)
             return [*pictures], [self.queries(cell) for cell in batch]
 
-        with ThreadPoolExecutor(AHEAD) as readers:
+        few = WITH_EACH * max(1, len(self.crew))
+        with ThreadPoolExecutor(AHEAD) as readers, Ahead(see, todo, few) as seen:
             if self.fleet.ray:
                 def send(worker: Any, batch: Batch) -> Any:
-                    return worker.ask_about.remote(*see(batch))
+                    return worker.ask_about.remote(*next(seen))
 
                 yield from zip(todo, self._by_workers("vision", send, todo), strict=True)
                 return
-            with self.turns("vision") as encoder, ThreadPoolExecutor(1) as ahead:
+            with self.turns("vision") as encoder:
                 asker = Asker(self.sheet.models, encoder, self.shares)
 
-                def prepare(batch: Batch) -> tuple[list[Ready], list[list[Query]]]:
-                    pictures, queries = see(batch)
+                def lay_out(batch: Batch) -> tuple[list[Ready], list[list[Query]]]:
+                    pictures, queries = next(seen)
                     return [asker.ready(*both) for both in zip(pictures, queries, strict=True)], queries
 
-                coming = ahead.submit(prepare, todo[0])
-                for number, batch in enumerate(todo):
-                    with self.shares(WAITING):
-                        asked = coming.result()
-                    if number + 1 < len(todo):
-                        coming = ahead.submit(prepare, todo[number + 1])
-                    yield batch, asker.ask(*asked)
+                with Ahead(lay_out, todo, 1) as coming:
+                    for batch in todo:
+                        with self.shares(WAITING):
+                            asked = next(coming)
+                        yield batch, asker.ask(*asked)
 
     def score(self, cells: Sequence[Cell]) -> None:
         """By a second judge, if there is one: how like every reference a painting is, and how like its prompt."""
