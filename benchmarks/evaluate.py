@@ -115,8 +115,9 @@ class Bench:
         self.loaders = Random(self.models, size=self.size)
         self.batch = arguments.batch or (together(arguments.vram * GB - 12.5 * GB, side * side)
                                          if self.size == "full" else 2)
+        name = "evaluate" + "_cpu" * (self.device.type != "cuda") + "_ray" * arguments.ray
         self.report = Report(
-            "evaluate" if self.device.type == "cuda" else "evaluate_cpu", self.device, arguments.out, size=self.size,
+            name, self.device, arguments.out, size=self.size,
             steps=self.models.steps, side=side, batch=self.batch, vram_gb=arguments.vram,
         )
         self.step_seconds = float("nan")

@@ -7,13 +7,13 @@ torch's.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
+
+from .stand_in import stand_in
 
 PARTS = 64  # of a group: 32 groups in so many parts are some sixteen blocks for each multiprocessor
 PIECES = 16  # of a channel: 128 channels and more in so many are as many blocks
@@ -62,14 +62,6 @@ def _forward(norm: nn.GroupNorm, input: Tensor) -> Tensor:
     return group_norm(input, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
-@contextmanager
-def quick_group_norms(module: nn.Module) -> Iterator[None]:
-    """Those below ``module`` are computed this file's way while this lasts; others than torch's own stay theirs."""
-    norms = [one for one in module.modules() if type(one) is nn.GroupNorm and "forward" not in one.__dict__]
-    for one in norms:
-        one.forward = functools.partial(_forward, one)
-    try:
-        yield
-    finally:
-        for one in norms:
-            del one.forward
+def quick_group_norms(module: nn.Module) -> AbstractContextManager[None]:
+    """Those below ``module`` are computed this file's way while the block lasts."""
+    return stand_in(module, nn.GroupNorm, _forward)

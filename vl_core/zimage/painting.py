@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .group_norm import quick_group_norms
 from .pipeline import load_pipeline
+from .strips import convolutions_in_strips
 
 if TYPE_CHECKING:
     from .pipeline import ZImagePipeline
@@ -80,7 +81,7 @@ def decode_each(pipeline: ZImagePipeline, latents: Tensor) -> Tensor:
     processor: Any = pipeline.image_processor
     raw = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
     pictures = []
-    with quick_group_norms(vae):
+    with quick_group_norms(vae), convolutions_in_strips(vae):
         for one in raw.split(1):
             decoded = processor.postprocess(vae.decode(one, return_dict=False)[0], output_type="pt")
             # Rounded where it was decoded: 8 bits a value are all that travels, and no core has to round them.

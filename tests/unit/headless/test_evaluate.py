@@ -24,7 +24,7 @@ from vl_core.headless.evaluate import turns
 from vl_core.headless.evaluate.arms import NOTE, note_compared, ways_tried
 from vl_core.headless.evaluate.arms import together as joined
 from vl_core.headless.evaluate.claims import CANNOT_TELL, DOES_NOT, HOLDS, claims_of
-from vl_core.headless.evaluate.command import together
+from vl_core.headless.evaluate.command import GB, together
 from vl_core.headless.evaluate.drawings import DRAWINGS, builtin_pictures
 from vl_core.headless.evaluate.evidence import ArmSaid, Record, check, digest_of, seal
 from vl_core.headless.evaluate.figures import Ground, beats_nulls, figures_of
@@ -480,6 +480,7 @@ def test_batches_fit_the_memory():
     assert together(1e9, 1024 * 1024) == 1
     assert together(60e9, 1024 * 1024) == 8
     assert together(4e9, 1024 * 1024) <= together(4e9, 512 * 512)
+    assert together((15 - 12.6) * GB, 1024 * 1024) == 2  # as measured: docs/performance.md
 
 
 def test_prompts_disagree_with_pictures_in_several_languages_and_lengths():

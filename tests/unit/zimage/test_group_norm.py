@@ -1,4 +1,4 @@
-"""Group norms in parts are torch's, held against float64; they stand in for torch's own only, and only for a while."""
+"""Group norms in parts are torch's, held against float64."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vl_core.zimage import group_norm as quick
 from vl_core.zimage.group_norm import group_norm, quick_group_norms
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="the GPU's way")
@@ -36,27 +35,6 @@ def test_a_flat_group_is_its_bias(device):
     x = torch.full((1, 64, 8, 8), 5.0, dtype=torch.bfloat16, device=device)
     weight, bias = torch.ones(64, dtype=torch.bfloat16).to(device), torch.linspace(-1, 1, 64).bfloat16().to(device)
     assert torch.allclose(group_norm(x, 32, weight, bias, 1e-6)[0, :, 0, 0].float(), bias.float(), atol=0.02)
-
-
-class Other(nn.GroupNorm):
-    pass
-
-
-def test_only_torchs_own_are_stood_in_for_and_only_while_it_lasts(monkeypatch):
-    own, other, hooked = nn.GroupNorm(8, 32), Other(8, 32), nn.GroupNorm(8, 32)
-    hooked.forward = lambda x: x  # type: ignore[method-assign]
-    theirs = hooked.forward
-    whole = nn.Sequential(own, nn.Sequential(other), hooked)
-    called = []
-    monkeypatch.setattr(quick, "_forward", lambda norm, x: called.append(norm) or nn.GroupNorm.forward(norm, x))
-    x = torch.randn(1, 32, 4, 4)
-    before = whole(x)
-    with pytest.raises(RuntimeError, match="on the way"), quick_group_norms(whole):
-        assert torch.equal(whole(x), before)
-        raise RuntimeError("on the way")
-    assert called == [own] and "forward" not in own.__dict__ and hooked.forward is theirs
-    whole(x)
-    assert called == [own]
 
 
 def test_a_cpu_computes_torchs_bits():

@@ -49,8 +49,9 @@ ASKED = "asked.json"
 NOISE_LOOK, NONE = "noise.safetensors", "none"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 GB = 10**9
-# What a picture of 1024² takes beside the weights while it is painted, and whatever its number while one is decoded.
-PER_PICTURE, DECODING, SPARE = 0.6 * GB, 1.5 * GB, 0.7 * GB
+# What each picture of 1024² takes beside the weights while it is painted, and what is left free. One is decoded at a
+# time, for which both are enough.
+PER_PICTURE, SPARE = 0.6 * GB, 1.0 * GB
 MOST_TOGETHER = 8
 
 
@@ -303,4 +304,4 @@ def batch_for(loaders: Loaders, vram: float) -> int:
 def together(room: float, pixels: int) -> int:
     """Pictures for which so many bytes beside the weights are enough."""
     share = pixels / (1024 * 1024)
-    return int(min(MOST_TOGETHER, max(1, (room - SPARE - DECODING * share) // (PER_PICTURE * share) + 1)))
+    return int(min(MOST_TOGETHER, max(1, (room - SPARE) // (PER_PICTURE * share))))
