@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,6 +38,11 @@ SETTINGS = {
     "Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False, "LiteGraph.Canvas.MinFontSizeForLOD": 0,
 }
 HARMLESS = ("Failed to load resource", "graph accessed before initialization")  # said by the bare frontend, too
+
+SHAPES = """() => [...document.images].map((one) => {
+  const box = one.getBoundingClientRect();
+  return [one.alt, one.naturalWidth / one.naturalHeight, box.width / box.height];
+})"""
 
 OPEN_FILE = "([name, text]) => app.handleFile(new File([text], name, { type: 'application/json' }))"
 
@@ -648,6 +654,28 @@ def test_a_refusal_is_said_in_the_nodes_own_box_and_marks_one_input(frontend):
     found = wait_for_box(frontend, "ZImageVLCondition", "bigger than max of 16384")
     assert found.splitlines()[0] == "Not run." and len(found.splitlines()) == 2
     frontend.errors.clear()
+
+
+@pytest.mark.parametrize("width", [360, 1300])
+def test_an_evaluations_pictures_keep_their_shape_beside_their_nulls(chromium, part, tmp_path, width):
+    """Two nulls with their words are higher than the picture that they stand beside."""
+    Image.new("RGB", (64, 48), "teal").save(tmp_path / "cell.png")
+    nulls = [("cell.png", name, name) for name in ("another", "noise")]
+    nothing = dict.fromkeys(("doubt", "frontier", "recipes", "layers", "judge", "facts", "summary", "title"), "")
+    empty = dict.fromkeys(("words", "claims", "artifacts", "best", "seconds", "second"), ())
+    written = part("vl_core.headless.pages").write_page(
+        tmp_path / "index.html", "evaluate/page.html", **nothing, **empty, side=140, prompts=["a boat"],
+        pictures=[("words alone", "", [("cell.png", "alone", [])]), ("words", "", [("cell.png", "words", nulls)])],
+        kinds={}, arms={}, parts={}, nulls=(), asked={}, evidence=SimpleNamespace(figures=[]),
+    )
+    page = chromium.new_page(viewport={"width": width, "height": 900})
+    page.goto(written.as_uri())
+    page.wait_for_function("[...document.images].every((one) => one.complete)")
+    found = page.evaluate(SHAPES)
+    page.close()
+    assert [name for name, *_ in found] == ["alone", "words", "another", "noise"]
+    for _, natural, drawn in found:
+        assert drawn == pytest.approx(natural, rel=0.02)
 
 
 def test_the_server_logged_no_exception(server):
