@@ -89,9 +89,9 @@ def crew(
     environment = dict.fromkeys(THREADS, str(threads or torch.get_num_threads()))
     actors: list[Any] = []
     ours = not ray.is_initialized()
-    if ours:
-        # Else workers on a cluster of our own give way to whatever runs beside them, as this process does not.
+    if address == "local":  # else its workers give way to whatever runs beside them, as this process does not
         os.environ.setdefault(NICENESS, "0")
+    if ours:
         ray.init(None if address == "local" else address, log_to_driver=False)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
