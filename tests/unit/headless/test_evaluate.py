@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -20,7 +19,7 @@ from miniature.measure.vl_judge import WorldForm, ground
 from miniature.train.assemble import MODELS, PIPELINE, VISION
 from vl_core import Qwen3VLEncoder
 from vl_core.headless.cli import main
-from vl_core.headless.evaluate import turns
+from vl_core.headless.evaluate import runner, turns
 from vl_core.headless.evaluate.arms import NOTE, note_compared, ways_tried
 from vl_core.headless.evaluate.arms import together as joined
 from vl_core.headless.evaluate.claims import CANNOT_TELL, DOES_NOT, HOLDS, claims_of
@@ -269,14 +268,27 @@ def test_another_evaluation_does_not_go_on_in_the_same_folder(small, shown, caps
     assert "holds an evaluation with other prompts" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(os.environ.get("ZIMAGE_VL_SLOW") != "1", reason="takes two minutes; ZIMAGE_VL_SLOW=1 runs it")
-def test_two_painters_on_ray_paint_and_judge_the_same(small, shown, tmp_path, ray_cluster):
+def test_two_painters_on_ray_paint_and_judge_the_same_though_one_is_killed_in_every_long_turn(
+    small, shown, tmp_path, ray_cluster, monkeypatch
+):
+    killed, share_out = [], runner.shared_out
+
+    def killing(actors, task, items, **options):
+        for number, found in enumerate(share_out(actors, task, items, **options)):
+            if number == 1:
+                ray_cluster.kill(actors[0], no_restart=False)
+                killed.append(len(items))
+            yield found
+
+    monkeypatch.setattr(runner, "shared_out", killing)
     folder = tmp_path / "ray"
     folder.mkdir()
     shutil.copy(small / "plan.json", folder / "plan.json")
     assert main(command(shown, folder, "--ray", "local", "--workers", "2")) == 0
+    assert killed
     assert pictures_in(folder) == pictures_in(small)
-    assert without_seconds(folder, "judged.jsonl") == without_seconds(small, "judged.jsonl")
+    for name in ("painted.jsonl", "judged.jsonl"):
+        assert without_seconds(folder, name) == without_seconds(small, name)
 
 
 # ------------------------------------------------------------------------------------------------------------- evidence
