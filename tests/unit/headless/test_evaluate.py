@@ -493,6 +493,7 @@ def test_batches_fit_the_memory():
     assert together(60e9, 1024 * 1024) == 8
     assert together(4e9, 1024 * 1024) <= together(4e9, 512 * 512)
     assert together((15 - 12.6) * GB, 1024 * 1024) == 2  # as measured: docs/performance.md
+    assert together(6e9, 1024 * 1024, guided=True) == together(6e9, 2 * 1024 * 1024) < together(6e9, 1024 * 1024)
 
 
 def test_prompts_disagree_with_pictures_in_several_languages_and_lengths():

@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from vl_core.headless.evaluate import work
+from vl_core.headless.evaluate.turns import Room
 
 
 class Loaders:
@@ -106,3 +108,57 @@ def test_a_batch_is_laid_out_while_another_is_on_the_gpu_which_has_one_at_a_time
     assert [*found] == [["a"], ["b"]]
     assert most == [1, 1]
     assert worker.turns.loaders.loaded == ["vision"]
+
+
+@pytest.mark.parametrize(("fit", "sizes"), [
+    (9, [7]), (3, [7, 3, 3, 1]), (2, [7, 3, 1, 1, 1, 1, 1, 1, 1]), (1, [7, 3, 1, 1, 1, 1, 1, 1, 1]),
+])
+def test_where_memory_runs_out_fewer_are_acted_on_from_there_on(fit, sizes, caplog):
+    room, tried = Room(), []
+
+    def act(items):
+        tried.append(len(items))
+        if len(items) > fit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [item * item for item in items]
+
+    assert room(act, range(7)) == [item * item for item in range(7)]
+    assert tried == sizes
+    tried.clear()
+    assert room(act, range(2)) == [0, 1]
+    assert tried == ([1, 1] if sizes[-1] == 1 and fit < 3 else [2])
+    assert len(caplog.messages) == len([one for one in {*sizes} if one > fit])
+
+
+def test_one_that_is_too_much_is_an_error():
+    def act(items):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Room()(act, [1, 2])
+    assert Room()(act, []) == []
+
+
+def test_paintings_and_answers_are_the_same_where_memory_is_short(monkeypatch):
+    """Of three at a time one is painted alone, then all are."""
+    shares = work.Shares()
+    models = SimpleNamespace(steps=1, guidance=0.0, width=8, height=8)
+
+    def sample(pipeline, jobs, **options):
+        if len(jobs) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.stack([torch.full((8, 8, 3), job) for job in jobs])
+
+    monkeypatch.setattr(work, "sample_many", sample)
+    monkeypatch.setattr(work, "decode_each", lambda pipeline, latents: latents.to(torch.uint8))
+    found, seconds = work.Brush(models, None, shares).paint([3, 1, 2], (0.0, 1.0), None)
+    assert [int(one[0, 0, 0]) for one in found] == [3, 1, 2] and seconds > 0
+
+    def answer(encoder, asked):
+        if len(asked) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return asked
+
+    monkeypatch.setattr(work, "answer_each", answer)
+    monkeypatch.setattr(work, "_row_of", lambda queries, told: (queries, told))
+    assert work.Asker(models, None, shares).ask(["a", "b", "c"], [1, 2, 3])[0] == [(1, "a"), (2, "b"), (3, "c")]

@@ -49,9 +49,9 @@ ASKED = "asked.json"
 NOISE_LOOK, NONE = "noise.safetensors", "none"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 GB = 10**9
-# What each picture of 1024² takes beside the weights while it is painted, and what is left free. One is decoded at a
-# time, for which both are enough.
-PER_PICTURE, SPARE = 0.6 * GB, 1.0 * GB
+# What each picture of 1024² takes beside the weights while it is painted, twice that with guidance, and what is left
+# free. One is decoded at a time, for which both are enough. Of a whole card others, such as a desktop, have some, too.
+PER_PICTURE, SPARE, OTHERS = 0.6 * GB, 1.0 * GB, 1.0 * GB
 MOST_TOGETHER = 8
 
 
@@ -292,16 +292,16 @@ def batch_for(loaders: Loaders, vram: float) -> int:
     """How many pictures are painted together: as many as the GPU has room for beside the weights, 8 at most."""
     if loaders.device.type != "cuda":
         return 1
-    total = torch.cuda.get_device_properties(loaders.device).total_memory
+    total = torch.cuda.get_device_properties(loaders.device).total_memory - OTHERS
     limit = min(total, vram * GB) if vram else total
     folder, models = Path(loaders.models.zimage), loaders.models
     weights = sum(
         file.stat().st_size for part in ("transformer", "vae") for file in (folder / part).glob("*.safetensors")
     )
-    return together(limit - weights, models.width * models.height)
+    return together(limit - weights, models.width * models.height, guided=models.guidance > 0)
 
 
-def together(room: float, pixels: int) -> int:
+def together(room: float, pixels: int, *, guided: bool = False) -> int:
     """Pictures for which so many bytes beside the weights are enough."""
-    share = pixels / (1024 * 1024)
+    share = (1 + guided) * pixels / (1024 * 1024)
     return int(min(MOST_TOGETHER, max(1, (room - SPARE) // (PER_PICTURE * share))))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ from ...zimage.text import batch_reader, open_text_encoder, text_reader
 from ..compare.scores import Score, load_score
 from ..compare.study import Models
 from ..vision import load_encoder
+
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 SMALL = 1 << 30  # bytes of weights below which all models stay where they are
 LEFT = 256 << 20  # bytes of a GPU that libraries use for themselves: to look for more takes a quarter of a second
@@ -119,6 +124,31 @@ class Turns:
     def count_peak(self, name: str, taken: int) -> None:
         if taken:
             self.peak[name] = max(self.peak.get(name, 0), taken)
+
+
+class Room:
+    """Acts on as many items together as there is memory for: where that runs out, on half as many from there on."""
+
+    def __init__(self) -> None:
+        self.most = 0  # 0: nothing is known yet
+
+    def __call__(self, act: Callable[[Sequence[Item]], Sequence[Made]], items: Sequence[Item]) -> list[Made]:
+        """What ``act`` makes of the items, in their order.
+
+        Raises:
+            torch.OutOfMemoryError: if one is too much.
+        """
+        many = max(1, min(self.most or len(items), len(items)))
+        while True:
+            try:
+                return [made for at in range(0, len(items), many) for made in act(items[at : at + many])]
+            except torch.OutOfMemoryError:
+                if many <= 1:
+                    raise
+            # Behind the error, whose traceback holds what was on the way.
+            many = self.most = many // 2
+            log.warning("Out of memory with %d at a time. From here on it is %d.", 2 * many, many)
+            give_back()
 
 
 def give_back() -> None:

@@ -26,7 +26,7 @@ from ...zimage.painting import Job, decode_each, sample_many
 from ..compare.runner import LEAST_SIDE, measure, rounded
 from ..compare.study import Models
 from .beside import Shares
-from .turns import Loaders, Turns
+from .turns import Loaders, Room, Turns
 
 STEPS, DECODING, ASKING = "steps", "decoding", "asking"
 
@@ -40,12 +40,23 @@ class Brush:
 
     def __init__(self, models: Models, pipeline: Any, shares: Shares) -> None:
         self.models, self.pipeline, self.shares = models, pipeline, shares
+        self.room = Room()
 
     def paint(
         self, jobs: Sequence[Job], window: tuple[float, float], unwanted: Tensor | None
     ) -> tuple[list[np.ndarray], float]:
-        """Pictures uint8 ``(H, W, 3)``, and the seconds that each took."""
-        models, start = self.models, time.perf_counter()
+        """Pictures uint8 ``(H, W, 3)``, and the seconds that each took.
+
+        Where memory runs out they are painted by fewer at a time, the same up to rounding.
+        """
+        start = time.perf_counter()
+        found = self.room(lambda some: self._painted(some, window, unwanted), jobs)
+        return found, (time.perf_counter() - start) / len(jobs)
+
+    def _painted(
+        self, jobs: Sequence[Job], window: tuple[float, float], unwanted: Tensor | None
+    ) -> list[np.ndarray]:
+        models = self.models
         with self.shares(STEPS):
             latents = sample_many(
                 self.pipeline, jobs, steps=models.steps, guidance=models.guidance, width=models.width,
@@ -54,8 +65,7 @@ class Brush:
             if latents.is_cuda:
                 torch.cuda.synchronize(latents.device)  # once a batch, whose last step is waited for anyway
         with self.shares(DECODING):
-            found = list(decode_each(self.pipeline, latents).cpu().numpy())
-        return found, (time.perf_counter() - start) / len(jobs)
+            return list(decode_each(self.pipeline, latents).cpu().numpy())
 
 
 class Asker:
@@ -63,6 +73,7 @@ class Asker:
 
     def __init__(self, models: Models, encoder: Qwen3VLEncoder, shares: Shares) -> None:
         self.models, self.encoder, self.shares = models, encoder, shares
+        self.room = Room()
 
     def ready(self, pixels: Tensor, queries: Sequence[Query]) -> Ready:
         """What of asking needs no GPU."""
@@ -75,7 +86,7 @@ class Asker:
         took."""
         start = time.perf_counter()
         with self.shares(ASKING):
-            told = answer_each(self.encoder, asked)
+            told = self.room(lambda some: answer_each(self.encoder, some), asked)
             found = [_row_of(*both) for both in zip(queries, told, strict=True)]
         return found, (time.perf_counter() - start) / len(asked)
 
