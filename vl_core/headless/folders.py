@@ -34,8 +34,8 @@ def folders_of(model: str, vision: str | None) -> tuple[str, str]:
     if model != DEMO:
         if vision is None:
             raise ValueError("--vision: expected a Qwen3-VL folder beside --model, got none.")
-        return model, vision
-    if vision is not None:
+        return model, embedded("folders")()[1] if _is_demo(vision) else vision
+    if vision is not None and not _is_demo(vision):
         raise ValueError("--vision: the demo has its own Qwen3-VL. Give --model as well, or leave it out.")
     return embedded("folders")()
 
@@ -55,12 +55,16 @@ def vision_or_demo(text: str) -> str:
 
 
 def _or_demo(text: str, place: int) -> str:
-    if text != DEMO or Path(text).is_dir():
+    if not _is_demo(text):
         return text
     try:
         return Embedded(embedded("folders")()[place])
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _is_demo(text: str) -> bool:
+    return text == DEMO and not Path(text).is_dir()
 
 
 def questions_of(vision: str | None) -> dict[str, Question]:

@@ -11,7 +11,7 @@ import pytest
 
 from vl_core.headless import cli
 from vl_core.headless.embedded import embedded
-from vl_core.headless.folders import questions_of, vision_or_demo
+from vl_core.headless.folders import folders_of, questions_of, vision_or_demo
 
 SAID = "colours: 红 → “rot”"
 
@@ -66,3 +66,14 @@ def test_the_miniatures_qwen3_vl_is_asked_what_it_knows_where_it_is_meant_by_nam
     asked = questions_of(vision_or_demo("demo"))
     assert asked["style"].ask == "what style is it?" and asked["colours"].form.format("red") == "red background"
     assert questions_of(str(vision_or_demo("a folder"))) == questions_of(None) == {}
+
+
+def test_demo_is_the_miniatures_vision_folder_beside_either_model(tmp_path, monkeypatch):
+    zimage, vision = folders_of("demo", None)
+    assert folders_of("demo", "demo") == (zimage, vision)
+    assert folders_of("Z-Image-Turbo", "demo") == ("Z-Image-Turbo", vision)
+    (tmp_path / "demo").mkdir()  # who has a folder of that name means it
+    monkeypatch.chdir(tmp_path)
+    assert folders_of("Z-Image-Turbo", "demo") == ("Z-Image-Turbo", "demo")
+    with pytest.raises(ValueError, match="the demo has its own"):
+        folders_of("demo", "demo")
