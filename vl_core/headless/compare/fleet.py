@@ -63,7 +63,7 @@ def on_ray(
 @contextmanager
 def crew(
     address: str, workers: int, kind: type, arguments: Sequence[Any], most: int | None = None, *,
-    threads: int | None = None, calls: int = 1,
+    threads: int | None = None, calls: int = 1, stored: bool = True,
 ) -> Iterator[list[Any]]:
     """Handles of actors that live while the block lasts.
 
@@ -75,6 +75,8 @@ def crew(
         threads: that each computes with; as many as this process by default, so what comes back is what it would have
             made itself on a machine of the same kind.
         calls: that each is at, at a time.
+        stored: ``arguments`` lie in Ray's store, once for all actors; else they go with each, which suits small ones:
+            Ray warns that what was stored may be lost when an actor is started again.
 
     Raises:
         ImportError: if Ray is not installed.
@@ -101,7 +103,8 @@ def crew(
             num_gpus=min(1.0, gpus / count) if gpus else 0, num_cpus=1, max_restarts=-1, max_task_retries=-1,
             max_concurrency=calls, runtime_env={"env_vars": environment},
         )
-        actors += [actor.remote(*arguments) for _ in range(count if most is None else min(count, most))]
+        given = [ray.put(one) for one in arguments] if stored else arguments
+        actors += [actor.remote(*given) for _ in range(count if most is None else min(count, most))]
         yield actors
     finally:
         if ours:

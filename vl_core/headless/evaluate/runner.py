@@ -71,7 +71,8 @@ class Evaluation(Ground):
             return
         threads = 1 if self.turns.loaders.device.type == "cuda" else None  # see one_core_each
         with crew(
-            self.fleet.ray, self.fleet.workers, Worker, (self.turns.loaders,), threads=threads, calls=WITH_EACH
+            self.fleet.ray, self.fleet.workers, Worker, (self.turns.loaders,), threads=threads, calls=WITH_EACH,
+            stored=False,
         ) as self.crew:
             yield
 
