@@ -68,9 +68,14 @@ def test_no_more_than_a_few_are_made_ahead_and_none_when_the_block_ends():
         assert may_go.wait(30)
         return item
 
-    with Ahead(make, range(9), 3):
+    def shut_down(**options) -> None:
+        whole(wait=False, **options)
+        may_go.set()  # the first one ends when the others have been called off
+        whole()
+
+    with Ahead(make, range(9), 3) as coming:
+        whole, coming._thread.shutdown = coming._thread.shutdown, shut_down
         assert begun.wait(30)
-        threading.Timer(0.05, may_go.set).start()
     assert made == [0]
 
 
