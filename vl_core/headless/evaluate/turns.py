@@ -146,8 +146,8 @@ class Room:
                 if many <= 1:
                     raise
             # Behind the error, whose traceback holds what was on the way.
+            log.warning("Out of memory with %d pictures at a time: %d from here on.", many, many // 2)
             many = self.most = many // 2
-            log.warning("Out of memory with %d at a time. From here on it is %d.", 2 * many, many)
             give_back()
 
 
